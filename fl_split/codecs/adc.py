@@ -1,0 +1,211 @@
+"""Attention-based double compression, ADC (Alvetreti et al., arXiv 2509.15058).
+
+Samples of a batch with similar CLS attention are merged, and of each merged sample only
+the most attended tokens are sent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional
+
+from fl_split.codecs.codec import Received, Smashed
+from fl_split.payload import Payload, smallest
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class ADC:
+    """Merge samples of similar attention, keep the most attended tokens (ADC, 2025).
+
+    A batch of B samples with N tokens becomes K clusters of T tokens, where
+    K = max(2, floor(batch_ratio B)) and T = max(1, floor(token_ratio N)), CLS included.
+
+    Always finite: a cluster that ends up without members is dropped from payload and
+    loss, so K is never more than B nor than the number of distinct attention rows. A
+    batch of one sample, or of copies of one sample, becomes one cluster.
+
+    Parameters
+    ----------
+    ratio : float
+        Share of the smashed data that is sent, in (0, 1].
+    split : "sqrt" or "fifth"
+        How `ratio` is shared between samples and tokens: ratio^(1/2) each (the paper),
+        or ratio^(1/5) for samples and ratio^(4/5) for tokens (the code behind the
+        published accuracies).
+    batch_ratio, token_ratio : float, optional
+        Given both, they replace `ratio` and `split`.
+    weighted_loss : bool
+        Weight the loss of a cluster by its size instead of equally (the paper).
+    """
+
+    ratio: Ratio | None = None
+    split: Literal["sqrt", "fifth"] = "sqrt"
+    batch_ratio: Ratio | None = None
+    token_ratio: Ratio | None = None
+    weighted_loss: bool = False
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> ADC:
+        if (self.batch_ratio is None) != (self.token_ratio is None):
+            raise ValueError("batch_ratio and token_ratio must be given together")
+        if (self.ratio is None) == (self.batch_ratio is None):
+            raise ValueError("give either ratio or batch_ratio and token_ratio")
+        return self
+
+    def sizes(self, num_samples: int, num_tokens: int) -> tuple[int, int]:
+        """Return (K, T) for a batch of `num_samples` samples of `num_tokens` tokens."""
+        if self.batch_ratio is not None and self.token_ratio is not None:
+            batch_ratio, token_ratio = self.batch_ratio, self.token_ratio
+        else:
+            assert self.ratio is not None
+            share = 1 / 2 if self.split == "sqrt" else 1 / 5
+            batch_ratio, token_ratio = self.ratio**share, self.ratio ** (1 - share)
+        num_clusters = max(2, math.floor(batch_ratio * num_samples))
+        return min(num_clusters, num_samples), max(1, math.floor(token_ratio * num_tokens))
+
+    def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
+        """Send merged tokens (K, T, D) and, per cluster, how many members each class has.
+
+        The counts (K, C) are the label mixtures before division; their rows sum to the
+        cluster sizes, so one small integer tensor carries both.
+        """
+        num_clusters, num_tokens = self.sizes(*smashed.attention.shape)
+        assignment, _ = kmeans(smashed.attention, num_clusters, generator=generator)
+        merged, _ = merge_and_select(smashed.tokens, smashed.attention, assignment, num_tokens)
+        cluster = _consecutive(assignment)
+        counts = torch.zeros(len(merged), smashed.num_classes, dtype=torch.int64)
+        ones = torch.ones(len(cluster), dtype=torch.int64)
+        counts.index_put_((cluster, smashed.labels), ones, accumulate=True)
+        return Payload({"tokens": merged}, {"counts": smallest(counts)})
+
+    def decode(self, payload: Payload) -> Received:
+        """Return merged tokens with label mixtures, weighted by size if asked."""
+        counts = payload.side["counts"].float()
+        sizes = counts.sum(dim=1)
+        weights = sizes if self.weighted_loss else None
+        return Received(payload.values["tokens"], counts / sizes[:, None], weights)
+
+
+@torch.no_grad()
+def kmeans(
+    points: Tensor,
+    num_clusters: int,
+    *,
+    init: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    max_iter: int = 50,
+    tol: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """Cluster rows by Lloyd's algorithm, squared Euclidean distance.
+
+    Parameters
+    ----------
+    points : Tensor
+        (B, N).
+    num_clusters : int
+        K, in 1..B.
+    init : Tensor, optional
+        (K,) indices of the samples that serve as initial centroids; by default K distinct
+        samples drawn from `generator`.
+    generator : torch.Generator, optional
+        Source of the initial samples and of the replacements of empty centroids; by
+        default one seeded with 0.
+    max_iter, tol : int, float
+        Stop after `max_iter` iterations, or once the squared sum of the centroids' moves
+        is below `tol`.
+
+    Returns
+    -------
+    assignment : Tensor
+        (B,) int64; ties go to the lowest cluster.
+    centroids : Tensor
+        (K, N): for every cluster with members the mean of exactly this assignment, else a
+        randomly drawn sample.
+
+    Raises
+    ------
+    ValueError
+        `points` is not a matrix, or `num_clusters` or `init` does not fit it.
+    """
+    if points.dim() != 2 or not 1 <= num_clusters <= len(points):
+        shape = tuple(points.shape)
+        raise ValueError(f"num_clusters must be in 1..B for points (B, N), got {num_clusters}, {shape}")
+    if init is not None and len(init) != num_clusters:
+        raise ValueError(f"init must hold {num_clusters} indices, got {len(init)}")
+    generator = generator or torch.Generator().manual_seed(0)
+    if init is None:
+        init = torch.randperm(len(points), generator=generator)[:num_clusters]
+    centroids = points[init]
+    for _ in range(max_iter):
+        previous = centroids
+        assignment = _squared_distances(points, previous).argmin(dim=1)
+        centroids, sizes = _means(points, assignment, num_clusters)
+        empty = sizes == 0
+        if empty.any():
+            chosen = torch.randint(len(points), (int(empty.sum()),), generator=generator)
+            centroids[empty] = points[chosen]
+        if (centroids - previous).norm(dim=1).sum() ** 2 < tol:
+            break
+    return assignment, centroids
+
+
+def merge_and_select(
+    tokens: Tensor, attention: Tensor, assignment: Tensor, num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Average the members of each cluster and keep its most attended tokens.
+
+    Selecting comes before averaging: the kept tokens are the same for all members of a
+    cluster, so the result is equal and only T of N tokens are moved.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        (B, N, D).
+    attention : Tensor
+        (B, N) scores; entry 0 is CLS, which is always kept and not ranked.
+    assignment : Tensor
+        (B,) cluster of each sample; numbers without members are skipped.
+    num_tokens : int
+        T, CLS included; at most N.
+
+    Returns
+    -------
+    merged : Tensor
+        (K, T, D) for the K clusters that have members, in order of their number.
+        Differentiable in `tokens`: a member gets 1/n_k of the gradient of its cluster on
+        kept tokens and zero elsewhere.
+    kept : Tensor
+        (K, T) int64 token indices; CLS (0) first, then by falling attention.
+    """
+    cluster = _consecutive(assignment)
+    num_clusters = int(cluster.max()) + 1
+    scores, sizes = _means(attention, cluster, num_clusters)
+    best = scores[:, 1:].topk(min(num_tokens, scores.shape[1]) - 1, dim=1).indices + 1
+    kept = functional.pad(best, (1, 0))  # clusters tokens, CLS = 0 first
+    rows = torch.arange(len(tokens))[:, None]
+    selected = tokens[rows, kept[cluster]]  # batch kept dim
+    total = selected.new_zeros(num_clusters, *selected.shape[1:]).index_add(0, cluster, selected)
+    return total / sizes[:, None, None].to(total.dtype), kept
+
+
+def _consecutive(assignment: Tensor) -> Tensor:
+    """Renumber clusters so that those with members are 0..K-1, order kept."""
+    return torch.unique(assignment, return_inverse=True)[1]
+
+
+def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
+    return (points[:, None] - centroids).square().sum(dim=-1)  # batch clusters
+
+
+def _means(points: Tensor, assignment: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
+    sizes = torch.bincount(assignment, minlength=num_clusters)
+    total = points.new_zeros(num_clusters, points.shape[1]).index_add(0, assignment, points)
+    return total / sizes.clamp(min=1)[:, None], sizes

@@ -1,0 +1,97 @@
+"""Spec strings: ``"adc(ratio=0.1)"`` names an entry of a table and its literal arguments."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """A spec string, a key or a value that names nothing we know."""
+
+
+def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
+    """Build the entry of `table` that `spec` describes.
+
+    Parameters
+    ----------
+    spec : str
+        ``"name"`` or ``"name(key=literal, ...)"``; nothing is evaluated but literals.
+    table : Mapping[str, Callable]
+        Name to dataclass or function; its signature decides which keys are known.
+
+    Raises
+    ------
+    SpecError
+        Unknown name or key (with the nearest known one), a value that is no literal,
+        or a value that the entry itself refuses.
+    """
+    name, arguments = _read(spec)
+    if name not in table:
+        raise SpecError(unknown("name", name, table))
+    entry = table[name]
+    known = parameters(entry)
+    for key in arguments:
+        if key not in known:
+            raise SpecError(f"{spec!r}: {unknown('argument', key, known)}")
+    try:
+        return entry(**arguments)
+    except ValidationError as error:
+        raise SpecError(f"{spec!r}: {sentence(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"{spec!r}: {error}") from None
+
+
+def parameters(entry: Callable[..., Any]) -> list[str]:
+    """Names that a spec may set on `entry`."""
+    return list(inspect.signature(entry).parameters)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is unknown, what was probably meant, and what is known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {name!r}; {hint}Known: {', '.join(names) or 'none'}"
+
+
+def sentence(error: ValidationError) -> str:
+    """Turn a pydantic error into one line: which field, the rule, the value."""
+    parts = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            parts.append(f"{field} must be given")
+        elif field:
+            message = message.replace("Input should be", "must be")
+            joint = " " if message.startswith("must") else ": "
+            parts.append(f"{field}{joint}{message}, got {problem['input']!r}")
+        else:
+            parts.append(message)
+    return "; ".join(parts)
+
+
+def _read(spec: str) -> tuple[str, dict[str, Any]]:
+    try:
+        call = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError:
+        raise SpecError(f"{spec!r} is not of the form name(key=value, ...)") from None
+    if isinstance(call, ast.Name):
+        return call.id, {}
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise SpecError(f"{spec!r} is not of the form name(key=value, ...)")
+    arguments = {}
+    for keyword in call.keywords:
+        try:
+            arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise SpecError(f"{spec!r}: {keyword.arg} must be a literal") from None
+    return call.func.id, arguments

@@ -1,0 +1,255 @@
+"""A transformers ViT, cut after any block: Head (client) and Tail (server).
+
+The two halves are made by composition: they hold the very modules of the
+``ViTForImageClassification`` they come from, so the whole model keeps its own
+state-dict names and sees every update.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import ViTConfig, ViTForImageClassification
+from transformers.image_processing_base import ImageProcessingMixin
+
+from fl_split.seeds import seeded
+
+Size = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Head(nn.Module):
+    """The client's part: patch embedding and the first `cut` blocks."""
+
+    def __init__(self, model: ViTForImageClassification, cut: int) -> None:
+        super().__init__()
+        self.embeddings = model.vit.embeddings
+        self.blocks = nn.ModuleList(model.vit.layers[:cut])
+
+    @property
+    def smashed_bytes(self) -> int:
+        """Bytes of the uncompressed fp32 smashed data of one sample."""
+        return 4 * self.embeddings.position_embeddings[0].numel()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return smashed tokens (B, N, D) and the CLS attention row (B, N) of the last block.
+
+        `pixels` is (B, C, H, W). The row is averaged over attention heads, taken before
+        attention dropout, includes the CLS-to-CLS entry 0, sums to 1 and carries no
+        gradient.
+        """
+        tokens = self.embeddings(pixels)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        attention = _cls_attention(self.blocks[-1], tokens)
+        return self.blocks[-1](tokens), attention
+
+
+class Tail(nn.Module):
+    """The server's part: the remaining blocks, the final norm and the classifier."""
+
+    def __init__(self, model: ViTForImageClassification, cut: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(model.vit.layers[cut:])
+        self.norm = model.vit.layernorm
+        self.classifier = model.classifier
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, C) for tokens (B, T, D), of which the first is CLS."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.classifier(self.norm(tokens)[:, 0])
+
+
+def split(model: ViTForImageClassification, cut: int) -> tuple[Head, Tail]:
+    """Cut `model` after block `cut`; both halves share their modules with it.
+
+    Raises
+    ------
+    ValueError
+        `cut` leaves no block on one of the two sides.
+    """
+    last = model.config.num_hidden_layers - 1
+    if not 1 <= cut <= last:
+        raise ValueError(f"cut must be in 1..{last} for a model of {last + 1} blocks, got {cut}")
+    return Head(model, cut), Tail(model, cut)
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Tell whether a training forward of `module` draws random numbers."""
+    return any(
+        (isinstance(part, nn.Dropout) and part.p > 0) or getattr(part, "attention_dropout", 0) > 0
+        for part in module.modules()
+    )
+
+
+@torch.no_grad()
+def _cls_attention(block: nn.Module, tokens: Tensor) -> Tensor:
+    """Attention of the CLS query in `block`, (B, N), without materialising N x N.
+
+    Per attention head q . (W x + b) = (W^T q) . x + q . b, and the last term is the same
+    for every token, so softmax drops it: one D-vector per attention head replaces the
+    key projection of all N tokens, and the block itself keeps its fused kernel.
+    """
+    attention = block.attention
+    shape = (attention.num_attention_heads, attention.head_dim)
+    normed = block.layernorm_before(tokens)  # batch tokens dim
+    query = attention.q_proj(normed[:, 0]).unflatten(-1, shape)
+    key_weight = attention.k_proj.weight.unflatten(0, shape)
+    probe = torch.einsum("bhe,hed->bhd", query, key_weight)
+    scores = torch.einsum("bhd,bnd->bhn", probe, normed) * attention.scaling
+    return scores.softmax(dim=-1).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class ViT:
+    """Vision Transformer from scratch, sizes as in transformers' ViTConfig.
+
+    `image_size` 0 takes the size of the data set's images; images are resized to it.
+    """
+
+    hidden_size: Size = 64
+    num_hidden_layers: Size = 4
+    num_attention_heads: Size = 4
+    intermediate_size: Annotated[int, Field(ge=0)] = 0
+    patch_size: Size = 2
+    image_size: Annotated[int, Field(ge=0)] = 0
+    hidden_dropout_prob: Probability = 0.0
+    attention_probs_dropout_prob: Probability = 0.0
+
+    def build(
+        self, *, image_size: int, channels: int, num_classes: int, seed: int
+    ) -> ViTForImageClassification:
+        """Build the model for square images of `image_size` pixels, weights drawn from `seed`.
+
+        Raises
+        ------
+        ValueError
+            The attention heads do not divide the width, or the patches the image.
+        """
+        config = ViTConfig(
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size or 4 * self.hidden_size,
+            patch_size=self.patch_size,
+            image_size=self.image_size or image_size,
+            num_channels=channels,
+            num_labels=num_classes,
+            hidden_dropout_prob=self.hidden_dropout_prob,
+            attention_probs_dropout_prob=self.attention_probs_dropout_prob,
+        )
+        _check_sizes(config)
+        with seeded(seed, "model"):
+            return ViTForImageClassification(config)
+
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation, per channel, of the input this model expects."""
+        return [0.5], [0.5]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """ViT or DeiT checkpoint from a local folder or a hub name, with a new classifier if needed.
+
+    Images are resized to the checkpoint's input, unless `image_size` or `patch_size`
+    is given: then the model adapts (see :func:`adapt`).
+    """
+
+    path: str
+    image_size: Annotated[int, Field(ge=0)] = 0
+    patch_size: Annotated[int, Field(ge=0)] = 0
+
+    def build(
+        self, *, image_size: int, channels: int, num_classes: int, seed: int
+    ) -> ViTForImageClassification:
+        """Load the checkpoint; a classifier of another size is drawn from `seed`.
+
+        Raises
+        ------
+        ValueError
+            Nothing to load at `path`, or sizes that do not fit each other.
+        """
+        del image_size, channels  # images come to the checkpoint, not the other way round
+        try:
+            with seeded(seed, "model"):
+                model = ViTForImageClassification.from_pretrained(
+                    self.path, num_labels=num_classes, ignore_mismatched_sizes=True
+                )
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"cannot load a ViT from {self.path!r}: {reason}") from None
+        return adapt(
+            model,
+            image_size=self.image_size or model.config.image_size,
+            patch_size=self.patch_size or model.config.patch_size,
+        )
+
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation, per channel, that the checkpoint was trained with."""
+        try:
+            settings, _ = ImageProcessingMixin.get_image_processor_dict(self.path)
+        except OSError:
+            settings = {}
+        return settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
+
+
+MODELS = {"pretrained": Pretrained, "vit": ViT}
+
+
+def adapt(
+    model: ViTForImageClassification, *, image_size: int, patch_size: int
+) -> ViTForImageClassification:
+    """Give a trained model another input size and patch size.
+
+    The patch kernel is folded: applying the new one to a patch equals resizing the
+    patch to the old size (bicubic) and applying the old one. The position grid is
+    interpolated (bicubic). Everything else is kept.
+    """
+    config = model.config
+    if (image_size, patch_size) == (config.image_size, config.patch_size):
+        return model
+    config = copy.deepcopy(config)
+    config.image_size, config.patch_size = image_size, patch_size
+    _check_sizes(config)
+    state = model.state_dict()
+    kernel = "vit.embeddings.patch_embeddings.projection.weight"
+    state[kernel] = _fold_kernel(state[kernel], patch_size)
+    positions = "vit.embeddings.position_embeddings"
+    state[positions] = _resize_positions(state[positions], image_size // patch_size)
+    with seeded(0, "model"):
+        adapted = ViTForImageClassification(config)
+    adapted.load_state_dict(state)
+    return adapted
+
+
+def _fold_kernel(kernel: Tensor, patch_size: int) -> Tensor:
+    basis = torch.eye(patch_size**2).reshape(-1, 1, patch_size, patch_size)
+    resized = functional.interpolate(
+        basis, size=kernel.shape[-2:], mode="bicubic", antialias=True
+    )
+    folded = torch.einsum("pij,dcij->dcp", resized[:, 0], kernel)
+    return folded.unflatten(-1, (patch_size, patch_size))
+
+
+def _resize_positions(positions: Tensor, grid: int) -> Tensor:
+    cls, patches = positions[:, :1], positions[:, 1:]
+    old = round(patches.shape[1] ** 0.5)
+    square = patches.transpose(1, 2).unflatten(2, (old, old))  # 1 dim rows columns
+    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([cls, resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _check_sizes(config: ViTConfig) -> None:
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
+        raise ValueError(f"num_attention_heads must divide hidden_size {width}, got {heads}")
+    if config.image_size % config.patch_size:
+        size, patch = config.image_size, config.patch_size
+        raise ValueError(f"patch_size must divide the image size {size}, got {patch}")

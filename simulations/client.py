@@ -1,0 +1,209 @@
+"""One virtual client: the head's side of the exchange, and its way into Flower's context and back."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from torch import Tensor
+
+from fl_split.codecs import Codec, Identity
+from fl_split.flat import Flat
+from fl_split.optimizers import Optimizer
+from fl_split.payload import Payload
+from fl_split.seeds import generator
+from fl_split.step import Place, backpropagate, smash, train_step
+from fl_split.vit import Head, Tail
+from simulations.data import Table
+
+PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
+"""Records of ``context.state``: where in the run, flat head weights, optimiser state."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which samples make up which step of a round: shuffled epochs, the last batch kept."""
+
+    seed: int
+    batch_size: int
+    local_epochs: int
+    local_steps: int
+
+    def num_steps(self, num_samples: int) -> int:
+        """Steps of a round: `local_steps`, or if that is 0 `local_epochs` passes over the samples."""
+        return self.local_steps or self.local_epochs * self._per_epoch(num_samples)
+
+    def num_samples(self, num_samples: int) -> int:
+        """Samples that a client of `num_samples` goes through in a round, repeats counted."""
+        epochs, rest = divmod(self.num_steps(num_samples), max(1, self._per_epoch(num_samples)))
+        return epochs * num_samples + rest * self.batch_size
+
+    def batch(self, place: Place, num_samples: int) -> np.ndarray:
+        """Positions, in 0..num_samples-1, of the batch at `place`."""
+        epoch, part = divmod(place.step, self._per_epoch(num_samples))
+        draw = generator(self.seed, "batches", place.round, place.client, epoch)
+        order = torch.randperm(num_samples, generator=draw).numpy()
+        return order[part * self.batch_size : (part + 1) * self.batch_size]
+
+    def _per_epoch(self, num_samples: int) -> int:
+        return -(-num_samples // self.batch_size)
+
+
+@dataclass
+class Worker:
+    """What one process keeps for all the virtual clients it serves, and nothing that is theirs."""
+
+    data: Table
+    head: Head
+    tail: Tail
+    codec: Codec
+    head_optimizer: Optimizer
+    tail_optimizer: Optimizer
+    schedule: Schedule
+    _idle: list[Client] = field(default_factory=list)
+    _tail: Flat[Tail] | None = None
+
+    def lend(self) -> Client:
+        """Return a client shell; its weights are whatever was left in it."""
+        if self._idle:
+            return self._idle.pop()
+        return Client(self, Flat(copy.deepcopy(self.head)))
+
+    def give_back(self, client: Client) -> None:
+        """Take a shell back whose round is over or whose state has been saved."""
+        client.graph, client.has_own_head = None, False
+        self._idle.append(client)
+
+    def scratch_tail(self) -> Flat[Tail]:
+        """Return the one tail in which clients of this process train locally, in turn."""
+        if self._tail is None:
+            self._tail = Flat(copy.deepcopy(self.tail))
+        return self._tail
+
+
+@dataclass
+class Client:
+    """A virtual client in training.
+
+    A head received from the server starts a fresh optimiser; a client that keeps its own
+    head keeps its optimiser too.
+    """
+
+    worker: Worker
+    head: Flat[Head]
+    optimizer: torch.optim.Optimizer = field(init=False)
+    place: Place = field(init=False)
+    graph: Payload | None = None
+    has_own_head: bool = False
+
+    def begin(self, partition: int, server_round: int, head: np.ndarray | None) -> None:
+        """Enter a round with the server's head, or (None) with the client's own."""
+        self.place = Place(self.worker.schedule.seed, server_round, partition, 0)
+        self.graph = None
+        if head is None and self.has_own_head:
+            return
+        self.has_own_head = head is None
+        initial = torch.cat([p.detach().reshape(-1) for p in self.worker.head.parameters()])
+        self.head.load(initial if head is None else head)
+        self.optimizer = self.worker.head_optimizer.build(self.head.vector)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of this client's partition."""
+        return len(self.worker.data.partitions[self.place.client])
+
+    def has_batch(self) -> bool:
+        """Tell whether the round has another step for this client."""
+        return self.place.step < self.worker.schedule.num_steps(self.num_samples)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Pixels (B, C, H, W) and labels (B,) of the present step."""
+        rows = self.worker.data.partitions[self.place.client]
+        return self.worker.data.batch(rows[self.worker.schedule.batch(self.place, len(rows))])
+
+    def forward(self) -> tuple[Payload, int]:
+        """Return the payload of the present step and its number of samples."""
+        pixels, labels = self.batch()
+        self.graph = smash(
+            self.head.module,
+            self.worker.codec,
+            pixels,
+            labels,
+            self.worker.data.num_classes,
+            self.place,
+        )
+        return self.graph, len(labels)
+
+    def learn(self, gradient: Payload) -> None:
+        """Step the head on the cut gradient of the present step, and go on to the next.
+
+        Where the graph of the forward was not kept, the forward is repeated: same bits.
+        """
+        graph = self.graph or self.forward()[0]
+        self.head.zero_grad()
+        backpropagate(graph, gradient)
+        self.optimizer.step()
+        self.graph = None
+        self.place = self.place.next()
+
+    def train_locally(self, tail: np.ndarray) -> tuple[np.ndarray, float, int]:
+        """Train head and `tail` to the end of the round, without a codec; return tail, mean loss, samples."""
+        flat = self.worker.scratch_tail()
+        flat.load(tail)
+        optimizers = [self.optimizer, self.worker.tail_optimizer.build(flat.vector)]
+        classes = self.worker.data.num_classes
+        losses, samples = [], 0
+        while self.has_batch():
+            pixels, labels = self.batch()
+            batch = (Identity(), pixels, labels, classes, self.place)
+            losses.append(train_step(self.head, flat, optimizers, *batch))
+            samples += len(labels)
+            self.place = self.place.next()
+        return flat.numpy(), sum(losses) / len(losses), samples
+
+    def save(self, state: RecordDict) -> None:
+        """Write everything the next message needs into a context's state."""
+        state.clear()
+        if not self.has_own_head and not self.has_batch():
+            return  # the round is over and the head is with the server
+        place = {"round": self.place.round, "client": self.place.client, "step": self.place.step}
+        state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head})
+        state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
+        moments = {
+            key: Array(value.numpy())
+            for key, value in self.optimizer.state[self.head.vector].items()
+            if value is not None
+        }
+        state[OPTIMIZER] = ArrayRecord(moments)
+
+    def restore(self, state: RecordDict) -> None:
+        """Read back what :meth:`save` wrote; nothing saved is a client that never began."""
+        if PLACE not in state:
+            return
+        place = state.config_records[PLACE]
+        numbers = [int(str(place[key])) for key in ("round", "client", "step")]
+        self.place = Place(self.worker.schedule.seed, *numbers)
+        self.has_own_head = bool(place["own-head"])
+        self.head.load(state.array_records[HEAD][HEAD].numpy())
+        self.optimizer = self.worker.head_optimizer.build(self.head.vector)
+        moments = state.array_records[OPTIMIZER]
+        if moments:
+            self.optimizer.state[self.head.vector] = {
+                key: torch.from_numpy(array.numpy()) for key, array in moments.items()
+            }
+
+
+class ResidentContext(Context):
+    """A Flower context whose client stays live between messages.
+
+    Given by engines that serve a node always from the same process. What the client holds
+    is then kept as it is instead of going through ``state`` after each message.
+    """
+
+    def __init__(self, node_id: int, partition: int, worker: Worker) -> None:
+        super().__init__(0, node_id, {"partition-id": partition}, RecordDict(), {})
+        self.worker = worker
+        self.client: Client | None = None

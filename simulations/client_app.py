@@ -1,0 +1,139 @@
+"""Flower ClientApp: what a virtual client answers to each action.
+
+A handler is a function of (message, context): all that a client is between two messages
+lies in ``context.state``, so any process may serve any message.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict, UserConfigValue
+from flwr.clientapp import ClientApp
+
+from simulations import setup
+from simulations.client import Client, ResidentContext, Worker
+from simulations.experiment import Experiment
+from strategies import messages
+
+app = ClientApp()
+
+
+@app.query("roll_call")
+def roll_call(message: Message, context: Context) -> Message:
+    """Say which partition this node holds and how many samples."""
+    partition = _partition(context)
+    samples = len(_worker(context).data.partitions[partition])
+    return _reply(message, {messages.PARTITION: partition, messages.NUM_EXAMPLES: samples})
+
+
+@app.query("report_head")
+def report_head(message: Message, context: Context) -> Message:
+    """Show the client's own head, for evaluation; the initial one if it has none yet."""
+    with _client(context) as client:
+        if not client.has_own_head:
+            client.begin(_partition(context), 0, None)
+        return _reply(message, {}, messages.weights(head=client.head.numpy()))
+
+
+@app.train("step")
+def step(message: Message, context: Context) -> Message:
+    """Enter a round or learn from a cut gradient; answer with the next payload or the head."""
+    started = time.process_time()
+    arrays = message.content.array_records
+    with _client(context) as client:
+        if messages.SETTINGS in message.content:
+            head = arrays.get(messages.WEIGHTS)
+            client.begin(
+                _partition(context),
+                _round(message),
+                None if head is None else head[messages.HEAD].numpy(),
+            )
+        if messages.GRADIENT in arrays:
+            client.learn(messages.unwrap(arrays[messages.GRADIENT]))
+        if client.has_batch():
+            payload, samples = client.forward()
+            record = messages.wrap(payload)
+            work = _work(samples, 1, samples * client.head.module.smashed_bytes, started)
+            return _reply(message, work, record, messages.PAYLOAD)
+        record = None if client.has_own_head else messages.weights(head=client.head.numpy())
+        return _reply(message, _work(0, 0, 0, started, client.num_samples), record)
+
+
+@app.train("local")
+def local(message: Message, context: Context) -> Message:
+    """Train the whole model for one round (FedAvg)."""
+    started = time.process_time()
+    model = message.content.array_records[messages.WEIGHTS]
+    with _client(context) as client:
+        client.begin(_partition(context), _round(message), model[messages.HEAD].numpy())
+        tail, loss, samples = client.train_locally(model[messages.TAIL].numpy())
+        work = _work(samples, client.place.step, 0, started, client.num_samples)
+        record = messages.weights(head=client.head.numpy(), tail=tail)
+        return _reply(message, {**work, messages.LOSS: loss}, record)
+
+
+@contextmanager
+def _client(context: Context) -> Iterator[Client]:
+    """Give the client of `context`: live if it is resident, else through its state."""
+    worker = _worker(context)
+    if not isinstance(context, ResidentContext):
+        client = worker.lend()
+        client.restore(context.state)
+        yield client
+        client.save(context.state)
+        worker.give_back(client)
+        return
+    client, context.client = context.client or worker.lend(), None
+    yield client
+    if client.has_own_head or client.has_batch():
+        context.client = client
+    else:
+        worker.give_back(client)
+
+
+def _worker(context: Context) -> Worker:
+    if isinstance(context, ResidentContext):
+        return context.worker
+    return _build(tuple(sorted(context.run_config.items())))
+
+
+@lru_cache(maxsize=1)
+def _build(run_config: tuple[tuple[str, UserConfigValue], ...]) -> Worker:
+    return setup.worker(Experiment.from_dict(dict(run_config)))
+
+
+def _partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def _round(message: Message) -> int:
+    return int(str(message.content.config_records[messages.SETTINGS][messages.ROUND]))
+
+
+def _work(
+    samples: int, steps: int, smashed_bytes: int, started: float, num_examples: int = 0
+) -> dict[str, float]:
+    """What this reply stands for; `num_examples` weights the client where it ends its round."""
+    return {
+        messages.NUM_EXAMPLES: num_examples,
+        messages.NUM_SAMPLES: samples,
+        messages.NUM_STEPS: steps,
+        messages.SMASHED_BYTES: smashed_bytes,
+        messages.CPU_SECONDS: time.process_time() - started,
+    }
+
+
+def _reply(
+    message: Message,
+    metrics: dict[str, float],
+    record: ArrayRecord | None = None,
+    name: str = messages.WEIGHTS,
+) -> Message:
+    content = RecordDict({messages.METRICS: MetricRecord(dict(metrics))})
+    if record is not None:
+        content[name] = record
+    return Message(content, reply_to=message)

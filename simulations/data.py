@@ -1,0 +1,234 @@
+"""Data sets: any Hugging Face image data set, or scikit-learn's digits, as uint8 tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass as validated
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """A data set that cannot be used, and why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before its images are decoded.
+
+    Attributes
+    ----------
+    train, test : datasets.Dataset
+        Disjoint splits.
+    image, label : str
+        Names of the two columns that are used.
+    class_names : list[str]
+        Class 0, 1, ...
+    """
+
+    train: datasets.Dataset
+    test: datasets.Dataset
+    image: str
+    label: str
+    class_names: list[str]
+
+    @property
+    def image_size(self) -> int:
+        """Longer side of the first image."""
+        return max(self.train[0][self.image].size)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour, after the first image."""
+        return 1 if self.train[0][self.image].mode in {"1", "L", "I", "I;16", "F"} else 3
+
+    def labels(self, split: datasets.Dataset) -> NDArray[np.int64]:
+        """Classes of all rows of `split`, (n,)."""
+        values = split.with_format(None).select_columns(self.label)[self.label]
+        if isinstance(split.features[self.label], datasets.ClassLabel):
+            return np.asarray(values, dtype=np.int64)
+        position = {name: number for number, name in enumerate(self.class_names)}
+        return np.asarray([position[str(value)] for value in values], dtype=np.int64)
+
+    def pixels(self, split: datasets.Dataset, size: int, channels: int) -> NDArray[np.uint8]:
+        """Decode and resize (bicubic) all images of `split` to (n, channels, size, size)."""
+        table = np.empty((len(split), channels, size, size), dtype=np.uint8)
+        mode = "L" if channels == 1 else "RGB"
+        for row, image in enumerate(split.select_columns(self.image)):
+            picture = image[self.image].convert(mode)
+            if picture.size != (size, size):
+                picture = picture.resize((size, size), resample=3)
+            table[row] = np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1)
+        return table
+
+
+@dataclass(frozen=True)
+class Table:
+    """Decoded images with labels, and who holds which rows.
+
+    Attributes
+    ----------
+    pixels : array
+        (n, C, H, W) uint8.
+    labels : array
+        (n,) int64.
+    partitions : list of arrays
+        Row numbers per client; disjoint.
+    mean, std : list[float]
+        Normalisation of pixels in [0, 1], one number or one per channel.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    partitions: list[NDArray[np.int64]]
+    num_classes: int
+    mean: list[float]
+    std: list[float]
+
+    def batch(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
+        """Return normalised pixels (B, C, H, W) float32 and labels (B,) int64."""
+        pixels = torch.from_numpy(self.pixels[rows].astype(np.float32))
+        mean = 255 * torch.tensor(self.mean).reshape(-1, 1, 1)
+        std = 255 * torch.tensor(self.std).reshape(-1, 1, 1)
+        return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
+
+
+@validated(frozen=True)
+class Digits:
+    """The 1,797 handwritten digits that ship with scikit-learn, 8x8 grey; no download."""
+
+    def open(self, test_fraction: float, seed: int) -> Source:
+        """Return the data set with a stratified test split."""
+        from sklearn.datasets import load_digits
+
+        images, labels = load_digits(return_X_y=True)
+        pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}
+        )
+        rows = {"image": list(pixels), "label": labels.tolist()}
+        return _source(datasets.Dataset.from_dict(rows, features), None, "", "", test_fraction, seed)
+
+
+@validated(frozen=True)
+class Hub:
+    """A Hugging Face image data set by name, for example hub(name='uoft-cs/cifar100').
+
+    `image` and `label` name columns; by default the first of type Image and ClassLabel.
+    """
+
+    name: str
+    config: str = ""
+    train: str = "train"
+    test: str = "test"
+    image: str = ""
+    label: str = ""
+
+    def open(self, test_fraction: float, seed: int) -> Source:
+        """Download (or find in the cache) and return the data set."""
+        found = _load(self.name, self.config or None)
+        return _open(found, self.name, self, test_fraction, seed)
+
+
+@validated(frozen=True)
+class Local:
+    """Images on disk: a parquet file, or a folder of parquet files or of images by class.
+
+    `image` and `label` name columns; by default the first of type Image and ClassLabel.
+    """
+
+    path: str
+    train: str = "train"
+    test: str = "test"
+    image: str = ""
+    label: str = ""
+
+    def open(self, test_fraction: float, seed: int) -> Source:
+        """Read and return the data set."""
+        path = Path(self.path).expanduser()
+        if not path.exists():
+            raise DataError(f"no file or folder {self.path!r}")
+        files = {"data_files": str(path)} if path.is_file() else {}
+        found = _load("parquet" if files else str(path), None, **files)
+        return _open(found, self.path, self, test_fraction, seed)
+
+
+DATASETS = {"digits": Digits, "hub": Hub, "local": Local}
+
+
+def _load(name: str, config: str | None, **files: str) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(name, config, **files)
+    except Exception as error:  # the library raises a different type for every format
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise DataError(f"cannot load {files.get('data_files', name)!r}: {reason}") from None
+
+
+def _open(
+    found: datasets.DatasetDict, name: str, spec: Any, test_fraction: float, seed: int
+) -> Source:
+    if spec.train not in found:
+        raise DataError(f"{name!r} has no split {spec.train!r}; it has {', '.join(found)}")
+    test = found.get(spec.test)
+    return _source(found[spec.train], test, spec.image, spec.label, test_fraction, seed)
+
+
+def _source(
+    train: datasets.Dataset,
+    test: datasets.Dataset | None,
+    image: str,
+    label: str,
+    test_fraction: float,
+    seed: int,
+) -> Source:
+    image = _column(train, image, datasets.Image, "image")
+    label = _column(train, label, datasets.ClassLabel, "label")
+    if len(train) == 0:
+        raise DataError("the training split is empty")
+    feature = train.features[label]
+    if isinstance(feature, datasets.ClassLabel):
+        names = list(feature.names)
+    else:
+        names = sorted({str(value) for value in train.unique(label)})
+    if test is None:
+        train, test = _hold_out(train, label, test_fraction, seed)
+    return Source(train, test, image, label, names)
+
+
+def _column(split: datasets.Dataset, wanted: str, kind: type, what: str) -> str:
+    features = split.features
+    if wanted:
+        if wanted not in features:
+            raise DataError(f"no column {wanted!r} for {what}; columns: {', '.join(features)}")
+        return wanted
+    for name, feature in features.items():
+        if isinstance(feature, kind):
+            return name
+    if what == "label" and what in features:
+        return what
+    raise DataError(
+        f"no {what} column: none of {', '.join(features)} is of type {kind.__name__}; "
+        f"name one with {what}='...'"
+    )
+
+
+def _hold_out(
+    train: datasets.Dataset, label: str, test_fraction: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split off a test set, stratified by class, at least one sample of each class with two."""
+    labels = np.asarray(train.with_format(None).select_columns(label)[label])
+    draw = np.random.default_rng([seed, 0])
+    held = []
+    for value in np.unique(labels):
+        rows = draw.permutation(np.flatnonzero(labels == value))
+        held.append(rows[: min(len(rows) - 1, math.ceil(test_fraction * len(rows)))])
+    test = np.sort(np.concatenate(held))
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    return train.select(rest), train.select(test)

@@ -1,0 +1,142 @@
+"""Experiment: the whole configuration, flat scalars and spec strings, checked at the door."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fl_split.codecs import CODECS
+from fl_split.optimizers import OPTIMIZERS
+from fl_split.specs import SpecError, parse, sentence, unknown
+from fl_split.vit import MODELS
+from simulations import partition
+from simulations.data import DATASETS
+from simulations.engines import ENGINES
+from strategies import STRATEGIES
+
+TABLES: dict[str, Mapping[str, Any]] = {
+    "codec": CODECS,
+    "dataset": DATASETS,
+    "engine": ENGINES,
+    "head_optimizer": OPTIMIZERS,
+    "model": MODELS,
+    "strategy": STRATEGIES,
+    "tail_optimizer": OPTIMIZERS,
+}
+"""Keys whose value is a spec string, and the table it names an entry of."""
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Experiment(BaseModel):
+    """One run. Every key is a TOML key, a ``key=value`` override and a Flower run-config key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    dataset: str = Field("digits()", description="which images")
+    partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
+    clients: Count = Field(100, description="virtual clients")
+    fraction: Share = Field(1.0, description="share of the clients sampled per round")
+    model: str = Field("vit()", description="which Vision Transformer")
+    cut: Count = Field(2, description="blocks on the client, 1 .. blocks - 1")
+    codec: str = Field("identity()", description="how smashed data are compressed")
+    strategy: str = Field("parallel()", description="who trains when, what is averaged")
+    rounds: Count = Field(20, description="rounds")
+    batch_size: Count = Field(16, description="samples per client and step; the last may be less")
+    local_epochs: Count = Field(1, description="passes of a client over its samples per round")
+    local_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps of a client per round; 0 goes by local_epochs"
+    )
+    head_optimizer: str = Field("adam(lr=0.001)", description="of every client's head")
+    tail_optimizer: str = Field("adam(lr=0.001)", description="of the server's tail")
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="held out for testing where a data set has no test split"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
+    engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="seconds without any reply after which clients are dropped"
+    )
+    out: str = Field("", description="output folder; must not hold a run yet")
+
+    @field_validator(*TABLES)
+    @classmethod
+    def _is_known(cls, spec: str, info: Any) -> str:
+        parse(spec, TABLES[info.field_name])
+        return spec
+
+    @field_validator("partition")
+    @classmethod
+    def _is_partition(cls, spec: str) -> str:
+        partition.check(spec)
+        return spec
+
+    def build(self, key: str) -> Any:
+        """Return the object that the spec string `key` describes."""
+        return parse(getattr(self, key), TABLES[key])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
+        """Check `values` and fill in defaults.
+
+        Raises
+        ------
+        SpecError
+            An unknown key, a wrong type, a value out of range or an unknown spec; the
+            message names the key and says what to do.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                raise SpecError(unknown("key", key, cls.model_fields))
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SpecError(sentence(error)) from None
+
+    def to_toml(self) -> str:
+        """Return the resolved experiment as TOML; reading it back gives an equal one."""
+        values = self.model_dump(exclude={"out"})
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises
+    ------
+    SpecError
+        The file is missing or is no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise SpecError(f"no configuration file {str(path)!r}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+
+
+def read_overrides(pairs: list[str]) -> dict[str, Any]:
+    """Turn ``key=value`` arguments into values; what is no TOML literal is a string.
+
+    Raises
+    ------
+    SpecError
+        An argument without ``=``.
+    """
+    overrides = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"expected key=value, got {pair!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        overrides[key] = value
+    return overrides

@@ -1,0 +1,88 @@
+"""Partitions: who holds which samples, by the partitioners of flwr-datasets."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import datasets
+import numpy as np
+from flwr_datasets import partitioner as flower
+from flwr_datasets.partitioner import Partitioner
+from numpy.typing import NDArray
+
+from fl_split.seeds import derive
+from fl_split.specs import parameters, parse
+
+PARTITIONS: dict[str, Callable[..., Partitioner]] = {
+    "continuous": flower.ContinuousPartitioner,
+    "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
+    "distribution": flower.DistributionPartitioner,
+    "exponential": flower.ExponentialPartitioner,
+    "iid": flower.IidPartitioner,
+    "inner_dirichlet": flower.InnerDirichletPartitioner,
+    "linear": flower.LinearPartitioner,
+    "natural": flower.NaturalIdPartitioner,
+    "pathological": partial(flower.PathologicalPartitioner, num_classes_per_partition=2),
+    "shard": partial(flower.ShardPartitioner, num_shards_per_partition=2),
+    "size": flower.SizePartitioner,
+    "square": flower.SquarePartitioner,
+}
+"""Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
+`partition_by` and `seed` are filled in from the experiment unless given."""
+
+
+class PartitionError(ValueError):
+    """A partition that the data cannot satisfy, and why."""
+
+
+def split(
+    table: datasets.Dataset, spec: str, *, clients: int, label: str, seed: int
+) -> list[NDArray[np.int64]]:
+    """Return the row numbers of `table` that each client holds.
+
+    Rows are shuffled first, since Flower's sizes-only partitioners cut consecutive rows.
+
+    Raises
+    ------
+    PartitionError
+        More clients than samples, or the partitioner gives up.
+    """
+    if clients > len(table):
+        raise PartitionError(f"clients: {clients} clients cannot share {len(table)} samples")
+    order = np.random.default_rng(derive(seed, "partition")).permutation(len(table))
+    partitioner = _build(spec, clients, label, seed)
+    shuffled = table.add_column("fl_split_row", np.arange(len(table))).select(order)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            partitioner.dataset = shuffled
+            count = partitioner.num_partitions
+            parts = [partitioner.load_partition(number) for number in range(count)]
+    except Exception as error:  # each partitioner raises its own types
+        reason = " ".join(str(error).split())
+        raise PartitionError(
+            f"partition {spec!r} cannot be satisfied with {clients} clients: {reason}"
+        ) from None
+    if count != clients:
+        raise PartitionError(f"partition {spec!r} makes {count} partitions; set clients={count}")
+    return [np.asarray(part.with_format(None)["fl_split_row"], dtype=np.int64) for part in parts]
+
+
+def check(spec: str) -> None:
+    """Raise SpecError if `spec` names no partitioner or an argument it does not have."""
+    _build(spec, 1, "label", 0)
+
+
+def _build(spec: str, clients: int, label: str, seed: int) -> Partitioner:
+    given = {"num_partitions": clients, "partition_by": label, "seed": derive(seed, "partition")}
+    table = {name: _filled(entry, given) for name, entry in PARTITIONS.items()}
+    return parse(spec, table)
+
+
+def _filled(entry: Callable[..., Partitioner], given: dict[str, Any]) -> Callable[..., Partitioner]:
+    known = parameters(entry)
+    return partial(entry, **{key: value for key, value in given.items() if key in known})

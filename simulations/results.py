@@ -1,0 +1,199 @@
+"""Results of a run, written as it goes: whatever stops it, the rows so far are complete."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from transformers import ViTForImageClassification
+
+from fl_split import __version__
+from simulations.experiment import Experiment
+from strategies import RoundReport
+
+BYTES = [
+    "payload_bytes_up",
+    "payload_bytes_down",
+    "head_bytes_up",
+    "head_bytes_down",
+    "wire_bytes_up",
+    "wire_bytes_down",
+]
+"""Payload: smashed data, labels and cut gradients, as the codec serialises them. Head:
+synchronised weights (of the whole model for FedAvg). Wire: the whole Flower messages."""
+
+COLUMNS = [
+    "round",
+    "accuracy",
+    "loss",
+    "train_loss",
+    "clients",
+    "dropped",
+    "samples",
+    "client_steps",
+    *BYTES,
+    "smashed_bytes",
+    "ratio",
+    "wall_seconds",
+    "cpu_seconds",
+]
+"""Columns of rounds.csv. `smashed_bytes`: what the same smashed data are in fp32,
+uncompressed, one way. `ratio`: payload bytes of both directions over twice that."""
+
+ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
+MODEL, SUMMARY = "model.safetensors", "summary.json"
+
+
+class OutputError(ValueError):
+    """An output folder that cannot be used."""
+
+
+class Recorder:
+    """Write one run into a folder, and keep its rows for whoever shows them.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    clock : Callable
+        CPU seconds of the whole simulation so far.
+
+    Raises
+    ------
+    OutputError
+        The folder already holds a run, or is no folder.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, clock: Callable[[], float]) -> None:
+        check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.experiment, self.clock = folder, experiment, clock
+        self.rows: list[dict[str, Any]] = []
+        self._clients: list[pd.DataFrame] = []
+        self._cpu = self._first_cpu = clock()
+        self._wall = self._first_wall = time.monotonic()
+        _write(folder / EXPERIMENT, experiment.to_toml().encode())
+        self._append(COLUMNS)
+
+    def add(self, report: RoundReport) -> dict[str, Any]:
+        """Write a finished round; return its row."""
+        row = self._row(report)
+        self.rows.append(row)
+        self._append([row[column] for column in COLUMNS])
+        if report.traffic:
+            clients = [
+                {"round": report.round, "client": client, **traffic.row()}
+                for client, traffic in sorted(report.traffic.items())
+            ]
+            self._clients.append(pd.DataFrame(clients))
+            frame = pd.concat(self._clients, ignore_index=True)
+            _write(self.folder / CLIENTS, frame.to_parquet(index=False))
+        return row
+
+    def finish(self, model: ViTForImageClassification, status: str) -> dict[str, Any]:
+        """Write model and summary; `status` is complete, interrupted or failed."""
+        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        save_file(state, self.folder / MODEL, metadata={"format": "pt"})
+        model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
+        summary = self._summary(status)
+        _write(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
+        return summary
+
+    def _row(self, report: RoundReport) -> dict[str, Any]:
+        traffic = [t for t in report.traffic.values()]
+        total = {
+            key: sum(getattr(t, key) for t in traffic)
+            for key in ("samples", "steps", "smashed_bytes", *BYTES)
+        }
+        cpu, wall = self.clock(), time.monotonic()
+        row = {
+            **{key: value for key, value in total.items() if key != "steps"},
+            "round": report.round,
+            "accuracy": report.metrics["accuracy"],
+            "loss": report.metrics["loss"],
+            "train_loss": report.train_loss,
+            "clients": sum(client >= 0 for client in report.traffic),
+            "dropped": sum(bool(t.dropped) for t in traffic),
+            "client_steps": total["steps"],
+            "ratio": _ratio(total),
+            "wall_seconds": round(wall - self._wall, 3),
+            "cpu_seconds": round(cpu - self._cpu, 3),
+        }
+        self._cpu, self._wall = cpu, wall
+        return row
+
+    def _summary(self, status: str) -> dict[str, Any]:
+        def total(key: str) -> Any:
+            return sum(row[key] for row in self.rows)
+
+        accuracies = [row["accuracy"] for row in self.rows]
+        sums = {key: total(key) for key in ("samples", "client_steps", "smashed_bytes", *BYTES)}
+        return {
+            "status": status,
+            "final_accuracy": accuracies[-1] if accuracies else None,
+            "best_accuracy": max(accuracies, default=None),
+            "rounds": len(self.rows),
+            **sums,
+            "ratio": _ratio(sums),
+            "wall_seconds": round(time.monotonic() - self._first_wall, 3),
+            "cpu_seconds": round(self.clock() - self._first_cpu, 3),
+            "seed": self.experiment.seed,
+            "experiment": self.experiment.model_dump(exclude={"out"}),
+            "versions": versions(),
+            "machine": machine(),
+        }
+
+    def _append(self, cells: list[Any]) -> None:
+        with (self.folder / ROUNDS).open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(cells)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OutputError unless a run may be written to `folder`."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"out: {str(folder)!r} is a file; give a folder")
+    if any((folder / name).exists() for name in (EXPERIMENT, ROUNDS, SUMMARY)):
+        raise OutputError(
+            f"out: {str(folder)!r} already holds a run; give another folder or remove it"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what affects a result."""
+    names = ("flwr", "flwr-datasets", "numpy", "ray", "torch", "transformers")
+    return {
+        "fl-split": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the run ran on."""
+    return {
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _ratio(total: dict[str, Any]) -> float | None:
+    sent = total["payload_bytes_up"] + total["payload_bytes_down"]
+    return sent / (2 * total["smashed_bytes"]) if total["smashed_bytes"] else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)

@@ -1,0 +1,158 @@
+"""From an experiment to the parts that run it, the same on the server and in every worker."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from torch.nn import functional
+from transformers import ViTForImageClassification
+
+from fl_split.codecs import Identity
+from fl_split.flat import Flat
+from fl_split.metrics import accuracy
+from fl_split.step import Place, predict, train_step
+from fl_split.vit import Head, Tail, split
+from simulations import partition
+from simulations.client import Schedule, Worker
+from simulations.data import Table
+from simulations.experiment import Experiment
+from strategies import messages
+
+EVALUATION_ROWS = 256
+"""Test images that run through the model at once."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An experiment whose data are loaded and whose model is built and cut."""
+
+    experiment: Experiment
+    model: ViTForImageClassification
+    head: Head
+    tail: Tail
+    train: Table
+    test: Table
+
+    def initial_arrays(self) -> ArrayRecord:
+        """Flat weights of head and tail before training."""
+        return messages.weights(head=_vector(self.head), tail=_vector(self.tail))
+
+    def schedule(self) -> Schedule:
+        """Which samples make up which step."""
+        e = self.experiment
+        return Schedule(e.seed, e.batch_size, e.local_epochs, e.local_steps)
+
+    def worker(self) -> Worker:
+        """Return what a process needs to serve clients."""
+        build = self.experiment.build
+        optimizers = build("head_optimizer"), build("tail_optimizer")
+        halves = copy.deepcopy((self.head, self.tail))  # the server trains its own
+        return Worker(self.train, *halves, build("codec"), *optimizers, self.schedule())
+
+
+def prepare(experiment: Experiment) -> Setup:
+    """Load, partition, build and cut; whatever cannot work fails here, before training.
+
+    Raises
+    ------
+    ValueError
+        Data that cannot be loaded, a partition that cannot be satisfied, a model that
+        cannot be built, or a cut outside it. The message names the key.
+    """
+    e = experiment
+    with _named("dataset"):
+        source = e.build("dataset").open(e.test_fraction, e.seed)
+        labels, test_labels = source.labels(source.train), source.labels(source.test)
+    table = source.train.select_columns([c for c in source.train.features if c != source.image])
+    partitions = partition.split(
+        table, e.partition, clients=e.clients, label=source.label, seed=e.seed
+    )
+    spec = e.build("model")
+    with _named("model"):
+        model = spec.build(
+            image_size=source.image_size,
+            channels=source.channels,
+            num_classes=len(source.class_names),
+            seed=e.seed,
+        )
+    model.train()  # checkpoints come in evaluation mode
+    head, tail = split(model, e.cut)
+    size, channels = model.config.image_size, model.config.num_channels
+    classes, (mean, std) = len(source.class_names), spec.normalisation()
+    with _named("dataset"):
+        pixels = source.pixels(source.train, size, channels)
+        test_pixels = source.pixels(source.test, size, channels)
+    train = Table(pixels, labels, partitions, classes, mean, std)
+    test = Table(test_pixels, test_labels, [], classes, mean, std)
+    return Setup(e, model, head, tail, train, test)
+
+
+class Evaluator:
+    """Accuracy and loss of the joined model on the held-out test split, uncompressed."""
+
+    def __init__(self, head: Flat[Head], tail: Flat[Tail], test: Table) -> None:
+        self.head, self.tail, self.test = head, tail, test
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Load the weights and measure."""
+        self.head.load(arrays[messages.HEAD].numpy())
+        self.tail.load(arrays[messages.TAIL].numpy())
+        self.head.module.eval()
+        self.tail.module.eval()
+        right = loss = 0.0
+        for start in range(0, len(self.test.labels), EVALUATION_ROWS):
+            pixels, labels = self.test.batch(slice(start, start + EVALUATION_ROWS))
+            logits = predict(self.head.module, self.tail.module, pixels)
+            right += accuracy(logits, labels) * len(labels)
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        self.head.module.train()
+        self.tail.module.train()
+        count = len(self.test.labels)
+        return MetricRecord({"accuracy": right / count, "loss": loss / count})
+
+
+class Pool:
+    """Centralised training on the samples of all clients together."""
+
+    def __init__(self, head: Flat[Head], tail: Flat[Tail], setup: Setup) -> None:
+        self.head, self.tail, self.setup = head, tail, setup
+        build = setup.experiment.build
+        self.optimizers = [
+            build("head_optimizer").build(head.vector),
+            build("tail_optimizer").build(tail.vector),
+        ]
+
+    def __call__(self, server_round: int, clients: Sequence[int]) -> tuple[float, int, int]:
+        """Train for as many samples as `clients` would; return mean loss, samples and steps."""
+        setup, schedule = self.setup, self.setup.schedule()
+        train = setup.train
+        rows = np.concatenate(train.partitions)
+        budget = sum(schedule.num_samples(len(train.partitions[c])) for c in clients)
+        place = Place(schedule.seed, server_round, 0, 0)
+        losses: list[float] = []
+        seen = 0
+        while seen < budget:
+            chosen = rows[schedule.batch(place, len(rows))]
+            batch = (Identity(), *train.batch(chosen), train.num_classes, place)
+            losses.append(train_step(self.head, self.tail, self.optimizers, *batch))
+            seen += len(chosen)
+            place = place.next()
+        return sum(losses) / len(losses), seen, len(losses)
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise type(error)(f"{key}: {error}") from None
+
+
+def _vector(module: torch.nn.Module) -> np.ndarray:
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()

@@ -1,0 +1,20 @@
+"""Strategies: who trains when, and what is averaged. One file per algorithm, one line here."""
+
+from strategies.centralised import Centralised
+from strategies.fedavg import FedAvg
+from strategies.parallel import Parallel
+from strategies.sequential import Sequential
+from strategies.sflv1 import SFLV1
+from strategies.sflv2 import SFLV2
+from strategies.strategy import NoClientsLeft, RoundReport, SplitStrategy, Training
+
+STRATEGIES = {
+    "centralised": Centralised,
+    "fedavg": FedAvg,
+    "parallel": Parallel,
+    "sequential": Sequential,
+    "sflv1": SFLV1,
+    "sflv2": SFLV2,
+}
+
+__all__ = ["STRATEGIES", "NoClientsLeft", "RoundReport", "SplitStrategy", "Training"]

@@ -1,0 +1,31 @@
+"""Centralised training: all data in one place, the upper line of every comparison."""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, Message
+from pydantic.dataclasses import dataclass
+
+from strategies import messages
+from strategies.mailbox import Traffic
+from strategies.strategy import Round, SplitStrategy
+
+
+@dataclass(frozen=True)
+class Centralised(SplitStrategy):
+    """Train on the pooled data on the server; nothing travels, the codec does not apply.
+
+    A round sees as many samples as the clients sampled for it would have. Both optimisers
+    live as long as the run. In the results the server is client -1.
+    """
+
+    def train_round(self, round: Round) -> list[Message]:
+        """Train one round on the server."""
+        loss, samples, steps = round.training.pooled_round(round.number, round.clients)
+        round.losses.append((samples, loss))
+        round.mailbox.traffic[-1] = Traffic(samples=samples, steps=steps)
+        return []
+
+    def aggregate_round(self, round: Round, replies: list[Message]) -> ArrayRecord:
+        """Take the weights as training left them."""
+        training = round.training
+        return messages.weights(head=training.head.numpy(), tail=training.tail.numpy())

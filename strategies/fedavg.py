@@ -1,0 +1,29 @@
+"""Federated averaging (McMahan et al., AISTATS 2017): no cut, the whole model travels."""
+
+from __future__ import annotations
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from pydantic.dataclasses import dataclass
+
+from strategies import messages
+from strategies.strategy import Round, SplitStrategy
+
+
+@dataclass(frozen=True)
+class FedAvg(SplitStrategy):
+    """Clients train head and tail locally, with the same two optimisers as split learning.
+
+    Averaging is Flower's own FedAvg; sampling and order go by partition id. The codec does
+    not apply: no smashed data travel.
+    """
+
+    def train_round(self, round: Round) -> list[Message]:
+        """Send the model, collect the trained ones."""
+        settings = ConfigRecord({messages.ROUND: round.number})
+        content = RecordDict({messages.SETTINGS: settings, messages.WEIGHTS: round.arrays})
+        for client in round.clients:
+            round.mailbox.send(client, messages.LOCAL, content)
+        round.finish()
+        for client, reply in sorted(round.finals.items()):
+            round.losses.append((round.samples[client], messages.metric(reply, messages.LOSS)))
+        return round.replies()

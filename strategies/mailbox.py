@@ -1,0 +1,136 @@
+"""Mailbox: messages between a strategy and its clients, counted, with failures turned into drops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from strategies import messages
+
+PULL_INTERVAL = 0.01
+"""Seconds between two looks for replies, on runtimes that do not wait themselves."""
+
+
+@dataclass
+class Traffic:
+    """Bytes and work of one client in one round; see :meth:`add` for how they are counted."""
+
+    samples: int = 0
+    steps: int = 0
+    payload_bytes_up: int = 0
+    payload_bytes_down: int = 0
+    head_bytes_up: int = 0
+    head_bytes_down: int = 0
+    wire_bytes_up: int = 0
+    wire_bytes_down: int = 0
+    smashed_bytes: int = 0
+    client_cpu_seconds: float = 0.0
+    dropped: str = ""
+
+    def count_request(self, message: Message) -> None:
+        """Add what went down to the client."""
+        self.payload_bytes_down += messages.payload_bytes(message.content)
+        self.head_bytes_down += messages.head_bytes(message.content)
+        self.wire_bytes_down += messages.wire_bytes(message)
+
+    def count_reply(self, message: Message) -> None:
+        """Add what came up from the client, and the work it reports."""
+        self.payload_bytes_up += messages.payload_bytes(message.content)
+        self.head_bytes_up += messages.head_bytes(message.content)
+        self.wire_bytes_up += messages.wire_bytes(message)
+        self.samples += int(messages.metric(message, messages.NUM_SAMPLES))
+        self.steps += int(messages.metric(message, messages.NUM_STEPS))
+        self.smashed_bytes += int(messages.metric(message, messages.SMASHED_BYTES))
+        self.client_cpu_seconds += messages.metric(message, messages.CPU_SECONDS)
+
+    def row(self) -> dict[str, int | float | str]:
+        """Return the fields as a row of a table."""
+        return asdict(self)
+
+
+@dataclass
+class Mailbox:
+    """Send to clients by partition id, receive in any order, never more than one message per node.
+
+    A client that answers with an error, or not within `timeout` seconds, is dropped: it
+    gets no further message and its reason stands in its traffic row.
+    """
+
+    grid: Grid
+    nodes: dict[int, int]
+    group: str
+    timeout: float
+    traffic: dict[int, Traffic] = field(default_factory=dict)
+    _outbox: list[tuple[int, Message]] = field(default_factory=list)
+    _pending: dict[str, int] = field(default_factory=dict)
+    _awaited: set[int] = field(default_factory=set)
+    _inbox: dict[int, Message] = field(default_factory=dict)
+    _deadline: float = 0.0
+
+    def send(self, client: int, action: str, content: RecordDict) -> None:
+        """Queue a message; it leaves with the next call that waits for a reply."""
+        message = Message(content, self.nodes[client], action, group_id=self.group)
+        self.traffic.setdefault(client, Traffic()).count_request(message)
+        self._outbox.append((client, message))
+
+    def receive(self, client: int) -> Message | None:
+        """Wait for the reply of `client`; None if it was dropped."""
+        self._flush()
+        while client not in self._inbox and client in self._awaited:
+            self._wait()
+        return self._inbox.pop(client, None)
+
+    def arrivals(self) -> Iterator[tuple[int, Message]]:
+        """Yield replies as they come, until no client owes one."""
+        while True:
+            self._flush()
+            if not self._inbox:
+                if not self._pending:
+                    return
+                self._wait()
+                continue
+            client = next(iter(self._inbox))
+            yield client, self._inbox.pop(client)
+
+    def drop(self, client: int, reason: str) -> None:
+        """Exclude `client` from the rest of the round."""
+        self.traffic.setdefault(client, Traffic()).dropped = reason
+
+    def dropped(self, client: int) -> bool:
+        """Tell whether `client` was dropped in this round."""
+        return bool(self.traffic.get(client, Traffic()).dropped)
+
+    def _flush(self) -> None:
+        if not self._outbox:
+            return
+        clients = [client for client, _ in self._outbox]
+        ids = self.grid.push_messages([message for _, message in self._outbox])
+        self._pending.update(zip(ids, clients, strict=True))
+        self._awaited.update(clients)
+        self._outbox = []
+        self._deadline = time.monotonic() + self.timeout
+
+    def _wait(self) -> None:
+        """Move at least one reply into the inbox, or drop everyone who is late."""
+        replies = list(self.grid.pull_messages(list(self._pending)))
+        for reply in replies:
+            client = self._pending.pop(reply.metadata.reply_to_message_id)
+            self._awaited.discard(client)
+            if reply.has_error():
+                self.drop(client, (reply.error.reason or "unknown error").strip())
+            else:
+                self.traffic[client].count_reply(reply)
+                self._inbox[client] = reply
+        if replies:
+            self._deadline = time.monotonic() + self.timeout
+        elif time.monotonic() > self._deadline:
+            for client in self._pending.values():
+                self.drop(client, f"no reply within {self.timeout:g} seconds")
+            self._pending.clear()
+            self._awaited.clear()
+        else:
+            time.sleep(PULL_INTERVAL)

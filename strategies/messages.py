@@ -1,0 +1,114 @@
+"""What is written into Flower messages: every action, record name and key, once."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+# Private to Flower, and needed: a message has no public way to bytes and back.
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as MessageProto
+
+from fl_split.payload import Payload
+
+# Actions, as Flower message types.
+ROLL_CALL = "query.roll_call"
+"""Ask a node which partition it holds and how many samples."""
+REPORT_HEAD = "query.report_head"
+"""Ask a node for its private head; a measurement, not counted as traffic."""
+STEP = "train.step"
+"""Fused exchange: cut gradient of the last batch down, payload of the next batch up."""
+LOCAL = "train.local"
+"""Train head and tail on the client for one round (FedAvg)."""
+
+# Records of a message.
+WEIGHTS = "weights"
+"""ArrayRecord with the flat float32 vectors HEAD and TAIL."""
+PAYLOAD = "payload"
+"""ArrayRecord with one array DATA, the bytes of a payload."""
+GRADIENT = "gradient"
+"""ArrayRecord with one array DATA, the bytes of a cut gradient."""
+SETTINGS = "settings"
+"""ConfigRecord with ROUND, on the message that starts a round."""
+METRICS = "metrics"
+"""MetricRecord of a reply."""
+
+# Keys inside records.
+HEAD, TAIL, DATA, ROUND = "head", "tail", "data", "round"
+PARTITION, NUM_EXAMPLES = "partition-id", "num-examples"
+NUM_SAMPLES, NUM_STEPS, SMASHED_BYTES, LOSS = "num-samples", "num-steps", "smashed-bytes", "loss"
+CPU_SECONDS = "cpu-seconds"
+
+
+def weights(**vectors: Array | np.ndarray) -> ArrayRecord:
+    """Wrap flat weight vectors; an Array that already is one is passed on as it is."""
+    return ArrayRecord(
+        {k: v if isinstance(v, Array) else Array(v) for k, v in vectors.items()}
+    )
+
+
+def wrap(payload: Payload) -> ArrayRecord:
+    """Put a payload, as its own bytes, into a record."""
+    data = payload.to_bytes()
+    return ArrayRecord({DATA: Array("uint8", (len(data),), "fl_split.payload", data)})
+
+
+def unwrap(record: ArrayRecord) -> Payload:
+    """Read back what :func:`wrap` wrote."""
+    return Payload.from_bytes(record[DATA].data)
+
+
+def start_of_round(server_round: int, head: Array | None) -> RecordDict:
+    """Content of the message that starts a client's round; `head` None keeps its own."""
+    content = RecordDict({SETTINGS: ConfigRecord({ROUND: server_round})})
+    if head is not None:
+        content[WEIGHTS] = weights(head=head)
+    return content
+
+
+def metric(message: Message, key: str) -> float:
+    """Read one number from the metrics of a reply, 0 if it is not there."""
+    record = message.content.metric_records.get(METRICS, MetricRecord())
+    value = record.get(key, 0)
+    assert not isinstance(value, list)
+    return value
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Bytes of payloads and cut gradients in a message."""
+    return _data_bytes(content, PAYLOAD) + _data_bytes(content, GRADIENT)
+
+
+def head_bytes(content: RecordDict) -> int:
+    """Bytes of synchronised weights: heads, and whole models for FedAvg."""
+    return _data_bytes(content, WEIGHTS)
+
+
+def wire_bytes(message: Message) -> int:
+    """Bytes of a whole Flower message as protobuf.
+
+    Ids, times and addresses are filled in with constants of full length first: their
+    encoded length would otherwise depend on random ids and on the engine.
+    """
+    proto = message_to_proto(message)
+    full = proto.metadata
+    full.run_id = full.src_task_id = full.dst_task_id = 2**64 - 1
+    full.src_node_id = full.dst_node_id = 2**64 - 1
+    full.message_id = full.reply_to_message_id = "0" * 64
+    full.created_at = full.ttl = 1.5
+    return proto.ByteSize()
+
+
+def to_wire(message: Message) -> bytes:
+    """Serialise a whole message as protobuf."""
+    return message_to_proto(message).SerializeToString()
+
+
+def from_wire(data: bytes) -> Message:
+    """Read what :func:`to_wire` wrote; nothing is unpickled."""
+    return message_from_proto(MessageProto.FromString(data))
+
+
+def _data_bytes(content: RecordDict, name: str) -> int:
+    record = content.array_records.get(name, ArrayRecord())
+    return sum(len(array.data) for array in record.values())

@@ -1,0 +1,31 @@
+"""SplitFed V1 (Thapa et al., AAAI 2022): one tail per client, heads and tails averaged."""
+
+from __future__ import annotations
+
+from flwr.app import Array, Message
+from pydantic.dataclasses import dataclass
+
+from strategies import messages
+from strategies.strategy import Round, SplitStrategy
+
+
+@dataclass(frozen=True)
+class SFLV1(SplitStrategy):
+    """Every client trains against its own copy of the tail; both are averaged, weights n_k/n.
+
+    Copies start each round from the global tail with a fresh optimiser. Equals FedAvg
+    exactly: same batches, same two optimisers, another place for the arithmetic.
+    """
+
+    def train_round(self, round: Round) -> list[Message]:
+        """Serve payloads as they come: no client's tail depends on another's."""
+        tails = dict(zip(round.clients, round.tail.forks(len(round.clients)), strict=True))
+        steps = dict.fromkeys(round.clients, 0)
+        round.begin(round.clients, round.head)
+        for client, payload in round.arrivals():
+            round.serve(tails[client], {client: payload}, steps[client])
+            steps[client] += 1
+        for client, reply in round.finals.items():
+            weights = reply.content[messages.WEIGHTS]
+            weights[messages.TAIL] = Array(tails[client].flat.numpy())
+        return round.replies()

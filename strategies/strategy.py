@@ -1,0 +1,320 @@
+"""What all strategies share: a Flower Strategy whose rounds may take many exchanges.
+
+A round of a client with samples: the server starts it (with a head, unless heads are
+private); the client answers with a payload; each cut gradient is answered with the next
+payload; after its last step the client answers with its weights. A client without samples
+takes part in no round. A client with fewer batches than others leaves the round earlier.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+
+from fl_split.codecs import Codec
+from fl_split.flat import Flat
+from fl_split.optimizers import Optimizer
+from fl_split.payload import Payload
+from fl_split.seeds import generator
+from fl_split.vit import Head, Tail
+from strategies import messages
+from strategies.mailbox import Mailbox, Traffic
+from strategies.tail import TrainedTail
+
+
+class NoClientsLeft(RuntimeError):
+    """Every client of a round was dropped: there is nothing to aggregate."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a strategy needs beside messages.
+
+    Attributes
+    ----------
+    clients : int
+        Number of virtual clients; the strategy waits until so many nodes are there.
+    fraction : float
+        Share of the clients sampled per round, in (0, 1].
+    head, tail : Flat
+        Where the global weights are trained and evaluated.
+    pooled_round : Callable
+        Train `head` and `tail` on pooled data for one round (the centralised baseline):
+        (round, sampled clients) to (loss, samples, steps).
+    on_round : Callable
+        Called after every round with its :class:`RoundReport`.
+    """
+
+    clients: int
+    fraction: float
+    seed: int
+    codec: Codec
+    tail_optimizer: Optimizer
+    head: Flat[Head]
+    tail: Flat[Tail]
+    pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
+    on_round: Callable[[RoundReport], None] = lambda report: None
+
+
+@dataclass
+class RoundReport:
+    """What one round cost and gave; `traffic` is keyed by partition id."""
+
+    round: int
+    metrics: dict[str, float]
+    train_loss: float
+    traffic: dict[int, Traffic]
+
+
+@dataclass
+class Round:
+    """One round in progress: who takes part, what they sent, what they ended with."""
+
+    number: int
+    clients: list[int]
+    samples: dict[int, int]
+    mailbox: Mailbox
+    training: Training
+    tail: TrainedTail
+    arrays: ArrayRecord
+    finals: dict[int, Message] = field(default_factory=dict)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def head(self) -> Array:
+        """The global head at the start of the round."""
+        return self.arrays[messages.HEAD]
+
+    def begin(self, clients: Iterable[int], head: Array | None) -> None:
+        """Start the round of `clients`; `head` None lets them keep their own."""
+        for client in clients:
+            content = messages.start_of_round(self.number, head)
+            self.mailbox.send(client, messages.STEP, content)
+
+    def payload(self, client: int) -> Payload | None:
+        """Wait for the next payload of `client`; None when it has ended or was dropped."""
+        if client in self.finals or self.mailbox.dropped(client):
+            return None
+        reply = self.mailbox.receive(client)
+        return None if reply is None else self._sort(client, reply)
+
+    def arrivals(self) -> Iterator[tuple[int, Payload]]:
+        """Yield payloads as they come, until every client has ended or was dropped."""
+        for client, reply in self.mailbox.arrivals():
+            payload = self._sort(client, reply)
+            if payload is not None:
+                yield client, payload
+
+    def serve(self, tail: TrainedTail, payloads: dict[int, Payload], step: int) -> None:
+        """Take one step of `tail` on `payloads`, weights n_k / n, and send the cut gradients."""
+        total = sum(self.samples[client] for client in payloads)
+        weights = {client: self.samples[client] / total for client in payloads}
+        losses, gradients = tail.step(payloads, weights, self.number, step)
+        for client, gradient in gradients.items():
+            self.losses.append((self.samples[client], losses[client]))
+            content = RecordDict({messages.GRADIENT: messages.wrap(gradient)})
+            self.mailbox.send(client, messages.STEP, content)
+
+    def finish(self) -> None:
+        """Wait until every client has ended, where none has payloads to send."""
+        for client, _ in self.arrivals():
+            self.mailbox.drop(client, "sent a payload that nobody asked for")
+
+    def replies(self) -> list[Message]:
+        """Final replies by partition id, so that sums do not depend on arrival."""
+        return [self.finals[client] for client in sorted(self.finals)]
+
+    def own_heads(self) -> dict[int, np.ndarray]:
+        """Ask all clients with samples for their private heads; not counted as traffic."""
+        apart = Mailbox(self.mailbox.grid, self.mailbox.nodes, "0", self.mailbox.timeout)
+        for client in (client for client, count in self.samples.items() if count):
+            apart.send(client, messages.REPORT_HEAD, RecordDict())
+        found = {
+            client: reply.content.array_records[messages.WEIGHTS][messages.HEAD].numpy()
+            for client, reply in apart.arrivals()
+        }
+        return dict(sorted(found.items()))
+
+    def order(self, policy: str) -> list[int]:
+        """Clients of the round in the order of `policy`: cyclic, reverse or random."""
+        if policy == "random":
+            draw = generator(self.training.seed, "order", self.number)
+            return [self.clients[i] for i in torch.randperm(len(self.clients), generator=draw)]
+        return self.clients[::-1] if policy == "reverse" else self.clients
+
+    def _sort(self, client: int, reply: Message) -> Payload | None:
+        """Tell a payload from a final reply; drop the client if it is neither or not finite."""
+        try:
+            records = reply.content.array_records
+            if messages.PAYLOAD in records:
+                payload = messages.unwrap(records[messages.PAYLOAD])
+                if all(bool(value.isfinite().all()) for value in payload.values.values()):
+                    return payload
+            else:
+                vectors = records.get(messages.WEIGHTS, {}).values()
+                if all(bool(np.isfinite(vector.numpy()).all()) for vector in vectors):
+                    self.finals[client] = reply
+                    return None
+        except (KeyError, ValueError) as error:
+            self.mailbox.drop(client, f"unreadable reply: {error}")
+            return None
+        self.mailbox.drop(client, "sent values that are not finite")
+        return None
+
+
+class SplitStrategy(Strategy):
+    """Base of all strategies: Flower's interface, with :meth:`train_round` left to say."""
+
+    aggregator: ClassVar[Strategy] = FedAvg(weighted_by_key=messages.NUM_EXAMPLES)
+
+    @abstractmethod
+    def train_round(self, round: Round) -> list[Message]:
+        """Exchange messages until every client of `round` has ended; return final replies."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average whatever weights the replies carry, by Flower's own FedAvg, with n_k / n."""
+        return self.aggregator.aggregate_train(server_round, replies)
+
+    def evaluate(
+        self,
+        round: Round,
+        arrays: ArrayRecord,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None],
+    ) -> MetricRecord:
+        """Evaluate the global model."""
+        return evaluate_fn(round.number, arrays) or MetricRecord()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        training: Training | None = None,
+    ) -> Result:
+        """Run `num_rounds` rounds; `timeout` bounds the wait for any one reply.
+
+        Raises
+        ------
+        NoClientsLeft
+            All clients of a round failed.
+        """
+        assert training is not None, "Training says which tail to train, and on what"
+        assert evaluate_fn is not None
+        result, arrays = Result(), initial_arrays
+        tail = TrainedTail(
+            training.tail, training.tail_optimizer, training.codec, training.seed
+        )
+        tail.flat.load(arrays[messages.TAIL].numpy())
+        nodes, samples = roll_call(grid, training.clients, timeout)
+        for number in range(1, num_rounds + 1):
+            mailbox = Mailbox(grid, nodes, str(number), timeout)
+            clients = sample(samples, training, number)
+            round = Round(number, clients, samples, mailbox, training, tail, arrays)
+            arrays = self.aggregate_round(round, self.train_round(round))
+            tail.flat.load(arrays[messages.TAIL].numpy())
+            metrics = self.evaluate(round, arrays, evaluate_fn)
+            result.arrays, result.evaluate_metrics_serverapp[number] = arrays, metrics
+            training.on_round(_report(round, metrics))
+        return result
+
+    def aggregate_round(self, round: Round, replies: list[Message]) -> ArrayRecord:
+        """Return the global weights after the round.
+
+        What the replies do not carry is as the server has it: its own tail, and the head
+        of the round's start.
+        """
+        if not replies:
+            reasons = sorted({t.dropped for t in round.mailbox.traffic.values()})
+            raise NoClientsLeft(
+                f"round {round.number}: all {len(round.clients)} clients were dropped "
+                f"({'; '.join(reasons)}); nothing to aggregate, results so far are kept"
+            )
+        aggregated = self.aggregate_train(round.number, replies)[0] or {}
+        tail = Array(round.tail.flat.numpy())
+        return ArrayRecord({messages.HEAD: round.head, messages.TAIL: tail, **aggregated})
+
+    # Flower's phases; everything happens in `start`, so there is nothing to configure apart.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return nothing: a round of split learning is more than one phase."""
+        return []
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return nothing: evaluation is the server's."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing: evaluation is the server's."""
+        return None
+
+    def summary(self) -> None:
+        """Log nothing: the ``repr`` of a strategy says all."""
+
+
+def roll_call(grid: Grid, clients: int, timeout: float) -> tuple[dict[int, int], dict[int, int]]:
+    """Wait for all nodes, then map partition ids to node ids and to numbers of samples.
+
+    Node ids are random; everything that affects a result goes by partition id.
+
+    Raises
+    ------
+    NoClientsLeft
+        Fewer nodes than `clients` appeared in time, or a node failed to answer.
+    """
+    deadline = time.monotonic() + timeout
+    while len(found := list(grid.get_node_ids())) < clients:
+        if time.monotonic() > deadline:
+            raise NoClientsLeft(f"waited for {clients} nodes, only {len(found)} came")
+        time.sleep(0.1)
+    mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout)
+    for node in found:
+        mailbox.send(node, messages.ROLL_CALL, RecordDict())
+    nodes, samples = {}, {}
+    for node, reply in mailbox.arrivals():
+        partition = int(messages.metric(reply, messages.PARTITION))
+        nodes[partition] = node
+        samples[partition] = int(messages.metric(reply, messages.NUM_EXAMPLES))
+    missing = sorted(set(range(clients)) - set(nodes))
+    if missing:
+        reasons = sorted({t.dropped for t in mailbox.traffic.values() if t.dropped})
+        raise NoClientsLeft(f"clients {missing} did not come up: {'; '.join(reasons)}")
+    return nodes, samples
+
+
+def sample(samples: dict[int, int], training: Training, server_round: int) -> list[int]:
+    """Draw the clients of a round, without those that hold no samples; sorted."""
+    eligible = sorted(client for client, count in samples.items() if count > 0)
+    wanted = min(len(eligible), max(1, round(training.fraction * training.clients)))
+    draw = generator(training.seed, "sample", server_round)
+    chosen = torch.randperm(len(eligible), generator=draw)[:wanted]
+    return sorted(eligible[i] for i in chosen.tolist())
+
+
+def _report(round: Round, metrics: MetricRecord) -> RoundReport:
+    total = sum(count for count, _ in round.losses)
+    loss = sum(count * value for count, value in round.losses) / total if total else math.nan
+    values = {key: float(value) for key, value in metrics.items() if not isinstance(value, list)}
+    return RoundReport(round.number, values, loss, round.mailbox.traffic)
