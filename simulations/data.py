@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
 
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
 
 class DataError(ValueError):
     """A data set that cannot be used, and why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A data set before its images are decoded.
 
@@ -49,15 +52,18 @@ class Source:
         """1 for grey images, 3 for colour, after the first image."""
         return 1 if self.train[0][self.image].mode in {"1", "L", "I", "I;16", "F"} else 3
 
-    def labels(self, split: datasets.Dataset) -> NDArray[np.int64]:
+    def labels(self, split: datasets.Dataset) -> Labels:
         """Classes of all rows of `split`, (n,)."""
         values = split.with_format(None).select_columns(self.label)[self.label]
-        if isinstance(split.features[self.label], datasets.ClassLabel):
-            return np.asarray(values, dtype=np.int64)
-        position = {name: number for number, name in enumerate(self.class_names)}
-        return np.asarray([position[str(value)] for value in values], dtype=np.int64)
+        if not isinstance(split.features[self.label], datasets.ClassLabel):
+            position = {name: number for number, name in enumerate(self.class_names)}
+            values = [position.get(str(value), -1) for value in values]
+        classes = np.asarray(values, dtype=np.int64)
+        if classes.size and not 0 <= classes.min() <= classes.max() < len(self.class_names):
+            raise DataError(f"column {self.label!r} holds labels that are none of the classes")
+        return classes
 
-    def pixels(self, split: datasets.Dataset, size: int, channels: int) -> NDArray[np.uint8]:
+    def pixels(self, split: datasets.Dataset, size: int, channels: int) -> Pixels:
         """Decode and resize (bicubic) all images of `split` to (n, channels, size, size)."""
         table = np.empty((len(split), channels, size, size), dtype=np.uint8)
         mode = "L" if channels == 1 else "RGB"
@@ -85,8 +91,8 @@ class Table:
         Normalisation of pixels in [0, 1], one number or one per channel.
     """
 
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    pixels: Pixels
+    labels: Labels
     partitions: list[NDArray[np.int64]]
     num_classes: int
     mean: list[float]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from transformers import ViTForImageClassification
 from fl_split.codecs import Identity
 from fl_split.flat import Flat
 from fl_split.metrics import accuracy
+from fl_split.specs import parse
 from fl_split.step import Place, predict, train_step
 from fl_split.vit import Head, Tail, split
 from simulations import partition
 from simulations.client import Schedule, Worker
-from simulations.data import Table
+from simulations.data import DATASETS, Labels, Pixels, Source, Table
 from simulations.experiment import Experiment
 from strategies import messages
 
@@ -67,30 +69,47 @@ def prepare(experiment: Experiment) -> Setup:
     """
     e = experiment
     with _named("dataset"):
-        source = e.build("dataset").open(e.test_fraction, e.seed)
-        labels, test_labels = source.labels(source.train), source.labels(source.test)
-    table = source.train.select_columns([c for c in source.train.features if c != source.image])
+        source = _open(e.dataset, e.test_fraction, e.seed)
+    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
     partitions = partition.split(
-        table, e.partition, clients=e.clients, label=source.label, seed=e.seed
+        rows, e.partition, clients=e.clients, label=source.label, seed=e.seed
     )
-    spec = e.build("model")
+    spec, classes = e.build("model"), len(source.class_names)
     with _named("model"):
         model = spec.build(
             image_size=source.image_size,
             channels=source.channels,
-            num_classes=len(source.class_names),
+            num_classes=classes,
             seed=e.seed,
         )
+        mean, std = spec.normalisation()
     model.train()  # checkpoints come in evaluation mode
     head, tail = split(model, e.cut)
     size, channels = model.config.image_size, model.config.num_channels
-    classes, (mean, std) = len(source.class_names), spec.normalisation()
     with _named("dataset"):
-        pixels = source.pixels(source.train, size, channels)
-        test_pixels = source.pixels(source.test, size, channels)
-    train = Table(pixels, labels, partitions, classes, mean, std)
-    test = Table(test_pixels, test_labels, [], classes, mean, std)
-    return Setup(e, model, head, tail, train, test)
+        train, test = _decode(source, size, channels)
+    return Setup(
+        experiment=e,
+        model=model,
+        head=head,
+        tail=tail,
+        train=Table(*train, partitions, classes, mean, std),
+        test=Table(*test, [], classes, mean, std),
+    )
+
+
+@lru_cache(maxsize=1)
+def _open(dataset: str, test_fraction: float, seed: int) -> Source:
+    """Open a data set; runs that are compared share it."""
+    return parse(dataset, DATASETS).open(test_fraction, seed)
+
+
+@lru_cache(maxsize=1)
+def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labels]]:
+    return [
+        (source.pixels(half, size, channels), source.labels(half))
+        for half in (source.train, source.test)
+    ]
 
 
 class Evaluator:

@@ -1,0 +1,1 @@
+"""Running it: data, partitions, engines, results, report and the command line."""
