@@ -231,8 +231,9 @@ def adapt(
 
 def _fold_kernel(kernel: Tensor, patch_size: int) -> Tensor:
     basis = torch.eye(patch_size**2).reshape(-1, 1, patch_size, patch_size)
+    shrinks = patch_size > kernel.shape[-1]
     resized = functional.interpolate(
-        basis, size=kernel.shape[-2:], mode="bicubic", antialias=True
+        basis, size=kernel.shape[-2:], mode="bicubic", antialias=shrinks
     )
     folded = torch.einsum("pij,dcij->dcp", resized[:, 0], kernel)
     return folded.unflatten(-1, (patch_size, patch_size))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 
@@ -103,7 +104,8 @@ def _worker(context: Context) -> Worker:
 
 @lru_cache(maxsize=1)
 def _build(run_config: tuple[tuple[str, UserConfigValue], ...]) -> Worker:
-    return setup.worker(Experiment.from_dict(dict(run_config)))
+    torch.set_num_threads(1)  # as everywhere: results must not depend on idle cores
+    return setup.prepare(Experiment.from_dict(dict(run_config))).worker()
 
 
 def _partition(context: Context) -> int:

@@ -34,6 +34,9 @@ PARTITIONS: dict[str, Callable[..., Partitioner]] = {
 """Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
 `partition_by` and `seed` are filled in from the experiment unless given."""
 
+ROW = "fl_split_row"
+"""Column that carries row numbers through a partitioner."""
+
 
 class PartitionError(ValueError):
     """A partition that the data cannot satisfy, and why."""
@@ -55,7 +58,9 @@ def split(
         raise PartitionError(f"clients: {clients} clients cannot share {len(table)} samples")
     order = np.random.default_rng(derive(seed, "partition")).permutation(len(table))
     partitioner = _build(spec, clients, label, seed)
-    shuffled = table.add_column("fl_split_row", np.arange(len(table))).select(order)
+    columns = table.with_format("arrow")[:].replace_schema_metadata(None)
+    numbered = columns.append_column(ROW, [np.arange(len(table))])
+    shuffled = datasets.Dataset(numbered).select(order)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -69,7 +74,7 @@ def split(
         ) from None
     if count != clients:
         raise PartitionError(f"partition {spec!r} makes {count} partitions; set clients={count}")
-    return [np.asarray(part.with_format(None)["fl_split_row"], dtype=np.int64) for part in parts]
+    return [np.asarray(part.with_format(None)[ROW], dtype=np.int64) for part in parts]
 
 
 def check(spec: str) -> None:

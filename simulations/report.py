@@ -42,26 +42,23 @@ def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
 
 def comparison_table(frame: pd.DataFrame) -> Table:
     """Show what :func:`comparison` returns on a terminal."""
-    table = Table(title="Accuracy against bytes", caption="MB = 10^6 bytes, all clients, all rounds")
-    table.add_column("run")
-    for title in ("final acc.", "best", "payload up", "payload down", "ratio", "weights", "total"):
-        table.add_column(title, justify="right")
-    for title in ("steps", "CPU s"):
-        table.add_column(title, justify="right")
+    table = Table(
+        title="Accuracy against bytes",
+        caption="MB = 10^6 bytes, both directions, all clients and rounds. Smashed: payloads "
+        "and cut gradients; ratio: to fp32 uncompressed; weights: head synchronisation.",
+    )
+    table.add_column("run", overflow="fold")
+    for title in ("final %", "best %", "smashed MB", "ratio", "weights MB", "steps", "CPU s"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
-        weights = row["head_bytes_up"] + row["head_bytes_down"]
-        payload = row["payload_bytes_up"] + row["payload_bytes_down"]
         table.add_row(
             row["run"],
-            percent(row["final_accuracy"]),
-            percent(row["best_accuracy"]),
-            megabytes(row["payload_bytes_up"]),
-            megabytes(row["payload_bytes_down"]),
-            "-" if pd.isna(row["ratio"]) else f"{row['ratio']:.3f}",
-            megabytes(weights),
-            megabytes(payload + weights),
-            f"{row['client_steps']:,}",
-            f"{row['cpu_seconds']:.0f}",
+            *(_number(row[key], 100, 1) for key in ("final_accuracy", "best_accuracy")),
+            _number(row["payload_bytes_up"] + row["payload_bytes_down"], 1e-6, 1),
+            _number(row["ratio"], 1, 3),
+            _number(row["head_bytes_up"] + row["head_bytes_down"], 1e-6, 1),
+            _number(row["client_steps"], 1, 0),
+            _number(row["cpu_seconds"], 1, 0),
         )
     return table
 
@@ -86,11 +83,15 @@ def plot(folders: Mapping[str, Path], path: Path) -> None:
     figure.savefig(path)
 
 
-def percent(share: float | None) -> str:
+def percent(share: float) -> str:
     """Format a share as per cent."""
-    return "-" if share is None or pd.isna(share) else f"{100 * share:.1f} %"
+    return f"{_number(share, 100, 1)} %"
 
 
 def megabytes(count: float) -> str:
     """Format a number of bytes in MB."""
-    return f"{count / 1e6:,.1f} MB"
+    return f"{_number(count, 1e-6, 1)} MB"
+
+
+def _number(value: float | None, factor: float, digits: int) -> str:
+    return "-" if value is None or pd.isna(value) else f"{factor * value:,.{digits}f}"

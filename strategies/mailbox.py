@@ -121,7 +121,7 @@ class Mailbox:
             client = self._pending.pop(reply.metadata.reply_to_message_id)
             self._awaited.discard(client)
             if reply.has_error():
-                self.drop(client, (reply.error.reason or "unknown error").strip())
+                self.drop(client, _last_line(reply.error.reason))
             else:
                 self.traffic[client].count_reply(reply)
                 self._inbox[client] = reply
@@ -134,3 +134,9 @@ class Mailbox:
             self._awaited.clear()
         else:
             time.sleep(PULL_INTERVAL)
+
+
+def _last_line(reason: str | None) -> str:
+    """Keep what an error says, without the traceback that Flower puts before it."""
+    lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "unknown error"

@@ -10,7 +10,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
@@ -41,33 +41,22 @@ class ADC:
         or ratio^(1/5) for samples and ratio^(4/5) for tokens (the code behind the
         published accuracies).
     batch_ratio, token_ratio : float, optional
-        Given both, they replace `ratio` and `split`.
+        Override what `split` makes of `ratio`, each on its own.
     weighted_loss : bool
         Weight the loss of a cluster by its size instead of equally (the paper).
     """
 
-    ratio: Ratio | None = None
+    ratio: Ratio = 0.1
     split: Literal["sqrt", "fifth"] = "sqrt"
     batch_ratio: Ratio | None = None
     token_ratio: Ratio | None = None
     weighted_loss: bool = False
 
-    @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> ADC:
-        if (self.batch_ratio is None) != (self.token_ratio is None):
-            raise ValueError("batch_ratio and token_ratio must be given together")
-        if (self.ratio is None) == (self.batch_ratio is None):
-            raise ValueError("give either ratio or batch_ratio and token_ratio")
-        return self
-
     def sizes(self, num_samples: int, num_tokens: int) -> tuple[int, int]:
         """Return (K, T) for a batch of `num_samples` samples of `num_tokens` tokens."""
-        if self.batch_ratio is not None and self.token_ratio is not None:
-            batch_ratio, token_ratio = self.batch_ratio, self.token_ratio
-        else:
-            assert self.ratio is not None
-            share = 1 / 2 if self.split == "sqrt" else 1 / 5
-            batch_ratio, token_ratio = self.ratio**share, self.ratio ** (1 - share)
+        share = 1 / 2 if self.split == "sqrt" else 1 / 5
+        batch_ratio = self.batch_ratio or self.ratio**share
+        token_ratio = self.token_ratio or self.ratio ** (1 - share)
         num_clusters = max(2, math.floor(batch_ratio * num_samples))
         return min(num_clusters, num_samples), max(1, math.floor(token_ratio * num_tokens))
 

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from simulations import client_app, server_app
+from simulations.experiment import Experiment
+from simulations.setup import prepare
+
+TINY = {
+    "clients": 6,
+    "rounds": 2,
+    "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
+    "cut": 1,
+    "batch_size": 64,
+    "engine": "inline()",
+}
+
+
+@dataclass
+class Outcome:
+    """A finished run, read back from its folder."""
+
+    folder: Path
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "rounds.csv")
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        return pd.read_parquet(self.folder / "clients.parquet")
+
+    @property
+    def model(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "model.safetensors")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def simulate(tmp_path: Path):
+    """Run a tiny experiment with changes; each call in its own folder."""
+    count = 0
+
+    def run(app: Any = client_app.app, **changes: Any) -> Outcome:
+        nonlocal count
+        count += 1
+        values = {**TINY, **changes, "out": str(tmp_path / f"run{count}")}
+        setup = prepare(Experiment.from_dict(values))
+        with setup.experiment.build("engine").session(app) as session:
+            grid = session(setup.worker(), setup.experiment.clients)
+            server_app.app(grid, server_app.LocalContext(setup, lambda row: None))
+        return Outcome(Path(values["out"]))
+
+    return run
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Bit-equality of two state dicts."""
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )

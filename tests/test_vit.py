@@ -1,0 +1,126 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fl_split.codecs import Identity
+from fl_split.flat import Flat
+from fl_split.optimizers import OPTIMIZERS
+from fl_split.specs import parse
+from fl_split.step import Place, train_step
+from fl_split.vit import ViT, adapt, split
+
+SMALL = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=4)
+
+
+def build(spec=SMALL, image_size=8, channels=3, num_classes=5, seed=0):
+    return spec.build(
+        image_size=image_size, channels=channels, num_classes=num_classes, seed=seed
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd(lr=0.1, momentum=0.9, weight_decay=0.01)", "adam(lr=0.01)", "adamw(lr=0.01)"]
+)
+def test_split_training_equals_monolithic_training_bit_for_bit(cut, optimizer):
+    whole, halved = build(), build()
+    head, tail = (Flat(half) for half in split(halved, cut))
+    spec = parse(optimizer, OPTIMIZERS)
+    settings = {key: value for key, value in vars(spec).items() if not key.startswith("_")}
+    reference = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[
+        optimizer.partition("(")[0]
+    ](whole.parameters(), **settings)
+    own = [spec.build(head.vector), spec.build(tail.vector)]
+    draw = torch.Generator().manual_seed(1)
+    for step in range(4):
+        pixels = torch.randn(6, 3, 8, 8, generator=draw)
+        labels = torch.randint(5, (6,), generator=draw)
+        reference.zero_grad()
+        expected = functional.cross_entropy(whole(pixels).logits, labels)
+        expected.backward()
+        reference.step()
+        got = train_step(head, tail, own, Identity(), pixels, labels, 5, Place(0, 1, 0, step))
+        assert got == expected.item()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, halved.state_dict()[name]), name
+    assert not torch.equal(whole.classifier.weight, build().classifier.weight)
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_head_returns_what_transformers_returns(cut):
+    model = build()
+    head, _ = split(model, cut)
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    tokens, attention = head(pixels)
+    model.set_attn_implementation("eager")
+    output = model(pixels, output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(tokens, output.hidden_states[cut])
+    row = output.attentions[cut - 1].mean(dim=1)[:, 0]
+    torch.testing.assert_close(attention, row)
+    assert not attention.requires_grad
+
+
+@pytest.mark.parametrize("cut", [0, 4, -1])
+def test_a_cut_outside_the_model_is_refused(cut):
+    with pytest.raises(ValueError, match=r"cut must be in 1\.\.3 .* got"):
+        split(build(), cut)
+
+
+def test_a_folded_kernel_sees_a_patch_as_the_old_one_saw_it_enlarged():
+    model = build(image_size=16, spec=ViT(hidden_size=24, num_attention_heads=3, patch_size=8))
+    adapted = adapt(copy.deepcopy(model), image_size=12, patch_size=4)
+    patch = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    large = functional.interpolate(patch, size=(8, 8), mode="bicubic")
+    old, new = (m.vit.embeddings.patch_embeddings.projection for m in (model, adapted))
+    torch.testing.assert_close(new(patch), old(large), atol=1e-5, rtol=1e-5)
+    assert adapted.vit.embeddings.position_embeddings.shape == (1, 1 + 9, 24)
+    assert adapted(torch.zeros(1, 3, 12, 12)).logits.shape == (1, 5)
+
+
+def test_a_constant_position_grid_stays_constant_when_interpolated():
+    model = build(image_size=16)
+    positions = model.vit.embeddings.position_embeddings
+    positions.data[:, 1:] = torch.arange(24.0)
+    positions.data[:, 0] = -1
+    resized = adapt(model, image_size=8, patch_size=4).vit.embeddings.position_embeddings
+    torch.testing.assert_close(resized[0, 1:], torch.arange(24.0).expand(4, 24))
+    assert (resized[0, 0] == -1).all()
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = build(seed=3).classifier.weight
+    torch.manual_seed(2)
+    assert torch.equal(first, build(seed=3).classifier.weight)
+    assert not torch.equal(first, build(seed=4).classifier.weight)
+
+
+def test_dropout_in_the_head_is_repeatable():
+    model = build(spec=ViT(hidden_size=24, num_attention_heads=3, hidden_dropout_prob=0.5))
+    from fl_split.step import smash
+
+    head, _ = split(model, 2)
+    pixels, labels = torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
+    first = smash(head, Identity(), pixels, labels, 5, Place(0, 1, 2, 3)).values["tokens"]
+    again = smash(head, Identity(), pixels, labels, 5, Place(0, 1, 2, 3)).values["tokens"]
+    other = smash(head, Identity(), pixels, labels, 5, Place(0, 1, 2, 4)).values["tokens"]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_checkpoint_comes_back_with_a_new_classifier(tmp_path):
+    from fl_split.vit import Pretrained
+
+    model = build()
+    model.save_pretrained(tmp_path)
+    loaded = Pretrained(path=str(tmp_path)).build(
+        image_size=99, channels=9, num_classes=7, seed=0
+    )
+    assert loaded.classifier.weight.shape == (7, 24)
+    assert torch.equal(loaded.vit.layers[0].mlp.fc1.weight, model.vit.layers[0].mlp.fc1.weight)
+    with pytest.raises(ValueError, match="cannot load a ViT"):
+        Pretrained(path=str(tmp_path / "nothing")).build(
+            image_size=8, channels=3, num_classes=7, seed=0
+        )
