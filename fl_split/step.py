@@ -82,26 +82,52 @@ def loss(logits: Tensor, received: Received) -> Tensor:
     return (rows * received.weights).sum() / received.weights.sum()
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """A payload on the server: where its cut gradient is taken, and what the tail is fed."""
+
+    leaves: dict[str, Tensor]
+    received: Received
+
+
+def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
+    """Decode a payload and check that it is something `tail` can be trained on.
+
+    Raises
+    ------
+    ValueError
+        Values that are not finite, tokens or targets of a wrong shape, or a label that is
+        no class.
+    """
+    if not all(bool(value.isfinite().all()) for value in payload.values.values()):
+        raise ValueError("values that are not finite")
+    leaves = {name: value.detach().requires_grad_() for name, value in payload.values.items()}
+    try:
+        received = codec.decode(Payload(leaves, payload.side))
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise ValueError(f"cannot be decoded: {error}") from None
+    tokens, targets = received.tokens, received.targets
+    classes, width = tail.classifier.weight.shape
+    if tokens.dim() != 3 or not len(tokens) or tokens.shape[2] != width:
+        raise ValueError(f"tokens must be (K, T, {width}), got {tuple(tokens.shape)}")
+    if targets.shape not in {(len(tokens),), (len(tokens), classes)}:
+        raise ValueError(f"targets do not fit {len(tokens)} rows: {tuple(targets.shape)}")
+    if targets.dim() == 1 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise ValueError(f"labels must be in 0..{classes - 1}")
+    if not bool(targets.isfinite().all()):
+        raise ValueError("labels that are not finite")
+    return Arrival(leaves, received)
+
+
 def cut_gradients(
-    tail: Tail,
-    codec: Codec,
-    payloads: Sequence[Payload],
-    weights: Sequence[float],
-    place: Place,
+    tail: Tail, arrivals: Sequence[Arrival], weights: Sequence[float], place: Place
 ) -> tuple[list[float], list[Payload]]:
     """Server: add the tail's gradient of sum_k weights[k] loss_k; return losses and cut gradients.
 
-    The payloads are decoded and run through the tail as one batch, so they must have the
-    same number of tokens. Each cut gradient is that of the client's own loss.
+    All arrivals run through the tail as one batch, so they must have the same number of
+    tokens. Each cut gradient is that of the client's own loss.
     """
-    leaves = [
-        {name: value.detach().requires_grad_() for name, value in payload.values.items()}
-        for payload in payloads
-    ]
-    received = [
-        codec.decode(Payload(values, payload.side))
-        for values, payload in zip(leaves, payloads, strict=True)
-    ]
+    received = [arrival.received for arrival in arrivals]
     tokens = [part.tokens for part in received]
     draw = seeded(place.seed, "tail", *place.path()) if has_dropout(tail) else nullcontext()
     with draw:
@@ -110,8 +136,8 @@ def cut_gradients(
     losses = [loss(part, own) for part, own in zip(parts, received, strict=True)]
     torch.stack([w * value for w, value in zip(weights, losses, strict=True)]).sum().backward()
     gradients = []
-    for values, weight in zip(leaves, weights, strict=True):
-        own = {name: _own(leaf, weight) for name, leaf in values.items()}
+    for arrival, weight in zip(arrivals, weights, strict=True):
+        own = {name: _own(leaf, weight) for name, leaf in arrival.leaves.items()}
         gradients.append(Payload(own))
     return [float(value.detach()) for value in losses], gradients
 
@@ -133,7 +159,7 @@ def exchange(
 ) -> float:
     """One whole exchange in one process: add the gradients of head and tail, return the loss."""
     payload = smash(head, codec, pixels, labels, num_classes, place)
-    losses, gradients = cut_gradients(tail, codec, [payload], [1.0], place)
+    losses, gradients = cut_gradients(tail, [arrive(tail, codec, payload)], [1.0], place)
     backpropagate(payload, gradients[0])
     return losses[0]
 

@@ -60,7 +60,8 @@ def split(
     partitioner = _build(spec, clients, label, seed)
     columns = table.with_format("arrow")[:].replace_schema_metadata(None)
     numbered = columns.append_column(ROW, [np.arange(len(table))])
-    shuffled = datasets.Dataset(numbered).select(order)
+    # A fingerprint of our own, since computing one costs more than partitioning.
+    shuffled = datasets.Dataset(numbered, fingerprint=ROW).select(order)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -24,8 +24,8 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from fl_split.codecs import Codec
 from fl_split.flat import Flat
 from fl_split.optimizers import Optimizer
-from fl_split.payload import Payload
 from fl_split.seeds import generator
+from fl_split.step import Arrival
 from fl_split.vit import Head, Tail
 from strategies import messages
 from strategies.mailbox import Mailbox, Traffic
@@ -101,21 +101,21 @@ class Round:
             content = messages.start_of_round(self.number, head)
             self.mailbox.send(client, messages.STEP, content)
 
-    def payload(self, client: int) -> Payload | None:
+    def payload(self, client: int) -> Arrival | None:
         """Wait for the next payload of `client`; None when it has ended or was dropped."""
         if client in self.finals or self.mailbox.dropped(client):
             return None
         reply = self.mailbox.receive(client)
         return None if reply is None else self._sort(client, reply)
 
-    def arrivals(self) -> Iterator[tuple[int, Payload]]:
+    def arrivals(self) -> Iterator[tuple[int, Arrival]]:
         """Yield payloads as they come, until every client has ended or was dropped."""
         for client, reply in self.mailbox.arrivals():
             payload = self._sort(client, reply)
             if payload is not None:
                 yield client, payload
 
-    def serve(self, tail: TrainedTail, payloads: dict[int, Payload], step: int) -> None:
+    def serve(self, tail: TrainedTail, payloads: dict[int, Arrival], step: int) -> None:
         """Take one step of `tail` on `payloads`, weights n_k / n, and send the cut gradients."""
         total = sum(self.samples[client] for client in payloads)
         weights = {client: self.samples[client] / total for client in payloads}
@@ -152,23 +152,18 @@ class Round:
             return [self.clients[i] for i in torch.randperm(len(self.clients), generator=draw)]
         return self.clients[::-1] if policy == "reverse" else self.clients
 
-    def _sort(self, client: int, reply: Message) -> Payload | None:
-        """Tell a payload from a final reply; drop the client if it is neither or not finite."""
+    def _sort(self, client: int, reply: Message) -> Arrival | None:
+        """Tell a payload from a final reply; drop the client if it is neither."""
+        records = reply.content.array_records
         try:
-            records = reply.content.array_records
             if messages.PAYLOAD in records:
-                payload = messages.unwrap(records[messages.PAYLOAD])
-                if all(bool(value.isfinite().all()) for value in payload.values.values()):
-                    return payload
-            else:
-                vectors = records.get(messages.WEIGHTS, {}).values()
-                if all(bool(np.isfinite(vector.numpy()).all()) for vector in vectors):
-                    self.finals[client] = reply
-                    return None
+                return self.tail.arrive(messages.unwrap(records[messages.PAYLOAD]))
+            for vector in records.get(messages.WEIGHTS, {}).values():
+                if not np.isfinite(vector.numpy()).all():
+                    raise ValueError("weights that are not finite")
+            self.finals[client] = reply
         except (KeyError, ValueError) as error:
-            self.mailbox.drop(client, f"unreadable reply: {error}")
-            return None
-        self.mailbox.drop(client, "sent values that are not finite")
+            self.mailbox.drop(client, f"sent {error}")
         return None
 
 

@@ -9,7 +9,7 @@ from fl_split.codecs import Codec
 from fl_split.flat import Flat
 from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
-from fl_split.step import Place, cut_gradients
+from fl_split.step import Arrival, Place, arrive, cut_gradients
 from fl_split.vit import Tail
 
 MAX_ROWS = 256
@@ -40,9 +40,13 @@ class TrainedTail:
             TrainedTail(flat, self.spec, self.codec, self.seed) for flat in self._copies[:count]
         ]
 
+    def arrive(self, payload: Payload) -> Arrival:
+        """Decode and check a payload; raise ValueError if it cannot be trained on."""
+        return arrive(self.flat.module, self.codec, payload)
+
     def step(
         self,
-        payloads: Mapping[int, Payload],
+        arrivals: Mapping[int, Arrival],
         weights: Mapping[int, float],
         server_round: int,
         step: int,
@@ -50,17 +54,16 @@ class TrainedTail:
         """Take one optimiser step on sum_k weights[k] loss_k; return losses and cut gradients.
 
         Clients whose payloads have the same number of tokens run as one batch, in the
-        order of `payloads`, at most MAX_ROWS rows at once; gradients add up over batches.
+        order of `arrivals`, at most MAX_ROWS rows at once; gradients add up over batches.
         """
         self.flat.zero_grad()
         losses: dict[int, float] = {}
         gradients: dict[int, Payload] = {}
-        for clients in _batches(payloads):
+        for clients in _batches(arrivals):
             place = Place(self.seed, server_round, clients[0], step)
             values, cuts = cut_gradients(
                 self.flat.module,
-                self.codec,
-                [payloads[client] for client in clients],
+                [arrivals[client] for client in clients],
                 [weights[client] for client in clients],
                 place,
             )
@@ -70,16 +73,15 @@ class TrainedTail:
         return losses, gradients
 
 
-def _batches(payloads: Mapping[int, Payload]) -> list[list[int]]:
-    """Group clients by the shape of one row of their payload, then by MAX_ROWS."""
-    groups: dict[tuple[tuple[int, ...], ...], list[list[int]]] = {}
-    rows: dict[tuple[tuple[int, ...], ...], int] = {}
-    for client, payload in payloads.items():
-        shape = tuple(tuple(value.shape[1:]) for value in payload.values.values())
-        size = max(len(value) for value in payload.values.values())
-        if shape not in groups or rows[shape] + size > MAX_ROWS:
-            groups.setdefault(shape, []).append([])
-            rows[shape] = 0
-        groups[shape][-1].append(client)
-        rows[shape] += size
+def _batches(arrivals: Mapping[int, Arrival]) -> list[list[int]]:
+    """Group clients by their number of tokens, then by MAX_ROWS."""
+    groups: dict[int, list[list[int]]] = {}
+    free: dict[int, int] = {}
+    for client, arrival in arrivals.items():
+        rows, tokens, _ = arrival.received.tokens.shape
+        if free.get(tokens, 0) < rows:
+            groups.setdefault(tokens, []).append([])
+            free[tokens] = MAX_ROWS
+        groups[tokens][-1].append(client)
+        free[tokens] -= rows
     return [clients for batches in groups.values() for clients in batches]

@@ -43,6 +43,11 @@ class Outcome:
     def model(self) -> dict[str, torch.Tensor]:
         return load_file(self.folder / "model.safetensors")
 
+    def equals(self, other: Outcome) -> bool:
+        """Bit-equality of the two trained models."""
+        mine, its = self.model, other.model
+        return mine.keys() == its.keys() and all(torch.equal(mine[k], its[k]) for k in mine)
+
     @property
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "summary.json").read_text())
@@ -71,9 +76,3 @@ def simulate(tmp_path: Path):
 
     return run
 
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Bit-equality of two state dicts."""
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )

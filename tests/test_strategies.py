@@ -1,0 +1,250 @@
+"""What every strategy must do, and what must be equal between them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message
+
+from simulations import client_app
+from strategies import STRATEGIES, NoClientsLeft, messages
+
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+SPLIT = [name for name in STRATEGIES if name not in {"centralised", "fedavg"}]
+
+
+class Spoilt:
+    """The client app, with one partition's replies spoilt from a given message on."""
+
+    def __init__(self, partition, spoil, after=1):
+        self.partition, self.spoil, self.after, self.seen = partition, spoil, after, 0
+
+    def __call__(self, message, context):
+        reply = client_app.app(message, context)
+        if context.node_config["partition-id"] in self.partition:
+            if message.metadata.message_type != messages.ROLL_CALL:
+                self.seen += 1
+                if self.seen > self.after:
+                    return self.spoil(reply)
+        return reply
+
+
+def fail(reply):
+    raise RuntimeError("battery is empty")
+
+
+def not_finite(reply):
+    """Put a NaN into the payload's values or the weights."""
+    if messages.PAYLOAD in reply.content:
+        payload = messages.unwrap(reply.content[messages.PAYLOAD])
+        payload.values["tokens"][0, 0, 0] = torch.nan
+        reply.content[messages.PAYLOAD] = messages.wrap(payload)
+    elif messages.WEIGHTS in reply.content:
+        record = reply.content[messages.WEIGHTS]
+        record[messages.HEAD] = Array(record[messages.HEAD].numpy() * np.nan)
+    return reply
+
+
+def no_class(reply):
+    """Send labels that are no class."""
+    if messages.PAYLOAD in reply.content:
+        payload = messages.unwrap(reply.content[messages.PAYLOAD])
+        payload.side["labels"][0] = 77
+        reply.content[messages.PAYLOAD] = messages.wrap(payload)
+    return reply
+
+
+@every_strategy
+def test_same_seed_same_result_and_another_seed_another(simulate, name):
+    first, again = simulate(strategy=name), simulate(strategy=name)
+    assert first.equals(again)
+    other = simulate(strategy=name, seed=1)
+    assert not first.equals(other)
+
+
+@every_strategy
+def test_one_client_one_round_equals_every_other_strategy(simulate, name):
+    one = {"clients": 1, "rounds": 1, "partition": "iid", "batch_size": 512}
+    assert simulate(strategy=name, **one).equals(simulate(strategy="centralised", **one))
+
+
+@every_strategy
+def test_rows_add_up(simulate, name):
+    outcome = simulate(strategy=name, codec="adc(ratio=0.25)")
+    rounds, clients = outcome.rounds, outcome.clients
+    for column in ("samples", "payload_bytes_up", "head_bytes_down", "wire_bytes_up"):
+        by_round = clients.groupby("round")[column].sum()
+        assert by_round.tolist() == rounds[column].tolist()
+        assert outcome.summary[column] == rounds[column].sum()
+    assert outcome.summary["client_steps"] == clients["steps"].sum() > 0
+    assert (rounds["samples"] == 1433).all()
+
+
+@every_strategy
+def test_every_epoch_sees_every_sample_of_uneven_clients(simulate, name):
+    outcome = simulate(
+        strategy=name, partition="dirichlet(alpha=0.1)", clients=20, batch_size=7, rounds=1
+    )
+    assert outcome.rounds["samples"][0] == 1433
+    assert np.isfinite(outcome.rounds["loss"][0])
+
+
+@pytest.mark.parametrize("name", [*SPLIT, "fedavg"])
+@pytest.mark.parametrize("spoil", [fail, not_finite, no_class])
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, name, spoil, after):
+    if name == "fedavg" and (after or spoil is no_class):
+        pytest.skip("one message per round, without labels")
+    outcome = simulate(Spoilt({2}, spoil, after), strategy=name, batch_size=128)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [2, 2]
+    reason = {fail: "battery is empty", not_finite: "finite", no_class: "labels"}[spoil]
+    assert dropped["dropped"].str.contains(reason).all()
+    assert all(value.isfinite().all() for value in outcome.model.values())
+    assert outcome.summary["status"] == "complete"
+
+
+@pytest.mark.parametrize("name", [*SPLIT, "fedavg"])
+def test_when_no_client_is_left_the_run_ends_with_what_it_has(simulate, name, tmp_path):
+    with pytest.raises(NoClientsLeft, match="battery is empty"):
+        simulate(Spoilt(set(range(6)), fail, 0), strategy=name)
+    assert (tmp_path / "run1" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd(lr=0.05, momentum=0.9)", "adam(lr=0.01)"])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_sflv1_equals_fedavg_exactly(simulate, optimizer, cut):
+    same_way = {"head_optimizer": optimizer, "tail_optimizer": optimizer, "cut": cut, "rounds": 3}
+    first = simulate(strategy="sflv1", **same_way)
+    second = simulate(strategy="fedavg", **same_way)
+    assert first.equals(second)
+    assert first.rounds["accuracy"].tolist() == second.rounds["accuracy"].tolist()
+
+
+def test_sflv1_does_not_depend_on_the_cut(simulate):
+    assert simulate(strategy="sflv1", cut=1).equals(simulate(strategy="sflv1", cut=2))
+
+
+def test_parallel_takes_one_tail_step_with_client_weights(simulate):
+    """Two clients, one exchange, SGD: compare with the formulas, written out."""
+    from torch.nn import functional
+
+    from fl_split.seeds import generator
+    from simulations.experiment import Experiment
+    from simulations.setup import prepare
+
+    values = {
+        "clients": 2, "rounds": 1, "batch_size": 2000, "partition": "dirichlet(alpha=0.5)",
+        "head_optimizer": "sgd(lr=0.5)", "tail_optimizer": "sgd(lr=0.3)", "cut": 1,
+        "model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)",
+    }
+    outcome = simulate(**values)
+    setup = prepare(Experiment.from_dict(values))
+    counts = [len(rows) for rows in setup.train.partitions]
+    shares = [count / sum(counts) for count in counts]
+    model, expected = setup.model, {}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for client, rows in enumerate(setup.train.partitions):
+        order = torch.randperm(len(rows), generator=generator(0, "batches", 1, client, 0))
+        pixels, labels = setup.train.batch(rows[order.numpy()])
+        model.zero_grad()
+        functional.cross_entropy(model(pixels).logits, labels).backward()
+        for name, parameter in model.named_parameters():
+            is_head = "embeddings" in name or "layers.0." in name
+            step = (0.5 if is_head else 0.3) * shares[client] * parameter.grad
+            expected[name] = expected.get(name, before[name]) - step
+    for name, value in outcome.model.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+        assert not torch.equal(value, before[name])
+
+
+def test_sflv2_depends_on_order_and_phi(simulate):
+    results = [
+        simulate(strategy=f"sflv2(order={order!r}, phi={phi})", batch_size=128, rounds=1)
+        for order, phi in [("cyclic", 0), ("reverse", 0), ("cyclic", 1), ("cyclic", 2)]
+    ]
+    for i, first in enumerate(results):
+        for second in results[i + 1 :]:
+            assert not first.equals(second)
+    again = simulate(strategy="sflv2(order='cyclic', phi=99)", batch_size=128, rounds=1)
+    assert results[0].equals(again)
+
+
+def served(simulate, strategy) -> Iterator[int]:
+    """Order in which clients' gradients arrive, as the client app sees it."""
+    seen = []
+
+    def watch(message: Message, context):
+        if messages.GRADIENT in message.content:
+            seen.append(context.node_config["partition-id"])
+        return client_app.app(message, context)
+
+    simulate(watch, strategy=strategy, partition="iid", clients=3, local_steps=2, rounds=1)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("strategy", "order"),
+    [
+        ("sflv2(order='cyclic', phi=0)", [0, 0, 1, 1, 2, 2]),
+        ("sflv2(order='reverse', phi=0)", [2, 2, 1, 1, 0, 0]),
+        ("sflv2(order='cyclic', phi=1)", [0, 1, 2, 0, 1, 2]),
+        ("sequential(order='cyclic')", [0, 0, 1, 1, 2, 2]),
+        ("parallel", [0, 1, 2, 0, 1, 2]),
+    ],
+)
+def test_clients_are_served_in_the_order_that_is_named(simulate, strategy, order):
+    assert served(simulate, strategy) == order
+
+
+def test_sequential_hands_the_head_over(simulate):
+    heads = {}
+
+    def watch(message: Message, context):
+        client = context.node_config["partition-id"]
+        record = message.content.get(messages.WEIGHTS)
+        if isinstance(record, ArrayRecord):
+            heads[client, "in"] = record[messages.HEAD].numpy()
+        reply = client_app.app(message, context)
+        if messages.WEIGHTS in reply.content:
+            heads[client, "out"] = reply.content[messages.WEIGHTS][messages.HEAD].numpy()
+        return reply
+
+    outcome = simulate(watch, strategy="sequential(order='cyclic')", clients=3, rounds=1)
+    assert (heads[1, "in"] == heads[0, "out"]).all()
+    assert (heads[2, "in"] == heads[1, "out"]).all()
+    assert not (heads[1, "out"] == heads[0, "out"]).all()
+    cls = outcome.model["vit.embeddings.cls_token"].flatten().numpy()
+    assert (heads[2, "out"][: len(cls)] == cls).all()
+
+
+def test_private_heads_never_travel_and_never_mix(simulate):
+    outcome = simulate(strategy="parallel(average_heads=False)", rounds=3)
+    assert outcome.rounds["head_bytes_up"].sum() == 0
+    assert outcome.rounds["head_bytes_down"].sum() == 0
+    assert not outcome.equals(simulate(strategy="parallel", rounds=3))
+
+
+def test_clients_without_samples_take_part_in_no_round(simulate):
+    outcome = simulate(partition="dirichlet(alpha=0.01)", clients=60, rounds=1)
+    from simulations.experiment import Experiment
+    from simulations.setup import prepare
+
+    values = outcome.summary["experiment"]
+    sizes = [len(rows) for rows in prepare(Experiment.from_dict(values)).train.partitions]
+    assert 0 in sizes
+    assert outcome.clients["client"].tolist() == [c for c, size in enumerate(sizes) if size]
+
+
+def test_fraction_samples_anew_each_round(simulate):
+    outcome = simulate(clients=20, fraction=0.25, rounds=4)
+    rounds = [set(part["client"]) for _, part in outcome.clients.groupby("round")]
+    assert [len(chosen) for chosen in rounds] == [5, 5, 5, 5]
+    assert len(set.union(*rounds)) > 5
+
+
+def test_local_steps_repeat_small_clients_and_cut_large_ones(simulate):
+    outcome = simulate(partition="linear", local_steps=3, batch_size=100, rounds=1)
+    assert (outcome.clients["steps"] == 3).all()
+    assert outcome.clients["samples"].max() == 300
