@@ -129,7 +129,7 @@ class RayGrid(LocalGrid):
         self._home = _balance([len(part) for part in worker.data.partitions], len(actors))
         # In a list, so that Ray passes the reference on and an actor fetches it once.
         self._worker = [ray.put(worker)]
-        self._calls: dict[Any, list[Message]] = {}
+        self._calls: dict[Any, tuple[Any, list[Message]]] = {}
 
     def push_messages(self, messages_: Iterable[Message]) -> Iterable[str]:
         """Send messages to their actors at once."""
@@ -143,8 +143,8 @@ class RayGrid(LocalGrid):
                 part = bundle[start : start + BUNDLE]
                 if part:
                     data = [messages.to_wire(message) for message in part]
-                    call = self._actors[home].answer.remote(self._worker, data)
-                    self._calls[call] = part
+                    actor = self._actors[home]
+                    self._calls[actor.answer.remote(self._worker, data)] = actor, part
         return [message.metadata.message_id for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -157,12 +157,14 @@ class RayGrid(LocalGrid):
         wanted, replies = set(message_ids), []
         done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=WAIT_SECONDS)
         for call in done:
-            sent = self._calls.pop(call)
+            actor, sent = self._calls.pop(call)
             try:
                 replies += [messages.from_wire(data) for data in self._ray.get(call)]
             except self._ray.exceptions.RayError as error:
                 reason = f"worker failed: {str(error).splitlines()[0]}"
                 replies += [Message(Error(1, reason), reply_to=message) for message in sent]
+                # Ray restarts the actor; a call that may be retried waits until it is back.
+                self._ray.get(actor.cpu_seconds.options(max_task_retries=-1).remote())
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
 
     def cpu_seconds(self) -> float:

@@ -22,6 +22,7 @@ PARTITIONS: dict[str, Callable[..., Partitioner]] = {
     "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
     "distribution": flower.DistributionPartitioner,
     "exponential": flower.ExponentialPartitioner,
+    "grouped_natural": flower.GroupedNaturalIdPartitioner,
     "iid": flower.IidPartitioner,
     "inner_dirichlet": flower.InnerDirichletPartitioner,
     "linear": flower.LinearPartitioner,

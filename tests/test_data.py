@@ -1,0 +1,136 @@
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from simulations import partition
+from simulations.data import DataError, Digits, Local, Table
+from simulations.partition import PARTITIONS, PartitionError
+
+
+def pictures(folder, column="picture", label=True, count=30, size=(12, 12), mode="RGB"):
+    draw = np.random.default_rng(0)
+    channels = (3,) if mode == "RGB" else ()
+    images = [
+        Image.fromarray(draw.integers(0, 255, (*size, *channels), dtype=np.uint8), mode)
+        for _ in range(count)
+    ]
+    rows, features = {column: images}, {column: datasets.Image()}
+    if label:
+        rows["kind"] = [i % 3 for i in range(count)]
+        features["kind"] = datasets.ClassLabel(names=["a", "b", "c"])
+    path = folder / "all.parquet"
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(path)
+    return path
+
+
+def test_digits_are_all_there_and_the_test_split_is_apart():
+    source = Digits().open(0.2, 0)
+    assert len(source.train) + len(source.test) == 1797
+    train, test = (source.pixels(half, 8, 1) for half in (source.train, source.test))
+    assert train.shape == (len(source.train), 1, 8, 8)
+    assert train.max() == 255 and train.min() == 0
+    counts = np.bincount(source.labels(source.test))
+    totals = counts + np.bincount(source.labels(source.train))
+    assert (abs(counts - 0.2 * totals) <= 1).all()
+    from sklearn.datasets import load_digits
+
+    both = np.concatenate([train, test]).reshape(-1, 64)
+    expected = np.rint(load_digits().data * 255 / 16).astype(np.uint8)
+    assert sorted(map(bytes, both)) == sorted(map(bytes, expected))
+
+
+def test_columns_are_found_by_type_and_can_be_named(tmp_path):
+    path = pictures(tmp_path)
+    source = Local(path=str(path)).open(0.2, 0)
+    assert (source.image, source.label, source.class_names) == ("picture", "kind", ["a", "b", "c"])
+    assert (source.image_size, source.channels) == (12, 3)
+    assert Local(path=str(path), label="kind").open(0.2, 0).label == "kind"
+    with pytest.raises(DataError, match="no column 'x' for label"):
+        Local(path=str(path), label="x").open(0.2, 0)
+
+
+def test_images_are_resized_and_recoloured(tmp_path):
+    source = Local(path=str(pictures(tmp_path))).open(0.2, 0)
+    assert source.pixels(source.train, 6, 1).shape == (len(source.train), 1, 6, 6)
+
+
+def test_a_folder_of_images_by_class_is_read(tmp_path):
+    for name in ("cat", "dog"):
+        for split in ("train", "test"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    source = Local(path=str(tmp_path)).open(0.2, 0)
+    assert source.class_names == ["cat", "dog"]
+    assert (len(source.train), len(source.test), source.channels) == (6, 6, 1)
+
+
+@pytest.mark.parametrize("spoil", ["no label", "no image", "no table"])
+def test_a_data_set_without_images_or_labels_is_refused(tmp_path, spoil):
+    path = tmp_path / "all.parquet"
+    if spoil == "no label":
+        path = pictures(tmp_path, label=False)
+    elif spoil == "no image":
+        datasets.Dataset.from_dict({"a": [1, 2]}).to_parquet(path)
+    else:
+        path.write_text("not a parquet file")
+    with pytest.raises(DataError, match="no (label|image) column|cannot load"):
+        Local(path=str(path)).open(0.2, 0)
+
+
+def test_a_batch_is_normalised():
+    pixels = np.array([[[[0, 255]]]], dtype=np.uint8)
+    table = Table(pixels, np.array([3]), [], 10, [0.5], [0.25])
+    values, labels = table.batch(np.array([0]))
+    assert values.flatten().tolist() == [-2.0, 2.0]
+    assert labels.tolist() == [3]
+
+
+def rows(count=600):
+    return datasets.Dataset.from_dict({"label": [10 * i // count for i in range(count)], "who": ["x", "y"] * (count // 2)})
+
+
+@pytest.mark.parametrize(
+    "spec", ["iid", "dirichlet(alpha=0.3)", "pathological", "shard", "linear", "square", "exponential"]
+)
+def test_partitions_are_disjoint_and_seeded(spec):
+    split = [partition.split(rows(), spec, clients=5, label="label", seed=seed) for seed in (0, 0, 1)]
+    everything = np.concatenate(split[0])
+    assert len(everything) == len(set(everything.tolist())) <= 600
+    assert all(np.array_equal(a, b) for a, b in zip(split[0], split[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(split[0], split[2], strict=True))
+
+
+def test_partitions_are_what_their_names_say():
+    labels = np.array(rows()["label"])
+
+    def classes(spec, clients=10):
+        parts = partition.split(rows(), spec, clients=clients, label="label", seed=0)
+        return [set(labels[part]) for part in parts]
+
+    assert all(len(held) >= 8 for held in classes("iid"))
+    assert all(len(held) == 2 for held in classes("pathological(num_classes_per_partition=2)"))
+    assert all(len(held) <= 3 for held in classes("shard(num_shards_per_partition=2)"))
+    assert any(len(held) < 8 for held in classes("dirichlet(alpha=0.1)"))
+
+
+def test_natural_partitions_go_by_a_column():
+    parts = partition.split(rows(), "natural(partition_by='who')", clients=2, label="label", seed=0)
+    assert sorted(len(part) for part in parts) == [300, 300]
+    assert {int(row) % 2 for row in parts[0]} in ({0}, {1})
+    with pytest.raises(PartitionError, match="set clients=2"):
+        partition.split(rows(), "natural(partition_by='who')", clients=3, label="label", seed=0)
+
+
+def test_all_flower_partitioners_for_samples_are_offered():
+    from flwr_datasets import partitioner as flower
+
+    offered = {getattr(entry, "func", entry) for entry in PARTITIONS.values()}
+    missing = {name for name in flower.__all__ if getattr(flower, name) not in offered}
+    # Abstract ones, one that takes a function, and vertical ones, which split features.
+    assert missing == {
+        "IdToSizeFncPartitioner", "Partitioner", "VerticalEvenPartitioner",
+        "VerticalSizePartitioner",
+    }  # fmt: skip

@@ -1,0 +1,180 @@
+"""The same bits from every engine, any number of workers, and Flower's own runtime."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from flwr.app import Message, RecordDict
+
+from simulations import client_app
+from simulations.engines import FIRST_NODE, Inline, _balance
+from simulations.experiment import Experiment
+from simulations.setup import prepare
+from strategies import messages
+
+ROOT = Path(__file__).parents[1]
+VARIED = {
+    "partition": "dirichlet(alpha=0.3)",
+    "codec": "adc(ratio=0.25)",
+    "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4, "
+    "hidden_dropout_prob=0.1)",
+    "head_optimizer": "adam(lr=0.003)",
+    "fraction": 0.7,
+}
+COUNTED = [
+    "round", "accuracy", "loss", "train_loss", "clients", "samples", "client_steps",
+    "payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down",
+    "wire_bytes_up", "wire_bytes_down", "smashed_bytes",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "strategy", ["parallel", "parallel(average_heads=False)", "sflv1", "sflv2", "fedavg"]
+)
+def test_clients_served_through_their_state_equal_live_ones(simulate, strategy):
+    """Play Flower's stock runtime: each message meets a context that went through bytes."""
+    from flwr.app import Context
+
+    states = {}
+
+    def stateless(message, context):
+        partition = context.node_config["partition-id"]
+        config = {**experiment.model_dump(), "out": "", "engine": "inline()"}
+        state = states.get(partition, RecordDict())
+        fresh = Context(1, context.node_id, {"partition-id": partition}, state, config)
+        reply = client_app.app(message, fresh)
+        states[partition] = fresh.state
+        return messages.from_wire(messages.to_wire(reply))
+
+    live = simulate(strategy=strategy, **VARIED)
+    experiment = Experiment.from_dict(live.summary["experiment"])
+    other = simulate(stateless, strategy=strategy, **VARIED)
+    assert live.equals(other)
+    assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_equals_inline_with_any_number_of_workers(simulate, strategy, workers):
+    inline = simulate(strategy=strategy, **VARIED)
+    ray = simulate(strategy=strategy, engine=f"ray(workers={workers})", **VARIED)
+    assert inline.equals(ray)
+    assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED])
+
+
+@pytest.mark.slow
+def test_flwr_run_equals_inline(simulate, tmp_path):
+    inline = simulate(**VARIED)
+    config = {**inline.summary["experiment"], "out": str(tmp_path / "flwr")}
+    toml = tmp_path / "run.toml"
+    values = [f"{key} = {value!r}" for key, value in config.items()]
+    toml.write_text("\n".join(values).replace("True", "true"))
+    ports = [_free_port(), _free_port()]
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(tmp_path / "home"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_CONTROL_API_PORT": str(ports[0]),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(ports[1]),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = ["flwr", "run", ".", "--run-config", str(toml), "--stream"]
+    command += ["--federation-config", f"num-supernodes={config['clients']}"]
+    before = (ROOT / "pyproject.toml").read_text()
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert (tmp_path / "flwr" / "summary.json").exists(), done.stdout + done.stderr
+    finally:
+        _stop_superlink(tmp_path / "home")
+    other = type(inline)(tmp_path / "flwr")
+    assert other.summary["status"] == "complete"
+    assert inline.equals(other)
+    assert inline.rounds[COUNTED].equals(other.rounds[COUNTED])
+    assert (ROOT / "pyproject.toml").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_its_clients_one_round(simulate):
+    def deadly(message: Message, context):
+        partition = context.node_config["partition-id"]
+        if partition == 0 and message.metadata.group_id == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return client_app.app(message, context)
+
+    outcome = simulate(deadly, engine="ray(workers=2)", rounds=3)
+    dropped = outcome.clients.query("dropped != ''")
+    assert set(dropped["round"]) == {1}
+    assert 0 in set(dropped["client"]) and len(dropped) < 6
+    assert outcome.summary["status"] == "complete"
+
+
+def test_a_silent_client_is_dropped_after_the_timeout(simulate):
+    """A grid that never answers for one node."""
+    from simulations import engines
+
+    class Deaf(engines.InlineGrid):
+        def pull_messages(self, message_ids):
+            return [
+                reply
+                for reply in super().pull_messages(message_ids)
+                if reply.metadata.src_node_id != FIRST_NODE + 1
+                or reply.metadata.message_type == messages.ROLL_CALL
+            ]
+
+    original, engines.InlineGrid = engines.InlineGrid, Deaf
+    try:
+        outcome = simulate(timeout=0.2, rounds=1)
+    finally:
+        engines.InlineGrid = original
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [1]
+    assert "no reply within 0.2 seconds" in dropped["dropped"].iloc[0]
+
+
+def test_send_and_receive_answers_every_message():
+    experiment = Experiment.from_dict({"clients": 3})
+    worker = prepare(experiment).worker()
+    with Inline().session(client_app.app) as session:
+        grid = session(worker, 3)
+        sent = [
+            grid.create_message(RecordDict(), messages.ROLL_CALL, node, "0")
+            for node in grid.get_node_ids()
+        ]
+        replies = list(grid.send_and_receive(sent, timeout=10))
+    assert [messages.metric(reply, messages.PARTITION) for reply in replies] == [0, 1, 2]
+
+
+def test_clients_are_spread_over_workers_by_size():
+    home = _balance([10, 1, 1, 1, 9, 8], 2)
+    load = [sum(size for size, at in zip([10, 1, 1, 1, 9, 8], home) if at == k) for k in (0, 1)]
+    assert load == [13, 17] or load == [12, 18] or abs(load[0] - load[1]) <= 6
+    assert _balance([5, 5, 5, 5], 4) == [0, 1, 2, 3]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _stop_superlink(home: Path) -> None:
+    """`flwr run` leaves its SuperLink running; end the one started from `home`."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if f"FLWR_HOME={home}".encode() in variables and int(process.name) != os.getpid():
+            os.kill(int(process.name), signal.SIGTERM)
+    time.sleep(1)

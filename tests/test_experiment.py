@@ -1,0 +1,116 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fl_split.specs import SpecError, parse
+from simulations.experiment import TABLES, Experiment, read_overrides, read_toml
+from simulations.setup import prepare
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_flower_run_config_defaults_are_the_experiments():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["config"] == Experiment().model_dump()
+
+
+def test_version_is_said_once():
+    from fl_split import __version__
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+
+
+def test_a_resolved_experiment_reads_back_equal(tmp_path):
+    first = Experiment.from_dict({"codec": "adc(ratio=0.3, split='fifth')", "fraction": 1})
+    file = tmp_path / "experiment.toml"
+    file.write_text(first.to_toml())
+    assert Experiment.from_dict(read_toml(file)) == first
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda f: f.name)
+def test_every_config_is_valid_and_says_how_to_run_it(file):
+    values = read_toml(file)
+    rows = values.pop("compare", [{}])
+    for row in rows:
+        row.pop("name", None)
+        Experiment.from_dict({**values, **row})
+    first, second = file.read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert second.startswith(f"# fl-split {'compare' if rows != [{}] else 'run'} configs/{file.name}")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"round": 3}, "unknown key 'round'; did you mean 'rounds'?"),
+        ({"rounds": 0}, "rounds must be greater than or equal to 1, got 0"),
+        ({"rounds": "ten"}, "rounds must be a valid integer, got 'ten'"),
+        ({"rounds": True}, "rounds must be a valid integer, got True"),
+        ({"fraction": 1.5}, "fraction must be less than or equal to 1, got 1.5"),
+        ({"codec": "acd(ratio=0.1)"}, "unknown name 'acd'; did you mean 'adc'?"),
+        ({"codec": "adc(ration=0.1)"}, "unknown argument 'ration'; did you mean 'ratio'?"),
+        ({"codec": "adc(ratio=2)"}, "ratio must be less than or equal to 1, got 2"),
+        ({"codec": "adc(ratio=open('x'))"}, "ratio must be a literal"),
+        ({"codec": "adc(0.1"}, "is not of the form name(key=value, ...)"),
+        ({"codec": "adc(0.1)"}, "is not of the form name(key=value, ...)"),
+        ({"strategy": "sflv2(order='up')"}, "order must be 'random', 'cyclic' or 'reverse'"),
+        ({"head_optimizer": "adam(lr=-1)"}, "lr must be greater than or equal to 0, got -1"),
+        ({"partition": "dirichlett"}, "did you mean 'dirichlet'?"),
+        ({"partition": "dirichlet(beta=1)"}, "unknown argument 'beta'"),
+        ({"model": "pretrained()"}, "path must be given"),
+        ({"engine": "rays"}, "did you mean 'ray'?"),
+    ],
+)
+def test_bad_configuration_is_refused_with_help(values, message):
+    with pytest.raises(SpecError) as error:
+        Experiment.from_dict(values)
+    assert message in str(error.value)
+    assert next(iter(values)) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cut": 4}, "cut must be in 1..3 for a model of 4 blocks, got 4"),
+        ({"clients": 5000}, "clients: 5000 clients cannot share 1433 samples"),
+        ({"partition": "dirichlet(alpha=0.1, min_partition_size=9)"}, "cannot be satisfied"),
+        ({"partition": "pathological(num_classes_per_partition=99)"}, "cannot be satisfied"),
+        ({"dataset": "local(path='/nowhere')"}, "dataset: no file or folder '/nowhere'"),
+        ({"model": "vit(patch_size=3)"}, "model: patch_size must divide the image size 8, got 3"),
+        ({"model": "vit(hidden_size=10)"}, "num_attention_heads must divide hidden_size 10"),
+        ({"model": "pretrained(path='./nowhere')"}, "model: cannot load a ViT from './nowhere'"),
+    ],
+)
+def test_what_cannot_work_fails_before_training(values, message):
+    with pytest.raises(ValueError) as error:
+        prepare(Experiment.from_dict(values))
+    assert message in str(error.value)
+
+
+def test_overrides_are_toml_literals_or_strings():
+    pairs = ["rounds=3", "fraction=0.5", "strategy=fedavg", "codec=adc(ratio=0.1)", "out='a b'"]
+    assert read_overrides(pairs) == {
+        "rounds": 3,
+        "fraction": 0.5,
+        "strategy": "fedavg",
+        "codec": "adc(ratio=0.1)",
+        "out": "a b",
+    }
+    with pytest.raises(SpecError, match="expected key=value"):
+        read_overrides(["rounds"])
+
+
+@pytest.mark.parametrize("key", TABLES)
+def test_every_table_entry_has_a_one_line_description(key):
+    for entry in TABLES[key].values():
+        assert (entry.__doc__ or "").split("\n")[0].endswith((".", ";", "default", "default."))
+
+
+@pytest.mark.parametrize("key", ["codec", "strategy"])
+def test_the_repr_of_an_entry_is_its_spec(key):
+    for name in TABLES[key]:
+        built = parse(name, TABLES[key])
+        spec = name + repr(built)[repr(built).index("(") :]
+        assert parse(spec, TABLES[key]) == built

@@ -1,0 +1,139 @@
+"""What a run leaves behind, and that its byte counts are those of the formulas."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import ViTForImageClassification
+
+from simulations import client_app
+from simulations.experiment import Experiment, read_toml
+from simulations.results import COLUMNS, OutputError, check_folder
+from simulations.setup import prepare
+from strategies import messages
+
+# TINY: 8x8 grey images, patch 4: 5 tokens of width 16; head of one block.
+TOKENS, WIDTH = 5, 16
+HEAD = (
+    (1 * 16 * 16 + 16)  # patch kernel 4x4 on one channel, bias
+    + 16 + TOKENS * 16  # CLS, positions
+    + 4 * (16 * 16 + 16)  # q, k, v, o
+    + 2 * (16 + 16)  # two norms
+    + (16 * 64 + 64) + (64 * 16 + 16)  # MLP
+)  # fmt: skip
+NPY = 128  # header of a one-dimensional .npy array
+
+
+def test_identity_bytes_by_formula(simulate):
+    outcome = simulate(rounds=1)
+    row, clients = outcome.rounds.iloc[0], outcome.clients
+    steps, samples = clients["steps"].sum(), clients["samples"].sum()
+    values = 4 * TOKENS * WIDTH * samples
+    up = 1 + (1 + 1 + len("tokens") + 1 + 3 * 4) + (1 + 1 + len("labels") + 1 + 1 * 4)
+    down = 1 + (1 + 1 + len("tokens") + 1 + 3 * 4)
+    assert row["payload_bytes_up"] == values + samples + steps * up
+    assert row["payload_bytes_down"] == values + steps * down
+    assert row["smashed_bytes"] == values
+    assert row["head_bytes_up"] == row["head_bytes_down"] == 6 * (4 * HEAD + NPY)
+    assert row["ratio"] == (row["payload_bytes_up"] + row["payload_bytes_down"]) / (2 * values)
+    for way in ("up", "down"):
+        known = row[f"payload_bytes_{way}"] + row[f"head_bytes_{way}"]
+        assert known < row[f"wire_bytes_{way}"] < known + 1000 * (steps + 6)
+
+
+def test_adc_bytes_are_what_crosses(simulate):
+    """Count on the way, in the client app, what the results must report."""
+    seen = {"up": 0, "down": 0, "wire_up": 0, "wire_down": 0}
+
+    def watch(message, context):
+        reply = client_app.app(message, context)
+        if message.metadata.group_id != "0":
+            for way, one in (("down", message), ("up", reply)):
+                seen[f"wire_{way}"] += messages.wire_bytes(one)
+                for name in (messages.PAYLOAD, messages.GRADIENT):
+                    if name in one.content:
+                        seen[way] += len(one.content[name][messages.DATA].data)
+        return reply
+
+    summary = simulate(watch, codec="adc(ratio=0.25)").summary
+    for way in ("up", "down"):
+        assert summary[f"payload_bytes_{way}"] == seen[way]
+        assert summary[f"wire_bytes_{way}"] == seen[f"wire_{way}"]
+    assert 0.15 < summary["ratio"] < 0.27
+
+
+def test_fedavg_sends_the_whole_model_and_no_smashed_data(simulate):
+    outcome = simulate(strategy="fedavg", rounds=1)
+    row = outcome.rounds.iloc[0]
+    whole = 4 * sum(value.numel() for value in outcome.model.values()) + 2 * NPY
+    assert row["head_bytes_up"] == row["head_bytes_down"] == 6 * whole
+    assert row["payload_bytes_up"] == row["payload_bytes_down"] == row["smashed_bytes"] == 0
+    assert np.isnan(row["ratio"])
+
+
+def test_sequential_pays_a_head_up_and_down_per_hand_over(simulate):
+    row = simulate(strategy="sequential", rounds=1).rounds.iloc[0]
+    assert row["head_bytes_up"] == row["head_bytes_down"] == 6 * (4 * HEAD + NPY)
+
+
+def test_wire_bytes_do_not_depend_on_ids_and_times():
+    from flwr.app import Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+    small = Message(RecordDict(), 2, messages.STEP, group_id="1")
+    TaskIdentity.run_id = TaskIdentity.node_id = 2**63 - 5
+    large = Message(RecordDict(), 2**63 - 9, messages.STEP, group_id="1")
+    assert messages.wire_bytes(small) == messages.wire_bytes(large)
+
+
+def test_a_run_leaves_everything_and_can_be_rerun_from_it(simulate):
+    outcome = simulate()
+    assert list(outcome.rounds.columns) == COLUMNS
+    assert outcome.rounds["round"].tolist() == [1, 2]
+    summary = outcome.summary
+    assert summary["status"] == "complete"
+    assert summary["final_accuracy"] == outcome.rounds["accuracy"].iloc[-1]
+    assert summary["best_accuracy"] == outcome.rounds["accuracy"].max()
+    assert {"torch", "flwr", "transformers"} <= set(summary["versions"])
+    values = read_toml(outcome.folder / "experiment.toml")
+    assert Experiment.from_dict(values).model_dump(exclude={"out"}) == summary["experiment"]
+    assert simulate(**values).equals(outcome)
+
+
+def test_the_saved_model_is_the_evaluated_one(simulate):
+    """transformers loads the folder and reaches the reported accuracy."""
+    outcome = simulate(rounds=4, codec="adc(ratio=0.5)", fraction=0.5)
+    model = ViTForImageClassification.from_pretrained(outcome.folder)
+    test = prepare(Experiment.from_dict(outcome.summary["experiment"])).test
+    pixels, labels = test.batch(slice(None))
+    with torch.no_grad():
+        right = (model(pixels).logits.argmax(dim=1) == labels).double().mean()
+    assert float(right) == pytest.approx(outcome.summary["final_accuracy"], abs=1e-9)
+
+
+def test_a_run_that_is_stopped_leaves_complete_rows(simulate, tmp_path):
+    def impatient(message, context):
+        if message.metadata.group_id == "3":
+            raise KeyboardInterrupt
+        return client_app.app(message, context)
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(impatient, rounds=9)
+    folder = tmp_path / "run1"
+    assert pd.read_csv(folder / "rounds.csv")["round"].tolist() == [1, 2]
+    assert set(pd.read_parquet(folder / "clients.parquet")["round"]) == {1, 2}
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused(simulate, tmp_path):
+    outcome = simulate(rounds=1)
+    with pytest.raises(OutputError, match="already holds a run"):
+        check_folder(outcome.folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        check_folder(tmp_path / "file")
+
