@@ -1,4 +1,4 @@
-"""A module whose parameters live in one vector, so that loading, sending and optimising are one operation each."""
+"""A module in one vector: loading, sending and optimising are one operation each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Payload: what crosses the cut, and its bytes. Every byte count of smashed data comes from here."""
+"""Payload: what crosses the cut, and its bytes; every count of them comes from here."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Payload:
                         *data.shape,
                     )
                 )
-                parts.append(data.reshape(-1).view(torch.uint8).numpy().data)
+                parts.append(data.reshape(-1).view(torch.uint8).numpy().tobytes())
         return b"".join(parts)
 
     @classmethod

@@ -8,7 +8,7 @@ state-dict names and sees every update.
 from __future__ import annotations
 
 import copy
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -90,7 +90,7 @@ def has_dropout(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _cls_attention(block: nn.Module, tokens: Tensor) -> Tensor:
+def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
     """Attention of the CLS query in `block`, (B, N), without materialising N x N.
 
     Per attention head q . (W x + b) = (W^T q) . x + q . b, and the last term is the same

@@ -73,9 +73,9 @@ def compare(
     out_dir: Annotated[Path | None, typer.Option("--out")] = None,
     engine: Annotated[str | None, ENGINE] = None,
 ) -> None:
-    """Run several experiments and end in one table and plot: accuracy against bytes.
+    r"""Run several experiments and end in one table and plot: accuracy against bytes.
 
-    Give several files, or one file with [b]\\[\\[compare]][/b] tables: each is a run, with a
+    Give several files, or one file with [b]\[\[compare]][/b] tables: each is a run, with a
     name and the keys in which it differs. KEY=VALUE holds for all runs.
     """
     from simulations.experiment import read_overrides, read_toml
@@ -220,7 +220,9 @@ def _door() -> Iterator[None]:
         with _quiet():
             yield
     except ValueError as error:
-        err.print(f"[red]error:[/red] {' '.join(str(error).split())}", soft_wrap=True, highlight=False)
+        err.print(
+            f"[red]error:[/red] {' '.join(str(error).split())}", soft_wrap=True, highlight=False
+        )
         raise typer.Exit(2) from None
 
 

@@ -1,4 +1,4 @@
-"""One virtual client: the head's side of the exchange, and its way into Flower's context and back."""
+"""One virtual client: the head's side of the exchange, kept live or in Flower's context."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Schedule:
     local_steps: int
 
     def num_steps(self, num_samples: int) -> int:
-        """Steps of a round: `local_steps`, or if that is 0 `local_epochs` passes over the samples."""
+        """Steps of a round: `local_steps`, or if 0 `local_epochs` passes over the samples."""
         return self.local_steps or self.local_epochs * self._per_epoch(num_samples)
 
     def num_samples(self, num_samples: int) -> int:
@@ -150,7 +150,7 @@ class Client:
         self.place = self.place.next()
 
     def train_locally(self, tail: np.ndarray) -> tuple[np.ndarray, float, int]:
-        """Train head and `tail` to the end of the round, without a codec; return tail, mean loss, samples."""
+        """Train head and `tail` to the end of the round; return tail, mean loss, samples."""
         flat = self.worker.scratch_tail()
         flat.load(tail)
         optimizers = [self.optimizer, self.worker.tail_optimizer.build(flat.vector)]

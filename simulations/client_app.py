@@ -57,9 +57,8 @@ def step(message: Message, context: Context) -> Message:
             client.learn(messages.unwrap(arrays[messages.GRADIENT]))
         if client.has_batch():
             payload, samples = client.forward()
-            record = messages.wrap(payload)
             work = _work(samples, 1, samples * client.head.module.smashed_bytes, started)
-            return _reply(message, work, record, messages.PAYLOAD)
+            return _reply(message, work, messages.wrap(payload), messages.PAYLOAD)
         record = None if client.has_own_head else messages.weights(head=client.head.numpy())
         return _reply(message, _work(0, 0, 0, started, client.num_samples), record)
 

@@ -120,7 +120,9 @@ class Digits:
             {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}
         )
         rows = {"image": list(pixels), "label": labels.tolist()}
-        return _source(datasets.Dataset.from_dict(rows, features), None, "", "", test_fraction, seed)
+        return _source(
+            datasets.Dataset.from_dict(rows, features), None, "", "", test_fraction, seed
+        )
 
 
 @validated(frozen=True)

@@ -34,7 +34,7 @@ FIRST_NODE = 2
 """Node id of partition 0; Flower reserves lower ones."""
 
 BUNDLE = 16
-"""Messages in one Ray call: enough to make the call cheap, few enough to overlap with the server."""
+"""Messages in one Ray call: enough to make it cheap, few enough to overlap with the server."""
 
 WAIT_SECONDS = 1.0
 """Longest a pull blocks before the caller may look at its own deadline."""
@@ -233,7 +233,7 @@ class Inline:
 
 @dataclass(frozen=True)
 class Ray:
-    """Clients in Ray actors on this machine, each always in the same one; `workers` 0 takes one per core."""
+    """Clients in Ray actors, each always in the same one; `workers` 0 takes one per core."""
 
     workers: Annotated[int, Field(ge=0)] = 0
 

@@ -72,9 +72,13 @@ def plot(folders: Mapping[str, Path], path: Path) -> None:
     for name, folder in folders.items():
         rounds = pd.read_csv(folder / ROUNDS)
         sent = rounds[BYTES_SENT].sum(axis=1).cumsum() / 1e6
-        for axis, x in zip(axes, (rounds["round"], sent, rounds["client_steps"].cumsum())):
+        for axis, x in zip(
+            axes, (rounds["round"], sent, rounds["client_steps"].cumsum()), strict=True
+        ):
             axis.plot(x, 100 * rounds["accuracy"], label=name)
-    for axis, label in zip(axes, ("round", "MB sent, payload and weights", "client steps")):
+    for axis, label in zip(
+        axes, ("round", "MB sent, payload and weights", "client steps"), strict=True
+    ):
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[1].set_xscale("log")

@@ -1,4 +1,4 @@
-"""Mailbox: messages between a strategy and its clients, counted, with failures turned into drops."""
+"""Messages between a strategy and its clients: counted, with failures turned into drops."""
 
 from __future__ import annotations
 

@@ -42,9 +42,7 @@ CPU_SECONDS = "cpu-seconds"
 
 def weights(**vectors: Array | np.ndarray) -> ArrayRecord:
     """Wrap flat weight vectors; an Array that already is one is passed on as it is."""
-    return ArrayRecord(
-        {k: v if isinstance(v, Array) else Array(v) for k, v in vectors.items()}
-    )
+    return ArrayRecord({k: v if isinstance(v, Array) else Array(v) for k, v in vectors.items()})
 
 
 def wrap(payload: Payload) -> ArrayRecord:
@@ -72,6 +70,11 @@ def metric(message: Message, key: str) -> float:
     value = record.get(key, 0)
     assert not isinstance(value, list)
     return value
+
+
+def vector(message: Message, key: str) -> Array:
+    """Read one weight vector of a message."""
+    return message.content.array_records[WEIGHTS][key]
 
 
 def payload_bytes(content: RecordDict) -> int:

@@ -1,4 +1,4 @@
-"""Parallel split learning, PSL, eq. 4-6 of the SGLR paper (Pal et al., arXiv 2112.01299); with head averaging, "SFL"."""
+"""Parallel split learning: PSL and SFL as in the SGLR paper (Pal et al., arXiv 2112.01299)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Parallel(SplitStrategy):
             return super().evaluate(round, arrays, evaluate_fn)
         tail = arrays[messages.TAIL]
         rows = [
-            evaluate_fn(round.number, messages.weights(head=head, tail=tail)) or {}
+            evaluate_fn(round.number, messages.weights(head=head, tail=tail)) or MetricRecord()
             for head in round.own_heads().values()
         ]
-        return MetricRecord({k: sum(row[k] for row in rows) / len(rows) for k in rows[0]})
+        return MetricRecord({key: float(np.mean([row[key] for row in rows])) for key in rows[0]})

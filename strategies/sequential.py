@@ -38,11 +38,11 @@ class Sequential(SplitStrategy):
                 step += 1
             if client in round.finals:
                 last = [round.finals[client]]
-                head = last[0].content[messages.WEIGHTS][messages.HEAD]
+                head = messages.vector(last[0], messages.HEAD)
         return last
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Keep the head of the last client."""
-        return next(iter(replies)).content[messages.WEIGHTS], None
+        return next(iter(replies)).content.array_records[messages.WEIGHTS], None

@@ -26,6 +26,6 @@ class SFLV1(SplitStrategy):
             round.serve(tails[client], {client: payload}, steps[client])
             steps[client] += 1
         for client, reply in round.finals.items():
-            weights = reply.content[messages.WEIGHTS]
+            weights = reply.content.array_records[messages.WEIGHTS]
             weights[messages.TAIL] = Array(tails[client].flat.numpy())
         return round.replies()

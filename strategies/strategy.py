@@ -140,7 +140,7 @@ class Round:
         for client in (client for client, count in self.samples.items() if count):
             apart.send(client, messages.REPORT_HEAD, RecordDict())
         found = {
-            client: reply.content.array_records[messages.WEIGHTS][messages.HEAD].numpy()
+            client: messages.vector(reply, messages.HEAD).numpy()
             for client, reply in apart.arrivals()
         }
         return dict(sorted(found.items()))
@@ -213,9 +213,7 @@ class SplitStrategy(Strategy):
         assert training is not None, "Training says which tail to train, and on what"
         assert evaluate_fn is not None
         result, arrays = Result(), initial_arrays
-        tail = TrainedTail(
-            training.tail, training.tail_optimizer, training.codec, training.seed
-        )
+        tail = TrainedTail(training.tail, training.tail_optimizer, training.codec, training.seed)
         tail.flat.load(arrays[messages.TAIL].numpy())
         nodes, samples = roll_call(grid, training.clients, timeout)
         for number in range(1, num_rounds + 1):
@@ -241,9 +239,9 @@ class SplitStrategy(Strategy):
                 f"round {round.number}: all {len(round.clients)} clients were dropped "
                 f"({'; '.join(reasons)}); nothing to aggregate, results so far are kept"
             )
-        aggregated = self.aggregate_train(round.number, replies)[0] or {}
-        tail = Array(round.tail.flat.numpy())
-        return ArrayRecord({messages.HEAD: round.head, messages.TAIL: tail, **aggregated})
+        arrays = messages.weights(head=round.head, tail=round.tail.flat.numpy())
+        arrays.update(self.aggregate_train(round.number, replies)[0] or {})
+        return arrays
 
     # Flower's phases; everything happens in `start`, so there is nothing to configure apart.
 

@@ -75,4 +75,3 @@ def simulate(tmp_path: Path):
         return Outcome(Path(values["out"]))
 
     return run
-

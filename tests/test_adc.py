@@ -56,7 +56,9 @@ def test_kmeans_returns_the_assignment_before_the_last_update():
 
 
 def test_kmeans_breaks_ties_to_the_lowest_cluster():
-    assignment, _ = kmeans(torch.tensor([[0.0], [2.0], [1.0]]), 2, init=torch.tensor([0, 1]), max_iter=1)
+    assignment, _ = kmeans(
+        torch.tensor([[0.0], [2.0], [1.0]]), 2, init=torch.tensor([0, 1]), max_iter=1
+    )
     assert assignment.tolist() == [0, 1, 0]
 
 
@@ -182,8 +184,13 @@ def test_loss_is_the_mean_over_clusters_or_weighted_by_size():
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
-    [({"ratio": 0}, "ratio"), ({"ratio": 1.5}, "ratio"), ({"split": "half"}, "split"),
-     ({"batch_ratio": -1}, "batch_ratio"), ({"ratio": float("nan")}, "ratio")],
+    [
+        ({"ratio": 0}, "ratio"),
+        ({"ratio": 1.5}, "ratio"),
+        ({"split": "half"}, "split"),
+        ({"batch_ratio": -1}, "batch_ratio"),
+        ({"ratio": float("nan")}, "ratio"),
+    ],
 )
 def test_bad_parameters_are_named(arguments, name):
     with pytest.raises(ValueError, match=name):

@@ -28,7 +28,10 @@ def test_the_receiver_decodes_from_the_counted_bytes_alone(name):
     payload = codec.encode(smashed(), generator())
     data = payload.to_bytes()
     assert payload.nbytes == len(data)
-    here, there = codec.decode(payload), parse(repr_spec(codec), CODECS).decode(Payload.from_bytes(data))
+    here, there = (
+        codec.decode(payload),
+        parse(repr_spec(codec), CODECS).decode(Payload.from_bytes(data)),
+    )
     assert torch.equal(here.tokens, there.tokens)
     assert torch.equal(here.targets, there.targets)
 

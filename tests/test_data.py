@@ -76,7 +76,7 @@ def test_a_data_set_without_images_or_labels_is_refused(tmp_path, spoil):
         datasets.Dataset.from_dict({"a": [1, 2]}).to_parquet(path)
     else:
         path.write_text("not a parquet file")
-    with pytest.raises(DataError, match="no (label|image) column|cannot load"):
+    with pytest.raises(DataError, match=r"no (label|image) column|cannot load"):
         Local(path=str(path)).open(0.2, 0)
 
 
@@ -89,14 +89,19 @@ def test_a_batch_is_normalised():
 
 
 def rows(count=600):
-    return datasets.Dataset.from_dict({"label": [10 * i // count for i in range(count)], "who": ["x", "y"] * (count // 2)})
+    return datasets.Dataset.from_dict(
+        {"label": [10 * i // count for i in range(count)], "who": ["x", "y"] * (count // 2)}
+    )
 
 
 @pytest.mark.parametrize(
-    "spec", ["iid", "dirichlet(alpha=0.3)", "pathological", "shard", "linear", "square", "exponential"]
+    "spec",
+    ["iid", "dirichlet(alpha=0.3)", "pathological", "shard", "linear", "square", "exponential"],
 )
 def test_partitions_are_disjoint_and_seeded(spec):
-    split = [partition.split(rows(), spec, clients=5, label="label", seed=seed) for seed in (0, 0, 1)]
+    split = [
+        partition.split(rows(), spec, clients=5, label="label", seed=seed) for seed in (0, 0, 1)
+    ]
     everything = np.concatenate(split[0])
     assert len(everything) == len(set(everything.tolist())) <= 600
     assert all(np.array_equal(a, b) for a, b in zip(split[0], split[1], strict=True))

@@ -37,7 +37,9 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         Experiment.from_dict({**values, **row})
     first, second = file.read_text().splitlines()[:2]
     assert first.startswith("# ")
-    assert second.startswith(f"# fl-split {'compare' if rows != [{}] else 'run'} configs/{file.name}")
+    assert second.startswith(
+        f"# fl-split {'compare' if rows != [{}] else 'run'} configs/{file.name}"
+    )
 
 
 @pytest.mark.parametrize(

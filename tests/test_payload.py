@@ -5,7 +5,9 @@ from fl_split.payload import DTYPES, Payload, smallest
 
 
 def test_bytes_are_header_plus_data_counted_by_hand():
-    payload = Payload({"tokens": torch.zeros(2, 3, 5)}, {"labels": torch.zeros(2, dtype=torch.uint8)})
+    payload = Payload(
+        {"tokens": torch.zeros(2, 3, 5)}, {"labels": torch.zeros(2, dtype=torch.uint8)}
+    )
     header = 1 + (1 + 1 + 6 + 1 + 3 * 4) + (1 + 1 + 6 + 1 + 1 * 4)
     assert payload.nbytes == len(payload.to_bytes()) == header + 2 * 3 * 5 * 4 + 2
 
@@ -22,7 +24,9 @@ def test_what_is_read_is_what_was_written(dtype, shape):
     assert back.side["b"].dtype == dtype
 
 
-@pytest.mark.parametrize("spoil", [lambda d: d[:-1], lambda d: d + b"x", lambda d: b"", lambda d: b"\xff" * 40])
+@pytest.mark.parametrize(
+    "spoil", [lambda d: d[:-1], lambda d: d + b"x", lambda d: b"", lambda d: b"\xff" * 40]
+)
 def test_spoilt_bytes_are_refused(spoil):
     data = Payload({"a": torch.randn(3)}).to_bytes()
     with pytest.raises(ValueError, match="not a payload"):

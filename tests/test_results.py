@@ -136,4 +136,3 @@ def test_a_folder_that_holds_a_run_is_refused(simulate, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         check_folder(tmp_path / "file")
-

@@ -22,11 +22,11 @@ class Spoilt:
 
     def __call__(self, message, context):
         reply = client_app.app(message, context)
-        if context.node_config["partition-id"] in self.partition:
-            if message.metadata.message_type != messages.ROLL_CALL:
-                self.seen += 1
-                if self.seen > self.after:
-                    return self.spoil(reply)
+        is_ours = context.node_config["partition-id"] in self.partition
+        if is_ours and message.metadata.message_type != messages.ROLL_CALL:
+            self.seen += 1
+            if self.seen > self.after:
+                return self.spoil(reply)
         return reply
 
 
@@ -135,8 +135,13 @@ def test_parallel_takes_one_tail_step_with_client_weights(simulate):
     from simulations.setup import prepare
 
     values = {
-        "clients": 2, "rounds": 1, "batch_size": 2000, "partition": "dirichlet(alpha=0.5)",
-        "head_optimizer": "sgd(lr=0.5)", "tail_optimizer": "sgd(lr=0.3)", "cut": 1,
+        "clients": 2,
+        "rounds": 1,
+        "batch_size": 2000,
+        "partition": "dirichlet(alpha=0.5)",
+        "head_optimizer": "sgd(lr=0.5)",
+        "tail_optimizer": "sgd(lr=0.3)",
+        "cut": 1,
         "model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)",
     }
     outcome = simulate(**values)

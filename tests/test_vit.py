@@ -15,9 +15,7 @@ SMALL = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_si
 
 
 def build(spec=SMALL, image_size=8, channels=3, num_classes=5, seed=0):
-    return spec.build(
-        image_size=image_size, channels=channels, num_classes=num_classes, seed=seed
-    )
+    return spec.build(image_size=image_size, channels=channels, num_classes=num_classes, seed=seed)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
@@ -115,9 +113,7 @@ def test_a_checkpoint_comes_back_with_a_new_classifier(tmp_path):
 
     model = build()
     model.save_pretrained(tmp_path)
-    loaded = Pretrained(path=str(tmp_path)).build(
-        image_size=99, channels=9, num_classes=7, seed=0
-    )
+    loaded = Pretrained(path=str(tmp_path)).build(image_size=99, channels=9, num_classes=7, seed=0)
     assert loaded.classifier.weight.shape == (7, 24)
     assert torch.equal(loaded.vit.layers[0].mlp.fc1.weight, model.vit.layers[0].mlp.fc1.weight)
     with pytest.raises(ValueError, match="cannot load a ViT"):

@@ -126,7 +126,9 @@ def kmeans(
     """
     if points.dim() != 2 or not 1 <= num_clusters <= len(points):
         shape = tuple(points.shape)
-        raise ValueError(f"num_clusters must be in 1..B for points (B, N), got {num_clusters}, {shape}")
+        raise ValueError(
+            f"num_clusters must be in 1..B for points (B, N), got {num_clusters}, {shape}"
+        )
     if init is not None and len(init) != num_clusters:
         raise ValueError(f"init must hold {num_clusters} indices, got {len(init)}")
     generator = generator or torch.Generator().manual_seed(0)

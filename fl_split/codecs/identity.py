@@ -1,4 +1,4 @@
-"""No compression: all tokens of all samples, in fp32, and the labels. The reference for every codec."""
+"""No compression: all tokens in fp32, and the labels. The reference for every codec."""
 
 from __future__ import annotations
 
