@@ -259,7 +259,8 @@ def _quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    for name in ("flwr", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     yield
 
 

@@ -6,7 +6,14 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 # Private to Flower, and needed: a message has no public way to bytes and back.
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import (
+    array_to_proto,
+    config_record_to_proto,
+    message_from_proto,
+    message_to_proto,
+    metric_record_to_proto,
+)
+from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
 from fl_split.payload import Payload
@@ -88,18 +95,42 @@ def head_bytes(content: RecordDict) -> int:
 
 
 def wire_bytes(message: Message) -> int:
-    """Bytes of a whole Flower message as protobuf.
+    """Bytes of a whole Flower message as protobuf, without copying its arrays.
 
-    Ids, times and addresses are filled in with constants of full length first: their
-    encoded length would otherwise depend on random ids and on the engine.
+    Everything but the arrays' data is serialised; their bytes are added by protobuf's own
+    rule for nested fields. Ids, times and addresses count at full length: as they are they
+    would depend on random ids and on the engine.
     """
-    proto = message_to_proto(message)
-    full = proto.metadata
-    full.run_id = full.src_task_id = full.dst_task_id = 2**64 - 1
-    full.src_node_id = full.dst_node_id = 2**64 - 1
-    full.message_id = full.reply_to_message_id = "0" * 64
-    full.created_at = full.ttl = 1.5
-    return proto.ByteSize()
+    metadata = metadata_to_proto(message.metadata)
+    metadata.run_id = metadata.src_task_id = metadata.dst_task_id = 2**64 - 1
+    metadata.src_node_id = metadata.dst_node_id = 2**64 - 1
+    metadata.message_id = metadata.reply_to_message_id = "0" * 64
+    metadata.created_at = metadata.ttl = 1.5
+    records = sum(
+        _field(_field(len(name)) + _field(_record_bytes(record)))
+        for name, record in message.content.items()
+    )
+    return _field(metadata.ByteSize()) + _field(records)
+
+
+def _record_bytes(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    if isinstance(record, MetricRecord):
+        return metric_record_to_proto(record).ByteSize()
+    if isinstance(record, ConfigRecord):
+        return config_record_to_proto(record).ByteSize()
+    return sum(
+        _field(_field(len(key)) + _field(_array_bytes(array))) for key, array in record.items()
+    )
+
+
+def _array_bytes(array: Array) -> int:
+    hollow = array_to_proto(Array(array.dtype, array.shape, array.stype, b""))
+    return hollow.ByteSize() + (_field(len(array.data)) if array.data else 0)
+
+
+def _field(length: int) -> int:
+    """Bytes of a protobuf field of `length` bytes: a tag of one, a varint, the content."""
+    return 1 + max(1, -(-length.bit_length() // 7)) + length
 
 
 def to_wire(message: Message) -> bytes:

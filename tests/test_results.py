@@ -89,6 +89,28 @@ def test_wire_bytes_do_not_depend_on_ids_and_times():
     assert messages.wire_bytes(small) == messages.wire_bytes(large)
 
 
+@pytest.mark.parametrize("size", [0, 1, 30, 126, 127, 128, 129, 16_383, 20_000, 2_100_000])
+def test_wire_bytes_are_those_of_the_serialised_message(size):
+    """Fill the ids in and serialise for real, at sizes where protobuf's varints grow."""
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.common.serde import message_to_proto
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+    array = Array("uint8", (size,), "raw", bytes(size))
+    records = {
+        "weights": ArrayRecord({"head": array, "tail": Array(np.zeros(size // 9))}),
+        "metrics": MetricRecord({"a": 1.5, "b": [1, 2]}),
+        "settings": ConfigRecord({"round": 3, "name": "x"}),
+    }
+    message = Message(RecordDict(records), 2, messages.STEP, group_id="1")
+    proto = message_to_proto(message)
+    proto.metadata.run_id = proto.metadata.src_task_id = proto.metadata.dst_task_id = 2**64 - 1
+    proto.metadata.src_node_id = proto.metadata.dst_node_id = 2**64 - 1
+    proto.metadata.message_id = proto.metadata.reply_to_message_id = "0" * 64
+    assert messages.wire_bytes(message) == len(proto.SerializeToString())
+
+
 def test_a_run_leaves_everything_and_can_be_rerun_from_it(simulate):
     outcome = simulate()
     assert list(outcome.rounds.columns) == COLUMNS
