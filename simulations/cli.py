@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -162,27 +163,25 @@ def _train(grid: Any, setup: Any, name: str) -> None:
     sent = {"up": 0, "down": 0}
     columns = (
         TextColumn("[b]{task.description}[/b]"),
-        BarColumn(),
-        TextColumn("round"),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TextColumn("{task.fields[news]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
     )
-    label = name or f"{experiment.strategy} {experiment.codec}"
-    with Progress(*columns, console=out) as progress:
+    label = name or f"{experiment.strategy} {experiment.codec}".replace("()", "")
+    with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
         task = progress.add_task(label, total=experiment.rounds, news="starting")
 
         def watch(row: dict[str, Any]) -> None:
             for way in sent:
                 sent[way] += row[f"payload_bytes_{way}"] + row[f"head_bytes_{way}"]
-            up, down = (report.megabytes(sent[way]) for way in ("up", "down"))
-            news = f"accuracy {report.percent(row['accuracy'])}  up {up}  down {down}"
+            up, down = (decimal(sent[way]) for way in ("up", "down"))
+            news = f"{report.percent(row['accuracy'])} up {up} down {down}"
             progress.update(task, advance=1, news=news)
             if row["dropped"]:
                 out.print(f"round {row['round']}: {row['dropped']} clients dropped")
             if not out.is_terminal and row["round"] % max(1, experiment.rounds // 10) == 0:
-                out.print(f"{label}: round {row['round']}/{experiment.rounds}  {news}")
+                out.print(f"{label}: round {row['round']}/{experiment.rounds}  accuracy {news}")
 
         server_app.app(grid, server_app.LocalContext(setup, watch))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE
 from rich.table import Table
 
 from simulations.results import ROUNDS
@@ -46,8 +47,10 @@ def comparison_table(frame: pd.DataFrame) -> Table:
         title="Accuracy against bytes",
         caption="MB = 10^6 bytes, both directions, all clients and rounds. Smashed: payloads "
         "and cut gradients; ratio: to fp32 uncompressed; weights: head synchronisation.",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("run", overflow="fold")
+    table.add_column("run", no_wrap=True)
     for title in ("final %", "best %", "smashed MB", "ratio", "weights MB", "steps", "CPU s"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
@@ -90,11 +93,6 @@ def plot(folders: Mapping[str, Path], path: Path) -> None:
 def percent(share: float) -> str:
     """Format a share as per cent."""
     return f"{_number(share, 100, 1)} %"
-
-
-def megabytes(count: float) -> str:
-    """Format a number of bytes in MB."""
-    return f"{_number(count, 1e-6, 1)} MB"
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:
