@@ -9,6 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from fl_split.specs import STRICT
+
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -21,7 +23,7 @@ class Optimizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SGD:
     """Stochastic gradient descent, with momentum and weight decay."""
 
@@ -36,7 +38,7 @@ class SGD:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Adam:
     """Adam (Kingma and Ba, 2015)."""
 
@@ -52,7 +54,7 @@ class Adam:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 

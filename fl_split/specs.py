@@ -8,9 +8,12 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 T = TypeVar("T")
+
+STRICT = ConfigDict(strict=True)
+"""For the dataclasses that tables name: a string is no number, a word no flag."""
 
 
 class SpecError(ValueError):
@@ -33,20 +36,39 @@ def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
         Unknown name or key (with the nearest known one), a value that is no literal,
         or a value that the entry itself refuses.
     """
-    name, arguments = _read(spec)
-    if name not in table:
-        raise SpecError(unknown("name", name, table))
-    entry = table[name]
-    known = parameters(entry)
-    for key in arguments:
-        if key not in known:
-            raise SpecError(f"{spec!r}: {unknown('argument', key, known)}")
+    name, arguments = resolve(spec, table)
     try:
-        return entry(**arguments)
+        return table[name](**arguments)
     except ValidationError as error:
         raise SpecError(f"{spec!r}: {sentence(error)}") from None
     except (TypeError, ValueError) as error:
         raise SpecError(f"{spec!r}: {error}") from None
+
+
+def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
+    """Read `spec` and check its names against `table`, without building anything."""
+    name, arguments = _read(spec)
+    if name not in table:
+        raise SpecError(unknown("name", name, table))
+    known = parameters(table[name])
+    for key in arguments:
+        if key not in known:
+            raise SpecError(f"{spec!r}: {unknown('argument', key, known)}")
+    return name, arguments
+
+
+def canonical(
+    spec: str, table: Mapping[str, Callable[..., Any]], filled_in: Iterable[str] = ()
+) -> str:
+    """Spell `spec` out with the defaults of its entry, but for the arguments `filled_in`."""
+    name, arguments = resolve(spec, table)
+    defaults = {
+        key: parameter.default
+        for key, parameter in inspect.signature(table[name]).parameters.items()
+        if parameter.default is not inspect.Parameter.empty and key not in filled_in
+    }
+    parts = (f"{key}={value!r}" for key, value in {**defaults, **arguments}.items())
+    return f"{name}({', '.join(parts)})"
 
 
 def parameters(entry: Callable[..., Any]) -> list[str]:
@@ -72,8 +94,9 @@ def sentence(error: ValidationError) -> str:
             parts.append(f"{field} must be given")
         elif field:
             message = message.replace("Input should be", "must be")
-            joint = " " if message.startswith("must") else ": "
-            parts.append(f"{field}{joint}{message}, got {problem['input']!r}")
+            is_rule = message.startswith("must")
+            got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+            parts.append(f"{field}{' ' if is_rule else ': '}{message}{got}")
         else:
             parts.append(message)
     return "; ".join(parts)
@@ -92,6 +115,6 @@ def _read(spec: str) -> tuple[str, dict[str, Any]]:
     for keyword in call.keywords:
         try:
             arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError):
             raise SpecError(f"{spec!r}: {keyword.arg} must be a literal") from None
     return call.func.id, arguments

@@ -101,8 +101,8 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
     """
     if not all(bool(value.isfinite().all()) for value in payload.values.values()):
         raise ValueError("values that are not finite")
-    leaves = {name: value.detach().requires_grad_() for name, value in payload.values.items()}
     try:
+        leaves = {name: value.detach().requires_grad_() for name, value in payload.values.items()}
         received = codec.decode(Payload(leaves, payload.side))
     except (KeyError, IndexError, RuntimeError) as error:
         raise ValueError(f"cannot be decoded: {error}") from None

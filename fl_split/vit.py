@@ -19,6 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.image_processing_base import ImageProcessingMixin
 
 from fl_split.seeds import seeded
+from fl_split.specs import STRICT
 
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -107,7 +108,7 @@ def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
     return scores.softmax(dim=-1).mean(dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ViT:
     """Vision Transformer from scratch, sizes as in transformers' ViTConfig.
 
@@ -154,7 +155,7 @@ class ViT:
         return [0.5], [0.5]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Pretrained:
     """ViT or DeiT checkpoint from a local folder or a hub name, with a new classifier if needed.
 
@@ -179,12 +180,19 @@ class Pretrained:
         del image_size, channels  # images come to the checkpoint, not the other way round
         try:
             with seeded(seed, "model"):
-                model = ViTForImageClassification.from_pretrained(
-                    self.path, num_labels=num_classes, ignore_mismatched_sizes=True
+                model, found = ViTForImageClassification.from_pretrained(
+                    self.path,
+                    num_labels=num_classes,
+                    ignore_mismatched_sizes=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
                 )
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # every file format fails in its own way
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ValueError(f"cannot load a ViT from {self.path!r}: {reason}") from None
+        missing = [key for key in found["missing_keys"] if not key.startswith("classifier.")]
+        if missing:
+            raise ValueError(f"{self.path!r} holds no ViT: {missing[0]} is missing")
         return adapt(
             model,
             image_size=self.image_size or model.config.image_size,

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+
+if TYPE_CHECKING:  # importing costs seconds, which --help can do without
+    from strategies import RoundReport
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -92,7 +104,7 @@ def compare(
                 plans[name] = _with_options(values, engine)
         if not plans:
             raise ValueError("give at least one configuration file")
-    _run_all(plans, _folder(overrides, out_dir))
+    _run_all(plans, _folder(next(iter(plans.values())), out_dir))
 
 
 @app.command("list")
@@ -100,7 +112,7 @@ def list_() -> None:
     """Show every codec, strategy, partition, data set, model, optimiser and key."""
     with _quiet():
         from simulations.experiment import TABLES, Experiment
-        from simulations.partition import PARTITIONS
+        from simulations.partition import FILLED_IN, PARTITIONS
 
     tables = {
         "Codecs (codec)": TABLES["codec"],
@@ -116,7 +128,8 @@ def list_() -> None:
         for column in ("spec", "what it is"):
             table.add_column(column, overflow="fold")
         for name, entry in entries.items():
-            table.add_row(_signature(name, entry), _summary(entry))
+            filled_in = FILLED_IN if entries is PARTITIONS else ()
+            table.add_row(escape(_signature(name, entry, filled_in)), escape(_summary(entry)))
         out.print(table)
     keys = Table("key", "default", "what it is", title="Keys", title_justify="left")
     for name, field in Experiment.model_fields.items():
@@ -133,57 +146,71 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
         from simulations.setup import prepare
 
     with _door():
+        check_folder(folder)
         folders = {name: folder / name if name else folder for name in plans}
-        experiments = {}
+        setups = {}
         for name, values in plans.items():
             with _of(name):
                 check_folder(folders[name])
-                values = {**values, "out": str(folders[name])}
-                experiments[name] = Experiment.from_dict(values)
-                prepare(experiments[name])
-    engine = next(iter(experiments.values())).build("engine")
+                setups[name] = prepare(Experiment.from_dict({**values, "out": str(folders[name])}))
+        engines = {setup.experiment.engine for setup in setups.values()}
+        if len(engines) > 1:
+            raise ValueError(f"all runs must have one engine, got {', '.join(sorted(engines))}")
+        engine = next(iter(setups.values())).experiment.build("engine")
     summaries = {}
     with _ends(folder), engine.session(client_app.app) as session:
-        for name, experiment in experiments.items():
-            setup = prepare(experiment)
-            _train(session(setup.worker(), experiment.clients), setup, name)
+        for name, setup in setups.items():
+            _train(session(setup.worker(), setup.experiment.clients), setup, name)
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame))
     if len(plans) > 1:
         frame.to_csv(folder / "comparison.csv", index=False)
         report.plot(folders, folder / "comparison.svg")
-    out.print(f"Results: [b]{folder}[/b]")
+    out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(grid: Any, setup: Any, name: str) -> None:
-    from simulations import report, server_app
+    from simulations import server_app
 
     experiment = setup.experiment
-    sent = {"up": 0, "down": 0}
+    specs = (experiment.strategy, experiment.codec)
+    label = name or " ".join(spec.partition("(")[0] for spec in specs)
     columns = (
         TextColumn("[b]{task.description}[/b]"),
         BarColumn(bar_width=8),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.fields[news]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    label = name or f"{experiment.strategy} {experiment.codec}".replace("()", "")
     with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
-        task = progress.add_task(label, total=experiment.rounds, news="starting")
-
-        def watch(row: dict[str, Any]) -> None:
-            for way in sent:
-                sent[way] += row[f"payload_bytes_{way}"] + row[f"head_bytes_{way}"]
-            up, down = (decimal(sent[way]) for way in ("up", "down"))
-            news = f"{report.percent(row['accuracy'])} up {up} down {down}"
-            progress.update(task, advance=1, news=news)
-            if row["dropped"]:
-                out.print(f"round {row['round']}: {row['dropped']} clients dropped")
-            if not out.is_terminal and row["round"] % max(1, experiment.rounds // 10) == 0:
-                out.print(f"{label}: round {row['round']}/{experiment.rounds}  accuracy {news}")
-
+        task = progress.add_task(escape(label), total=experiment.rounds, news="starting")
+        watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
         server_app.app(grid, server_app.LocalContext(setup, watch))
+
+
+def _show(
+    progress: Progress,
+    task: TaskID,
+    label: str,
+    rounds: int,
+    sent: dict[str, int],
+    row: dict[str, Any],
+    report: RoundReport,
+) -> None:
+    """Show a finished round: on the bar, or without a terminal as a line now and then."""
+    for way in sent:
+        sent[way] += row[f"payload_bytes_{way}"] + row[f"head_bytes_{way}"]
+    accuracy = f"{100 * row['accuracy']:.1f} %"
+    news = f"{accuracy} up {decimal(sent['up'])} down {decimal(sent['down'])}"
+    progress.update(task, advance=1, news=news)
+    for client, traffic in sorted(report.traffic.items()):
+        if traffic.dropped:
+            text = f"round {row['round']}: client {client} dropped: {traffic.dropped}"
+            out.print(text, markup=False, highlight=False)
+    if not out.is_terminal and row["round"] % max(1, rounds // 10) == 0:
+        text = f"{label}: round {row['round']}/{rounds} accuracy {news}"
+        out.print(text, markup=False, highlight=False)
 
 
 def _rows(
@@ -196,12 +223,14 @@ def _rows(
         return
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file}: compare must be a list of tables, [[compare]]")
-    for row in rows:
-        name = row.pop("name", None) or row.get("strategy") or f"run-{len(row)}"
+    for number, row in enumerate(rows, start=1):
+        name = str(row.pop("name", f"run-{number}"))
+        if Path(name).name != name:
+            raise ValueError(f"{file}: name must be usable as a folder's, got {name!r}")
         for key in overrides:
             if key in row:
                 raise ValueError(f"{key} differs between the runs of {file}; set it there")
-        yield str(name), {**values, **overrides, **row}
+        yield name, {**values, **overrides, **row}
 
 
 def _with_options(values: dict[str, Any], engine: str | None) -> dict[str, Any]:
@@ -219,10 +248,13 @@ def _door() -> Iterator[None]:
         with _quiet():
             yield
     except ValueError as error:
-        err.print(
-            f"[red]error:[/red] {' '.join(str(error).split())}", soft_wrap=True, highlight=False
-        )
+        _complain(error)
         raise typer.Exit(2) from None
+
+
+def _complain(error: object) -> None:
+    text = " ".join(str(error).split())
+    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -242,10 +274,10 @@ def _ends(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print(f"stopped; finished rounds are in {folder}")
+        err.print(f"stopped; finished rounds are in {folder}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     except NoClientsLeft as error:
-        err.print(f"[red]error:[/red] {error}; finished rounds are in {folder}", soft_wrap=True)
+        _complain(f"{error}; finished rounds are in {folder}")
         raise typer.Exit(1) from None
 
 
@@ -263,16 +295,12 @@ def _quiet() -> Iterator[None]:
     yield
 
 
-def _signature(name: str, entry: Callable[..., Any]) -> str:
-    import inspect
-
-    filled_in = {"num_partitions", "partition_by", "seed"} if isinstance(entry, partial) else set()
+def _signature(name: str, entry: Callable[..., Any], filled_in: Iterable[str]) -> str:
     parts = []
     for key, parameter in inspect.signature(entry).parameters.items():
-        if key in filled_in:
-            continue
-        is_needed = parameter.default is inspect.Parameter.empty
-        parts.append(key if is_needed else f"{key}={parameter.default!r}")
+        if key not in filled_in:
+            is_needed = parameter.default is inspect.Parameter.empty
+            parts.append(key if is_needed else f"{key}={parameter.default!r}")
     return f"{name}({', '.join(parts)})"
 
 

@@ -74,7 +74,7 @@ class Worker:
 
     def give_back(self, client: Client) -> None:
         """Take a shell back whose round is over or whose state has been saved."""
-        client.graph, client.has_own_head = None, False
+        client.graph, client.place, client.has_own_head = None, None, False
         self._idle.append(client)
 
     def scratch_tail(self) -> Flat[Tail]:
@@ -95,7 +95,7 @@ class Client:
     worker: Worker
     head: Flat[Head]
     optimizer: torch.optim.Optimizer = field(init=False)
-    place: Place = field(init=False)
+    place: Place | None = None
     graph: Payload | None = None
     has_own_head: bool = False
 
@@ -113,16 +113,29 @@ class Client:
     @property
     def num_samples(self) -> int:
         """Samples of this client's partition."""
-        return len(self.worker.data.partitions[self.place.client])
+        return len(self.worker.data.partitions[self._here.client])
 
     def has_batch(self) -> bool:
-        """Tell whether the round has another step for this client."""
+        """Tell whether a round is going on that has another step for this client."""
+        if self.place is None:
+            return False
         return self.place.step < self.worker.schedule.num_steps(self.num_samples)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) of the present step."""
-        rows = self.worker.data.partitions[self.place.client]
-        return self.worker.data.batch(rows[self.worker.schedule.batch(self.place, len(rows))])
+        rows = self.worker.data.partitions[self._here.client]
+        return self.worker.data.batch(rows[self.worker.schedule.batch(self._here, len(rows))])
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps since the round began."""
+        return self._here.step
+
+    @property
+    def _here(self) -> Place:
+        if self.place is None:
+            raise RuntimeError("no round in progress: this client's state was lost")
+        return self.place
 
     def forward(self) -> tuple[Payload, int]:
         """Return the payload of the present step and its number of samples."""
@@ -133,7 +146,7 @@ class Client:
             pixels,
             labels,
             self.worker.data.num_classes,
-            self.place,
+            self._here,
         )
         return self.graph, len(labels)
 
@@ -147,7 +160,7 @@ class Client:
         backpropagate(graph, gradient)
         self.optimizer.step()
         self.graph = None
-        self.place = self.place.next()
+        self.place = self._here.next()
 
     def train_locally(self, tail: np.ndarray) -> tuple[np.ndarray, float, int]:
         """Train head and `tail` to the end of the round; return tail, mean loss, samples."""
@@ -158,10 +171,10 @@ class Client:
         losses, samples = [], 0
         while self.has_batch():
             pixels, labels = self.batch()
-            batch = (Identity(), pixels, labels, classes, self.place)
+            batch = (Identity(), pixels, labels, classes, self._here)
             losses.append(train_step(self.head, flat, optimizers, *batch))
             samples += len(labels)
-            self.place = self.place.next()
+            self.place = self._here.next()
         return flat.numpy(), sum(losses) / len(losses), samples
 
     def save(self, state: RecordDict) -> None:
@@ -169,7 +182,7 @@ class Client:
         state.clear()
         if not self.has_own_head and not self.has_batch():
             return  # the round is over and the head is with the server
-        place = {"round": self.place.round, "client": self.place.client, "step": self.place.step}
+        place = dict(zip(("round", "client", "step"), self._here.path(), strict=True))
         state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head})
         state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
         moments = {

@@ -71,7 +71,7 @@ def local(message: Message, context: Context) -> Message:
     with _client(context) as client:
         client.begin(_partition(context), _round(message), model[messages.HEAD].numpy())
         tail, loss, samples = client.train_locally(model[messages.TAIL].numpy())
-        work = _work(samples, client.place.step, 0, started, client.num_samples)
+        work = _work(samples, client.steps_taken, 0, started, client.num_samples)
         record = messages.weights(head=client.head.numpy(), tail=tail)
         return _reply(message, {**work, messages.LOSS: loss}, record)
 
@@ -88,11 +88,16 @@ def _client(context: Context) -> Iterator[Client]:
         worker.give_back(client)
         return
     client, context.client = context.client or worker.lend(), None
-    yield client
-    if client.has_own_head or client.has_batch():
-        context.client = client
-    else:
-        worker.give_back(client)
+    try:
+        yield client
+    except Exception:
+        client.graph = None  # as if its state had been restored
+        raise
+    finally:
+        if client.has_own_head or client.has_batch():
+            context.client = client
+        else:
+            worker.give_back(client)
 
 
 def _worker(context: Context) -> Worker:

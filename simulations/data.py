@@ -11,8 +11,11 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic.dataclasses import dataclass as validated
 from torch import Tensor
+
+from fl_split.specs import STRICT
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -45,12 +48,21 @@ class Source:
     @property
     def image_size(self) -> int:
         """Longer side of the first image."""
-        return max(self.train[0][self.image].size)
+        return max(self._first.size)
 
     @property
     def channels(self) -> int:
         """1 for grey images, 3 for colour, after the first image."""
-        return 1 if self.train[0][self.image].mode in {"1", "L", "I", "I;16", "F"} else 3
+        return 1 if self._first.mode in {"1", "L", "I", "I;16", "F"} else 3
+
+    @property
+    def _first(self) -> Image.Image:
+        try:
+            image = self.train[0][self.image]
+            image.load()
+        except Exception as error:
+            raise DataError(f"image 0 cannot be used: {error}") from None
+        return image
 
     def labels(self, split: datasets.Dataset) -> Labels:
         """Classes of all rows of `split`, (n,)."""
@@ -66,12 +78,12 @@ class Source:
     def pixels(self, split: datasets.Dataset, size: int, channels: int) -> Pixels:
         """Decode and resize (bicubic) all images of `split` to (n, channels, size, size)."""
         table = np.empty((len(split), channels, size, size), dtype=np.uint8)
-        mode = "L" if channels == 1 else "RGB"
-        for row, image in enumerate(split.select_columns(self.image)):
-            picture = image[self.image].convert(mode)
-            if picture.size != (size, size):
-                picture = picture.resize((size, size), resample=3)
-            table[row] = np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1)
+        rows = split.select_columns(self.image)
+        for row in range(len(split)):
+            try:
+                table[row] = _pixels(rows[row][self.image], size, channels)
+            except Exception as error:  # each image format fails in its own way
+                raise DataError(f"image {row} cannot be used: {error}") from None
         return table
 
 
@@ -106,7 +118,7 @@ class Table:
         return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
 
 
-@validated(frozen=True)
+@validated(frozen=True, config=STRICT)
 class Digits:
     """The 1,797 handwritten digits that ship with scikit-learn, 8x8 grey; no download."""
 
@@ -125,17 +137,18 @@ class Digits:
         )
 
 
-@validated(frozen=True)
+@validated(frozen=True, config=STRICT)
 class Hub:
     """A Hugging Face image data set by name, for example hub(name='uoft-cs/cifar100').
 
     `image` and `label` name columns; by default the first of type Image and ClassLabel.
+    Without a split called `test` (by default "test") a part of `train` is held out.
     """
 
     name: str
     config: str = ""
     train: str = "train"
-    test: str = "test"
+    test: str = ""
     image: str = ""
     label: str = ""
 
@@ -145,16 +158,17 @@ class Hub:
         return _open(found, self.name, self, test_fraction, seed)
 
 
-@validated(frozen=True)
+@validated(frozen=True, config=STRICT)
 class Local:
     """Images on disk: a parquet file, or a folder of parquet files or of images by class.
 
     `image` and `label` name columns; by default the first of type Image and ClassLabel.
+    Without a split called `test` (by default "test") a part of `train` is held out.
     """
 
     path: str
     train: str = "train"
-    test: str = "test"
+    test: str = ""
     image: str = ""
     label: str = ""
 
@@ -184,7 +198,9 @@ def _open(
 ) -> Source:
     if spec.train not in found:
         raise DataError(f"{name!r} has no split {spec.train!r}; it has {', '.join(found)}")
-    test = found.get(spec.test)
+    if spec.test and spec.test not in found:
+        raise DataError(f"{name!r} has no split {spec.test!r}; it has {', '.join(found)}")
+    test = found.get(spec.test or "test")
     return _source(found[spec.train], test, spec.image, spec.label, test_fraction, seed)
 
 
@@ -198,16 +214,30 @@ def _source(
 ) -> Source:
     image = _column(train, image, datasets.Image, "image")
     label = _column(train, label, datasets.ClassLabel, "label")
-    if len(train) == 0:
-        raise DataError("the training split is empty")
+    for split in filter(None, (train, test)):
+        if any(value is None for value in split.with_format(None).select_columns(label)[label]):
+            raise DataError(f"column {label!r} has rows without a label")
     feature = train.features[label]
     if isinstance(feature, datasets.ClassLabel):
         names = list(feature.names)
     else:
-        names = sorted({str(value) for value in train.unique(label)})
+        names = [str(value) for value in sorted(train.unique(label))]
     if test is None:
         train, test = _hold_out(train, label, test_fraction, seed)
+    if not len(train) or not len(test):
+        raise DataError(f"needs images to train and to test on; has {len(train)} and {len(test)}")
     return Source(train, test, image, label, names)
+
+
+def _pixels(image: Image.Image, size: int, channels: int) -> Pixels:
+    if image.mode.startswith("I;16"):  # converting clips where it ought to scale
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in {"I", "F"}:
+        raise DataError(f"mode {image.mode!r} has no fixed range; store 8-bit images")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), resample=Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def _column(split: datasets.Dataset, wanted: str, kind: type, what: str) -> str:
@@ -237,6 +267,6 @@ def _hold_out(
     for value in np.unique(labels):
         rows = draw.permutation(np.flatnonzero(labels == value))
         held.append(rows[: min(len(rows) - 1, math.ceil(test_fraction * len(rows)))])
-    test = np.sort(np.concatenate(held))
+    test = np.sort(np.concatenate([*held, []])).astype(np.int64)
     rest = np.setdiff1d(np.arange(len(labels)), test)
     return train.select(rest), train.select(test)

@@ -27,6 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from simulations.client import ResidentContext, Worker
 from strategies import messages
 
@@ -130,6 +131,7 @@ class RayGrid(LocalGrid):
         # In a list, so that Ray passes the reference on and an actor fetches it once.
         self._worker = [ray.put(worker)]
         self._calls: dict[Any, tuple[Any, list[Message]]] = {}
+        self._clocks = [_Clock() for _ in actors]
 
     def push_messages(self, messages_: Iterable[Message]) -> Iterable[str]:
         """Send messages to their actors at once."""
@@ -169,11 +171,22 @@ class RayGrid(LocalGrid):
 
     def cpu_seconds(self) -> float:
         """CPU time of this process and of all actors, not of Ray's own processes."""
-        calls = [actor.cpu_seconds.remote() for actor in self._actors]
-        try:
-            return time.process_time() + sum(self._ray.get(calls))
-        except self._ray.exceptions.RayError:
-            return time.process_time()
+        calls = [actor.cpu_seconds.options(max_task_retries=-1).remote() for actor in self._actors]
+        clocks = zip(self._clocks, self._ray.get(calls), strict=True)
+        return time.process_time() + sum(clock.read(seconds) for clock, seconds in clocks)
+
+
+class _Clock:
+    """CPU time of an actor over its lives: a restarted one begins at zero again."""
+
+    def __init__(self) -> None:
+        self._past = self._last = 0.0
+
+    def read(self, seconds: float) -> float:
+        if seconds < self._last:
+            self._past += self._last
+        self._last = seconds
+        return self._past + seconds
 
 
 class Host:
@@ -221,7 +234,7 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Inline:
     """All clients in this process, one after the other; for debugging and tests."""
 
@@ -231,7 +244,7 @@ class Inline:
         yield lambda worker, clients: InlineGrid(app, worker, clients)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Ray:
     """Clients in Ray actors, each always in the same one; `workers` 0 takes one per core."""
 

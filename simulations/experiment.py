@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fl_split.codecs import CODECS
 from fl_split.optimizers import OPTIMIZERS
-from fl_split.specs import SpecError, parse, sentence, unknown
+from fl_split.specs import SpecError, canonical, parse, sentence, unknown
 from fl_split.vit import MODELS
 from simulations import partition
 from simulations.data import DATASETS
@@ -35,9 +35,11 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Experiment(BaseModel):
-    """One run. Every key is a TOML key, a ``key=value`` override and a Flower run-config key."""
+    """One run, all specs spelt out; the same keys in TOML, ``key=value`` and Flower's config."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
 
     dataset: str = Field("digits()", description="which images")
     partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
@@ -69,13 +71,12 @@ class Experiment(BaseModel):
     @classmethod
     def _is_known(cls, spec: str, info: Any) -> str:
         parse(spec, TABLES[info.field_name])
-        return spec
+        return canonical(spec, TABLES[info.field_name])
 
     @field_validator("partition")
     @classmethod
     def _is_partition(cls, spec: str) -> str:
-        partition.check(spec)
-        return spec
+        return partition.resolved(spec)
 
     def build(self, key: str) -> Any:
         """Return the object that the spec string `key` describes."""
@@ -102,7 +103,9 @@ class Experiment(BaseModel):
     def to_toml(self) -> str:
         """Return the resolved experiment as TOML; reading it back gives an equal one."""
         values = self.model_dump(exclude={"out"})
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        return "".join(
+            f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
+        )
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+    except OSError:
         raise SpecError(f"no configuration file {str(path)!r}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None

@@ -14,12 +14,32 @@ from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.seeds import derive
-from fl_split.specs import parameters, parse
+from fl_split.specs import canonical, parameters, parse
+
+
+def _distribution(
+    distribution_array: list[list[float]],
+    num_partitions: int,
+    num_unique_labels_per_partition: int,
+    partition_by: str,
+    preassigned_num_samples_per_label: int,
+    rescale: bool = True,
+) -> Partitioner:
+    """Give each client the classes that a table (classes x clients) says, by share."""
+    return flower.DistributionPartitioner(
+        np.asarray(distribution_array),
+        num_partitions,
+        num_unique_labels_per_partition,
+        partition_by,
+        preassigned_num_samples_per_label,
+        rescale,
+    )
+
 
 PARTITIONS: dict[str, Callable[..., Partitioner]] = {
     "continuous": flower.ContinuousPartitioner,
     "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
-    "distribution": flower.DistributionPartitioner,
+    "distribution": _distribution,
     "exponential": flower.ExponentialPartitioner,
     "grouped_natural": flower.GroupedNaturalIdPartitioner,
     "iid": flower.IidPartitioner,
@@ -33,6 +53,9 @@ PARTITIONS: dict[str, Callable[..., Partitioner]] = {
 }
 """Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
 `partition_by` and `seed` are filled in from the experiment unless given."""
+
+FILLED_IN = ("num_partitions", "partition_by", "seed")
+"""Arguments of partitioners that come from the experiment unless given."""
 
 ROW = "fl_split_row"
 """Column that carries row numbers through a partitioner."""
@@ -78,9 +101,9 @@ def split(
     return [np.asarray(part.with_format(None)[ROW], dtype=np.int64) for part in parts]
 
 
-def check(spec: str) -> None:
-    """Raise SpecError if `spec` names no partitioner or an argument it does not have."""
-    _build(spec, 1, "label", 0)
+def resolved(spec: str) -> str:
+    """Spell `spec` out with its defaults; SpecError if it names nothing we know."""
+    return canonical(spec, PARTITIONS, FILLED_IN)
 
 
 def _build(spec: str, clients: int, label: str, seed: int) -> Partitioner:

@@ -90,10 +90,5 @@ def plot(folders: Mapping[str, Path], path: Path) -> None:
     figure.savefig(path)
 
 
-def percent(share: float) -> str:
-    """Format a share as per cent."""
-    return f"{_number(share, 100, 1)} %"
-
-
 def _number(value: float | None, factor: float, digits: int) -> str:
     return "-" if value is None or pd.isna(value) else f"{factor * value:,.{digits}f}"

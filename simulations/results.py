@@ -65,8 +65,9 @@ class Recorder:
     ----------
     folder : Path
         Made if it is not there.
-    clock : Callable
-        CPU seconds of the whole simulation so far.
+    clock : Callable, optional
+        CPU seconds of the whole simulation so far. Without it (Flower's own runtime) CPU
+        time is that of this process and what the clients report.
 
     Raises
     ------
@@ -74,13 +75,16 @@ class Recorder:
         The folder already holds a run, or is no folder.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, folder: Path, experiment: Experiment, clock: Callable[[], float] | None
+    ) -> None:
         check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.experiment, self.clock = folder, experiment, clock
+        self.folder, self.experiment = folder, experiment
+        self.clock, self.hears_clients = clock or time.process_time, clock is None
         self.rows: list[dict[str, Any]] = []
         self._clients: list[pd.DataFrame] = []
-        self._cpu = self._first_cpu = clock()
+        self._cpu = self.clock()
         self._wall = self._first_wall = time.monotonic()
         _write(folder / EXPERIMENT, experiment.to_toml().encode())
         self._append(COLUMNS)
@@ -96,6 +100,7 @@ class Recorder:
                 for client, traffic in sorted(report.traffic.items())
             ]
             self._clients.append(pd.DataFrame(clients))
+            # Rewritten as a whole: a parquet file that is still being appended to has no end.
             frame = pd.concat(self._clients, ignore_index=True)
             _write(self.folder / CLIENTS, frame.to_parquet(index=False))
         return row
@@ -110,12 +115,13 @@ class Recorder:
         return summary
 
     def _row(self, report: RoundReport) -> dict[str, Any]:
-        traffic = [t for t in report.traffic.values()]
+        traffic = list(report.traffic.values())
         total = {
             key: sum(getattr(t, key) for t in traffic)
             for key in ("samples", "steps", "smashed_bytes", *BYTES)
         }
         cpu, wall = self.clock(), time.monotonic()
+        reported = sum(t.client_cpu_seconds for t in traffic) if self.hears_clients else 0.0
         row = {
             **{key: value for key, value in total.items() if key != "steps"},
             "round": report.round,
@@ -127,7 +133,7 @@ class Recorder:
             "client_steps": total["steps"],
             "ratio": _ratio(total),
             "wall_seconds": round(wall - self._wall, 3),
-            "cpu_seconds": round(cpu - self._cpu, 3),
+            "cpu_seconds": round(cpu - self._cpu + reported, 3),
         }
         self._cpu, self._wall = cpu, wall
         return row
@@ -146,7 +152,7 @@ class Recorder:
             **sums,
             "ratio": _ratio(sums),
             "wall_seconds": round(time.monotonic() - self._first_wall, 3),
-            "cpu_seconds": round(self.clock() - self._first_cpu, 3),
+            "cpu_seconds": round(total("cpu_seconds"), 3),
             "seed": self.experiment.seed,
             "experiment": self.experiment.model_dump(exclude={"out"}),
             "versions": versions(),
@@ -160,8 +166,11 @@ class Recorder:
 
 def check_folder(folder: Path) -> None:
     """Raise OutputError unless a run may be written to `folder`."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"out: {str(folder)!r} is a file; give a folder")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"out: {str(nearest)!r} is a file; give a folder")
+    if not os.access(nearest, os.W_OK):
+        raise OutputError(f"out: {str(nearest)!r} cannot be written to; give another folder")
     if any((folder / name).exists() for name in (EXPERIMENT, ROUNDS, SUMMARY)):
         raise OutputError(
             f"out: {str(folder)!r} already holds a run; give another folder or remove it"

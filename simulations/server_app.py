@@ -15,15 +15,18 @@ from fl_split.flat import Flat
 from simulations.experiment import Experiment
 from simulations.results import Recorder
 from simulations.setup import Evaluator, Pool, Setup, prepare
-from strategies import Training
+from strategies import RoundReport, Training
 
 app = ServerApp()
+
+Watch = Callable[[dict[str, Any], RoundReport], None]
+"""Called after each round with its row of results and all there is to know about it."""
 
 
 class LocalContext(Context):
     """A server context of our own engines: what is prepared already, and who is watching."""
 
-    def __init__(self, setup: Setup, watch: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, setup: Setup, watch: Watch) -> None:
         run_config = setup.experiment.model_dump()
         super().__init__(1, 1, {}, RecordDict(), run_config)
         self.setup = setup
@@ -37,14 +40,22 @@ def main(grid: Grid, context: Context) -> None:
     if isinstance(context, LocalContext):
         run(grid, context.setup, context.watch)
     else:
-        run(grid, prepare(Experiment.from_dict(context.run_config)), lambda row: None)
+        run(grid, prepare(Experiment.from_dict(context.run_config)), lambda row, report: None)
 
 
-def run(grid: Grid, setup: Setup, watch: Callable[[dict[str, Any]], None]) -> None:
-    """Train on `grid`; call `watch` with each row of results."""
+def run(grid: Grid, setup: Setup, watch: Watch) -> None:
+    """Train on `grid`, write results, and whatever happens leave the last round's model."""
     experiment = setup.experiment
     head, tail = Flat(setup.head), Flat(setup.tail)
-    recorder = Recorder(output_folder(experiment), experiment, _clock(grid))
+    evaluator = Evaluator(head, tail, setup.test)
+    recorder = Recorder(output_folder(experiment), experiment, getattr(grid, "cpu_seconds", None))
+    finished = setup.initial_arrays()
+
+    def on_round(report: RoundReport) -> None:
+        nonlocal finished
+        finished = report.arrays
+        watch(recorder.add(report), report)
+
     training = Training(
         clients=experiment.clients,
         fraction=experiment.fraction,
@@ -54,7 +65,7 @@ def run(grid: Grid, setup: Setup, watch: Callable[[dict[str, Any]], None]) -> No
         head=head,
         tail=tail,
         pooled_round=Pool(head, tail, setup),
-        on_round=lambda report: watch(recorder.add(report)),
+        on_round=on_round,
     )
     status = "failed"
     try:
@@ -63,7 +74,7 @@ def run(grid: Grid, setup: Setup, watch: Callable[[dict[str, Any]], None]) -> No
             setup.initial_arrays(),
             experiment.rounds,
             experiment.timeout,
-            evaluate_fn=Evaluator(head, tail, setup.test),
+            evaluate_fn=evaluator,
             training=training,
         )
         status = "complete"
@@ -71,14 +82,10 @@ def run(grid: Grid, setup: Setup, watch: Callable[[dict[str, Any]], None]) -> No
         status = "interrupted"
         raise
     finally:
+        evaluator.load(finished)  # training stopped half-way may have gone on from there
         recorder.finish(setup.model, status)
 
 
 def output_folder(experiment: Experiment) -> Path:
     """Where results go: `out`, or a folder named after the time."""
     return Path(experiment.out or time.strftime("runs/%Y%m%d-%H%M%S")).expanduser()
-
-
-def _clock(grid: Grid) -> Callable[[], float]:
-    """CPU seconds of everything our engines run; of this process under Flower's runtime."""
-    return getattr(grid, "cpu_seconds", time.process_time)

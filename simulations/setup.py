@@ -83,6 +83,8 @@ def prepare(experiment: Experiment) -> Setup:
             seed=e.seed,
         )
         mean, std = spec.normalisation()
+    model.config.id2label = dict(enumerate(source.class_names))
+    model.config.label2id = {name: label for label, name in enumerate(source.class_names)}
     model.train()  # checkpoints come in evaluation mode
     head, tail = split(model, e.cut)
     size, channels = model.config.image_size, model.config.num_channels
@@ -118,10 +120,14 @@ class Evaluator:
     def __init__(self, head: Flat[Head], tail: Flat[Tail], test: Table) -> None:
         self.head, self.tail, self.test = head, tail, test
 
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Load the weights and measure."""
+    def load(self, arrays: ArrayRecord) -> None:
+        """Put weights into the model."""
         self.head.load(arrays[messages.HEAD].numpy())
         self.tail.load(arrays[messages.TAIL].numpy())
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Load the weights and measure."""
+        self.load(arrays)
         self.head.module.eval()
         self.tail.module.eval()
         right = loss = 0.0
@@ -170,7 +176,7 @@ def _named(key: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise type(error)(f"{key}: {error}") from None
+        raise ValueError(f"{key}: {error}") from None
 
 
 def _vector(module: torch.nn.Module) -> np.ndarray:

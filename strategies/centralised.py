@@ -5,12 +5,13 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from strategies import messages
 from strategies.mailbox import Traffic
 from strategies.strategy import Round, SplitStrategy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Centralised(SplitStrategy):
     """Train on the pooled data on the server; nothing travels, the codec does not apply.
 
@@ -21,7 +22,7 @@ class Centralised(SplitStrategy):
     def train_round(self, round: Round) -> list[Message]:
         """Train one round on the server."""
         loss, samples, steps = round.training.pooled_round(round.number, round.clients)
-        round.losses.append((samples, loss))
+        round.losses[-1, 0] = samples, loss
         round.mailbox.traffic[-1] = Traffic(samples=samples, steps=steps)
         return []
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from flwr.app import ConfigRecord, Message, RecordDict
 from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from strategies import messages
 from strategies.strategy import Round, SplitStrategy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class FedAvg(SplitStrategy):
     """Clients train head and tail locally, with the same two optimisers as split learning.
 
@@ -19,11 +20,13 @@ class FedAvg(SplitStrategy):
 
     def train_round(self, round: Round) -> list[Message]:
         """Send the model, collect the trained ones."""
+        round.returned = [messages.HEAD, messages.TAIL]
         settings = ConfigRecord({messages.ROUND: round.number})
         content = RecordDict({messages.SETTINGS: settings, messages.WEIGHTS: round.arrays})
         for client in round.clients:
             round.mailbox.send(client, messages.LOCAL, content)
         round.finish()
         for client, reply in sorted(round.finals.items()):
-            round.losses.append((round.samples[client], messages.metric(reply, messages.LOSS)))
+            loss = messages.metric(reply, messages.LOSS)
+            round.losses[client, 0] = round.samples[client], loss
         return round.replies()

@@ -47,9 +47,16 @@ class Traffic:
         self.smashed_bytes += int(messages.metric(message, messages.SMASHED_BYTES))
         self.client_cpu_seconds += messages.metric(message, messages.CPU_SECONDS)
 
-    def row(self) -> dict[str, int | float | str]:
-        """Return the fields as a row of a table."""
-        return asdict(self)
+    def row(self) -> dict[str, int | float | str | None]:
+        """Return the fields as a row of a table, with the ratio to uncompressed fp32."""
+        return {**asdict(self), "ratio": self.ratio}
+
+    @property
+    def ratio(self) -> float | None:
+        """Payload bytes of both directions over twice the fp32 smashed data; None without."""
+        if not self.smashed_bytes:
+            return None
+        return (self.payload_bytes_up + self.payload_bytes_down) / (2 * self.smashed_bytes)
 
 
 @dataclass
@@ -122,9 +129,12 @@ class Mailbox:
             self._awaited.discard(client)
             if reply.has_error():
                 self.drop(client, _last_line(reply.error.reason))
-            else:
+                continue
+            try:
                 self.traffic[client].count_reply(reply)
                 self._inbox[client] = reply
+            except (TypeError, ValueError, OverflowError) as error:
+                self.drop(client, f"sent unreadable metrics: {error}")
         if replies:
             self._deadline = time.monotonic() + self.timeout
         elif time.monotonic() > self._deadline:

@@ -8,11 +8,12 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from strategies import messages
 from strategies.strategy import Round, SplitStrategy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Parallel(SplitStrategy):
     """All clients step together; the shared tail takes one step per exchange, weights n_k/n.
 
@@ -33,6 +34,7 @@ class Parallel(SplitStrategy):
     def train_round(self, round: Round) -> list[Message]:
         """Exchange in lockstep until the last client has run out of batches."""
         active, step = round.clients, 0
+        round.returned = [messages.HEAD] if self.average_heads else []
         round.begin(active, round.head if self.average_heads else None)
         while active:
             received = {client: round.payload(client) for client in active}

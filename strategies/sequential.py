@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from flwr.app import ArrayRecord, Message, MetricRecord
 from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from strategies import messages
 from strategies.sflv2 import Order
 from strategies.strategy import Round, SplitStrategy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Sequential(SplitStrategy):
     """Clients train one after another; each starts from the head its predecessor left.
 

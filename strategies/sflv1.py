@@ -5,11 +5,12 @@ from __future__ import annotations
 from flwr.app import Array, Message
 from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from strategies import messages
 from strategies.strategy import Round, SplitStrategy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SFLV1(SplitStrategy):
     """Every client trains against its own copy of the tail; both are averaged, weights n_k/n.
 

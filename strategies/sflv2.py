@@ -8,12 +8,13 @@ from flwr.app import Message
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from strategies.strategy import Round, SplitStrategy
 
 Order = Literal["random", "cyclic", "reverse"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class SFLV2(SplitStrategy):
     """The shared tail steps after every batch, clients in some order; heads are averaged.
 

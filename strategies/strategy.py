@@ -9,7 +9,6 @@ takes part in no round. A client with fewer batches than others leaves the round
 from __future__ import annotations
 
 import math
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,11 +28,8 @@ from fl_split.step import Arrival
 from fl_split.vit import Head, Tail
 from strategies import messages
 from strategies.mailbox import Mailbox, Traffic
+from strategies.participants import NoClientsLeft, roll_call, sample
 from strategies.tail import TrainedTail
-
-
-class NoClientsLeft(RuntimeError):
-    """Every client of a round was dropped: there is nothing to aggregate."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +64,10 @@ class Training:
 
 @dataclass
 class RoundReport:
-    """What one round cost and gave; `traffic` is keyed by partition id."""
+    """What one round cost and gave: global weights, metrics, and traffic by partition id."""
 
     round: int
+    arrays: ArrayRecord
     metrics: dict[str, float]
     train_loss: float
     traffic: dict[int, Traffic]
@@ -78,7 +75,11 @@ class RoundReport:
 
 @dataclass
 class Round:
-    """One round in progress: who takes part, what they sent, what they ended with."""
+    """One round in progress: who takes part, what they sent, what they ended with.
+
+    `returned` names the weights that a client must end its round with; `losses` holds, by
+    client and step, how much a loss counts and the loss.
+    """
 
     number: int
     clients: list[int]
@@ -87,8 +88,10 @@ class Round:
     training: Training
     tail: TrainedTail
     arrays: ArrayRecord
+    returned: Sequence[str] = (messages.HEAD,)
     finals: dict[int, Message] = field(default_factory=dict)
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    _own_heads: dict[int, np.ndarray] | None = None
 
     @property
     def head(self) -> Array:
@@ -121,7 +124,7 @@ class Round:
         weights = {client: self.samples[client] / total for client in payloads}
         losses, gradients = tail.step(payloads, weights, self.number, step)
         for client, gradient in gradients.items():
-            self.losses.append((self.samples[client], losses[client]))
+            self.losses[client, step] = self.samples[client], losses[client]
             content = RecordDict({messages.GRADIENT: messages.wrap(gradient)})
             self.mailbox.send(client, messages.STEP, content)
 
@@ -135,15 +138,27 @@ class Round:
         return [self.finals[client] for client in sorted(self.finals)]
 
     def own_heads(self) -> dict[int, np.ndarray]:
-        """Ask all clients with samples for their private heads; not counted as traffic."""
-        apart = Mailbox(self.mailbox.grid, self.mailbox.nodes, "0", self.mailbox.timeout)
-        for client in (client for client, count in self.samples.items() if count):
-            apart.send(client, messages.REPORT_HEAD, RecordDict())
-        found = {
-            client: messages.vector(reply, messages.HEAD).numpy()
-            for client, reply in apart.arrivals()
-        }
-        return dict(sorted(found.items()))
+        """Ask all clients with samples for their private heads; not counted as traffic.
+
+        Raises
+        ------
+        NoClientsLeft
+            None of them has a head to show.
+        """
+        if self._own_heads is None:
+            apart = Mailbox(self.mailbox.grid, self.mailbox.nodes, "0", self.mailbox.timeout)
+            for client in (client for client, count in self.samples.items() if count):
+                apart.send(client, messages.REPORT_HEAD, RecordDict())
+            found = {}
+            for client, reply in apart.arrivals():
+                try:
+                    found[client] = self._weights(reply, [messages.HEAD])[messages.HEAD]
+                except (KeyError, ValueError) as error:
+                    self.mailbox.drop(client, f"sent {error}")
+            if not found:
+                raise NoClientsLeft(f"round {self.number}: no client has a head to evaluate")
+            self._own_heads = dict(sorted(found.items()))
+        return self._own_heads
 
     def order(self, policy: str) -> list[int]:
         """Clients of the round in the order of `policy`: cyclic, reverse or random."""
@@ -154,17 +169,26 @@ class Round:
 
     def _sort(self, client: int, reply: Message) -> Arrival | None:
         """Tell a payload from a final reply; drop the client if it is neither."""
-        records = reply.content.array_records
         try:
-            if messages.PAYLOAD in records:
-                return self.tail.arrive(messages.unwrap(records[messages.PAYLOAD]))
-            for vector in records.get(messages.WEIGHTS, {}).values():
-                if not np.isfinite(vector.numpy()).all():
-                    raise ValueError("weights that are not finite")
+            if messages.PAYLOAD in reply.content:
+                return self.tail.arrive(
+                    messages.unwrap(reply.content.array_records[messages.PAYLOAD])
+                )
+            self._weights(reply, self.returned)
             self.finals[client] = reply
         except (KeyError, ValueError) as error:
             self.mailbox.drop(client, f"sent {error}")
         return None
+
+    def _weights(self, reply: Message, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Read weight vectors; ValueError or KeyError if one is missing or cannot be used."""
+        found = {name: messages.vector(reply, name).numpy() for name in names}
+        for name, vector in found.items():
+            if vector.shape != (expected := self.arrays[name].numpy().shape):
+                raise ValueError(f"{name} of shape {vector.shape}, expected {expected}")
+            if not np.isfinite(vector).all():
+                raise ValueError(f"a {name} that is not finite")
+        return found
 
 
 class SplitStrategy(Strategy):
@@ -218,13 +242,13 @@ class SplitStrategy(Strategy):
         nodes, samples = roll_call(grid, training.clients, timeout)
         for number in range(1, num_rounds + 1):
             mailbox = Mailbox(grid, nodes, str(number), timeout)
-            clients = sample(samples, training, number)
+            clients = sample(samples, training.fraction, training.seed, number)
             round = Round(number, clients, samples, mailbox, training, tail, arrays)
             arrays = self.aggregate_round(round, self.train_round(round))
             tail.flat.load(arrays[messages.TAIL].numpy())
             metrics = self.evaluate(round, arrays, evaluate_fn)
             result.arrays, result.evaluate_metrics_serverapp[number] = arrays, metrics
-            training.on_round(_report(round, metrics))
+            training.on_round(_report(round, arrays, metrics))
         return result
 
     def aggregate_round(self, round: Round, replies: list[Message]) -> ArrayRecord:
@@ -267,47 +291,9 @@ class SplitStrategy(Strategy):
         """Log nothing: the ``repr`` of a strategy says all."""
 
 
-def roll_call(grid: Grid, clients: int, timeout: float) -> tuple[dict[int, int], dict[int, int]]:
-    """Wait for all nodes, then map partition ids to node ids and to numbers of samples.
-
-    Node ids are random; everything that affects a result goes by partition id.
-
-    Raises
-    ------
-    NoClientsLeft
-        Fewer nodes than `clients` appeared in time, or a node failed to answer.
-    """
-    deadline = time.monotonic() + timeout
-    while len(found := list(grid.get_node_ids())) < clients:
-        if time.monotonic() > deadline:
-            raise NoClientsLeft(f"waited for {clients} nodes, only {len(found)} came")
-        time.sleep(0.1)
-    mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout)
-    for node in found:
-        mailbox.send(node, messages.ROLL_CALL, RecordDict())
-    nodes, samples = {}, {}
-    for node, reply in mailbox.arrivals():
-        partition = int(messages.metric(reply, messages.PARTITION))
-        nodes[partition] = node
-        samples[partition] = int(messages.metric(reply, messages.NUM_EXAMPLES))
-    missing = sorted(set(range(clients)) - set(nodes))
-    if missing:
-        reasons = sorted({t.dropped for t in mailbox.traffic.values() if t.dropped})
-        raise NoClientsLeft(f"clients {missing} did not come up: {'; '.join(reasons)}")
-    return nodes, samples
-
-
-def sample(samples: dict[int, int], training: Training, server_round: int) -> list[int]:
-    """Draw the clients of a round, without those that hold no samples; sorted."""
-    eligible = sorted(client for client, count in samples.items() if count > 0)
-    wanted = min(len(eligible), max(1, round(training.fraction * training.clients)))
-    draw = generator(training.seed, "sample", server_round)
-    chosen = torch.randperm(len(eligible), generator=draw)[:wanted]
-    return sorted(eligible[i] for i in chosen.tolist())
-
-
-def _report(round: Round, metrics: MetricRecord) -> RoundReport:
-    total = sum(count for count, _ in round.losses)
-    loss = sum(count * value for count, value in round.losses) / total if total else math.nan
+def _report(round: Round, arrays: ArrayRecord, metrics: MetricRecord) -> RoundReport:
+    losses = [loss for _, loss in sorted(round.losses.items())]  # not in order of arrival
+    total = sum(count for count, _ in losses)
+    loss = sum(count * value for count, value in losses) / total if total else math.nan
     values = {key: float(value) for key, value in metrics.items() if not isinstance(value, list)}
-    return RoundReport(round.number, values, loss, round.mailbox.traffic)
+    return RoundReport(round.number, arrays, values, loss, round.mailbox.traffic)

@@ -71,7 +71,7 @@ def simulate(tmp_path: Path):
         setup = prepare(Experiment.from_dict(values))
         with setup.experiment.build("engine").session(app) as session:
             grid = session(setup.worker(), setup.experiment.clients)
-            server_app.app(grid, server_app.LocalContext(setup, lambda row: None))
+            server_app.app(grid, server_app.LocalContext(setup, lambda row, report: None))
         return Outcome(Path(values["out"]))
 
     return run

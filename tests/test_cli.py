@@ -69,6 +69,8 @@ def test_help_teaches(command):
         ([QUICK, "cut=9"], "cut must be in 1..3"),
         ([QUICK, "rounds"], "expected key=value"),
         ([QUICK, "clients=100000"], "cannot share"),
+        ([QUICK, "codec=[/a]"], "'[/a]' is not of the form"),
+        ([QUICK + "/x"], "no configuration file"),
         (["configs/splitfed_baselines.toml"], "use: fl-split compare"),
     ],
 )
@@ -77,6 +79,23 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, messag
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("[[compare]]\nname = '../x'\n", "usable as a folder's"),
+        ("[[compare]]\nname = 'a'\n[[compare]]\nname = 'a'\n", "two runs are called 'a'"),
+        ("[[compare]]\nengine = 'ray'\n[[compare]]\nengine = 'inline'\n", "one engine"),
+        ("[[compare]]\ncut = 77\n", "run-1: cut must be in"),
+    ],
+)
+def test_bad_comparisons_are_refused_before_training(tmp_path, rows, message):
+    (tmp_path / "c.toml").write_text(rows)
+    done = fl_split("compare", tmp_path / "c.toml", "--out", tmp_path / "x", check=2)
+    assert message in done.stderr
+    blocked = fl_split("run", QUICK, "--out", tmp_path / "c.toml" / "sub", check=2)
+    assert "is a file; give a folder" in blocked.stderr
 
 
 @pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])

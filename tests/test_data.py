@@ -80,6 +80,68 @@ def test_a_data_set_without_images_or_labels_is_refused(tmp_path, spoil):
         Local(path=str(path)).open(0.2, 0)
 
 
+def table(folder, rows, **features):
+    path = folder / "all.parquet"
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(path)
+    return Local(path=str(path))
+
+
+def grey(value, dtype=np.uint8):
+    return Image.fromarray(np.full((8, 8), value, dtype=dtype))
+
+
+def test_integer_labels_keep_their_order(tmp_path):
+    rows = {"image": [grey(0)] * 24, "label": list(range(12)) * 2}
+    local = table(tmp_path, rows, image=datasets.Image(), label=datasets.Value("int64"))
+    source = local.open(0.2, 0)
+    assert source.class_names == [str(number) for number in range(12)]
+    assert source.labels(source.train).tolist() == source.train["label"]
+
+
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
+    values = [0, 256, 25_600, 65_535]
+    rows = {"image": [grey(v, np.uint16) for v in values] * 2, "label": ["a", "b"] * 4}
+    local = table(tmp_path, rows, image=datasets.Image(), label=datasets.Value("string"))
+    source = local.open(0.2, 0)
+    seen = np.concatenate([source.pixels(half, 8, 1) for half in (source.train, source.test)])
+    assert set(seen[:, 0, 0, 0].tolist()) == {0, 1, 100, 255}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"image": [grey(0)] * 3, "label": [0, None, 1]}, "without a label"),
+        ({"image": [grey(0), None, grey(1)] * 2, "label": [0, 0, 0] * 2}, "cannot be used"),
+        ({"image": [{"bytes": b"junk", "path": None}] * 4, "label": [0] * 4}, "cannot be used"),
+        ({"image": [grey(0)] * 2, "label": [0, 1]}, "has 2 and 0"),
+    ],
+    ids=["no label", "no image", "junk", "no test"],
+)
+def test_rows_that_cannot_be_used_are_named(tmp_path, rows, message):
+    local = table(tmp_path, rows, image=datasets.Image(), label=datasets.Value("int64"))
+    with pytest.raises(DataError, match=message):
+        source = local.open(0.2, 0)
+        assert source.image_size == 8
+        for half in (source.train, source.test):
+            source.pixels(half, 8, 1)
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path):
+    path = pictures(tmp_path)
+    with pytest.raises(DataError, match="no split 'valid'"):
+        Local(path=str(path), test="valid").open(0.2, 0)
+
+
+def test_a_distribution_is_given_as_a_table():
+    spec = (
+        "distribution(distribution_array=[[0.5, 0.5], [0.5, 0.5]], "
+        "num_unique_labels_per_partition=2, preassigned_num_samples_per_label=5)"
+    )
+    two = datasets.Dataset.from_dict({"label": [0, 1] * 50})
+    parts = partition.split(two, spec, clients=2, label="label", seed=0)
+    assert [len(part) for part in parts] == [50, 50]
+
+
 def test_a_batch_is_normalised():
     pixels = np.array([[[[0, 255]]]], dtype=np.uint8)
     table = Table(pixels, np.array([3]), [], 10, [0.5], [0.25])
@@ -134,8 +196,8 @@ def test_all_flower_partitioners_for_samples_are_offered():
 
     offered = {getattr(entry, "func", entry) for entry in PARTITIONS.values()}
     missing = {name for name in flower.__all__ if getattr(flower, name) not in offered}
-    # Abstract ones, one that takes a function, and vertical ones, which split features.
-    assert missing == {
-        "IdToSizeFncPartitioner", "Partitioner", "VerticalEvenPartitioner",
-        "VerticalSizePartitioner",
-    }  # fmt: skip
+    # An abstract one, one that takes an array (wrapped), one that takes a function, and
+    # vertical ones, which split features.
+    vertical = {"VerticalEvenPartitioner", "VerticalSizePartitioner"}
+    other = {"DistributionPartitioner", "IdToSizeFncPartitioner", "Partitioner"}
+    assert missing == vertical | other

@@ -15,7 +15,7 @@ from simulations import client_app
 from simulations.engines import FIRST_NODE, Inline, _balance
 from simulations.experiment import Experiment
 from simulations.setup import prepare
-from strategies import messages
+from strategies import STRATEGIES, messages
 
 ROOT = Path(__file__).parents[1]
 VARIED = {
@@ -34,7 +34,8 @@ COUNTED = [
 
 
 @pytest.mark.parametrize(
-    "strategy", ["parallel", "parallel(average_heads=False)", "sflv1", "sflv2", "fedavg"]
+    "strategy",
+    ["parallel", "parallel(average_heads=False)", "sflv1", "sflv2", "sequential", "fedavg"],
 )
 def test_clients_served_through_their_state_equal_live_ones(simulate, strategy):
     """Play Flower's stock runtime: each message meets a context that went through bytes."""
@@ -59,13 +60,13 @@ def test_clients_served_through_their_state_equal_live_ones(simulate, strategy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ray_equals_inline_with_any_number_of_workers(simulate, strategy, workers):
-    inline = simulate(strategy=strategy, **VARIED)
-    ray = simulate(strategy=strategy, engine=f"ray(workers={workers})", **VARIED)
-    assert inline.equals(ray)
-    assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED])
+def test_ray_equals_inline_with_any_number_of_workers(simulate, workers):
+    for strategy in [*STRATEGIES, "parallel(average_heads=False)"]:
+        inline = simulate(strategy=strategy, **VARIED)
+        ray = simulate(strategy=strategy, engine=f"ray(workers={workers})", **VARIED)
+        assert inline.equals(ray), strategy
+        assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
 
 
 @pytest.mark.slow
@@ -116,6 +117,7 @@ def test_a_worker_that_dies_costs_its_clients_one_round(simulate):
     assert set(dropped["round"]) == {1}
     assert 0 in set(dropped["client"]) and len(dropped) < 6
     assert outcome.summary["status"] == "complete"
+    assert (outcome.rounds["cpu_seconds"] >= 0).all()
 
 
 def test_a_silent_client_is_dropped_after_the_timeout(simulate):

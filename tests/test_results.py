@@ -138,17 +138,22 @@ def test_the_saved_model_is_the_evaluated_one(simulate):
 
 def test_a_run_that_is_stopped_leaves_complete_rows(simulate, tmp_path):
     def impatient(message, context):
-        if message.metadata.group_id == "3":
+        if message.metadata.group_id == "3" and messages.GRADIENT in message.content:
             raise KeyboardInterrupt
         return client_app.app(message, context)
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(impatient, rounds=9)
+        simulate(impatient, rounds=9, strategy="sflv2(phi=1)", head_optimizer="sgd(lr=0.1)")
     folder = tmp_path / "run1"
     assert pd.read_csv(folder / "rounds.csv")["round"].tolist() == [1, 2]
     assert set(pd.read_parquet(folder / "clients.parquet")["round"]) == {1, 2}
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
-    assert (folder / "model.safetensors").exists()
+    model = ViTForImageClassification.from_pretrained(folder)
+    test = prepare(Experiment.from_dict(read_toml(folder / "experiment.toml"))).test
+    pixels, labels = test.batch(slice(None))
+    with torch.no_grad():
+        right = (model(pixels).logits.argmax(dim=1) == labels).double().mean()
+    assert float(right) == pytest.approx(pd.read_csv(folder / "rounds.csv")["accuracy"].iloc[-1])
 
 
 def test_a_folder_that_holds_a_run_is_refused(simulate, tmp_path):

@@ -23,7 +23,7 @@ class Spoilt:
     def __call__(self, message, context):
         reply = client_app.app(message, context)
         is_ours = context.node_config["partition-id"] in self.partition
-        if is_ours and message.metadata.message_type != messages.ROLL_CALL:
+        if is_ours and message.metadata.message_type.startswith("train"):
             self.seen += 1
             if self.seen > self.after:
                 return self.spoil(reply)
@@ -90,7 +90,10 @@ def test_every_epoch_sees_every_sample_of_uneven_clients(simulate, name):
     assert np.isfinite(outcome.rounds["loss"][0])
 
 
-@pytest.mark.parametrize("name", [*SPLIT, "fedavg"])
+PRIVATE = "parallel(average_heads=False)"
+
+
+@pytest.mark.parametrize("name", [*SPLIT, PRIVATE, "fedavg"])
 @pytest.mark.parametrize("spoil", [fail, not_finite, no_class])
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, name, spoil, after):
@@ -105,7 +108,7 @@ def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, name, spo
     assert outcome.summary["status"] == "complete"
 
 
-@pytest.mark.parametrize("name", [*SPLIT, "fedavg"])
+@pytest.mark.parametrize("name", [*SPLIT, PRIVATE, "fedavg"])
 def test_when_no_client_is_left_the_run_ends_with_what_it_has(simulate, name, tmp_path):
     with pytest.raises(NoClientsLeft, match="battery is empty"):
         simulate(Spoilt(set(range(6)), fail, 0), strategy=name)
@@ -229,6 +232,117 @@ def test_private_heads_never_travel_and_never_mix(simulate):
     assert outcome.rounds["head_bytes_up"].sum() == 0
     assert outcome.rounds["head_bytes_down"].sum() == 0
     assert not outcome.equals(simulate(strategy="parallel", rounds=3))
+
+
+def test_private_heads_are_saved_as_their_average(simulate):
+    heads = {}
+
+    def watch(message: Message, context):
+        reply = client_app.app(message, context)
+        if message.metadata.message_type == messages.REPORT_HEAD:
+            head = messages.vector(reply, messages.HEAD).numpy()
+            heads[context.node_config["partition-id"]] = head
+        return reply
+
+    outcome = simulate(watch, strategy=PRIVATE)
+    sizes = outcome.clients.query("round == 1").set_index("client")["samples"]
+    mean = sum(head * (sizes[client] / sizes.sum()) for client, head in heads.items())
+    cls = outcome.model["vit.embeddings.cls_token"].flatten().numpy()
+    np.testing.assert_allclose(cls, mean[: len(cls)], rtol=1e-5)
+    assert not np.allclose(cls, heads[5][: len(cls)], rtol=1e-3)
+
+
+def test_a_private_head_that_cannot_be_used_is_left_out_and_reported(simulate):
+    def spoilt(message: Message, context):
+        reply = client_app.app(message, context)
+        is_report = message.metadata.message_type == messages.REPORT_HEAD
+        is_third = context.node_config["partition-id"] == 3
+        return not_finite(reply) if is_report and is_third else reply
+
+    outcome = simulate(spoilt, strategy=PRIVATE)
+    assert np.isfinite(outcome.rounds["loss"]).all()
+    assert outcome.clients.query("dropped != ''")["client"].tolist() == [3, 3]
+
+
+def test_a_private_head_survives_a_failure_inside_the_handler(simulate, monkeypatch):
+    """The failed message changes nothing: the client goes on from what it had."""
+    from simulations.client import Client
+
+    seen, learn = {}, Client.learn
+
+    def watch(message: Message, context):
+        if context.node_config["partition-id"] == 2 and messages.SETTINGS in message.content:
+            client = context.client
+            seen[message.metadata.group_id] = None if client is None else client.head.numpy()
+        return client_app.app(message, context)
+
+    def breaks(self, gradient):
+        if (self.place.client, self.place.round) == (2, 2):
+            raise RuntimeError("battery is empty")
+        return learn(self, gradient)
+
+    monkeypatch.setattr(Client, "learn", breaks)
+    outcome = simulate(watch, strategy=PRIVATE, rounds=3)
+    assert outcome.clients.query("dropped != ''")["round"].tolist() == [2]
+    assert (seen["2"] == seen["3"]).all()
+
+
+def test_a_gradient_without_a_round_is_refused(simulate):
+    """As after a worker lost its clients: no other client's state may answer."""
+    first = True
+
+    def forgetful(message: Message, context):
+        nonlocal first
+        if messages.GRADIENT in message.content and context.node_config["partition-id"] == 1:
+            if first:
+                context.client = None
+            first = False
+        return client_app.app(message, context)
+
+    dropped = simulate(forgetful).clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [1]
+    assert "no round in progress" in dropped["dropped"].iloc[0]
+
+
+@pytest.mark.parametrize("name", ["parallel", "sflv1", "fedavg"])
+@pytest.mark.parametrize("how", ["missing", "short", "metric"])
+def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, name, how):
+    def malformed(reply):
+        if messages.WEIGHTS not in reply.content:
+            return reply
+        record = reply.content[messages.WEIGHTS]
+        if how == "missing":
+            del reply.content[messages.WEIGHTS]
+        elif how == "short":
+            record[messages.HEAD] = Array(record[messages.HEAD].numpy()[:-1])
+        else:
+            reply.content[messages.METRICS][messages.NUM_SAMPLES] = float("nan")
+        return reply
+
+    outcome = simulate(Spoilt({4}, malformed, 0), strategy=name)
+    assert outcome.clients.query("dropped != ''")["client"].tolist() == [4, 4]
+    assert outcome.summary["status"] == "complete"
+
+
+def test_local_epochs_pass_over_the_samples_that_often_in_new_order(simulate):
+    rows = []
+
+    def watch(message: Message, context):
+        reply = client_app.app(message, context)
+        if messages.PAYLOAD in reply.content:
+            payload = messages.unwrap(reply.content[messages.PAYLOAD])
+            rows.append(payload.values["tokens"].shape[0])
+            rows.append(payload.side["labels"].tolist())
+        return reply
+
+    outcome = simulate(
+        watch, clients=1, partition="iid", local_epochs=2, batch_size=1000, rounds=1,
+        head_optimizer="sgd(lr=0.0)",
+    )  # fmt: skip
+    assert outcome.clients["samples"].tolist() == [2 * 1433]
+    assert rows[0::2] == [1000, 433, 1000, 433]
+    first, second = rows[1] + rows[3], rows[5] + rows[7]
+    assert sorted(first) == sorted(second) and first != second
 
 
 def test_clients_without_samples_take_part_in_no_round(simulate):

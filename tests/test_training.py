@@ -33,10 +33,12 @@ def test_uncompressed_training_beats_an_untrained_head_and_an_untrained_tail(sim
     assert learnt > final(simulate, tail_optimizer=FROZEN) + 0.1
 
 
-def test_training_through_adc_beats_an_untrained_head(simulate):
-    learnt = final(simulate, codec="adc(ratio=0.25)")
+def test_training_through_adc_beats_an_untrained_head_and_an_untrained_tail(simulate):
+    adc = {"codec": "adc(ratio=0.25)"}
+    learnt = final(simulate, **adc)
     assert learnt > 0.5
-    assert learnt > final(simulate, codec="adc(ratio=0.25)", head_optimizer=FROZEN) + 0.25
+    assert learnt > final(simulate, **adc, head_optimizer=FROZEN) + 0.2
+    assert learnt > final(simulate, **adc, tail_optimizer=FROZEN) + 0.05
 
 
 @pytest.mark.parametrize("strategy", ["sflv1", "sflv2", "sequential", "centralised"])

@@ -120,3 +120,28 @@ def test_a_checkpoint_comes_back_with_a_new_classifier(tmp_path):
         Pretrained(path=str(tmp_path / "nothing")).build(
             image_size=8, channels=3, num_classes=7, seed=0
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_checkpoint_is_trained_in_fp32(tmp_path, dtype):
+    from fl_split.vit import Pretrained
+
+    build().to(dtype).save_pretrained(tmp_path)
+    sizes = {"image_size": 8, "channels": 3, "num_classes": 5, "seed": 0}
+    loaded = Pretrained(path=str(tmp_path)).build(**sizes)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
+def test_what_is_no_vit_is_refused(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    from fl_split.vit import Pretrained
+
+    sizes = {"image_size": 8, "channels": 3, "num_classes": 5, "seed": 0}
+    config = BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot load a ViT|holds no ViT"):
+        Pretrained(path=str(tmp_path)).build(**sizes)
+    (tmp_path / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="cannot load a ViT"):
+        Pretrained(path=str(tmp_path)).build(**sizes)

@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from fl_split.codecs.codec import Received, Smashed
 from fl_split.payload import Payload, smallest
+from fl_split.specs import STRICT
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ADC:
     """Merge samples of similar attention, keep the most attended tokens (ADC, 2025).
 
@@ -122,13 +123,16 @@ def kmeans(
     Raises
     ------
     ValueError
-        `points` is not a matrix, or `num_clusters` or `init` does not fit it.
+        `points` is not a matrix, `num_clusters` or `init` does not fit it, or `max_iter`
+        is below 1.
     """
     if points.dim() != 2 or not 1 <= num_clusters <= len(points):
         shape = tuple(points.shape)
         raise ValueError(
             f"num_clusters must be in 1..B for points (B, N), got {num_clusters}, {shape}"
         )
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
     if init is not None and len(init) != num_clusters:
         raise ValueError(f"init must hold {num_clusters} indices, got {len(init)}")
     generator = generator or torch.Generator().manual_seed(0)
@@ -175,7 +179,14 @@ def merge_and_select(
         kept tokens and zero elsewhere.
     kept : Tensor
         (K, T) int64 token indices; CLS (0) first, then by falling attention.
+
+    Raises
+    ------
+    ValueError
+        `num_tokens` is below 1.
     """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
     cluster = _consecutive(assignment)
     num_clusters = int(cluster.max()) + 1
     scores, sizes = _means(attention, cluster, num_clusters)

@@ -7,9 +7,10 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.codecs.codec import Received, Smashed
 from fl_split.payload import Payload, smallest
+from fl_split.specs import STRICT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Identity:
     """Uncompressed fp32 smashed data and labels."""
 
