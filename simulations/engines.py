@@ -198,7 +198,7 @@ class Host:
         self._worker: Any = None
         self._contexts: dict[int, ResidentContext] = {}
 
-    def answer(self, worker: list[Any], bundle: list[bytes]) -> list[bytes]:
+    def answer(self, worker: list[Any], bundle: list[Any]) -> list[Any]:
         """Answer serialised messages of the run that `worker` refers to."""
         import ray
 

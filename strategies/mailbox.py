@@ -14,6 +14,9 @@ from strategies import messages
 PULL_INTERVAL = 0.01
 """Seconds between two looks for replies, on runtimes that do not wait themselves."""
 
+PUSH_AT = 8
+"""Queued messages that are pushed while other replies still wait to be served."""
+
 
 @dataclass
 class Traffic:
@@ -79,14 +82,14 @@ class Mailbox:
     _deadline: float = 0.0
 
     def send(self, client: int, action: str, content: RecordDict) -> None:
-        """Queue a message; it leaves with the next call that waits for a reply."""
+        """Queue a message; it leaves at the latest with the next call that waits for a reply."""
         message = Message(content, self.nodes[client], action, group_id=self.group)
         self.traffic.setdefault(client, Traffic()).count_request(message)
         self._outbox.append((client, message))
 
     def receive(self, client: int) -> Message | None:
         """Wait for the reply of `client`; None if it was dropped."""
-        self._flush()
+        self._flush(must_wait=client not in self._inbox)
         while client not in self._inbox and client in self._awaited:
             self._wait()
         return self._inbox.pop(client, None)
@@ -94,7 +97,7 @@ class Mailbox:
     def arrivals(self) -> Iterator[tuple[int, Message]]:
         """Yield replies as they come, until no client owes one."""
         while True:
-            self._flush()
+            self._flush(must_wait=not self._inbox)
             if not self._inbox:
                 if not self._pending:
                     return
@@ -111,8 +114,9 @@ class Mailbox:
         """Tell whether `client` was dropped in this round."""
         return bool(self.traffic.get(client, Traffic()).dropped)
 
-    def _flush(self) -> None:
-        if not self._outbox:
+    def _flush(self, must_wait: bool) -> None:
+        """Push what is queued, once it is worth a call or there is nothing else to do."""
+        if not self._outbox or not (must_wait or len(self._outbox) >= PUSH_AT):
             return
         clients = [client for client, _ in self._outbox]
         ids = self.grid.push_messages([message for _, message in self._outbox])

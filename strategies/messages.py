@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pickle import PickleBuffer
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -10,10 +13,10 @@ from flwr.common.serde import (
     array_to_proto,
     config_record_to_proto,
     message_from_proto,
-    message_to_proto,
     metric_record_to_proto,
+    recorddict_to_proto,
 )
-from flwr.common.serde_utils import metadata_to_proto
+from flwr.common.serde_utils import error_to_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Message as MessageProto
 
 from fl_split.payload import Payload
@@ -124,8 +127,8 @@ def _record_bytes(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
 
 
 def _array_bytes(array: Array) -> int:
-    hollow = array_to_proto(Array(array.dtype, array.shape, array.stype, b""))
-    return hollow.ByteSize() + (_field(len(array.data)) if array.data else 0)
+    data = _field(len(array.data)) if array.data else 0
+    return array_to_proto(_empty(array)).ByteSize() + data
 
 
 def _field(length: int) -> int:
@@ -133,14 +136,51 @@ def _field(length: int) -> int:
     return 1 + max(1, -(-length.bit_length() // 7)) + length
 
 
-def to_wire(message: Message) -> bytes:
-    """Serialise a whole message as protobuf."""
-    return message_to_proto(message).SerializeToString()
+def to_wire(message: Message) -> list[bytes | PickleBuffer]:
+    """Take a message apart for a transport in one machine: protobuf, then its arrays' data.
+
+    The data are handed over as buffers, so that a transport with shared memory copies them
+    once instead of once per level of protobuf's nesting.
+    """
+    parts: list[bytes | PickleBuffer] = [b""]
+    content = None
+    if message.has_content():
+        content = recorddict_to_proto(_hollow(message.content))
+        parts += [PickleBuffer(array.data) for array in _arrays(message.content)]
+    error = error_to_proto(message.error) if message.has_error() else None
+    metadata = metadata_to_proto(message.metadata)
+    proto = MessageProto(metadata=metadata, content=content, error=error)
+    parts[0] = proto.SerializeToString()
+    return parts
 
 
-def from_wire(data: bytes) -> Message:
-    """Read what :func:`to_wire` wrote; nothing is unpickled."""
-    return message_from_proto(MessageProto.FromString(data))
+def from_wire(parts: Sequence[bytes | PickleBuffer]) -> Message:
+    """Put together what :func:`to_wire` took apart; nothing is unpickled."""
+    message = message_from_proto(MessageProto.FromString(parts[0]))
+    if message.has_content():
+        for array, data in zip(_arrays(message.content), parts[1:], strict=True):
+            array.data = bytes(data)
+    return message
+
+
+def _arrays(content: RecordDict) -> list[Array]:
+    return [array for record in content.array_records.values() for array in record.values()]
+
+
+def _hollow(content: RecordDict) -> RecordDict:
+    """Copy `content` without the arrays' data."""
+    return RecordDict(
+        {
+            name: ArrayRecord({key: _empty(array) for key, array in record.items()})
+            if isinstance(record, ArrayRecord)
+            else record
+            for name, record in content.items()
+        }
+    )
+
+
+def _empty(array: Array) -> Array:
+    return Array(array.dtype, array.shape, array.stype, b"")
 
 
 def _data_bytes(content: RecordDict, name: str) -> int:

@@ -103,7 +103,13 @@ def test_ctrl_c_ends_cleanly(tmp_path, engine):
     command = [sys.executable, "-m", "simulations.cli", "run", QUICK, "rounds=1000"]
     command += ["--engine", engine, "--out", str(tmp_path / "x")]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores interrupts, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     rows = tmp_path / "x" / "rounds.csv"
     for _ in range(600):

@@ -156,6 +156,23 @@ def test_send_and_receive_answers_every_message():
     assert [messages.metric(reply, messages.PARTITION) for reply in replies] == [0, 1, 2]
 
 
+def test_a_message_survives_being_taken_apart():
+    from flwr.app import Array, ArrayRecord, Error, MetricRecord
+
+    experiment = Experiment.from_dict({"clients": 1})
+    with Inline().session(client_app.app) as session:
+        grid = session(prepare(experiment).worker(), 1)
+    array = Array("uint8", (3,), "raw", b"abc")
+    content = RecordDict({"a": ArrayRecord({"x": array}), "m": MetricRecord({"loss": 0.5})})
+    message = grid.create_message(content, messages.STEP, 5, "7")
+    back = messages.from_wire(messages.to_wire(message))
+    assert back.content == message.content
+    assert vars(back.metadata) == vars(message.metadata)
+    assert content["a"]["x"].data == b"abc"
+    failed = messages.from_wire(messages.to_wire(Message(Error(3, "why"), reply_to=message)))
+    assert (failed.error.code, failed.error.reason) == (3, "why")
+
+
 def test_clients_are_spread_over_workers_by_size():
     # Largest first: 10 -> 0; 9 -> 1; 8 -> 1 has 10 (9 + 1 per client), 0 has 11; 1 s fill up 0.
     assert _balance([10, 1, 1, 1, 9, 8], 2) == [0, 0, 0, 0, 1, 1]
