@@ -72,10 +72,9 @@ def test_ray_equals_inline_with_any_number_of_workers(simulate, workers):
 @pytest.mark.slow
 def test_flwr_run_equals_inline(simulate, tmp_path):
     inline = simulate(**VARIED)
-    config = {**inline.summary["experiment"], "out": str(tmp_path / "flwr")}
     toml = tmp_path / "run.toml"
-    values = [f"{key} = {value!r}" for key, value in config.items()]
-    toml.write_text("\n".join(values).replace("True", "true"))
+    resolved = (inline.folder / "experiment.toml").read_text()
+    toml.write_text(f'{resolved}out = "{tmp_path / "flwr"}"\n')
     ports = [_free_port(), _free_port()]
     environment = {
         **os.environ,
@@ -88,7 +87,7 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = ["flwr", "run", ".", "--run-config", str(toml), "--stream"]
-    command += ["--federation-config", f"num-supernodes={config['clients']}"]
+    command += ["--federation-config", f"num-supernodes={inline.summary['experiment']['clients']}"]
     before = (ROOT / "pyproject.toml").read_text()
     try:
         done = subprocess.run(
