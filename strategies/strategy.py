@@ -153,7 +153,7 @@ class Round:
             for client, reply in apart.arrivals():
                 try:
                     found[client] = self._weights(reply, [messages.HEAD])[messages.HEAD]
-                except (KeyError, ValueError) as error:
+                except (KeyError, TypeError, ValueError) as error:
                     self.mailbox.drop(client, f"sent {error}")
             if not found:
                 raise NoClientsLeft(f"round {self.number}: no client has a head to evaluate")
@@ -175,8 +175,10 @@ class Round:
                     messages.unwrap(reply.content.array_records[messages.PAYLOAD])
                 )
             self._weights(reply, self.returned)
+            if messages.metric(reply, messages.NUM_EXAMPLES) != self.samples[client]:
+                raise ValueError("another number of samples than it said at the start")
             self.finals[client] = reply
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             self.mailbox.drop(client, f"sent {error}")
         return None
 
@@ -184,7 +186,7 @@ class Round:
         """Read weight vectors; ValueError or KeyError if one is missing or cannot be used."""
         found = {name: messages.vector(reply, name).numpy() for name in names}
         for name, vector in found.items():
-            if vector.shape != (expected := self.arrays[name].numpy().shape):
+            if vector.shape != (expected := tuple(self.arrays[name].shape)):
                 raise ValueError(f"{name} of shape {vector.shape}, expected {expected}")
             if not np.isfinite(vector).all():
                 raise ValueError(f"a {name} that is not finite")

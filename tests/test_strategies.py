@@ -305,7 +305,7 @@ def test_a_gradient_without_a_round_is_refused(simulate):
 
 
 @pytest.mark.parametrize("name", ["parallel", "sflv1", "fedavg"])
-@pytest.mark.parametrize("how", ["missing", "short", "metric"])
+@pytest.mark.parametrize("how", ["missing", "short", "metric", "weight"])
 def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, name, how):
     def malformed(reply):
         if messages.WEIGHTS not in reply.content:
@@ -315,8 +315,10 @@ def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, name, h
             del reply.content[messages.WEIGHTS]
         elif how == "short":
             record[messages.HEAD] = Array(record[messages.HEAD].numpy()[:-1])
-        else:
+        elif how == "metric":
             reply.content[messages.METRICS][messages.NUM_SAMPLES] = float("nan")
+        else:
+            reply.content[messages.METRICS][messages.NUM_EXAMPLES] = 10**9
         return reply
 
     outcome = simulate(Spoilt({4}, malformed, 0), strategy=name)
