@@ -4,10 +4,11 @@ from strategies.centralised import Centralised
 from strategies.fedavg import FedAvg
 from strategies.parallel import Parallel
 from strategies.participants import NoClientsLeft
+from strategies.round import RoundReport, Training
 from strategies.sequential import Sequential
 from strategies.sflv1 import SFLV1
 from strategies.sflv2 import SFLV2
-from strategies.strategy import RoundReport, SplitStrategy, Training
+from strategies.strategy import SplitStrategy
 
 STRATEGIES = {
     "centralised": Centralised,

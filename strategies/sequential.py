@@ -9,8 +9,9 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
 from strategies import messages
+from strategies.round import Round
 from strategies.sflv2 import Order
-from strategies.strategy import Round, SplitStrategy
+from strategies.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -7,7 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
 from strategies import messages
-from strategies.strategy import Round, SplitStrategy
+from strategies.round import Round
+from strategies.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -9,7 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies.strategy import Round, SplitStrategy
+from strategies.round import Round
+from strategies.strategy import SplitStrategy
 
 Order = Literal["random", "cyclic", "reverse"]
 

@@ -1,0 +1,193 @@
+"""One round in progress, and what a strategy knows beside messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+
+from fl_split.codecs import Codec
+from fl_split.flat import Flat
+from fl_split.optimizers import Optimizer
+from fl_split.seeds import generator
+from fl_split.step import Arrival
+from fl_split.vit import Head, Tail
+from strategies import messages
+from strategies.mailbox import Mailbox, Traffic
+from strategies.participants import NoClientsLeft
+from strategies.tail import TrainedTail
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a strategy needs beside messages.
+
+    Attributes
+    ----------
+    clients : int
+        Number of virtual clients; the strategy waits until so many nodes are there.
+    fraction : float
+        Share of the clients sampled per round, in (0, 1].
+    head, tail : Flat
+        Where the global weights are trained and evaluated.
+    pooled_round : Callable
+        Train `head` and `tail` on pooled data for one round (the centralised baseline):
+        (round, sampled clients) to (loss, samples, steps).
+    on_round : Callable
+        Called after every round with its :class:`RoundReport`.
+    """
+
+    clients: int
+    fraction: float
+    seed: int
+    codec: Codec
+    tail_optimizer: Optimizer
+    head: Flat[Head]
+    tail: Flat[Tail]
+    pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
+    on_round: Callable[[RoundReport], None] = lambda report: None
+
+
+@dataclass
+class RoundReport:
+    """What one round cost and gave: global weights, metrics, and traffic by partition id."""
+
+    round: int
+    arrays: ArrayRecord
+    metrics: dict[str, float]
+    train_loss: float
+    traffic: dict[int, Traffic]
+
+
+@dataclass
+class Round:
+    """One round in progress: who takes part, what they sent, what they ended with.
+
+    `returned` names the weights that a client must end its round with; `losses` holds, by
+    client and step, how much a loss counts and the loss.
+    """
+
+    number: int
+    clients: list[int]
+    samples: dict[int, int]
+    mailbox: Mailbox
+    training: Training
+    tail: TrainedTail
+    arrays: ArrayRecord
+    returned: Sequence[str] = (messages.HEAD,)
+    finals: dict[int, Message] = field(default_factory=dict)
+    losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    _own_heads: dict[int, np.ndarray] | None = None
+
+    @property
+    def head(self) -> Array:
+        """The global head at the start of the round."""
+        return self.arrays[messages.HEAD]
+
+    def begin(self, clients: Iterable[int], head: Array | None) -> None:
+        """Start the round of `clients`; `head` None lets them keep their own."""
+        for client in clients:
+            content = messages.start_of_round(self.number, head)
+            self.mailbox.send(client, messages.STEP, content)
+
+    def payload(self, client: int) -> Arrival | None:
+        """Wait for the next payload of `client`; None when it has ended or was dropped."""
+        if client in self.finals or self.mailbox.dropped(client):
+            return None
+        reply = self.mailbox.receive(client)
+        return None if reply is None else self._sort(client, reply)
+
+    def arrivals(self) -> Iterator[tuple[int, Arrival]]:
+        """Yield payloads as they come, until every client has ended or was dropped."""
+        for client, reply in self.mailbox.arrivals():
+            payload = self._sort(client, reply)
+            if payload is not None:
+                yield client, payload
+
+    def serve(self, tail: TrainedTail, payloads: dict[int, Arrival], step: int) -> None:
+        """Take one step of `tail` on `payloads`, weights n_k / n, and send the cut gradients."""
+        total = sum(self.samples[client] for client in payloads)
+        weights = {client: self.samples[client] / total for client in payloads}
+        losses, gradients = tail.step(payloads, weights, self.number, step)
+        for client, gradient in gradients.items():
+            self.losses[client, step] = self.samples[client], losses[client]
+            content = RecordDict({messages.GRADIENT: messages.wrap(gradient)})
+            self.mailbox.send(client, messages.STEP, content)
+
+    def finish(self) -> None:
+        """Wait until every client has ended, where none has payloads to send."""
+        for client, _ in self.arrivals():
+            self.mailbox.drop(client, "sent a payload that nobody asked for")
+
+    def replies(self) -> list[Message]:
+        """Final replies by partition id, so that sums do not depend on arrival."""
+        return [self.finals[client] for client in sorted(self.finals)]
+
+    def own_heads(self) -> dict[int, np.ndarray]:
+        """Ask all clients with samples for their private heads; not counted as traffic.
+
+        Raises
+        ------
+        NoClientsLeft
+            None of them has a head to show.
+        """
+        if self._own_heads is None:
+            apart = Mailbox(self.mailbox.grid, self.mailbox.nodes, "0", self.mailbox.timeout)
+            for client in (client for client, count in self.samples.items() if count):
+                apart.send(client, messages.REPORT_HEAD, RecordDict())
+            found = {}
+            for client, reply in apart.arrivals():
+                try:
+                    found[client] = self._weights(reply, [messages.HEAD])[messages.HEAD]
+                except (KeyError, TypeError, ValueError) as error:
+                    self.mailbox.drop(client, f"sent {error}")
+            if not found:
+                raise NoClientsLeft(f"round {self.number}: no client has a head to evaluate")
+            self._own_heads = dict(sorted(found.items()))
+        return self._own_heads
+
+    def order(self, policy: str) -> list[int]:
+        """Clients of the round in the order of `policy`: cyclic, reverse or random."""
+        if policy == "random":
+            draw = generator(self.training.seed, "order", self.number)
+            return [self.clients[i] for i in torch.randperm(len(self.clients), generator=draw)]
+        return self.clients[::-1] if policy == "reverse" else self.clients
+
+    def report(self, arrays: ArrayRecord, metrics: MetricRecord) -> RoundReport:
+        """Sum the round up, with the global weights after it and what evaluation gave."""
+        losses = [loss for _, loss in sorted(self.losses.items())]  # not in order of arrival
+        total = sum(count for count, _ in losses)
+        loss = sum(count * value for count, value in losses) / total if total else math.nan
+        values = {
+            key: float(value) for key, value in metrics.items() if not isinstance(value, list)
+        }
+        return RoundReport(self.number, arrays, values, loss, self.mailbox.traffic)
+
+    def _sort(self, client: int, reply: Message) -> Arrival | None:
+        """Tell a payload from a final reply; drop the client if it is neither."""
+        try:
+            if messages.PAYLOAD in reply.content:
+                return self.tail.arrive(
+                    messages.unwrap(reply.content.array_records[messages.PAYLOAD])
+                )
+            self._weights(reply, self.returned)
+            if messages.metric(reply, messages.NUM_EXAMPLES) != self.samples[client]:
+                raise ValueError("another number of samples than it said at the start")
+            self.finals[client] = reply
+        except (KeyError, TypeError, ValueError) as error:
+            self.mailbox.drop(client, f"sent {error}")
+        return None
+
+    def _weights(self, reply: Message, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Read weight vectors; ValueError or KeyError if one is missing or cannot be used."""
+        found = {name: messages.vector(reply, name).numpy() for name in names}
+        for name, vector in found.items():
+            if vector.shape != (expected := tuple(self.arrays[name].shape)):
+                raise ValueError(f"{name} of shape {vector.shape}, expected {expected}")
+            if not np.isfinite(vector).all():
+                raise ValueError(f"a {name} that is not finite")
+        return found
