@@ -37,6 +37,9 @@ def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
         or a value that the entry itself refuses.
     """
     name, arguments = resolve(spec, table)
+    for key, parameter in inspect.signature(table[name]).parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in arguments:
+            raise SpecError(f"{spec!r}: {key} must be given")
     try:
         return table[name](**arguments)
     except ValidationError as error:
@@ -105,7 +108,7 @@ def sentence(error: ValidationError) -> str:
 def _read(spec: str) -> tuple[str, dict[str, Any]]:
     try:
         call = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise SpecError(f"{spec!r} is not of the form name(key=value, ...)") from None
     if isinstance(call, ast.Name):
         return call.id, {}
@@ -113,8 +116,11 @@ def _read(spec: str) -> tuple[str, dict[str, Any]]:
         raise SpecError(f"{spec!r} is not of the form name(key=value, ...)")
     arguments = {}
     for keyword in call.keywords:
+        key = str(keyword.arg)
+        if key in arguments:
+            raise SpecError(f"{spec!r}: {key} is given twice")
         try:
-            arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError):
-            raise SpecError(f"{spec!r}: {keyword.arg} must be a literal") from None
+            arguments[key] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            raise SpecError(f"{spec!r}: {key} must be a literal, as 0.1 or 'text'") from None
     return call.func.id, arguments

@@ -8,6 +8,7 @@ state-dict names and sees every update.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -116,7 +117,7 @@ class ViT:
     """
 
     hidden_size: Size = 64
-    num_hidden_layers: Size = 4
+    num_hidden_layers: Annotated[int, Field(ge=2)] = 4
     num_attention_heads: Size = 4
     intermediate_size: Annotated[int, Field(ge=0)] = 0
     patch_size: Size = 2
@@ -178,6 +179,8 @@ class Pretrained:
             Nothing to load at `path`, or sizes that do not fit each other.
         """
         del image_size, channels  # images come to the checkpoint, not the other way round
+        if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
+            raise ValueError(f"cannot load a ViT from {self.path!r}: no such folder")
         try:
             with seeded(seed, "model"):
                 model, found = ViTForImageClassification.from_pretrained(

@@ -33,7 +33,12 @@ if TYPE_CHECKING:  # importing costs seconds, which --help can do without
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
 out, err = Console(), Console(stderr=True)
 
 CONFIG = typer.Argument(help="TOML file; see configs/ for documented examples.", show_default=False)
@@ -142,7 +147,7 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     with _quiet():
         from simulations import client_app, report
         from simulations.experiment import Experiment
-        from simulations.results import SUMMARY, check_folder
+        from simulations.results import COMPARISON, SUMMARY, check_folder, make_folder
         from simulations.setup import prepare
 
     with _door():
@@ -157,6 +162,7 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
         if len(engines) > 1:
             raise ValueError(f"all runs must have one engine, got {', '.join(sorted(engines))}")
         engine = next(iter(setups.values())).experiment.build("engine")
+        make_folder(folder)
     summaries = {}
     with _ends(folder), engine.session(client_app.app) as session:
         for name, setup in setups.items():
@@ -165,7 +171,7 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame))
     if len(plans) > 1:
-        frame.to_csv(folder / "comparison.csv", index=False)
+        frame.to_csv(folder / COMPARISON, index=False)
         report.plot(folders, folder / "comparison.svg")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
 
@@ -225,7 +231,7 @@ def _rows(
         raise ValueError(f"{file}: compare must be a list of tables, [[compare]]")
     for number, row in enumerate(rows, start=1):
         name = str(row.pop("name", f"run-{number}"))
-        if Path(name).name != name:
+        if name in {"", ".", ".."} or Path(name).name != name:
             raise ValueError(f"{file}: name must be usable as a folder's, got {name!r}")
         for key in overrides:
             if key in row:

@@ -175,7 +175,7 @@ class Local:
     def open(self, test_fraction: float, seed: int) -> Source:
         """Read and return the data set."""
         path = Path(self.path).expanduser()
-        if not path.exists():
+        if not self.path or not path.exists():
             raise DataError(f"no file or folder {self.path!r}")
         files = {"data_files": str(path)} if path.is_file() else {}
         found = _load("parquet" if files else str(path), None, **files)
@@ -245,6 +245,8 @@ def _column(split: datasets.Dataset, wanted: str, kind: type, what: str) -> str:
     if wanted:
         if wanted not in features:
             raise DataError(f"no column {wanted!r} for {what}; columns: {', '.join(features)}")
+        if kind is datasets.Image and not isinstance(features[wanted], kind):
+            raise DataError(f"column {wanted!r} holds no images; columns: {', '.join(features)}")
         return wanted
     for name, feature in features.items():
         if isinstance(feature, kind):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.seeds import derive
-from fl_split.specs import canonical, parameters, parse
+from fl_split.specs import SpecError, canonical, parameters, parse
 
 
 def _distribution(
@@ -80,13 +82,16 @@ def split(
     if clients > len(table):
         raise PartitionError(f"clients: {clients} clients cannot share {len(table)} samples")
     order = np.random.default_rng(derive(seed, "partition")).permutation(len(table))
-    partitioner = _build(spec, clients, label, seed)
+    try:
+        partitioner = _build(spec, clients, label, seed)
+    except SpecError as error:
+        raise PartitionError(f"partition: {error}") from None
     columns = table.with_format("arrow")[:].replace_schema_metadata(None)
     numbered = columns.append_column(ROW, [np.arange(len(table))])
     # A fingerprint of our own, since computing one costs more than partitioning.
     shuffled = datasets.Dataset(numbered, fingerprint=ROW).select(order)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # progress bars
             warnings.simplefilter("ignore")
             partitioner.dataset = shuffled
             count = partitioner.num_partitions
@@ -94,10 +99,12 @@ def split(
     except Exception as error:  # each partitioner raises its own types
         reason = " ".join(str(error).split())
         raise PartitionError(
-            f"partition {spec!r} cannot be satisfied with {clients} clients: {reason}"
+            f"partition: {spec!r} cannot be satisfied with {clients} clients: {reason}"
         ) from None
     if count != clients:
-        raise PartitionError(f"partition {spec!r} makes {count} partitions; set clients={count}")
+        raise PartitionError(f"partition: {spec!r} makes {count} partitions; set clients={count}")
+    if not any(len(part) for part in parts):
+        raise PartitionError(f"partition: {spec!r} gives no client any sample")
     return [np.asarray(part.with_format(None)[ROW], dtype=np.int64) for part in parts]
 
 

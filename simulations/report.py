@@ -46,7 +46,8 @@ def comparison_table(frame: pd.DataFrame) -> Table:
     table = Table(
         title="Accuracy against bytes",
         caption="MB = 10^6 bytes, both directions, all clients and rounds. Smashed: payloads "
-        "and cut gradients; ratio: to fp32 uncompressed; weights: head synchronisation.",
+        "and cut gradients; ratio: to fp32 uncompressed; weights: synchronised heads (fedavg: "
+        "models).",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )

@@ -52,6 +52,7 @@ uncompressed, one way. `ratio`: payload bytes of both directions over twice that
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
 MODEL, SUMMARY = "model.safetensors", "summary.json"
+COMPARISON = "comparison.csv"
 
 
 class OutputError(ValueError):
@@ -79,7 +80,7 @@ class Recorder:
         self, folder: Path, experiment: Experiment, clock: Callable[[], float] | None
     ) -> None:
         check_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder, self.experiment = folder, experiment
         self.clock, self.hears_clients = clock or time.process_time, clock is None
         self.rows: list[dict[str, Any]] = []
@@ -171,10 +172,18 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"out: {str(nearest)!r} is a file; give a folder")
     if not os.access(nearest, os.W_OK):
         raise OutputError(f"out: {str(nearest)!r} cannot be written to; give another folder")
-    if any((folder / name).exists() for name in (EXPERIMENT, ROUNDS, SUMMARY)):
+    if any((folder / name).exists() for name in (EXPERIMENT, ROUNDS, SUMMARY, COMPARISON)):
         raise OutputError(
             f"out: {str(folder)!r} already holds a run; give another folder or remove it"
         )
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder`; raise OutputError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"out: cannot make {str(folder)!r}: {error.strerror}") from None
 
 
 def versions() -> dict[str, str]:

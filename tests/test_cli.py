@@ -46,6 +46,8 @@ def test_compare_runs_every_row_and_writes_one_table(tmp_path):
     assert table.loc["sflv1", "final_accuracy"] == table.loc["fedavg", "final_accuracy"]
     assert table.loc["parallel-adc", "payload_bytes_up"] < table.loc["parallel", "payload_bytes_up"]
     assert (tmp_path / "c" / "comparison.svg").exists()
+    again = fl_split("run", QUICK, "--out", tmp_path / "c", check=2)
+    assert "already holds a run" in again.stderr
     assert (tmp_path / "c" / "sflv2" / "model.safetensors").exists()
 
 
@@ -85,6 +87,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, messag
     ("rows", "message"),
     [
         ("[[compare]]\nname = '../x'\n", "usable as a folder's"),
+        ("[[compare]]\nname = '..'\n", "usable as a folder's"),
+        ("[[compare]]\nname = ''\n", "usable as a folder's"),
         ("[[compare]]\nname = 'a'\n[[compare]]\nname = 'a'\n", "two runs are called 'a'"),
         ("[[compare]]\nengine = 'ray'\n[[compare]]\nengine = 'inline'\n", "one engine"),
         ("[[compare]]\ncut = 77\n", "run-1: cut must be in"),
@@ -94,6 +98,8 @@ def test_bad_comparisons_are_refused_before_training(tmp_path, rows, message):
     (tmp_path / "c.toml").write_text(rows)
     done = fl_split("compare", tmp_path / "c.toml", "--out", tmp_path / "x", check=2)
     assert message in done.stderr
+    nowhere = fl_split("run", QUICK, "--out", "/proc/nowhere", check=2)
+    assert len(nowhere.stderr.strip().splitlines()) == 1
     blocked = fl_split("run", QUICK, "--out", tmp_path / "c.toml" / "sub", check=2)
     assert "is a file; give a folder" in blocked.stderr
 

@@ -56,6 +56,8 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         ({"codec": "adc(ration=0.1)"}, "unknown argument 'ration'; did you mean 'ratio'?"),
         ({"codec": "adc(ratio=2)"}, "ratio must be less than or equal to 1, got 2"),
         ({"codec": "adc(ratio=open('x'))"}, "ratio must be a literal"),
+        ({"codec": "adc(ratio=0.1, ratio=0.2)"}, "ratio is given twice"),
+        ({"codec": "adc(ratio=" + "-" * 5000 + "1)"}, "is not of the form name(key=value, ...)"),
         ({"codec": "adc(0.1"}, "is not of the form name(key=value, ...)"),
         ({"codec": "adc(0.1)"}, "is not of the form name(key=value, ...)"),
         ({"strategy": "sflv2(order='up')"}, "order must be 'random', 'cyclic' or 'reverse'"),
@@ -78,6 +80,8 @@ def test_bad_configuration_is_refused_with_help(values, message):
     ("values", "message"),
     [
         ({"cut": 4}, "cut must be in 1..3 for a model of 4 blocks, got 4"),
+        ({"partition": "size"}, "partition: 'size()': partition_sizes must be given"),
+        ({"partition": "pathological(num_classes_per_partition=0)"}, "no client any sample"),
         ({"clients": 5000}, "clients: 5000 clients cannot share 1433 samples"),
         ({"partition": "dirichlet(alpha=0.1, min_partition_size=9)"}, "cannot be satisfied"),
         ({"partition": "pathological(num_classes_per_partition=99)"}, "cannot be satisfied"),
