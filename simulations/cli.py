@@ -47,7 +47,9 @@ OVERRIDES = typer.Argument(
     metavar="[KEY=VALUE]...",
     show_default=False,
 )
-OUT = typer.Option(help="Output folder; must not hold a run yet. Default: runs/ and the time.")
+OUT = typer.Option(
+    "--out", help="Output folder; must not hold a run yet. Default: runs/ and the time."
+)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
 
@@ -68,7 +70,7 @@ def main() -> None:
 def run(
     config: Annotated[Path, CONFIG],
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out")] = None,
+    out_dir: Annotated[Path | None, OUT] = None,
     engine: Annotated[str | None, ENGINE] = None,
 ) -> None:
     """Run one experiment; write results as it goes.
@@ -88,7 +90,7 @@ def run(
 @app.command()
 def compare(
     configs: Annotated[list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE]...")],
-    out_dir: Annotated[Path | None, typer.Option("--out")] = None,
+    out_dir: Annotated[Path | None, OUT] = None,
     engine: Annotated[str | None, ENGINE] = None,
 ) -> None:
     r"""Run several experiments and end in one table and plot: accuracy against bytes.

@@ -20,6 +20,7 @@ from transformers import ViTForImageClassification
 from fl_split import __version__
 from simulations.experiment import Experiment
 from strategies import RoundReport
+from strategies.mailbox import ratio
 
 BYTES = [
     "payload_bytes_up",
@@ -207,7 +208,7 @@ def machine() -> dict[str, Any]:
 
 def _ratio(total: dict[str, Any]) -> float | None:
     sent = total["payload_bytes_up"] + total["payload_bytes_down"]
-    return sent / (2 * total["smashed_bytes"]) if total["smashed_bytes"] else None
+    return ratio(sent, total["smashed_bytes"])
 
 
 def _write(path: Path, data: bytes) -> None:

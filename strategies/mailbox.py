@@ -18,6 +18,11 @@ PUSH_AT = 8
 """Queued messages that are pushed while other replies still wait to be served."""
 
 
+def ratio(payload_bytes: int, smashed_bytes: int) -> float | None:
+    """Payload bytes of both directions over twice the fp32 smashed data; None without any."""
+    return payload_bytes / (2 * smashed_bytes) if smashed_bytes else None
+
+
 @dataclass
 class Traffic:
     """Bytes and work of one client in one round; see :meth:`add` for how they are counted."""
@@ -56,10 +61,8 @@ class Traffic:
 
     @property
     def ratio(self) -> float | None:
-        """Payload bytes of both directions over twice the fp32 smashed data; None without."""
-        if not self.smashed_bytes:
-            return None
-        return (self.payload_bytes_up + self.payload_bytes_down) / (2 * self.smashed_bytes)
+        """See :func:`ratio`, for this client and round."""
+        return ratio(self.payload_bytes_up + self.payload_bytes_down, self.smashed_bytes)
 
 
 @dataclass
