@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -15,33 +16,47 @@ class Flat(Generic[M]):
     """Hold `module` with all its parameters as views of one float32 vector.
 
     Element-wise optimisers (SGD, Adam, AdamW) give the same bits on the vector as on
-    the separate parameters, at a fraction of the dispatch cost.
+    the separate parameters, at a fraction of the dispatch cost. Gradients are returned, not
+    accumulated: a model that waits holds its weights and nothing else, and several threads
+    may differentiate the same one.
 
     Attributes
     ----------
     module : nn.Module
-        The module itself; its parameters and their gradients are views.
+        The module itself; its parameters are views.
     vector : nn.Parameter
-        All parameters, in the order of ``module.parameters()``; ``vector.grad`` holds
-        the gradients.
+        All parameters, in the order of ``module.parameters()``.
     """
 
     def __init__(self, module: M) -> None:
-        parameters = list(module.parameters())
         self.module = module
-        self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
-        self.vector.grad = torch.zeros_like(self.vector)
+        self._parameters = list(module.parameters())
+        self.vector = nn.Parameter(flatten(self._parameters))
         offset = 0
-        for parameter in parameters:
+        for parameter in self._parameters:
             window = slice(offset, offset + parameter.numel())
             parameter.data = self.vector.data[window].view_as(parameter)
-            parameter.grad = self.vector.grad[window].view_as(parameter)
             offset += parameter.numel()
 
-    def zero_grad(self) -> None:
-        """Set all gradients to zero, in place."""
-        assert self.vector.grad is not None
-        self.vector.grad.zero_()
+    def differentiate(
+        self,
+        outputs: Sequence[Tensor],
+        gradients: Sequence[Tensor] | None = None,
+        inputs: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Gradient of `outputs`, weighted by `gradients`, in all weights and in `inputs`.
+
+        Returns
+        -------
+        gradient : Tensor
+            Shaped like `vector`.
+        others : list[Tensor]
+            Shaped like `inputs`; zero where an input has no influence.
+        """
+        wanted = [*self._parameters, *inputs]
+        found = torch.autograd.grad(outputs, wanted, gradients, materialize_grads=True)
+        count = len(self._parameters)
+        return flatten(found[:count]), list(found[count:])
 
     def load(self, vector: Tensor | np.ndarray) -> None:
         """Copy `vector` into the parameters.
@@ -51,12 +66,23 @@ class Flat(Generic[M]):
         ValueError
             `vector` has another number of elements than the module has parameters.
         """
-        vector = torch.as_tensor(vector)
-        if vector.shape != self.vector.shape:
+        if tuple(vector.shape) != tuple(self.vector.shape):
             expected, got = self.vector.numel(), tuple(vector.shape)
             raise ValueError(f"weights must be a vector of {expected} numbers, got shape {got}")
-        self.vector.data.copy_(vector)
+        np.copyto(self.vector.detach().numpy(), np.asarray(vector))  # which may be read-only
 
     def numpy(self) -> np.ndarray:
         """Return a copy of the parameters as one float32 vector."""
         return self.vector.detach().numpy().copy()
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors into one vector, without gradient."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def descend(optimizer: torch.optim.Optimizer, vector: nn.Parameter, gradient: Tensor) -> None:
+    """Take one step of the optimiser of `vector`."""
+    vector.grad = gradient
+    optimizer.step()
+    vector.grad = None

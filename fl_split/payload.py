@@ -50,7 +50,7 @@ class Payload:
         The header costs 7 bytes and the name for a three-dimensional tensor of small
         sizes; shapes travel because cluster and token counts differ between batches.
         """
-        parts = [struct.pack("<B", len(self.values) + len(self.side))]
+        parts: list[bytes | memoryview] = [struct.pack("<B", len(self.values) + len(self.side))]
         for flag, tensors in ((_VALUE, self.values), (0, self.side)):
             for name, tensor in tensors.items():
                 data = tensor.detach().cpu().contiguous()
@@ -65,11 +65,11 @@ class Payload:
                         *data.shape,
                     )
                 )
-                parts.append(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+                parts.append(data.reshape(-1).view(torch.uint8).numpy().data)
         return b"".join(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Payload:
+    def from_bytes(cls, data: bytes | memoryview) -> Payload:
         """Read what :meth:`to_bytes` wrote; the tensors share one copy of the data.
 
         Raises

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
+
+_GLOBAL_GENERATOR = Lock()
 
 
 def derive(seed: int, purpose: str, *path: int) -> int:
@@ -25,8 +28,8 @@ def seeded(seed: int, purpose: str, *path: int) -> Iterator[None]:
     """Seed torch's global generator inside the block and restore it afterwards.
 
     Only for code of others that draws from the global generator (weight
-    initialisation, dropout).
+    initialisation, dropout). There is one global generator, so one thread at a time.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, purpose, *path))
         yield

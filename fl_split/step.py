@@ -9,18 +9,19 @@ downlink shrinks with the uplink.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_split.codecs import Codec, Received, Smashed
-from fl_split.flat import Flat
+from fl_split.flat import Flat, descend
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
-from fl_split.vit import Head, Tail, has_dropout
+from fl_split.vit import Head, Tail
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,14 @@ def smash(
     The same arguments and weights give the same payload, bit for bit, so the forward can be
     repeated later when the graph could not be kept.
     """
-    draw = seeded(place.seed, "head", *place.path()) if has_dropout(head) else nullcontext()
-    with draw:
+    with _randomness(head, "head", place):
         tokens, attention = head(pixels)
     smashed = Smashed(tokens, attention, labels, num_classes)
     return codec.encode(smashed, generator(place.seed, "codec", *place.path()))
 
 
-def backpropagate(payload: Payload, gradient: Payload) -> None:
-    """Client, backward: add the head's gradients for the cut gradient of its payload.
+def head_gradient(head: Flat[Head], payload: Payload, gradient: Payload) -> Tensor:
+    """Client, backward: the head's gradient for the cut gradient of its payload.
 
     Raises
     ------
@@ -69,9 +69,8 @@ def backpropagate(payload: Payload, gradient: Payload) -> None:
     if expected != got:
         raise ValueError(f"cut gradient must have the shapes {expected}, got {got}")
     names = list(payload.values)
-    torch.autograd.backward(
-        [payload.values[name] for name in names], [gradient.values[name] for name in names]
-    )
+    outputs = [payload.values[name] for name in names]
+    return head.differentiate(outputs, [gradient.values[name] for name in names])[0]
 
 
 def loss(logits: Tensor, received: Received) -> Tensor:
@@ -120,48 +119,50 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
 
 
 def cut_gradients(
-    tail: Tail, arrivals: Sequence[Arrival], weights: Sequence[float], place: Place
-) -> tuple[list[float], list[Payload]]:
-    """Server: add the tail's gradient of sum_k weights[k] loss_k; return losses and cut gradients.
+    tail: Flat[Tail], arrivals: Sequence[Arrival], weights: Sequence[float], place: Place
+) -> tuple[list[float], list[Payload], Tensor]:
+    """Server: losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
 
     All arrivals run through the tail as one batch, so they must have the same number of
     tokens. Each cut gradient is that of the client's own loss.
     """
-    received = [arrival.received for arrival in arrivals]
-    tokens = [part.tokens for part in received]
-    draw = seeded(place.seed, "tail", *place.path()) if has_dropout(tail) else nullcontext()
-    with draw:
-        logits = tail(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
-    parts = logits.split([len(part) for part in tokens])
-    losses = [loss(part, own) for part, own in zip(parts, received, strict=True)]
-    torch.stack([w * value for w, value in zip(weights, losses, strict=True)]).sum().backward()
-    gradients = []
-    for arrival, weight in zip(arrivals, weights, strict=True):
-        own = {name: _own(leaf, weight) for name, leaf in arrival.leaves.items()}
-        gradients.append(Payload(own))
-    return [float(value.detach()) for value in losses], gradients
+    tokens = [arrival.received.tokens for arrival in arrivals]
+    with _randomness(tail.module, "tail", place):
+        logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
+    total, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
+    leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
+    gradient, cuts = tail.differentiate([total], inputs=leaves)
+    following = iter(cuts)
+    payloads = [
+        # Undo the weight in the joint loss: a head follows its own client's loss.
+        Payload({name: next(following) / weight for name in arrival.leaves})
+        for arrival, weight in zip(arrivals, weights, strict=True)
+    ]
+    return losses, payloads, gradient
 
 
-def _own(leaf: Tensor, weight: float) -> Tensor:
-    """Undo the client's weight in the joint loss: its head follows its own loss."""
-    gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    return gradient if weight == 1 else gradient / weight
+def _joint_loss(
+    logits: Tensor, received: Sequence[Received], weights: Sequence[float]
+) -> tuple[Tensor, list[float]]:
+    """Return sum_k weights[k] loss_k and every loss_k; the rows of all k in one operation."""
+    if len(received) == 1:
+        value = loss(logits, received[0])
+        return weights[0] * value, [float(value.detach())]
+    rows = functional.cross_entropy(
+        logits, torch.cat([part.targets for part in received]), reduction="none"
+    )
+    shares = torch.cat([_shares(part) for part in received])
+    counts = torch.tensor([len(part.tokens) for part in received])
+    scale = torch.tensor(weights).repeat_interleave(counts)
+    starts = (counts.cumsum(0) - counts).numpy()
+    losses = np.add.reduceat((rows.detach() * shares).numpy(), starts)
+    return (rows * (shares * scale)).sum(), losses.tolist()
 
 
-def exchange(
-    head: Head,
-    tail: Tail,
-    codec: Codec,
-    pixels: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    place: Place,
-) -> float:
-    """One whole exchange in one process: add the gradients of head and tail, return the loss."""
-    payload = smash(head, codec, pixels, labels, num_classes, place)
-    losses, gradients = cut_gradients(tail, [arrive(tail, codec, payload)], [1.0], place)
-    backpropagate(payload, gradients[0])
-    return losses[0]
+def _shares(received: Received) -> Tensor:
+    """Return how much each row counts in the client's loss; the shares sum to 1."""
+    count, weights = len(received.tokens), received.weights
+    return torch.full((count,), 1 / count) if weights is None else weights / weights.sum()
 
 
 def train_step(
@@ -174,16 +175,20 @@ def train_step(
     num_classes: int,
     place: Place,
 ) -> float:
-    """One exchange and one step of both optimisers; return the loss."""
-    head.zero_grad()
-    tail.zero_grad()
-    value = exchange(head.module, tail.module, codec, pixels, labels, num_classes, place)
-    for optimizer in optimizers:
-        optimizer.step()
-    return value
+    """One whole exchange in one process and a step of both optimisers; return the loss."""
+    payload = smash(head.module, codec, pixels, labels, num_classes, place)
+    arrival = arrive(tail.module, codec, payload)
+    losses, cuts, gradient = cut_gradients(tail, [arrival], [1.0], place)
+    descend(optimizers[0], head.vector, head_gradient(head, payload, cuts[0]))
+    descend(optimizers[1], tail.vector, gradient)
+    return losses[0]
 
 
 @torch.no_grad()
 def predict(head: nn.Module, tail: nn.Module, pixels: Tensor) -> Tensor:
     """Logits (B, C) without compression, as in evaluation."""
     return tail(head(pixels)[0])
+
+
+def _randomness(module: Head | Tail, purpose: str, place: Place) -> AbstractContextManager[None]:
+    return seeded(place.seed, purpose, *place.path()) if module.has_dropout else nullcontext()

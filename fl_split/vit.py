@@ -33,6 +33,7 @@ class Head(nn.Module):
         super().__init__()
         self.embeddings = model.vit.embeddings
         self.blocks = nn.ModuleList(model.vit.layers[:cut])
+        self.has_dropout = _has_dropout(self)
 
     @property
     def smashed_bytes(self) -> int:
@@ -61,6 +62,7 @@ class Tail(nn.Module):
         self.blocks = nn.ModuleList(model.vit.layers[cut:])
         self.norm = model.vit.layernorm
         self.classifier = model.classifier
+        self.has_dropout = _has_dropout(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which the first is CLS."""
@@ -83,7 +85,7 @@ def split(model: ViTForImageClassification, cut: int) -> tuple[Head, Tail]:
     return Head(model, cut), Tail(model, cut)
 
 
-def has_dropout(module: nn.Module) -> bool:
+def _has_dropout(module: nn.Module) -> bool:
     """Tell whether a training forward of `module` draws random numbers."""
     return any(
         (isinstance(part, nn.Dropout) and part.p > 0) or getattr(part, "attention_dropout", 0) > 0

@@ -168,7 +168,7 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     summaries = {}
     with _ends(folder), engine.session(client_app.app) as session:
         for name, setup in setups.items():
-            _train(session(setup.worker(), setup.experiment.clients), setup, name)
+            _train(_grid(session, setup), setup, name)
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame))
@@ -176,6 +176,10 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
         frame.to_csv(folder / COMPARISON, index=False)
         report.plot(folders, folder / "comparison.svg")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
+
+
+def _grid(session: Any, setup: Any) -> Any:
+    return session(setup.worker(), setup.experiment.clients, setup.experiment.timeout)
 
 
 def _train(grid: Any, setup: Any, name: str) -> None:

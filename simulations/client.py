@@ -11,11 +11,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
 from fl_split.codecs import Codec, Identity
-from fl_split.flat import Flat
+from fl_split.flat import Flat, descend, flatten
 from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.seeds import generator
-from fl_split.step import Place, backpropagate, smash, train_step
+from fl_split.step import Place, head_gradient, smash, train_step
 from fl_split.vit import Head, Tail
 from simulations.data import Table
 
@@ -106,8 +106,7 @@ class Client:
         if head is None and self.has_own_head:
             return
         self.has_own_head = head is None
-        initial = torch.cat([p.detach().reshape(-1) for p in self.worker.head.parameters()])
-        self.head.load(initial if head is None else head)
+        self.head.load(flatten(list(self.worker.head.parameters())) if head is None else head)
         self.optimizer = self.worker.head_optimizer.build(self.head.vector)
 
     @property
@@ -156,9 +155,7 @@ class Client:
         Where the graph of the forward was not kept, the forward is repeated: same bits.
         """
         graph = self.graph or self.forward()[0]
-        self.head.zero_grad()
-        backpropagate(graph, gradient)
-        self.optimizer.step()
+        descend(self.optimizer, self.head.vector, head_gradient(self.head, graph, gradient))
         self.graph = None
         self.place = self._here.next()
 
@@ -212,11 +209,18 @@ class Client:
 class ResidentContext(Context):
     """A Flower context whose client stays live between messages.
 
-    Given by engines that serve a node always from the same process. What the client holds
-    is then kept as it is instead of going through ``state`` after each message.
+    Given by engines that serve a node always from the same process. Within a round the
+    client is kept as it is instead of going through ``state`` after each message; between
+    rounds nothing but ``state`` is left of it.
     """
 
     def __init__(self, node_id: int, partition: int, worker: Worker) -> None:
         super().__init__(0, node_id, {"partition-id": partition}, RecordDict(), {})
         self.worker = worker
         self.client: Client | None = None
+
+    def snapshot(self) -> RecordDict:
+        """Return ``state`` as it would be, had the client not been kept live."""
+        if self.client is not None:
+            self.client.save(self.state)
+        return self.state

@@ -51,7 +51,7 @@ def step(message: Message, context: Context) -> Message:
             client.begin(
                 _partition(context),
                 _round(message),
-                None if head is None else head[messages.HEAD].numpy(),
+                None if head is None else messages.numbers(head[messages.HEAD]),
             )
         if messages.GRADIENT in arrays:
             client.learn(messages.unwrap(arrays[messages.GRADIENT]))
@@ -69,8 +69,9 @@ def local(message: Message, context: Context) -> Message:
     started = time.process_time()
     model = message.content.array_records[messages.WEIGHTS]
     with _client(context) as client:
-        client.begin(_partition(context), _round(message), model[messages.HEAD].numpy())
-        tail, loss, samples = client.train_locally(model[messages.TAIL].numpy())
+        head, tail = (messages.numbers(model[name]) for name in (messages.HEAD, messages.TAIL))
+        client.begin(_partition(context), _round(message), head)
+        tail, loss, samples = client.train_locally(tail)
         work = _work(samples, client.steps_taken, 0, started, client.num_samples)
         record = messages.weights(head=client.head.numpy(), tail=tail)
         return _reply(message, {**work, messages.LOSS: loss}, record)
@@ -80,24 +81,23 @@ def local(message: Message, context: Context) -> Message:
 def _client(context: Context) -> Iterator[Client]:
     """Give the client of `context`: live if it is resident, else through its state."""
     worker = _worker(context)
-    if not isinstance(context, ResidentContext):
-        client = worker.lend()
+    live = context.client if isinstance(context, ResidentContext) else None
+    client = live or worker.lend()
+    if live is None:
         client.restore(context.state)
-        yield client
-        client.save(context.state)
-        worker.give_back(client)
-        return
-    client, context.client = context.client or worker.lend(), None
     try:
         yield client
-    except Exception:
+    except BaseException:
         client.graph = None  # as if its state had been restored
-        raise
-    finally:
-        if client.has_own_head or client.has_batch():
-            context.client = client
-        else:
+        if live is None:
             worker.give_back(client)
+        raise
+    if isinstance(context, ResidentContext):
+        context.client = client if client.has_batch() else None
+        if context.client:
+            return
+    client.save(context.state)
+    worker.give_back(client)
 
 
 def _worker(context: Context) -> Worker:

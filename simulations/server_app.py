@@ -13,11 +13,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_split.flat import Flat
 from simulations.experiment import Experiment
+from simulations.grid import LocalGrid
 from simulations.results import Recorder
 from simulations.setup import Evaluator, Pool, Setup, prepare
 from strategies import RoundReport, Training
+from strategies.crew import Crew
 
 app = ServerApp()
+
+PATIENCE = 2
+"""Times the timeout: our engines stop a handler at one, so who waits behind it is late at two."""
 
 Watch = Callable[[dict[str, Any], RoundReport], None]
 """Called after each round with its row of results and all there is to know about it."""
@@ -47,7 +52,8 @@ def run(grid: Grid, setup: Setup, watch: Watch) -> None:
     """Train on `grid`, write results, and whatever happens leave the last round's model."""
     experiment = setup.experiment
     head, tail = Flat(setup.head), Flat(setup.tail)
-    evaluator = Evaluator(head, tail, setup.test)
+    crew = Crew()
+    evaluator = Evaluator(head, tail, setup.test, crew)
     recorder = Recorder(output_folder(experiment), experiment, getattr(grid, "cpu_seconds", None))
     finished = setup.initial_arrays()
 
@@ -65,6 +71,7 @@ def run(grid: Grid, setup: Setup, watch: Watch) -> None:
         head=head,
         tail=tail,
         pooled_round=Pool(head, tail, setup),
+        crew=crew,
         on_round=on_round,
     )
     status = "failed"
@@ -73,7 +80,7 @@ def run(grid: Grid, setup: Setup, watch: Watch) -> None:
             grid,
             setup.initial_arrays(),
             experiment.rounds,
-            experiment.timeout,
+            experiment.timeout * (PATIENCE if isinstance(grid, LocalGrid) else 1),
             evaluate_fn=evaluator,
             training=training,
         )
@@ -82,6 +89,7 @@ def run(grid: Grid, setup: Setup, watch: Watch) -> None:
         status = "interrupted"
         raise
     finally:
+        crew.close()
         evaluator.load(finished)  # training stopped half-way may have gone on from there
         recorder.finish(setup.model, status)
 

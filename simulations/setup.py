@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import ViTForImageClassification
 
 from fl_split.codecs import Identity
-from fl_split.flat import Flat
+from fl_split.flat import Flat, flatten
 from fl_split.metrics import accuracy
 from fl_split.specs import parse
 from fl_split.step import Place, predict, train_step
@@ -25,8 +25,9 @@ from simulations.client import Schedule, Worker
 from simulations.data import DATASETS, Labels, Pixels, Source, Table
 from simulations.experiment import Experiment
 from strategies import messages
+from strategies.crew import Crew
 
-EVALUATION_ROWS = 256
+EVALUATION_ROWS = 128
 """Test images that run through the model at once."""
 
 
@@ -117,29 +118,32 @@ def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labe
 class Evaluator:
     """Accuracy and loss of the joined model on the held-out test split, uncompressed."""
 
-    def __init__(self, head: Flat[Head], tail: Flat[Tail], test: Table) -> None:
-        self.head, self.tail, self.test = head, tail, test
+    def __init__(self, head: Flat[Head], tail: Flat[Tail], test: Table, crew: Crew) -> None:
+        self.head, self.tail, self.test, self.crew = head, tail, test, crew
 
     def load(self, arrays: ArrayRecord) -> None:
         """Put weights into the model."""
-        self.head.load(arrays[messages.HEAD].numpy())
-        self.tail.load(arrays[messages.TAIL].numpy())
+        self.head.load(messages.numbers(arrays[messages.HEAD]))
+        self.tail.load(messages.numbers(arrays[messages.TAIL]))
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Load the weights and measure."""
         self.load(arrays)
         self.head.module.eval()
         self.tail.module.eval()
-        right = loss = 0.0
-        for start in range(0, len(self.test.labels), EVALUATION_ROWS):
-            pixels, labels = self.test.batch(slice(start, start + EVALUATION_ROWS))
-            logits = predict(self.head.module, self.tail.module, pixels)
-            right += accuracy(logits, labels) * len(labels)
-            loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        count = len(self.test.labels)
+        parts = self.crew.map(self._part, range(0, count, EVALUATION_ROWS))
+        right, loss = (sum(column) for column in zip(*parts, strict=True))
         self.head.module.train()
         self.tail.module.train()
-        count = len(self.test.labels)
         return MetricRecord({"accuracy": right / count, "loss": loss / count})
+
+    def _part(self, start: int) -> tuple[float, float]:
+        """Right answers and summed loss of one batch of the test split."""
+        pixels, labels = self.test.batch(slice(start, start + EVALUATION_ROWS))
+        logits = predict(self.head.module, self.tail.module, pixels)
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        return accuracy(logits, labels) * len(labels), float(loss)
 
 
 class Pool:
@@ -180,4 +184,4 @@ def _named(key: str) -> Iterator[None]:
 
 
 def _vector(module: torch.nn.Module) -> np.ndarray:
-    return torch.cat([p.detach().reshape(-1) for p in module.parameters()]).numpy()
+    return flatten(list(module.parameters())).numpy()

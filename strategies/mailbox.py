@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from strategies import messages
+from strategies.crew import Crew
 
 PULL_INTERVAL = 0.01
 """Seconds between two looks for replies, on runtimes that do not wait themselves."""
@@ -50,10 +52,11 @@ class Traffic:
         self.payload_bytes_up += messages.payload_bytes(message.content)
         self.head_bytes_up += messages.head_bytes(message.content)
         self.wire_bytes_up += messages.wire_bytes(message)
-        self.samples += int(messages.metric(message, messages.NUM_SAMPLES))
-        self.steps += int(messages.metric(message, messages.NUM_STEPS))
-        self.smashed_bytes += int(messages.metric(message, messages.SMASHED_BYTES))
-        self.client_cpu_seconds += messages.metric(message, messages.CPU_SECONDS)
+        work: Any = message.content.get(messages.METRICS, MetricRecord())
+        self.samples += int(work.get(messages.NUM_SAMPLES, 0))
+        self.steps += int(work.get(messages.NUM_STEPS, 0))
+        self.smashed_bytes += int(work.get(messages.SMASHED_BYTES, 0))
+        self.client_cpu_seconds += work.get(messages.CPU_SECONDS, 0.0)
 
     def row(self) -> dict[str, int | float | str | None]:
         """Return the fields as a row of a table, with the ratio to uncompressed fp32."""
@@ -77,6 +80,7 @@ class Mailbox:
     nodes: dict[int, int]
     group: str
     timeout: float
+    crew: Crew = field(default_factory=Crew)
     traffic: dict[int, Traffic] = field(default_factory=dict)
     _outbox: list[tuple[int, Message]] = field(default_factory=list)
     _pending: dict[str, int] = field(default_factory=dict)
@@ -92,22 +96,28 @@ class Mailbox:
 
     def receive(self, client: int) -> Message | None:
         """Wait for the reply of `client`; None if it was dropped."""
-        self._flush(must_wait=client not in self._inbox)
-        while client not in self._inbox and client in self._awaited:
+        self._flush(PUSH_AT)
+        while client not in self._inbox and self._is_owed(client):
             self._wait()
         return self._inbox.pop(client, None)
 
     def arrivals(self) -> Iterator[tuple[int, Message]]:
-        """Yield replies as they come, until no client owes one."""
+        """Yield replies as they come, until no client owes one and the crew is idle."""
         while True:
-            self._flush(must_wait=not self._inbox)
-            if not self._inbox:
-                if not self._pending:
-                    return
+            self._flush(PUSH_AT)
+            if self._inbox:
+                client = next(iter(self._inbox))
+                yield client, self._inbox.pop(client)
+            elif self._outbox or self._pending or self.crew.busy:
                 self._wait()
-                continue
-            client = next(iter(self._inbox))
-            yield client, self._inbox.pop(client)
+            else:
+                return
+
+    def settle(self) -> None:
+        """Wait until the crew is idle; replies that come meanwhile are kept."""
+        while self.crew.busy:
+            self._wait()
+        self._flush(1)
 
     def drop(self, client: int, reason: str) -> None:
         """Exclude `client` from the rest of the round."""
@@ -117,9 +127,12 @@ class Mailbox:
         """Tell whether `client` was dropped in this round."""
         return bool(self.traffic.get(client, Traffic()).dropped)
 
-    def _flush(self, must_wait: bool) -> None:
-        """Push what is queued, once it is worth a call or there is nothing else to do."""
-        if not self._outbox or not (must_wait or len(self._outbox) >= PUSH_AT):
+    def _is_owed(self, client: int) -> bool:
+        return client in self._awaited or any(client == queued for queued, _ in self._outbox)
+
+    def _flush(self, enough: int) -> None:
+        """Push what is queued, once it is enough to be worth a call."""
+        if len(self._outbox) < enough:
             return
         clients = [client for client, _ in self._outbox]
         ids = self.grid.push_messages([message for _, message in self._outbox])
@@ -129,7 +142,13 @@ class Mailbox:
         self._deadline = time.monotonic() + self.timeout
 
     def _wait(self) -> None:
-        """Move at least one reply into the inbox, or drop everyone who is late."""
+        """Let one thing happen: jobs of the crew end, replies come, or everyone late is dropped."""
+        self._flush(1)
+        if self.crew.settle():
+            return
+        if not self._pending:
+            self.crew.settle(self.timeout)
+            return
         replies = list(self.grid.pull_messages(list(self._pending)))
         for reply in replies:
             client = self._pending.pop(reply.metadata.reply_to_message_id)
@@ -149,6 +168,8 @@ class Mailbox:
                 self.drop(client, f"no reply within {self.timeout:g} seconds")
             self._pending.clear()
             self._awaited.clear()
+        elif self.crew.busy:
+            self.crew.settle(PULL_INTERVAL)
         else:
             time.sleep(PULL_INTERVAL)
 

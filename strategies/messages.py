@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import pickle
 from collections.abc import Sequence
+from functools import lru_cache
+from io import BytesIO
 from pickle import PickleBuffer
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-# Private to Flower, and needed: a message has no public way to bytes and back.
+# Private to Flower, and needed: a message has no public way to tell its length in bytes.
 from flwr.common.serde import (
     array_to_proto,
     config_record_to_proto,
-    message_from_proto,
     metric_record_to_proto,
-    recorddict_to_proto,
 )
-from flwr.common.serde_utils import error_to_proto, metadata_to_proto
-from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata as MetadataProto
 
 from fl_split.payload import Payload
 
@@ -52,13 +54,52 @@ CPU_SECONDS = "cpu-seconds"
 
 def weights(**vectors: Array | np.ndarray) -> ArrayRecord:
     """Wrap flat weight vectors; an Array that already is one is passed on as it is."""
-    return ArrayRecord({k: v if isinstance(v, Array) else Array(v) for k, v in vectors.items()})
+    return _record({k: v if isinstance(v, Array) else _array(v) for k, v in vectors.items()})
+
+
+def _record(arrays: dict[str, Array]) -> ArrayRecord:
+    """Make a record of these very arrays; the constructor would copy them."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
+
+
+def _array(vector: np.ndarray) -> Array:
+    """Do what ``Array(vector)`` does, copying the data once instead of three times."""
+    data = b"".join(
+        [_npy_header(vector.dtype.str, vector.shape), np.ascontiguousarray(vector).data]
+    )
+    return Array(str(vector.dtype), vector.shape, "numpy.ndarray", data)
+
+
+@lru_cache
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    file = BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue()
+
+
+def numbers(array: Array) -> np.ndarray:
+    """Look at the numbers of an Array without copying them; they cannot be written to.
+
+    Raises
+    ------
+    ValueError
+        The data are not as long as dtype and shape say.
+    """
+    dtype, count = np.dtype(array.dtype), math.prod(array.shape)
+    offset = len(array.data) - count * dtype.itemsize
+    if array.stype != "numpy.ndarray" or offset < 0:
+        raise ValueError(f"an array of {len(array.data)} bytes, too short for {array.shape}")
+    return np.frombuffer(array.data, dtype, count, offset).reshape(array.shape)
 
 
 def wrap(payload: Payload) -> ArrayRecord:
     """Put a payload, as its own bytes, into a record."""
     data = payload.to_bytes()
-    return ArrayRecord({DATA: Array("uint8", (len(data),), "fl_split.payload", data)})
+    return _record({DATA: Array("uint8", (len(data),), "fl_split.payload", data)})
 
 
 def unwrap(record: ArrayRecord) -> Payload:
@@ -76,8 +117,8 @@ def start_of_round(server_round: int, head: Array | None) -> RecordDict:
 
 def metric(message: Message, key: str) -> float:
     """Read one number from the metrics of a reply, 0 if it is not there."""
-    record = message.content.metric_records.get(METRICS, MetricRecord())
-    value = record.get(key, 0)
+    record = message.content.get(METRICS)
+    value = record.get(key, 0) if isinstance(record, MetricRecord) else 0
     assert not isinstance(value, list)
     return value
 
@@ -100,35 +141,69 @@ def head_bytes(content: RecordDict) -> int:
 def wire_bytes(message: Message) -> int:
     """Bytes of a whole Flower message as protobuf, without copying its arrays.
 
-    Everything but the arrays' data is serialised; their bytes are added by protobuf's own
-    rule for nested fields. Ids, times and addresses count at full length: as they are they
-    would depend on random ids and on the engine.
+    The arrays' data are added by protobuf's own rule for nested fields. Ids, times and
+    addresses count at full length: as they are they would depend on random ids and on the
+    engine.
     """
-    metadata = metadata_to_proto(message.metadata)
-    metadata.run_id = metadata.src_task_id = metadata.dst_task_id = 2**64 - 1
-    metadata.src_node_id = metadata.dst_node_id = 2**64 - 1
-    metadata.message_id = metadata.reply_to_message_id = "0" * 64
-    metadata.created_at = metadata.ttl = 1.5
+    metadata = message.metadata
     records = sum(
         _field(_field(len(name)) + _field(_record_bytes(record)))
         for name, record in message.content.items()
     )
-    return _field(metadata.ByteSize()) + _field(records)
+    return _field(_metadata_bytes(metadata.message_type, metadata.group_id)) + _field(records)
+
+
+@lru_cache
+def _metadata_bytes(message_type: str, group_id: str) -> int:
+    top = 2**64 - 1
+    return MetadataProto(
+        run_id=top,
+        src_task_id=top,
+        dst_task_id=top,
+        src_node_id=top,
+        dst_node_id=top,
+        message_id="0" * 64,
+        reply_to_message_id="0" * 64,
+        created_at=1.5,
+        ttl=1.5,
+        message_type=message_type,
+        group_id=group_id,
+    ).ByteSize()
 
 
 def _record_bytes(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
-    if isinstance(record, MetricRecord):
-        return metric_record_to_proto(record).ByteSize()
-    if isinstance(record, ConfigRecord):
-        return config_record_to_proto(record).ByteSize()
-    return sum(
-        _field(_field(len(key)) + _field(_array_bytes(array))) for key, array in record.items()
-    )
+    if isinstance(record, ArrayRecord):
+        return sum(
+            _field(_field(len(key)) + _field(_array_bytes(array))) for key, array in record.items()
+        )
+    return _entries_bytes(type(record), tuple((k, _like(v)) for k, v in record.items()))
+
+
+def _like(value: Any) -> Any:
+    """Something hashable of the same length: a float has one length whatever its value."""
+    if isinstance(value, float):
+        return 0.5
+    return tuple(value) if isinstance(value, list) else value
+
+
+@lru_cache(maxsize=4096)
+def _entries_bytes(
+    kind: type[MetricRecord | ConfigRecord], entries: tuple[tuple[str, Any], ...]
+) -> int:
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in entries}
+    if issubclass(kind, MetricRecord):
+        return metric_record_to_proto(MetricRecord(values)).ByteSize()
+    return config_record_to_proto(ConfigRecord(values)).ByteSize()
 
 
 def _array_bytes(array: Array) -> int:
     data = _field(len(array.data)) if array.data else 0
-    return array_to_proto(_empty(array)).ByteSize() + data
+    return _description_bytes(array.dtype, tuple(array.shape), array.stype) + data
+
+
+@lru_cache(maxsize=4096)
+def _description_bytes(dtype: str, shape: tuple[int, ...], stype: str) -> int:
+    return array_to_proto(Array(dtype, shape, stype, b"")).ByteSize()
 
 
 def _field(length: int) -> int:
@@ -136,53 +211,43 @@ def _field(length: int) -> int:
     return 1 + max(1, -(-length.bit_length() // 7)) + length
 
 
-def to_wire(message: Message) -> list[bytes | PickleBuffer]:
-    """Take a message apart for a transport in one machine: protobuf, then its arrays' data.
+def to_wire(content: Any) -> list[bytes | PickleBuffer]:
+    """Pickle messages or records for a transport in one machine, the arrays' data apart.
 
-    The data are handed over as buffers, so that a transport with shared memory copies them
-    once instead of once per level of protobuf's nesting.
+    The data are handed over as buffers, which a transport with shared memory copies once
+    and the other side not at all. An array that several messages carry goes once.
     """
-    parts: list[bytes | PickleBuffer] = [b""]
-    content = None
-    if message.has_content():
-        content = recorddict_to_proto(_hollow(message.content))
-        parts += [PickleBuffer(array.data) for array in _arrays(message.content)]
-    error = error_to_proto(message.error) if message.has_error() else None
-    metadata = metadata_to_proto(message.metadata)
-    proto = MessageProto(metadata=metadata, content=content, error=error)
-    parts[0] = proto.SerializeToString()
-    return parts
+    file = BytesIO()
+    buffers: list[PickleBuffer] = []
+    pickler = pickle.Pickler(file, 5, buffer_callback=buffers.append)
+    pickler.dispatch_table = {Array: _take_apart}
+    pickler.dump(content)
+    return [file.getvalue(), *buffers]
 
 
-def from_wire(parts: Sequence[bytes | PickleBuffer]) -> Message:
-    """Put together what :func:`to_wire` took apart; nothing is unpickled."""
-    message = message_from_proto(MessageProto.FromString(parts[0]))
-    if message.has_content():
-        for array, data in zip(_arrays(message.content), parts[1:], strict=True):
-            array.data = bytes(data)
-    return message
+def from_wire(parts: Sequence[bytes | PickleBuffer]) -> Any:
+    """Put together what :func:`to_wire` took apart."""
+    return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _arrays(content: RecordDict) -> list[Array]:
-    return [array for record in content.array_records.values() for array in record.values()]
+def own(content: RecordDict) -> RecordDict:
+    """Return `content` with arrays of its own, where they were views of a transport's memory."""
+    parts = to_wire(content)
+    return from_wire([parts[0], *(bytes(part) for part in parts[1:])])
 
 
-def _hollow(content: RecordDict) -> RecordDict:
-    """Copy `content` without the arrays' data."""
-    return RecordDict(
-        {
-            name: ArrayRecord({key: _empty(array) for key, array in record.items()})
-            if isinstance(record, ArrayRecord)
-            else record
-            for name, record in content.items()
-        }
-    )
+def _take_apart(array: Array) -> tuple[Any, ...]:
+    return _put_together, (array.dtype, array.shape, array.stype, PickleBuffer(array.data))
 
 
-def _empty(array: Array) -> Array:
-    return Array(array.dtype, array.shape, array.stype, b"")
+def _put_together(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
+    array = Array(dtype, shape, stype, b"")
+    array.data = data if isinstance(data, bytes) else cast(bytes, memoryview(data))
+    return array
 
 
 def _data_bytes(content: RecordDict, name: str) -> int:
-    record = content.array_records.get(name, ArrayRecord())
+    record = content.get(name)
+    if not isinstance(record, ArrayRecord):
+        return 0
     return sum(len(array.data) for array in record.values())

@@ -38,12 +38,8 @@ class Parallel(SplitStrategy):
         round.returned = [messages.HEAD] if self.average_heads else []
         round.begin(active, round.head if self.average_heads else None)
         while active:
-            received = {client: round.payload(client) for client in active}
-            payloads = {client: payload for client, payload in received.items() if payload}
-            active = list(payloads)
-            if active:
-                round.serve(round.tail, payloads, step)
-                step += 1
+            active = round.serve_together(active, step)
+            step += 1
         return round.replies()
 
     def aggregate_round(self, round: Round, replies: list[Message]) -> ArrayRecord:

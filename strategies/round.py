@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.flat import Flat
@@ -17,9 +19,13 @@ from fl_split.seeds import generator
 from fl_split.step import Arrival
 from fl_split.vit import Head, Tail
 from strategies import messages
+from strategies.crew import Crew
 from strategies.mailbox import Mailbox, Traffic
 from strategies.participants import NoClientsLeft
-from strategies.tail import TrainedTail
+from strategies.tail import Served, TrainedTail, total
+
+MOST_GROUPS, LARGEST_GROUP = 8, 16
+"""A joint step runs in groups: enough of them for several cores, none too large to start early."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Training:
     pooled_round : Callable
         Train `head` and `tail` on pooled data for one round (the centralised baseline):
         (round, sampled clients) to (loss, samples, steps).
+    crew : Crew
+        The server's threads.
     on_round : Callable
         Called after every round with its :class:`RoundReport`.
     """
@@ -49,6 +57,7 @@ class Training:
     head: Flat[Head]
     tail: Flat[Tail]
     pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
+    crew: Crew = field(default_factory=Crew)
     on_round: Callable[[RoundReport], None] = lambda report: None
 
 
@@ -108,14 +117,49 @@ class Round:
             if payload is not None:
                 yield client, payload
 
-    def serve(self, tail: TrainedTail, payloads: dict[int, Arrival], step: int) -> None:
-        """Take one step of `tail` on `payloads`, weights n_k / n, and send the cut gradients."""
-        total = sum(self.samples[client] for client in payloads)
-        weights = {client: self.samples[client] / total for client in payloads}
-        losses, gradients = tail.step(payloads, weights, self.number, step)
-        for client, gradient in gradients.items():
-            self.losses[client, step] = self.samples[client], losses[client]
-            content = RecordDict({messages.GRADIENT: messages.wrap(gradient)})
+    def serve(self, client: int, payload: Arrival, step: int) -> None:
+        """Take one step of the tail on one payload and send the cut gradient."""
+        self._send(step, self.tail.step(client, payload, self.number, step))
+
+    def serve_apart(self, tail: TrainedTail, client: int, payload: Arrival, step: int) -> None:
+        """Do the same with the client's own `tail`, beside whatever else is going on."""
+        work = partial(tail.step, client, payload, self.number, step)
+        self.training.crew.submit(work, partial(self._send, step))
+
+    def serve_together(self, clients: Sequence[int], step: int) -> list[int]:
+        """Take one step of the tail on the payloads of all `clients`, weights n_k / n.
+
+        Returns those that had one; n sums over them. Groups of clients go through the tail
+        as soon as they are complete, and get their cut gradients as soon as these are
+        there: neither depends on the other groups. The tail's gradient adds up in order.
+        """
+        whole = sum(self.samples[client] for client in self.clients)
+        gradients: dict[int, Tensor] = {}
+        served: list[int] = []
+
+        def then(number: int, result: Served) -> None:
+            gradients[number] = result.gradient
+            self._send(step, result)
+
+        for number, group in enumerate(_groups(clients)):
+            found = {client: self.payload(client) for client in group}
+            payloads = {client: payload for client, payload in found.items() if payload}
+            if payloads:
+                weights = {client: self.samples[client] / whole for client in payloads}
+                work = partial(self.tail.serve, payloads, weights, self.number, step)
+                self.training.crew.submit(work, partial(then, number))
+                served += payloads
+        self.mailbox.settle()
+        if served:
+            gradient = total([gradients[number] for number in sorted(gradients)])
+            part = sum(self.samples[client] for client in served)
+            self.tail.descend(gradient if part == whole else gradient * (whole / part))
+        return served
+
+    def _send(self, step: int, served: Served) -> None:
+        for client, cut in served.cuts.items():
+            self.losses[client, step] = self.samples[client], served.losses[client]
+            content = RecordDict({messages.GRADIENT: messages.wrap(cut)})
             self.mailbox.send(client, messages.STEP, content)
 
     def finish(self) -> None:
@@ -136,7 +180,8 @@ class Round:
             None of them has a head to show.
         """
         if self._own_heads is None:
-            apart = Mailbox(self.mailbox.grid, self.mailbox.nodes, "0", self.mailbox.timeout)
+            old = self.mailbox
+            apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.crew)
             for client in (client for client, count in self.samples.items() if count):
                 apart.send(client, messages.REPORT_HEAD, RecordDict())
             found = {}
@@ -160,8 +205,8 @@ class Round:
     def report(self, arrays: ArrayRecord, metrics: MetricRecord) -> RoundReport:
         """Sum the round up, with the global weights after it and what evaluation gave."""
         losses = [loss for _, loss in sorted(self.losses.items())]  # not in order of arrival
-        total = sum(count for count, _ in losses)
-        loss = sum(count * value for count, value in losses) / total if total else math.nan
+        whole = sum(count for count, _ in losses)
+        loss = sum(count * value for count, value in losses) / whole if whole else math.nan
         values = {
             key: float(value) for key, value in metrics.items() if not isinstance(value, list)
         }
@@ -184,10 +229,16 @@ class Round:
 
     def _weights(self, reply: Message, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Read weight vectors; ValueError or KeyError if one is missing or cannot be used."""
-        found = {name: messages.vector(reply, name).numpy() for name in names}
+        found = {name: messages.numbers(messages.vector(reply, name)) for name in names}
         for name, vector in found.items():
             if vector.shape != (expected := tuple(self.arrays[name].shape)):
                 raise ValueError(f"{name} of shape {vector.shape}, expected {expected}")
             if not np.isfinite(vector).all():
                 raise ValueError(f"a {name} that is not finite")
         return found
+
+
+def _groups(clients: Sequence[int]) -> list[Sequence[int]]:
+    """Cut `clients` into groups; depends on their number only, never on the machine."""
+    size = min(LARGEST_GROUP, math.ceil(len(clients) / MOST_GROUPS))
+    return [clients[start : start + size] for start in range(0, len(clients), size)]

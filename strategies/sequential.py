@@ -36,7 +36,7 @@ class Sequential(SplitStrategy):
             round.begin([client], head)
             step = 0
             while (payload := round.payload(client)) is not None:
-                round.serve(round.tail, {client: payload}, step)
+                round.serve(client, payload, step)
                 step += 1
             if client in round.finals:
                 last = [round.finals[client]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Array, Message
+from flwr.app import Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
@@ -25,9 +25,9 @@ class SFLV1(SplitStrategy):
         steps = dict.fromkeys(round.clients, 0)
         round.begin(round.clients, round.head)
         for client, payload in round.arrivals():
-            round.serve(tails[client], {client: payload}, steps[client])
+            round.serve_apart(tails[client], client, payload, steps[client])
             steps[client] += 1
         for client, reply in round.finals.items():
             weights = reply.content.array_records[messages.WEIGHTS]
-            weights[messages.TAIL] = Array(tails[client].flat.numpy())
+            weights.update(messages.weights(tail=tails[client].flat.numpy()))
         return round.replies()

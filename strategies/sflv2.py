@@ -48,7 +48,7 @@ class SFLV2(SplitStrategy):
             payload = round.payload(client)
             if payload is None:
                 return False
-            round.serve(round.tail, {client: payload}, steps[client])
+            round.serve(client, payload, steps[client])
             steps[client] += 1
             served += 1
         return True

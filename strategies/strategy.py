@@ -70,14 +70,15 @@ class SplitStrategy(Strategy):
         assert evaluate_fn is not None
         result, arrays = Result(), initial_arrays
         tail = TrainedTail(training.tail, training.tail_optimizer, training.codec, training.seed)
-        tail.flat.load(arrays[messages.TAIL].numpy())
+        tail.flat.load(messages.numbers(arrays[messages.TAIL]))
+        training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
         nodes, samples = roll_call(grid, training.clients, timeout)
         for number in range(1, num_rounds + 1):
-            mailbox = Mailbox(grid, nodes, str(number), timeout)
+            mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)
             clients = sample(samples, training.fraction, training.seed, number)
             round = Round(number, clients, samples, mailbox, training, tail, arrays)
             arrays = self.aggregate_round(round, self.train_round(round))
-            tail.flat.load(arrays[messages.TAIL].numpy())
+            tail.flat.load(messages.numbers(arrays[messages.TAIL]))
             metrics = self.evaluate(round, arrays, evaluate_fn)
             result.arrays, result.evaluate_metrics_serverapp[number] = arrays, metrics
             training.on_round(round.report(arrays, metrics))

@@ -1,19 +1,31 @@
-"""The server's tail in training: one joint step for the payloads of one or more clients."""
+"""The server's tail in training: steps on the payloads of one or more clients."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from fl_split.codecs import Codec
-from fl_split.flat import Flat
+from fl_split.flat import Flat, descend
 from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.step import Arrival, Place, arrive, cut_gradients
 from fl_split.vit import Tail
 
-MAX_ROWS = 256
-"""Rows that run through the tail at once; larger joins only fall out of the cache."""
+MAX_TOKENS = 8192
+"""Tokens that run through the tail at once: larger joins only fall out of the cache."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the tail makes of payloads: losses and cut gradients by client, its own gradient."""
+
+    losses: dict[int, float]
+    cuts: dict[int, Payload]
+    gradient: Tensor
 
 
 class TrainedTail:
@@ -44,44 +56,62 @@ class TrainedTail:
         """Decode and check a payload; raise ValueError if it cannot be trained on."""
         return arrive(self.flat.module, self.codec, payload)
 
-    def step(
+    def serve(
         self,
         arrivals: Mapping[int, Arrival],
         weights: Mapping[int, float],
         server_round: int,
         step: int,
-    ) -> tuple[dict[int, float], dict[int, Payload]]:
-        """Take one optimiser step on sum_k weights[k] loss_k; return losses and cut gradients.
+    ) -> Served:
+        """Differentiate sum_k weights[k] loss_k; changes nothing, so threads may share a tail.
 
         Clients whose payloads have the same number of tokens run as one batch, in the
-        order of `arrivals`, at most MAX_ROWS rows at once; gradients add up over batches.
+        order of `arrivals`, at most MAX_TOKENS tokens at once; gradients add up over batches.
         """
-        self.flat.zero_grad()
         losses: dict[int, float] = {}
-        gradients: dict[int, Payload] = {}
+        cuts: dict[int, Payload] = {}
+        gradients = []
         for clients in _batches(arrivals):
             place = Place(self.seed, server_round, clients[0], step)
-            values, cuts = cut_gradients(
-                self.flat.module,
+            values, payloads, gradient = cut_gradients(
+                self.flat,
                 [arrivals[client] for client in clients],
                 [weights[client] for client in clients],
                 place,
             )
             losses.update(zip(clients, values, strict=True))
-            gradients.update(zip(clients, cuts, strict=True))
-        self.optimizer.step()
-        return losses, gradients
+            cuts.update(zip(clients, payloads, strict=True))
+            gradients.append(gradient)
+        return Served(losses, cuts, total(gradients))
+
+    def descend(self, gradient: Tensor) -> None:
+        """Take one step of the optimiser."""
+        descend(self.optimizer, self.flat.vector, gradient)
+
+    def step(self, client: int, arrival: Arrival, server_round: int, step: int) -> Served:
+        """Serve one client and step."""
+        served = self.serve({client: arrival}, {client: 1.0}, server_round, step)
+        self.descend(served.gradient)
+        return served
+
+
+def total(gradients: Sequence[Tensor]) -> Tensor:
+    """Add up in the order given, in place of the first."""
+    first, *others = gradients
+    for gradient in others:
+        first.add_(gradient)
+    return first
 
 
 def _batches(arrivals: Mapping[int, Arrival]) -> list[list[int]]:
-    """Group clients by their number of tokens, then by MAX_ROWS."""
+    """Group clients by their number of tokens, then by MAX_TOKENS."""
     groups: dict[int, list[list[int]]] = {}
     free: dict[int, int] = {}
     for client, arrival in arrivals.items():
         rows, tokens, _ = arrival.received.tokens.shape
-        if free.get(tokens, 0) < rows:
+        if free.get(tokens, 0) < rows * tokens:
             groups.setdefault(tokens, []).append([])
-            free[tokens] = MAX_ROWS
+            free[tokens] = MAX_TOKENS
         groups[tokens][-1].append(client)
-        free[tokens] -= rows
+        free[tokens] -= rows * tokens
     return [clients for batches in groups.values() for clients in batches]

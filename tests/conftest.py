@@ -70,7 +70,8 @@ def simulate(tmp_path: Path):
         values = {**TINY, **changes, "out": str(tmp_path / f"run{count}")}
         setup = prepare(Experiment.from_dict(values))
         with setup.experiment.build("engine").session(app) as session:
-            grid = session(setup.worker(), setup.experiment.clients)
+            experiment = setup.experiment
+            grid = session(setup.worker(), experiment.clients, experiment.timeout)
             server_app.app(grid, server_app.LocalContext(setup, lambda row, report: None))
         return Outcome(Path(values["out"]))
 

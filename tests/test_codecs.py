@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fl_split.codecs import CODECS, Smashed
+from fl_split.flat import Flat
 from fl_split.payload import Payload
 from fl_split.specs import parse
 from fl_split.step import Place, arrive, cut_gradients
@@ -77,7 +78,9 @@ def test_gradient_over_the_wire_equals_the_gradient_of_one_graph(name):
     _, tail = split(spec.build(image_size=8, channels=1, num_classes=4, seed=0), 1)
     payload = codec.encode(data, generator())
     sent = Payload.from_bytes(payload.to_bytes())
-    losses, gradients = cut_gradients(tail, [arrive(tail, codec, sent)], [1.0], Place(0, 0, 0, 0))
+    losses, gradients, _ = cut_gradients(
+        Flat(tail), [arrive(tail, codec, sent)], [1.0], Place(0, 0, 0, 0)
+    )
     back = Payload.from_bytes(gradients[0].to_bytes())
     torch.autograd.backward(list(payload.values.values()), list(back.values.values()))
     over_the_wire = data.tokens.grad.clone()

@@ -12,8 +12,10 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from simulations import client_app
-from simulations.engines import FIRST_NODE, Inline, _balance
+from simulations.engines import Inline
 from simulations.experiment import Experiment
+from simulations.grid import FIRST_NODE
+from simulations.ray_engine import _balance
 from simulations.setup import prepare
 from strategies import STRATEGIES, messages
 
@@ -139,14 +141,14 @@ def test_a_silent_client_is_dropped_after_the_timeout(simulate):
         engines.InlineGrid = original
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [1]
-    assert "no reply within 0.2 seconds" in dropped["dropped"].iloc[0]
+    assert "no reply within 0.4 seconds" in dropped["dropped"].iloc[0]
 
 
 def test_send_and_receive_answers_every_message():
     experiment = Experiment.from_dict({"clients": 3})
     worker = prepare(experiment).worker()
     with Inline().session(client_app.app) as session:
-        grid = session(worker, 3)
+        grid = session(worker, 3, 60.0)
         sent = [
             grid.create_message(RecordDict(), messages.ROLL_CALL, node, "0")
             for node in grid.get_node_ids()
@@ -160,7 +162,7 @@ def test_a_message_survives_being_taken_apart():
 
     experiment = Experiment.from_dict({"clients": 1})
     with Inline().session(client_app.app) as session:
-        grid = session(prepare(experiment).worker(), 1)
+        grid = session(prepare(experiment).worker(), 1, 60.0)
     array = Array("uint8", (3,), "raw", b"abc")
     content = RecordDict({"a": ArrayRecord({"x": array}), "m": MetricRecord({"loss": 0.5})})
     message = grid.create_message(content, messages.STEP, 5, "7")

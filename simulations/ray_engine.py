@@ -1,0 +1,337 @@
+"""The Ray engine: every virtual client lives in one actor, which may die without a trace.
+
+The driver keeps, for each client, the state it last reported and the messages answered
+since: a restarted actor gets both and is where its predecessor was, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any
+
+import torch
+from flwr.app import Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from fl_split.specs import STRICT
+from simulations.client import ResidentContext, Worker
+from simulations.grid import FIRST_NODE, LocalGrid, Session, answer, contexts
+from strategies import messages
+
+BUNDLE = 16
+"""Messages in one Ray call: enough to make it cheap, few enough to overlap with the server."""
+
+SNAPSHOT_AFTER = 8
+"""Messages that would have to be replayed before a client is asked for its state."""
+
+STRIKES = 2
+"""Deaths of an actor over one message until that message is given up."""
+
+WAIT_SECONDS = 1.0
+"""Longest a pull blocks before the caller may look at its own deadline."""
+
+
+class Host:
+    """The Ray actor: hosts the clients whose messages it gets."""
+
+    def __init__(self, app: ClientApp) -> None:
+        torch.set_num_threads(1)
+        self._app = app
+        self._worker: Any = None
+        self._contexts: dict[int, ResidentContext] = {}
+        self._timeout = 0.0
+
+    def open(self, worker: list[Any], timeout: float, parts: list[Any]) -> None:
+        """Host fresh clients of the run that `worker` refers to; rebuild those in `parts`.
+
+        Each comes as its node id, its state and the messages it has answered since.
+        """
+        import ray
+
+        hosted = ray.get(worker[0])
+        self._contexts = contexts(hosted, len(hosted.data.partitions))
+        self._timeout = timeout
+        for node, state, journal in messages.from_wire(parts):
+            context = self._contexts[node]
+            context.state = state
+            for message in journal:
+                answer(self._app, message, context, timeout)
+
+    def answer(self, parts: list[Any]) -> list[Any]:
+        """Answer pairs of a message and whether to report the client's state after it.
+
+        A client between two rounds reports its state in any case.
+        """
+        replies = []
+        for message, is_asked in messages.from_wire(parts):
+            context = self._contexts[message.metadata.dst_node_id]
+            reply = answer(self._app, message, context, self._timeout)
+            has_state = is_asked or context.client is None
+            replies.append((reply, context.snapshot() if has_state else None))
+        return messages.to_wire(replies)
+
+    def states(self, nodes: list[int]) -> list[Any]:
+        """Report the states of `nodes`."""
+        return messages.to_wire([self._contexts[node].snapshot() for node in nodes])
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this actor."""
+        return time.process_time()
+
+
+@dataclass
+class Line:
+    """The way to one actor, and all it takes to bring it back.
+
+    Attributes
+    ----------
+    states, journal : dict
+        By node: the last state reported, and the messages answered since.
+    sent : deque
+        Bundles on their way, oldest first; the actor answers in order.
+    waiting : list or None
+        After a death, what is to be sent again, one by one; None is normal.
+    """
+
+    actor: Any
+    opening: tuple[Any, float]
+    done: SimpleQueue[tuple[Line, Any] | None]
+    states: dict[int, RecordDict] = field(default_factory=dict)
+    journal: dict[int, list[Message]] = field(default_factory=dict)
+    sent: deque[list[Message]] = field(default_factory=deque)
+    waiting: list[Message] | None = None
+    strikes: dict[str, int] = field(default_factory=dict)
+    past_seconds: float = 0.0
+    last_seconds: float = 0.0
+    _calls: SimpleQueue[Any] = field(default_factory=SimpleQueue)
+
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def open(self) -> None:
+        """Make the actor host this run's clients, as they are known here."""
+        known = sorted({*self.states, *(node for node, kept in self.journal.items() if kept)})
+        clients = [
+            (node, self.states.get(node, RecordDict()), self.journal.get(node, []))
+            for node in known
+        ]
+        # May be retried: it waits until Ray has restarted the actor, and it starts from nothing.
+        call = self.actor.open.options(max_task_retries=STRIKES)
+        self._send([], call.remote(*self.opening, messages.to_wire(clients)))
+
+    def push(self, bundle: list[Message]) -> None:
+        """Send messages, or keep them until the actor is back."""
+        if self.waiting is not None:
+            self.waiting += bundle
+            return
+        marked = [(message, self._is_long(message)) for message in bundle]
+        self._send(bundle, self.actor.answer.remote(messages.to_wire(marked)))
+
+    def take(self, result: Any) -> list[Message]:
+        """Turn the outcome of the oldest call into replies."""
+        bundle = self.sent.popleft()
+        if isinstance(result, Exception):
+            return self._fail(bundle, result)
+        replies = []
+        if bundle:
+            for message, (reply, state) in zip(bundle, messages.from_wire(result), strict=True):
+                self._remember(message, state)
+                replies.append(reply)
+        self._go_on()
+        return replies
+
+    def close(self) -> None:
+        """End the thread that receives."""
+        self._calls.put(None)
+
+    def _is_long(self, message: Message) -> bool:
+        return len(self.journal.get(message.metadata.dst_node_id, [])) >= SNAPSHOT_AFTER
+
+    def _remember(self, message: Message, state: RecordDict | None) -> None:
+        node = message.metadata.dst_node_id
+        if state is None:
+            self.journal.setdefault(node, []).append(message)
+            return
+        self.journal.pop(node, None)
+        self.states.pop(node, None)
+        if state:
+            self.states[node] = messages.own(state)
+
+    def _fail(self, bundle: list[Message], error: Exception) -> list[Message]:
+        """The actor died: once all its calls have come back, revive it and send them again."""
+        replies = []
+        if not bundle and self.waiting is not None and not self.sent:  # it could not be revived
+            replies = [_error(message, error) for message in self.waiting]
+            self.waiting = None
+            return replies
+        for message in bundle if len(bundle) == 1 else []:
+            name = message.metadata.message_id
+            self.strikes[name] = self.strikes.get(name, 0) + 1
+            if self.strikes[name] >= STRIKES:
+                replies, bundle = [_error(message, error)], []
+        self.waiting = bundle + (self.waiting or [])
+        if not self.sent:
+            self.open()
+        return replies
+
+    def _go_on(self) -> None:
+        """While messages wait: send the next alone, so that a deadly one shows."""
+        if self.waiting is None or self.sent:
+            return
+        if self.waiting:
+            following, self.waiting = self.waiting[:1], self.waiting[1:]
+            marked = [(message, self._is_long(message)) for message in following]
+            self._send(following, self.actor.answer.remote(messages.to_wire(marked)))
+        else:
+            self.waiting = None
+
+    def _send(self, bundle: list[Message], call: Any) -> None:
+        self.sent.append(bundle)
+        self._calls.put(call)
+
+    def _receive(self) -> None:
+        import ray
+
+        while (call := self._calls.get()) is not None:
+            try:
+                self.done.put((self, ray.get(call)))
+            except Exception as error:
+                self.done.put((self, error))
+
+
+class RayGrid(LocalGrid):
+    """Send messages to the Ray actors that host the clients, a bundle per call."""
+
+    def __init__(self, actors: Sequence[Any], worker: Worker, clients: int, timeout: float) -> None:
+        import ray
+
+        super().__init__(clients)
+        self._ray = ray
+        self._home = _balance([len(part) for part in worker.data.partitions], len(actors))
+        self._done: SimpleQueue[tuple[Line, Any] | None] = SimpleQueue()
+        # In a list, so that Ray passes the reference on and an actor fetches it once.
+        opening = [ray.put(worker)], timeout
+        self._lines = [Line(actor, opening, self._done) for actor in actors]
+        for line in self._lines:
+            line.open()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages to their actors at once."""
+        ids: list[str] = []
+        bundles: list[list[Message]] = [[] for _ in self._lines]
+        for message in messages:
+            ids.append(self._accept(message))
+            bundles[self._home[message.metadata.dst_node_id - FIRST_NODE]].append(message)
+        for start in range(0, max(map(len, bundles)), BUNDLE):
+            for line, bundle in zip(self._lines, bundles, strict=True):
+                if part := bundle[start : start + BUNDLE]:
+                    line.push(part)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Wait for replies, or to be woken, and return the replies that are there."""
+        wanted, replies = set(message_ids), []
+        wait = WAIT_SECONDS
+        while True:
+            try:
+                event = self._done.get(timeout=wait)
+            except Empty:
+                break
+            wait = 0.0
+            if event is not None:
+                line, result = event
+                replies += line.take(result)
+        return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
+
+    def wake(self) -> None:
+        """Let a blocking pull return; for another thread that has news for the caller."""
+        self._done.put(None)
+
+    def states(self) -> dict[int, RecordDict]:
+        """State of the clients that have one, by partition id."""
+        found = {}
+        for line in self._lines:
+            found.update(line.states)
+            nodes = [node for node, kept in line.journal.items() if kept]
+            states = messages.from_wire(self._ray.get(line.actor.states.remote(nodes)))
+            found.update(zip(nodes, states, strict=True))
+        return {node - FIRST_NODE: state for node, state in found.items() if state}
+
+    def restore(self, states: Mapping[int, RecordDict]) -> None:
+        """Put clients back into `states`."""
+        for partition, state in states.items():
+            self._lines[self._home[partition]].states[FIRST_NODE + partition] = state
+        for line in self._lines:
+            line.open()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this process and of all actors, not of Ray's own processes."""
+        total = time.process_time()
+        for line in self._lines:
+            call = line.actor.cpu_seconds.options(max_task_retries=-1).remote()
+            seconds = self._ray.get(call)
+            if seconds < line.last_seconds:  # a restarted actor begins at zero again
+                line.past_seconds += line.last_seconds
+            line.last_seconds = seconds
+            total += line.past_seconds + seconds
+        return total
+
+
+@validated(frozen=True, config=STRICT)
+class Ray:
+    """Clients in Ray actors, each always in the same one; `workers` 0 takes one per core.
+
+    `address` joins a running Ray cluster ("auto": the one on this machine) instead of
+    starting Ray here; workers are then spread over its nodes.
+    """
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    address: str = ""
+
+    @contextmanager
+    def session(self, app: ClientApp) -> Iterator[Session]:
+        """Start Ray, or join it, and start the actors."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        quiet = {"log_to_driver": False, "logging_level": "error"}
+        count = self.workers or len(os.sched_getaffinity(0))
+        if self.address:
+            try:
+                ray.init(address=self.address, **quiet)
+            except (ConnectionError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"engine: no Ray cluster at {self.address!r}: {reason}") from None
+            count = self.workers or int(ray.cluster_resources().get("CPU", 1))
+        else:
+            ray.init(num_cpus=count, include_dashboard=False, **quiet)
+        try:
+            actor = ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")(Host)
+            actors = [actor.remote(app) for _ in range(count)]
+            yield lambda worker, clients, timeout: RayGrid(actors, worker, clients, timeout)
+        finally:
+            ray.shutdown()
+
+
+def _error(message: Message, error: Exception) -> Message:
+    reason = f"worker failed: {str(error).splitlines()[0]}"
+    return Message(Error(1, reason), reply_to=message)
+
+
+def _balance(sizes: Sequence[int], actors: int) -> list[int]:
+    """Assign clients to actors: largest first, always to the least loaded, ties to the first."""
+    load, home = [0] * actors, [0] * len(sizes)
+    for client in sorted(range(len(sizes)), key=lambda client: -sizes[client]):
+        home[client] = load.index(min(load))
+        load[home[client]] += sizes[client] + 1
+    return home
