@@ -14,6 +14,7 @@ import argparse
 import copy
 import itertools
 import json
+import logging
 import os
 import platform
 import statistics
@@ -32,10 +33,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_split.codecs import CODECS
-from fl_split.flat import Flat
+from fl_split.flat import Flat, descend
 from fl_split.optimizers import SGD
 from fl_split.specs import parse
-from fl_split.step import Place, backpropagate, smash
+from fl_split.step import Place, head_gradient, smash
 from fl_split.vit import ViT, split
 from simulations import client_app, data
 from simulations.experiment import Experiment
@@ -103,7 +104,7 @@ def bare(work: Work, rounds: int) -> tuple[float, float]:
     """Run `rounds` rounds as a plain loop; return CPU and wall seconds per round."""
     torch.set_num_threads(1)
     setup, codec, sgd = work.setup("inline()"), parse(work.codec, CODECS), SGD(lr=0.01)
-    heads = [copy.deepcopy(setup.head) for _ in range(work.clients)]
+    heads = [Flat(copy.deepcopy(setup.head)) for _ in range(work.clients)]
     tail = TrainedTail(Flat(setup.tail), sgd, codec, 0)
     images = torch.from_numpy(setup.train.pixels).float().sub_(127.5).div_(127.5)
     labels = torch.from_numpy(setup.train.labels)
@@ -111,7 +112,7 @@ def bare(work: Work, rounds: int) -> tuple[float, float]:
     for number in range(rounds + 1):
         if number == 1:  # the first round warms up
             cpu, wall = time.process_time(), time.perf_counter()
-        optimizers = [torch.optim.SGD(head.parameters(), lr=0.01) for head in heads]
+        optimizers = [sgd.build(head.vector) for head in heads]
         is_joint = work.strategy == "parallel()"
         tails = [tail] * work.clients if is_joint else tail.forks(work.clients)
         groups = [range(work.clients)] if is_joint else [[k] for k in range(work.clients)]
@@ -120,32 +121,32 @@ def bare(work: Work, rounds: int) -> tuple[float, float]:
             for k in group:
                 rows = slice((STEPS * k + step) * work.batch, (STEPS * k + step + 1) * work.batch)
                 place = Place(0, number, k, step)
-                sent[k] = smash(heads[k], codec, images[rows], labels[rows], 10, place)
+                sent[k] = smash(heads[k].module, codec, images[rows], labels[rows], 10, place)
             weights = {k: 1 / len(group) for k in group}
             arrived = {k: tail.arrive(payload) for k, payload in sent.items()}
-            _, gradients = tails[group[0]].step(arrived, weights, number, step)
+            served = tails[group[0]].serve(arrived, weights, number, step)
+            tails[group[0]].descend(served.gradient)
             for k in group:
-                optimizers[k].zero_grad()
-                backpropagate(sent[k], gradients[k])
-                optimizers[k].step()
+                gradient = head_gradient(heads[k], sent.pop(k), served.cuts[k])
+                descend(optimizers[k], heads[k].vector, gradient)
         average(heads)
         if not is_joint:
-            average([copied.flat.module for copied in tails])
+            average([copied.flat for copied in tails])
     return (time.process_time() - cpu) / rounds, (time.perf_counter() - wall) / rounds
 
 
 @torch.no_grad()
-def average(modules: Sequence[torch.nn.Module]) -> None:
-    """Give all modules the mean of their weights, as heads have at a round's end."""
-    for together in zip(*(module.parameters() for module in modules), strict=True):
-        mean = torch.stack(list(together)).mean(dim=0)
-        for parameter in together:
-            parameter.copy_(mean)
+def average(models: Sequence[Flat[Any]]) -> None:
+    """Give all models the mean of their weights, as heads have at a round's end."""
+    mean = torch.stack([model.vector for model in models]).mean(dim=0)
+    for model in models:
+        model.vector.copy_(mean)
 
 
 def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
     """Run `rounds` rounds on an engine; return CPU and wall seconds per round."""
     torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     setup = work.setup(engine)
     marks: list[tuple[float, float]] = []
     head, tail = Flat(setup.head), Flat(setup.tail)
@@ -161,8 +162,8 @@ def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
         on_round=lambda report: marks.append((all_cpu_seconds(), time.perf_counter())),
     )
     with setup.experiment.build("engine").session(client_app.app) as session:
-        grid = session(setup.worker(), work.clients)
-        evaluate = Evaluator(head, tail, setup.test)
+        grid = session(setup.worker(), work.clients, 600.0)
+        evaluate = Evaluator(head, tail, setup.test, training.crew)
         setup.experiment.build("strategy").start(
             grid, setup.initial_arrays(), rounds + 1, evaluate_fn=evaluate, training=training
         )

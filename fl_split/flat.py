@@ -78,7 +78,8 @@ class Flat(Generic[M]):
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Join tensors into one vector, without gradient."""
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    with torch.no_grad():
+        return torch._utils._flatten_dense_tensors(tensors)
 
 
 def descend(optimizer: torch.optim.Optimizer, vector: nn.Parameter, gradient: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Protocol
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 
 from fl_split.specs import STRICT
 
@@ -68,6 +68,19 @@ class AdamW:
         return torch.optim.AdamW(
             [vector], lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
         )
+
+
+def moments(optimizer: torch.optim.Optimizer, vector: nn.Parameter) -> dict[str, Tensor]:
+    """All that `optimizer` remembers of `vector`, by torch's own names."""
+    return {k: v for k, v in optimizer.state[vector].items() if v is not None}
+
+
+def set_moments(
+    optimizer: torch.optim.Optimizer, vector: nn.Parameter, found: dict[str, Tensor]
+) -> None:
+    """Make `optimizer` remember what :func:`moments` returned."""
+    if found:
+        optimizer.state[vector] = dict(found)
 
 
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD}

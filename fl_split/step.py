@@ -8,6 +8,7 @@ downlink shrinks with the uplink.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -98,7 +99,10 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
         Values that are not finite, tokens or targets of a wrong shape, or a label that is
         no class.
     """
-    if not all(bool(value.isfinite().all()) for value in payload.values.values()):
+    largest = [
+        float(torch.linalg.vector_norm(v.detach(), math.inf)) for v in payload.values.values()
+    ]
+    if not all(map(math.isfinite, largest)):
         raise ValueError("values that are not finite")
     try:
         leaves = {name: value.detach().requires_grad_() for name, value in payload.values.items()}

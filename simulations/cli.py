@@ -62,6 +62,7 @@ def main() -> None:
 
     [b]fl-split run configs/quickstart.toml[/b]             one experiment
     [b]fl-split compare configs/splitfed_baselines.toml[/b] several, side by side
+    [b]fl-split resume DIR[/b]                              go on with a stopped run
     [b]fl-split list[/b]                                    what can be combined
     """
 
@@ -114,6 +115,29 @@ def compare(
     _run_all(plans, _folder(next(iter(plans.values())), out_dir))
 
 
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run that was stopped.")],
+    engine: Annotated[str | None, ENGINE] = None,
+) -> None:
+    """Go on with a stopped run from its last checkpoint; the result is that of one never stopped.
+
+    Example: [b]fl-split resume runs/20261121-101500 --engine ray[/b]
+    """
+    with _quiet():
+        from simulations.checkpoint import read
+        from simulations.experiment import Experiment
+        from simulations.setup import prepare
+
+    with _door():
+        experiment, checkpoint = read(folder)
+        values = experiment.model_dump()
+        setup = prepare(Experiment.from_dict(_with_options(values, engine)))
+    done, rounds = checkpoint.rounds, setup.experiment.rounds
+    out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
+    _run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint)
+
+
 @app.command("list")
 def list_() -> None:
     """Show every codec, strategy, partition, data set, model, optimiser and key."""
@@ -147,9 +171,8 @@ def list_() -> None:
 def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Check all plans, then run one after the other on the same workers."""
     with _quiet():
-        from simulations import client_app, report
         from simulations.experiment import Experiment
-        from simulations.results import COMPARISON, SUMMARY, check_folder, make_folder
+        from simulations.results import check_folder, make_folder
         from simulations.setup import prepare
 
     with _door():
@@ -163,16 +186,26 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
         engines = {setup.experiment.engine for setup in setups.values()}
         if len(engines) > 1:
             raise ValueError(f"all runs must have one engine, got {', '.join(sorted(engines))}")
-        engine = next(iter(setups.values())).experiment.build("engine")
         make_folder(folder)
+    _run_setups(setups, folders, folder)
+
+
+def _run_setups(
+    setups: dict[str, Any], folders: dict[str, Path], folder: Path, resumed: Any = None
+) -> None:
+    """Run what has been checked, on the same workers; show a table in the end."""
+    from simulations import client_app, report
+    from simulations.results import COMPARISON, SUMMARY
+
+    engine = next(iter(setups.values())).experiment.build("engine")
     summaries = {}
-    with _ends(folder), engine.session(client_app.app) as session:
+    with _ends(folder, folders.values()), engine.session(client_app.app) as session:
         for name, setup in setups.items():
-            _train(_grid(session, setup), setup, name)
+            _train(_grid(session, setup), setup, name, resumed)
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame))
-    if len(plans) > 1:
+    if len(setups) > 1:
         frame.to_csv(folder / COMPARISON, index=False)
         report.plot(folders, folder / "comparison.svg")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
@@ -182,7 +215,7 @@ def _grid(session: Any, setup: Any) -> Any:
     return session(setup.worker(), setup.experiment.clients, setup.experiment.timeout)
 
 
-def _train(grid: Any, setup: Any, name: str) -> None:
+def _train(grid: Any, setup: Any, name: str, resumed: Any) -> None:
     from simulations import server_app
 
     experiment = setup.experiment
@@ -196,9 +229,12 @@ def _train(grid: Any, setup: Any, name: str) -> None:
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
-        task = progress.add_task(escape(label), total=experiment.rounds, news="starting")
+        done = resumed.rounds if resumed else 0
+        task = progress.add_task(
+            escape(label), total=experiment.rounds, completed=done, news="starting"
+        )
         watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
-        server_app.app(grid, server_app.LocalContext(setup, watch))
+        server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
 
 
 def _show(
@@ -279,17 +315,23 @@ def _of(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _ends(folder: Path) -> Iterator[None]:
-    """Say what became of a run that did not reach its end."""
+def _ends(folder: Path, runs: Iterable[Path]) -> Iterator[None]:
+    """Say what became of a run that did not reach its end, and how to go on."""
+    from simulations.checkpoint import FILE
     from strategies import NoClientsLeft
+
+    def where() -> str:
+        stopped = [run for run in runs if (run / FILE).exists()]
+        advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
+        return f"finished rounds are in {folder}{advice}"
 
     try:
         yield
     except KeyboardInterrupt:
-        err.print(f"stopped; finished rounds are in {folder}", markup=False, soft_wrap=True)
+        err.print(f"stopped; {where()}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     except NoClientsLeft as error:
-        _complain(f"{error}; finished rounds are in {folder}")
+        _complain(f"{error}; {where()}")
         raise typer.Exit(1) from None
 
 

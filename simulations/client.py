@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec, Identity
 from fl_split.flat import Flat, descend, flatten
-from fl_split.optimizers import Optimizer
+from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.step import Place, head_gradient, smash, train_step
@@ -63,8 +64,41 @@ class Worker:
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
     schedule: Schedule
+    graph_bytes: int = 2 * 2**30
     _idle: list[Client] = field(default_factory=list)
     _tail: Flat[Tail] | None = None
+    _kept: int = 0
+    _sizes: dict[int, int] = field(default_factory=dict)
+
+    def keep(self, client: Client, samples: int, graph: Payload) -> None:
+        """Let `client` keep its graph if at most `graph_bytes` are kept in all.
+
+        Who may not keep it repeats the forward when the cut gradient comes.
+        """
+        size = self._sizes.get(samples, 0)
+        if self._kept + size <= self.graph_bytes:
+            client.graph, client.graph_size = graph, size
+            self._kept += size
+
+    def release(self, client: Client) -> None:
+        """Forget the graph of `client`."""
+        self._kept -= client.graph_size
+        client.graph, client.graph_size = None, 0
+
+    def measure(self, client: Client, samples: int) -> AbstractContextManager[object]:
+        """Note, the first time, how many bytes autograd saves for a batch of `samples`."""
+        if samples in self._sizes:
+            return nullcontext()
+        self._sizes[samples], seen = 0, {client.head.vector.untyped_storage().data_ptr()}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                self._sizes[samples] += storage.nbytes()
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
     def lend(self) -> Client:
         """Return a client shell; its weights are whatever was left in it."""
@@ -74,7 +108,8 @@ class Worker:
 
     def give_back(self, client: Client) -> None:
         """Take a shell back whose round is over or whose state has been saved."""
-        client.graph, client.place, client.has_own_head = None, None, False
+        self.release(client)
+        client.place, client.has_own_head = None, False
         self._idle.append(client)
 
     def scratch_tail(self) -> Flat[Tail]:
@@ -97,12 +132,13 @@ class Client:
     optimizer: torch.optim.Optimizer = field(init=False)
     place: Place | None = None
     graph: Payload | None = None
+    graph_size: int = 0
     has_own_head: bool = False
 
     def begin(self, partition: int, server_round: int, head: np.ndarray | None) -> None:
         """Enter a round with the server's head, or (None) with the client's own."""
         self.place = Place(self.worker.schedule.seed, server_round, partition, 0)
-        self.graph = None
+        self.worker.release(self)
         if head is None and self.has_own_head:
             return
         self.has_own_head = head is None
@@ -139,15 +175,13 @@ class Client:
     def forward(self) -> tuple[Payload, int]:
         """Return the payload of the present step and its number of samples."""
         pixels, labels = self.batch()
-        self.graph = smash(
-            self.head.module,
-            self.worker.codec,
-            pixels,
-            labels,
-            self.worker.data.num_classes,
-            self._here,
-        )
-        return self.graph, len(labels)
+        classes = self.worker.data.num_classes
+        batch = (self.worker.codec, pixels, labels, classes, self._here)
+        self.worker.release(self)
+        with self.worker.measure(self, len(labels)):
+            payload = smash(self.head.module, *batch)
+        self.worker.keep(self, len(labels), payload)
+        return payload, len(labels)
 
     def learn(self, gradient: Payload) -> None:
         """Step the head on the cut gradient of the present step, and go on to the next.
@@ -156,7 +190,7 @@ class Client:
         """
         graph = self.graph or self.forward()[0]
         descend(self.optimizer, self.head.vector, head_gradient(self.head, graph, gradient))
-        self.graph = None
+        self.worker.release(self)
         self.place = self._here.next()
 
     def train_locally(self, tail: np.ndarray) -> tuple[np.ndarray, float, int]:
@@ -182,12 +216,8 @@ class Client:
         place = dict(zip(("round", "client", "step"), self._here.path(), strict=True))
         state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head})
         state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
-        moments = {
-            key: Array(value.numpy())
-            for key, value in self.optimizer.state[self.head.vector].items()
-            if value is not None
-        }
-        state[OPTIMIZER] = ArrayRecord(moments)
+        found = moments(self.optimizer, self.head.vector)
+        state[OPTIMIZER] = ArrayRecord({key: Array(value.numpy()) for key, value in found.items()})
 
     def restore(self, state: RecordDict) -> None:
         """Read back what :meth:`save` wrote; nothing saved is a client that never began."""
@@ -199,11 +229,9 @@ class Client:
         self.has_own_head = bool(place["own-head"])
         self.head.load(state.array_records[HEAD][HEAD].numpy())
         self.optimizer = self.worker.head_optimizer.build(self.head.vector)
-        moments = state.array_records[OPTIMIZER]
-        if moments:
-            self.optimizer.state[self.head.vector] = {
-                key: torch.from_numpy(array.numpy()) for key, array in moments.items()
-            }
+        saved = state.array_records[OPTIMIZER]
+        found = {key: torch.from_numpy(array.numpy()) for key, array in saved.items()}
+        set_moments(self.optimizer, self.head.vector, found)
 
 
 class ResidentContext(Context):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,13 @@ class Table:
     def batch(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
         """Return normalised pixels (B, C, H, W) float32 and labels (B,) int64."""
         pixels = torch.from_numpy(self.pixels[rows].astype(np.float32))
-        mean = 255 * torch.tensor(self.mean).reshape(-1, 1, 1)
-        std = 255 * torch.tensor(self.std).reshape(-1, 1, 1)
+        mean, std = self._scale
         return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
+
+    @cached_property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        mean, std = (255 * torch.tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        return mean, std
 
 
 @validated(frozen=True, config=STRICT)

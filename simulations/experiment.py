@@ -65,6 +65,9 @@ class Experiment(BaseModel):
     timeout: Annotated[float, Field(gt=0)] = Field(
         600.0, description="seconds without any reply after which clients are dropped"
     )
+    checkpoint_every: Annotated[int, Field(ge=0)] = Field(
+        10, description="rounds between checkpoints, for `fl-split resume`; 0 writes none"
+    )
     out: str = Field("", description="output folder; must not hold a run yet")
 
     @field_validator(*TABLES)

@@ -70,6 +70,8 @@ class Recorder:
     clock : Callable, optional
         CPU seconds of the whole simulation so far. Without it (Flower's own runtime) CPU
         time is that of this process and what the clients report.
+    rounds_done : int
+        Go on after so many rounds of the run in `folder`; later ones are forgotten.
 
     Raises
     ------
@@ -78,18 +80,23 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, experiment: Experiment, clock: Callable[[], float] | None
+        self,
+        folder: Path,
+        experiment: Experiment,
+        clock: Callable[[], float] | None,
+        rounds_done: int = 0,
     ) -> None:
-        check_folder(folder)
-        make_folder(folder)
+        if not rounds_done:
+            check_folder(folder)
+        make_folder(folder / CLIENTS)
         self.folder, self.experiment = folder, experiment
         self.clock, self.hears_clients = clock or time.process_time, clock is None
-        self.rows: list[dict[str, Any]] = []
-        self._clients: list[pd.DataFrame] = []
+        self.rows: list[dict[str, Any]] = self._keep(rounds_done) if rounds_done else []
         self._cpu = self.clock()
-        self._wall = self._first_wall = time.monotonic()
-        _write(folder / EXPERIMENT, experiment.to_toml().encode())
-        self._append(COLUMNS)
+        self._wall = time.monotonic()
+        write_whole(folder / EXPERIMENT, experiment.to_toml().encode())
+        if not rounds_done:
+            self._append(COLUMNS)
 
     def add(self, report: RoundReport) -> dict[str, Any]:
         """Write a finished round; return its row."""
@@ -101,11 +108,24 @@ class Recorder:
                 {"round": report.round, "client": client, **traffic.row()}
                 for client, traffic in sorted(report.traffic.items())
             ]
-            self._clients.append(pd.DataFrame(clients))
-            # Rewritten as a whole: a parquet file that is still being appended to has no end.
-            frame = pd.concat(self._clients, ignore_index=True)
-            _write(self.folder / CLIENTS, frame.to_parquet(index=False))
+            frame = pd.DataFrame(clients).astype({"ratio": float})
+            path = self.folder / CLIENTS / f"round-{report.round:06d}.parquet"
+            write_whole(path, frame.to_parquet(index=False))
         return row
+
+    def _keep(self, rounds: int) -> list[dict[str, Any]]:
+        """Drop what was written after `rounds` rounds; return the rows before."""
+        path = self.folder / ROUNDS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if len(lines) <= rounds:
+            raise OutputError(f"{path} has {len(lines) - 1} rounds, the checkpoint {rounds}")
+        write_whole(path, "".join(f"{line}\n" for line in lines[: rounds + 1]).encode())
+        for part in (self.folder / CLIENTS).glob("round-*.parquet"):
+            if int(part.stem.partition("-")[2]) > rounds:
+                part.unlink()
+        frame = pd.read_csv(path).astype(object)
+        kept = frame.where(frame.notna(), None).to_dict("records")
+        return [{str(name): value for name, value in row.items()} for row in kept]
 
     def finish(self, model: ViTForImageClassification, status: str) -> dict[str, Any]:
         """Write model and summary; `status` is complete, interrupted or failed."""
@@ -113,7 +133,7 @@ class Recorder:
         save_file(state, self.folder / MODEL, metadata={"format": "pt"})
         model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
         summary = self._summary(status)
-        _write(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
+        write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
 
     def _row(self, report: RoundReport) -> dict[str, Any]:
@@ -153,7 +173,7 @@ class Recorder:
             "rounds": len(self.rows),
             **sums,
             "ratio": _ratio(sums),
-            "wall_seconds": round(time.monotonic() - self._first_wall, 3),
+            "wall_seconds": round(total("wall_seconds"), 3),
             "cpu_seconds": round(total("cpu_seconds"), 3),
             "seed": self.experiment.seed,
             "experiment": self.experiment.model_dump(exclude={"out"}),
@@ -211,8 +231,12 @@ def _ratio(total: dict[str, Any]) -> float | None:
     return ratio(sent, total["smashed_bytes"])
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
+def write_whole(path: Path, data: bytes, is_durable: bool = False) -> None:
+    """Write a whole file or nothing; a durable one survives a loss of power."""
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
+    with part.open("wb") as file:
+        file.write(data)
+        if is_durable:
+            file.flush()
+            os.fsync(file.fileno())
     part.replace(path)

@@ -12,11 +12,12 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fl_split.flat import Flat
+from simulations.checkpoint import FILE, Checkpoint
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
 from simulations.results import Recorder
 from simulations.setup import Evaluator, Pool, Setup, prepare
-from strategies import RoundReport, Training
+from strategies import Progress, RoundReport, Training
 from strategies.crew import Crew
 
 app = ServerApp()
@@ -31,11 +32,12 @@ Watch = Callable[[dict[str, Any], RoundReport], None]
 class LocalContext(Context):
     """A server context of our own engines: what is prepared already, and who is watching."""
 
-    def __init__(self, setup: Setup, watch: Watch) -> None:
+    def __init__(self, setup: Setup, watch: Watch, resumed: Checkpoint | None = None) -> None:
         run_config = setup.experiment.model_dump()
         super().__init__(1, 1, {}, RecordDict(), run_config)
         self.setup = setup
         self.watch = watch
+        self.resumed = resumed
 
 
 @app.main()
@@ -43,24 +45,36 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config describes and write its results."""
     torch.set_num_threads(1)  # results must not depend on how many cores are idle
     if isinstance(context, LocalContext):
-        run(grid, context.setup, context.watch)
+        run(grid, context.setup, context.watch, context.resumed)
     else:
         run(grid, prepare(Experiment.from_dict(context.run_config)), lambda row, report: None)
 
 
-def run(grid: Grid, setup: Setup, watch: Watch) -> None:
+def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = None) -> None:
     """Train on `grid`, write results, and whatever happens leave the last round's model."""
-    experiment = setup.experiment
-    head, tail = Flat(setup.head), Flat(setup.tail)
-    crew = Crew()
+    experiment, folder = setup.experiment, output_folder(setup.experiment)
+    before = resumed or Checkpoint(0, setup.initial_arrays(), {}, {})
+    head, tail, crew = Flat(setup.head), Flat(setup.tail), Crew()
     evaluator = Evaluator(head, tail, setup.test, crew)
-    recorder = Recorder(output_folder(experiment), experiment, getattr(grid, "cpu_seconds", None))
-    finished = setup.initial_arrays()
+    evaluator.load(before.arrays)
+    pool = Pool(head, tail, setup)
+    pool.set_moments(before.moments)
+    clock = getattr(grid, "cpu_seconds", None)
+    recorder = Recorder(folder, experiment, clock, before.rounds)
+    if isinstance(grid, LocalGrid) and before.clients:
+        grid.restore(before.clients)
+    finished = before.arrays
 
     def on_round(report: RoundReport) -> None:
         nonlocal finished
         finished = report.arrays
-        watch(recorder.add(report), report)
+        row = recorder.add(report)
+        every = experiment.checkpoint_every
+        if every and report.round % every == 0 and isinstance(grid, LocalGrid):
+            moments = {**pool.moments(), "tail": report.progress.moments}
+            done = Checkpoint(report.round, report.arrays, moments, grid.states())
+            done.write(folder, experiment)
+        watch(row, report)
 
     training = Training(
         clients=experiment.clients,
@@ -70,15 +84,16 @@ def run(grid: Grid, setup: Setup, watch: Watch) -> None:
         tail_optimizer=experiment.build("tail_optimizer"),
         head=head,
         tail=tail,
-        pooled_round=Pool(head, tail, setup),
+        pooled_round=pool,
         crew=crew,
+        progress=Progress(before.rounds, before.moments.get("tail", {})),
         on_round=on_round,
     )
     status = "failed"
     try:
         experiment.build("strategy").start(
             grid,
-            setup.initial_arrays(),
+            before.arrays,
             experiment.rounds,
             experiment.timeout * (PATIENCE if isinstance(grid, LocalGrid) else 1),
             evaluate_fn=evaluator,
@@ -92,6 +107,7 @@ def run(grid: Grid, setup: Setup, watch: Watch) -> None:
         crew.close()
         evaluator.load(finished)  # training stopped half-way may have gone on from there
         recorder.finish(setup.model, status)
+    (folder / FILE).unlink(missing_ok=True)
 
 
 def output_folder(experiment: Experiment) -> Path:

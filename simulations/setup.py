@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,12 +11,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from torch import Tensor
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
 from fl_split.codecs import Identity
 from fl_split.flat import Flat, flatten
 from fl_split.metrics import accuracy
+from fl_split.optimizers import moments, set_moments
 from fl_split.specs import parse
 from fl_split.step import Place, predict, train_step
 from fl_split.vit import Head, Tail, split
@@ -156,6 +158,19 @@ class Pool:
             build("head_optimizer").build(head.vector),
             build("tail_optimizer").build(tail.vector),
         ]
+        self._named = {
+            "pooled-head": (self.optimizers[0], head.vector),
+            "pooled-tail": (self.optimizers[1], tail.vector),
+        }
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """State of both optimisers, by name."""
+        return {name: moments(*pair) for name, pair in self._named.items()}
+
+    def set_moments(self, found: Mapping[str, dict[str, Tensor]]) -> None:
+        """Put the optimisers back where :meth:`moments` found them."""
+        for name, pair in self._named.items():
+            set_moments(*pair, found.get(name, {}))
 
     def __call__(self, server_round: int, clients: Sequence[int]) -> tuple[float, int, int]:
         """Train for as many samples as `clients` would; return mean loss, samples and steps."""

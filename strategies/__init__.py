@@ -4,7 +4,7 @@ from strategies.centralised import Centralised
 from strategies.fedavg import FedAvg
 from strategies.parallel import Parallel
 from strategies.participants import NoClientsLeft
-from strategies.round import RoundReport, Training
+from strategies.round import Progress, RoundReport, Training
 from strategies.sequential import Sequential
 from strategies.sflv1 import SFLV1
 from strategies.sflv2 import SFLV2
@@ -19,4 +19,4 @@ STRATEGIES = {
     "sflv2": SFLV2,
 }
 
-__all__ = ["STRATEGIES", "NoClientsLeft", "RoundReport", "SplitStrategy", "Training"]
+__all__ = ["STRATEGIES", "NoClientsLeft", "Progress", "RoundReport", "SplitStrategy", "Training"]

@@ -18,8 +18,11 @@ from flwr.common.serde import (
     array_to_proto,
     config_record_to_proto,
     metric_record_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
 )
 from flwr.proto.message_pb2 import Metadata as MetadataProto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 
 from fl_split.payload import Payload
 
@@ -228,6 +231,16 @@ def to_wire(content: Any) -> list[bytes | PickleBuffer]:
 def from_wire(parts: Sequence[bytes | PickleBuffer]) -> Any:
     """Put together what :func:`to_wire` took apart."""
     return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def record_to_bytes(content: RecordDict) -> bytes:
+    """Serialise by Flower's protobuf, for files: reading it back runs no code."""
+    return recorddict_to_proto(content).SerializeToString()
+
+
+def record_from_bytes(data: bytes) -> RecordDict:
+    """Read what :func:`record_to_bytes` wrote."""
+    return recorddict_from_proto(RecordDictProto.FromString(data))
 
 
 def own(content: RecordDict) -> RecordDict:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.flat import Flat
-from fl_split.optimizers import Optimizer
+from fl_split.optimizers import Optimizer, moments
 from fl_split.seeds import generator
 from fl_split.step import Arrival
 from fl_split.vit import Head, Tail
@@ -26,6 +26,14 @@ from strategies.tail import Served, TrainedTail, total
 
 MOST_GROUPS, LARGEST_GROUP = 8, 16
 """A joint step runs in groups: enough of them for several cores, none too large to start early."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run that goes on must know beside weights: rounds done, the tail's moments."""
+
+    rounds: int = 0
+    moments: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Training:
         (round, sampled clients) to (loss, samples, steps).
     crew : Crew
         The server's threads.
+    progress : Progress
+        Where to go on; by default from the start.
     on_round : Callable
         Called after every round with its :class:`RoundReport`.
     """
@@ -58,6 +68,7 @@ class Training:
     tail: Flat[Tail]
     pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
     crew: Crew = field(default_factory=Crew)
+    progress: Progress = field(default_factory=Progress)
     on_round: Callable[[RoundReport], None] = lambda report: None
 
 
@@ -70,6 +81,7 @@ class RoundReport:
     metrics: dict[str, float]
     train_loss: float
     traffic: dict[int, Traffic]
+    progress: Progress
 
 
 @dataclass
@@ -210,7 +222,8 @@ class Round:
         values = {
             key: float(value) for key, value in metrics.items() if not isinstance(value, list)
         }
-        return RoundReport(self.number, arrays, values, loss, self.mailbox.traffic)
+        progress = Progress(self.number, moments(self.tail.optimizer, self.tail.flat.vector))
+        return RoundReport(self.number, arrays, values, loss, self.mailbox.traffic, progress)
 
     def _sort(self, client: int, reply: Message) -> Arrival | None:
         """Tell a payload from a final reply; drop the client if it is neither."""

@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
+from fl_split.optimizers import set_moments
 from strategies import messages
 from strategies.mailbox import Mailbox
 from strategies.participants import NoClientsLeft, roll_call, sample
@@ -73,7 +74,8 @@ class SplitStrategy(Strategy):
         tail.flat.load(messages.numbers(arrays[messages.TAIL]))
         training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
         nodes, samples = roll_call(grid, training.clients, timeout)
-        for number in range(1, num_rounds + 1):
+        set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
+        for number in range(training.progress.rounds + 1, num_rounds + 1):
             mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)
             clients = sample(samples, training.fraction, training.seed, number)
             round = Round(number, clients, samples, mailbox, training, tail, arrays)
