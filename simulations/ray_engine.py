@@ -7,6 +7,7 @@ since: a restarted actor gets both and is where its predecessor was, bit for bit
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -124,8 +125,8 @@ class Line:
             (node, self.states.get(node, RecordDict()), self.journal.get(node, []))
             for node in known
         ]
-        # May be retried: it waits until Ray has restarted the actor, and it starts from nothing.
-        call = self.actor.open.options(max_task_retries=STRIKES)
+        # Retried until Ray has restarted the actor; it may be, for it starts from nothing.
+        call = self.actor.open.options(max_task_retries=-1)
         self._send([], call.remote(*self.opening, messages.to_wire(clients)))
 
     def push(self, bundle: list[Message]) -> None:
@@ -308,8 +309,9 @@ class Ray:
         count = self.workers or len(os.sched_getaffinity(0))
         if self.address:
             try:
+                _knock(self.address)
                 ray.init(address=self.address, **quiet)
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"engine: no Ray cluster at {self.address!r}: {reason}") from None
             count = self.workers or int(ray.cluster_resources().get("CPU", 1))
@@ -321,6 +323,13 @@ class Ray:
             yield lambda worker, clients, timeout: RayGrid(actors, worker, clients, timeout)
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at host:port; Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _error(message: Message, error: Exception) -> Message:

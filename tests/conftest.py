@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from simulations import client_app, server_app
+from simulations import checkpoint, client_app, server_app
 from simulations.experiment import Experiment
 from simulations.setup import prepare
 
@@ -64,15 +64,36 @@ def simulate(tmp_path: Path):
     """Run a tiny experiment with changes; each call in its own folder."""
     count = 0
 
-    def run(app: Any = client_app.app, **changes: Any) -> Outcome:
+    def run(app: Any = client_app.app, watch: Any = None, **changes: Any) -> Outcome:
         nonlocal count
         count += 1
         values = {**TINY, **changes, "out": str(tmp_path / f"run{count}")}
-        setup = prepare(Experiment.from_dict(values))
-        with setup.experiment.build("engine").session(app) as session:
-            experiment = setup.experiment
-            grid = session(setup.worker(), experiment.clients, experiment.timeout)
-            server_app.app(grid, server_app.LocalContext(setup, lambda row, report: None))
+        execute(Experiment.from_dict(values), app, watch)
         return Outcome(Path(values["out"]))
+
+    return run
+
+
+def execute(
+    experiment: Experiment,
+    app: Any = client_app.app,
+    watch: Any = None,
+    resumed: checkpoint.Checkpoint | None = None,
+) -> None:
+    setup = prepare(experiment)
+    watch = watch or (lambda row, report: None)
+    with experiment.build("engine").session(app) as session:
+        grid = session(setup.worker(), experiment.clients, experiment.timeout)
+        server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
+
+
+@pytest.fixture
+def resume():
+    """Go on with a run from its checkpoint, on another engine if asked to."""
+
+    def run(outcome: Outcome, engine: str = "inline()") -> None:
+        experiment, found = checkpoint.read(outcome.folder)
+        values = {**experiment.model_dump(), "engine": engine}
+        execute(Experiment.from_dict(values), resumed=found)
 
     return run

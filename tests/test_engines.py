@@ -105,22 +105,6 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
     assert (ROOT / "pyproject.toml").read_text() == before
 
 
-@pytest.mark.slow
-def test_a_worker_that_dies_costs_its_clients_one_round(simulate):
-    def deadly(message: Message, context):
-        partition = context.node_config["partition-id"]
-        if partition == 0 and message.metadata.group_id == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return client_app.app(message, context)
-
-    outcome = simulate(deadly, engine="ray(workers=2)", rounds=3)
-    dropped = outcome.clients.query("dropped != ''")
-    assert set(dropped["round"]) == {1}
-    assert 0 in set(dropped["client"]) and len(dropped) < 6
-    assert outcome.summary["status"] == "complete"
-    assert (outcome.rounds["cpu_seconds"] >= 0).all()
-
-
 def test_a_silent_client_is_dropped_after_the_timeout(simulate):
     """A grid that never answers for one node."""
     from simulations import engines

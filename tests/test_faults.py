@@ -1,0 +1,158 @@
+"""What goes wrong while a run goes on: dead workers, hanging clients, growing memory."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from simulations import client_app
+from strategies import messages
+
+PRIVATE = "parallel(average_heads=False)"
+EXACT = ["round", "accuracy", "loss", "train_loss", "payload_bytes_up", "wire_bytes_down"]
+LONG = {"local_steps": 11, "batch_size": 32, "head_optimizer": "adam(lr=0.003)", "fraction": 0.7}
+"""Enough steps that a client is asked for its state before the round is over."""
+
+
+def dies_at(partition, number, marker):
+    """The client app, whose process is killed once, over the given message of a client."""
+    seen = 0
+
+    def app(message, context):
+        nonlocal seen
+        if context.node_config["partition-id"] == partition and "train" in str(
+            message.metadata.message_type
+        ):
+            seen += 1
+            if seen == number and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return client_app.app(message, context)
+
+    return app
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "number"), [("parallel", 1), (PRIVATE, 16), ("sflv1", 11), ("sflv2", 5)]
+)
+def test_a_worker_killed_over_any_message_changes_nothing(simulate, tmp_path, strategy, number):
+    changes = {"strategy": strategy, "codec": "adc(ratio=0.25)", **LONG}
+    undisturbed = simulate(**changes)
+    marker = tmp_path / "killed"
+    app = dies_at(int(undisturbed.clients["client"][0]), number, marker)
+    disturbed = simulate(app, engine="ray(workers=2)", **changes)
+    assert marker.exists()
+    assert not disturbed.clients["dropped"].any()
+    assert disturbed.equals(undisturbed)
+    assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
+
+
+@pytest.mark.slow
+def test_workers_killed_from_outside_at_any_time_change_nothing(simulate):
+    """Both actors, one after each of the first rounds, wherever they happen to be."""
+    changes = {"strategy": PRIVATE, "rounds": 4, **LONG}
+    undisturbed = simulate(**changes)
+    killed = set()
+
+    def kill(row, report):
+        for process in psutil.Process().children(recursive=True):
+            is_host = any("ray::Host" in part for part in process.cmdline())
+            if is_host and process.pid not in killed and row["round"] < 4:
+                killed.add(process.pid)
+                process.kill()
+                return
+
+    disturbed = simulate(watch=kill, engine="ray(workers=2)", **changes)
+    assert len(killed) == 3
+    assert disturbed.equals(undisturbed)
+    assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
+    assert (disturbed.rounds["cpu_seconds"] >= 0).all()
+
+
+@pytest.mark.slow
+def test_a_client_that_kills_every_worker_is_dropped_alone(simulate):
+    def deadly(message, context):
+        partition = context.node_config["partition-id"]
+        if partition == 0 and message.metadata.group_id == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return client_app.app(message, context)
+
+    outcome = simulate(deadly, engine="ray(workers=2)", rounds=3)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 0]]
+    assert "worker failed" in dropped["dropped"].iloc[0]
+    assert outcome.summary["status"] == "complete"
+
+
+def hangs(message, context):
+    is_third = context.node_config["partition-id"] == 3
+    if is_third and message.metadata.group_id == "1" and messages.GRADIENT in message.content:
+        time.sleep(60)
+    return client_app.app(message, context)
+
+
+@pytest.mark.parametrize(
+    "engine", ["inline()", pytest.param("ray(workers=2)", marks=pytest.mark.slow)]
+)
+def test_a_client_that_hangs_is_dropped_for_the_round(simulate, engine):
+    outcome = simulate(hangs, engine=engine, timeout=2.0, rounds=2)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 3]]
+    assert dropped["dropped"].tolist() == ["TimeoutError: no reply within 2 seconds"]
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_bits_of_one(simulate):
+    from ray.cluster_utils import Cluster
+
+    changes = {"strategy": "sflv1", "codec": "adc(ratio=0.25)", "partition": "dirichlet(alpha=0.3)"}
+    inline = simulate(**changes)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    nodes = set()
+
+    def watch(row, report):
+        import ray
+
+        nodes.update(
+            node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
+        )
+
+    try:
+        spread = simulate(
+            watch=watch, engine=f"ray(address={cluster.address!r}, workers=2)", **changes
+        )
+    finally:
+        cluster.shutdown()
+    assert len(nodes) == 2  # one CPU each, one actor a CPU: both were used
+    assert spread.equals(inline)
+    assert spread.rounds[EXACT].equals(inline.rounds[EXACT])
+
+
+def test_an_address_without_a_cluster_is_a_clear_error(simulate):
+    with pytest.raises(ValueError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
+        simulate(engine="ray(address='127.0.0.1:1')")
+
+
+@pytest.mark.slow
+def test_thousands_of_clients_with_a_few_samples_each(simulate):
+    outcome = simulate(
+        clients=1433, partition="iid", fraction=0.3, rounds=2, batch_size=1, strategy="parallel"
+    )
+    assert outcome.rounds["clients"].tolist() == [430, 430]
+    assert outcome.rounds["samples"].tolist() == [430, 430]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_rounds(simulate):
+    """Once warm, 150 rounds may add what an allocator wastes, not a record per client."""
+    used = {}
+
+    def watch(row, report):
+        used[row["round"]] = psutil.Process().memory_info().rss
+
+    simulate(watch=watch, rounds=200, clients=20, fraction=0.5, local_steps=1, batch_size=8)
+    assert used[200] - used[50] < 24e6

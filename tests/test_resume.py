@@ -1,0 +1,149 @@
+"""Golden test 6: stopped after any round and resumed equals never stopped, bit for bit."""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fl_split.codecs import CODECS
+from simulations import checkpoint
+from simulations.checkpoint import CheckpointError
+from strategies import STRATEGIES
+
+PRIVATE = "parallel(average_heads=False)"
+ROUNDS = 4
+COUNTED = [
+    "round", "accuracy", "loss", "train_loss", "samples", "client_steps", "payload_bytes_up",
+    "payload_bytes_down", "head_bytes_up", "head_bytes_down", "wire_bytes_up", "wire_bytes_down",
+]  # fmt: skip
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(number):
+    def watch(row, report):
+        if row["round"] == number:
+            raise Stop
+
+    return watch
+
+
+def stopped(simulate, number, **changes):
+    """Run until round `number` is over; return what is left behind."""
+    left = []
+
+    def watch(row, report):
+        left.append(report)
+        stop_after(number)(row, report)
+
+    with pytest.raises(Stop):
+        simulate(watch=watch, **changes)
+    return left
+
+
+CASES = [(name, "identity") for name in [*STRATEGIES, PRIVATE]]
+CASES += [("parallel", name) for name in CODECS]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(case) for case in CASES])
+def test_stopped_and_resumed_equals_never_stopped(simulate, resume, tmp_path, case):
+    strategy, codec = CASES[case]
+    draw = random.Random(case)
+    number, every = draw.randint(1, ROUNDS - 1), draw.randint(1, 2)
+    changes = {
+        "strategy": strategy,
+        "codec": codec,
+        "rounds": ROUNDS,
+        "fraction": 0.7,
+        "local_steps": 2,
+        "checkpoint_every": every,
+        "head_optimizer": "adam(lr=0.003)",
+        "tail_optimizer": draw.choice(["adam()", "sgd(lr=0.05, momentum=0.9)", "adamw()"]),
+    }
+    number = max(number, every)
+    whole = simulate(**changes)
+    stopped(simulate, number, **changes)
+    half = type(whole)(tmp_path / "run2")
+    assert half.summary["status"] == "failed" and len(half.rounds) == number
+    resume(half)
+    assert half.equals(whole)
+    assert half.rounds[COUNTED].equals(whole.rounds[COUNTED])
+    cpu = ["client_cpu_seconds"]
+    assert half.clients.drop(columns=cpu).equals(whole.clients.drop(columns=cpu))
+    assert half.summary["status"] == "complete"
+    assert half.summary["client_steps"] == whole.summary["client_steps"]
+    with pytest.raises(CheckpointError, match="the run is complete"):
+        checkpoint.read(half.folder)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_engine(simulate, resume, tmp_path):
+    changes = {"strategy": PRIVATE, "rounds": 3, "checkpoint_every": 1}
+    whole = simulate(**changes)
+    stopped(simulate, 2, engine="ray(workers=2)", **changes)
+    half = type(whole)(tmp_path / "run2")
+    resume(half, engine="ray(workers=1)")
+    assert half.equals(whole)
+    assert half.rounds[COUNTED].equals(whole.rounds[COUNTED])
+
+
+@pytest.fixture
+def left(simulate, tmp_path):
+    stopped(simulate, 2, rounds=3, checkpoint_every=1)
+    return tmp_path / "run1"
+
+
+def test_a_torn_checkpoint_is_refused(left):
+    path = left / checkpoint.FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="torn"):
+        checkpoint.read(left)
+
+
+def test_a_damaged_checkpoint_is_refused(left):
+    path = left / checkpoint.FILE
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.read(left)
+
+
+def test_a_foreign_checkpoint_is_refused(left):
+    toml = left / "experiment.toml"
+    toml.write_text(toml.read_text().replace("seed = 0", "seed = 5"))
+    with pytest.raises(CheckpointError, match="another experiment: seed is 0 there and 5"):
+        checkpoint.read(left)
+
+
+def test_any_other_safetensors_file_is_refused(left):
+    save_file({"weights/head": torch.zeros(3)}, left / checkpoint.FILE)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.read(left)
+
+
+def test_results_that_lack_rounds_are_refused(left, resume):
+    path = left / "rounds.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(ValueError, match="has 1 rounds, the checkpoint 2"):
+        resume(SimpleNamespace(folder=left))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run"):
+        checkpoint.read(tmp_path)
+
+
+def test_a_checkpoint_holds_what_it_says_and_nothing_else(left):
+    """Weights of both halves and the tail's Adam; heads are averaged, so no client has state."""
+    assert set(load_file(left / checkpoint.FILE)) == {
+        "weights/head", "weights/tail",
+        "moments/tail/step", "moments/tail/exp_avg", "moments/tail/exp_avg_sq",
+    }  # fmt: skip
+    with safe_open(left / checkpoint.FILE, "pt") as file:
+        assert file.metadata()["rounds"] == "2"
