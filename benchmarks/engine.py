@@ -18,17 +18,20 @@ import logging
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 import torch
+from flwr.app import RecordDict
 from rich.console import Console
 from rich.table import Table
 
@@ -38,11 +41,14 @@ from fl_split.optimizers import SGD
 from fl_split.specs import parse
 from fl_split.step import Place, head_gradient, smash
 from fl_split.vit import ViT, split
-from simulations import client_app, data
+from simulations import client_app
+from simulations import table as tables
 from simulations.experiment import Experiment
 from simulations.setup import Evaluator, Pool, Setup
-from strategies import Training
+from strategies import Training, messages
 from strategies.tail import TrainedTail
+
+R = TypeVar("R")
 
 STEPS = 2
 """Batches of a client per round."""
@@ -60,6 +66,12 @@ class Work:
     cut: int = 2
     codec: str = "identity()"
     strategy: str = "parallel()"
+    fraction: float = 1.0
+
+    @property
+    def active(self) -> int:
+        """Clients that train in a round."""
+        return round(self.clients * self.fraction)
 
     def setup(self, engine: str) -> Setup:
         """Synthetic 32x32 colour images, 65 tokens, no evaluation worth the name."""
@@ -77,6 +89,7 @@ class Work:
         parts = list(np.arange(count).reshape(self.clients, -1))
         experiment = Experiment(
             clients=self.clients,
+            fraction=self.fraction,
             cut=self.cut,
             codec=self.codec,
             strategy=self.strategy,
@@ -85,8 +98,8 @@ class Work:
             head_optimizer="sgd(lr=0.01)",
             tail_optimizer="sgd(lr=0.01)",
         )
-        train = data.Table(pixels, labels, parts, 10, [0.5], [0.5])
-        test = data.Table(pixels[:1], labels[:1], [], 10, [0.5], [0.5])
+        train = tables.Table(pixels, labels, parts, 10, [0.5], [0.5])
+        test = tables.Table(pixels[:1], labels[:1], [], 10, [0.5], [0.5])
         return Setup(experiment, model, *split(model, self.cut), train, test)
 
 
@@ -97,6 +110,9 @@ WORKS = [
     Work("100 clients, d=64, B=16, ADC 0.1", 100, 16, codec="adc(ratio=0.1)"),
     Work("100 clients, d=64, B=16, sflv1", 100, 16, strategy="sflv1()"),
     Work("10 clients, ViT-Tiny, B=16", 10, 16, hidden=192, blocks=12, cut=3),
+    Work("10 clients, d=64, B=16", 10, 16),
+    Work("500 clients, 50 a round, d=64, B=16", 500, 16, fraction=0.1),
+    Work("1000 clients, 100 a round, d=64, B=16", 1000, 16, fraction=0.1),
 ]
 
 
@@ -104,7 +120,7 @@ def bare(work: Work, rounds: int) -> tuple[float, float]:
     """Run `rounds` rounds as a plain loop; return CPU and wall seconds per round."""
     torch.set_num_threads(1)
     setup, codec, sgd = work.setup("inline()"), parse(work.codec, CODECS), SGD(lr=0.01)
-    heads = [Flat(copy.deepcopy(setup.head)) for _ in range(work.clients)]
+    heads = [Flat(copy.deepcopy(setup.head)) for _ in range(work.active)]
     tail = TrainedTail(Flat(setup.tail), sgd, codec, 0)
     images = torch.from_numpy(setup.train.pixels).float().sub_(127.5).div_(127.5)
     labels = torch.from_numpy(setup.train.labels)
@@ -114,8 +130,8 @@ def bare(work: Work, rounds: int) -> tuple[float, float]:
             cpu, wall = time.process_time(), time.perf_counter()
         optimizers = [sgd.build(head.vector) for head in heads]
         is_joint = work.strategy == "parallel()"
-        tails = [tail] * work.clients if is_joint else tail.forks(work.clients)
-        groups = [range(work.clients)] if is_joint else [[k] for k in range(work.clients)]
+        tails = [tail] * work.active if is_joint else tail.forks(work.active)
+        groups = [range(work.active)] if is_joint else [[k] for k in range(work.active)]
         for step, group in itertools.product(range(STEPS), groups):
             sent = {}
             for k in group:
@@ -152,7 +168,7 @@ def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
     head, tail = Flat(setup.head), Flat(setup.tail)
     training = Training(
         clients=work.clients,
-        fraction=1.0,
+        fraction=work.fraction,
         seed=0,
         codec=setup.experiment.build("codec"),
         tail_optimizer=setup.experiment.build("tail_optimizer"),
@@ -184,7 +200,7 @@ def all_cpu_seconds() -> float:
     return total
 
 
-def apart(function: Callable[..., tuple[float, float]], *arguments: Any) -> tuple[float, float]:
+def apart(function: Callable[..., R], *arguments: Any) -> R:
     """Run in a fresh process, so that nothing is inherited."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -200,7 +216,7 @@ def loaded(work: Work, rounds: int, copies: int) -> float:
 def measure(work: Work, repeats: int, rounds: int, engine: str) -> dict[str, Any]:
     """Alternate loop and engine; return the ratios of each repeat and their medians."""
     cores = len(os.sched_getaffinity(0))
-    cpu, wall, steps = [], [], work.clients * STEPS
+    cpu, wall, steps = [], [], work.active * STEPS
     for _ in range(repeats):
         reference_cpu = loaded(work, rounds, cores)
         _, reference_wall = apart(bare, work, rounds)
@@ -217,6 +233,49 @@ def measure(work: Work, repeats: int, rounds: int, engine: str) -> dict[str, Any
         "bare_ms_per_client_step": 1000 * reference_cpu / steps,
         "engine_cpu_ms_per_client_step": 1000 * own_cpu / steps,
     }
+
+
+def empty_exchange(clients: int, engine: str) -> float:
+    """Median milliseconds of an exchange in which every client is asked for nothing."""
+    torch.set_num_threads(1)
+    setup = Work("", clients, 1, hidden=16).setup(engine)
+    times = []
+    with setup.experiment.build("engine").session(client_app.app) as session:
+        grid = session(setup.worker(), clients, 600.0)
+        for _ in range(11):
+            began = time.perf_counter()
+            sent = [
+                grid.create_message(RecordDict(), messages.ROLL_CALL, node, "0")
+                for node in grid.get_node_ids()
+            ]
+            assert len(list(grid.send_and_receive(sent))) == clients
+            times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times[1:])
+
+
+FIRST_EXCHANGE = """
+from simulations import cli
+with cli._quiet():
+    from simulations import client_app, report
+    from simulations.experiment import Experiment
+    from simulations.setup import prepare
+from strategies.participants import roll_call
+setup = prepare(Experiment.from_dict({"engine": %r}))
+with setup.experiment.build("engine").session(client_app.app) as session:
+    roll_call(session(setup.worker(), 100, 60.0), 100, 60.0)
+    print("first exchange", flush=True)
+"""
+
+
+def first_exchange(engine: str) -> float:
+    """Seconds from starting Python to the end of the first exchange of the default experiment."""
+    began = time.perf_counter()
+    command = [sys.executable, "-c", FIRST_EXCHANGE % engine]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "first exchange" not in process.stdout.readline():
+            assert process.poll() is None, "did not come up"
+        return time.perf_counter() - began
 
 
 def main() -> None:
@@ -250,6 +309,18 @@ def main() -> None:
                 f"{row['engine_cpu_ms_per_client_step']:.1f}",
             )
     console.print(table)
+    if not options.only:
+        for engine in ("ray()", "inline()"):
+            milliseconds = apart(empty_exchange, 500, engine)
+            seconds = statistics.median(first_exchange(engine) for _ in range(options.repeats))
+            console.print(
+                f"{engine}: empty exchange over 500 clients {milliseconds:.0f} ms, "
+                f"from command to first exchange {seconds:.1f} s"
+            )
+            rows += [
+                {"name": "empty exchange over 500", "engine": engine, "ms": milliseconds},
+                {"name": "first exchange", "engine": engine, "seconds": seconds},
+            ]
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -18,7 +18,7 @@ from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.step import Place, head_gradient, smash, train_step
 from fl_split.vit import Head, Tail
-from simulations.data import Table
+from simulations.table import Table
 
 PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
 """Records of ``context.state``: where in the run, flat head weights, optimiser state."""

@@ -15,9 +15,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 
-from simulations import setup
 from simulations.client import Client, ResidentContext, Worker
-from simulations.experiment import Experiment
 from strategies import messages
 
 app = ClientApp()
@@ -109,6 +107,9 @@ def _worker(context: Context) -> Worker:
 @lru_cache(maxsize=1)
 def _build(run_config: tuple[tuple[str, UserConfigValue], ...]) -> Worker:
     torch.set_num_threads(1)  # as everywhere: results must not depend on idle cores
+    from simulations import setup  # which costs seconds that actors of ours do without
+    from simulations.experiment import Experiment
+
     return setup.prepare(Experiment.from_dict(dict(run_config))).worker()
 
 

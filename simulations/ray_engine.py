@@ -28,8 +28,8 @@ from simulations.client import ResidentContext, Worker
 from simulations.grid import FIRST_NODE, LocalGrid, Session, answer, contexts
 from strategies import messages
 
-BUNDLE = 16
-"""Messages in one Ray call: enough to make it cheap, few enough to overlap with the server."""
+BUNDLE, CALLS = 16, 4
+"""Least messages in a Ray call, to make it cheap; most calls of a push to an actor, if more."""
 
 SNAPSHOT_AFTER = 8
 """Messages that would have to be replayed before a client is asked for its state."""
@@ -77,7 +77,7 @@ class Host:
             context = self._contexts[message.metadata.dst_node_id]
             reply = answer(self._app, message, context, self._timeout)
             has_state = is_asked or context.client is None
-            replies.append((reply, context.snapshot() if has_state else None))
+            replies.append((reply, (context.snapshot() or ()) if has_state else None))
         return messages.to_wire(replies)
 
     def states(self, nodes: list[int]) -> list[Any]:
@@ -232,9 +232,11 @@ class RayGrid(LocalGrid):
         for message in messages:
             ids.append(self._accept(message))
             bundles[self._home[message.metadata.dst_node_id - FIRST_NODE]].append(message)
-        for start in range(0, max(map(len, bundles)), BUNDLE):
+        longest = max(map(len, bundles))
+        size = max(BUNDLE, -(-longest // CALLS))
+        for start in range(0, longest, size):
             for line, bundle in zip(self._lines, bundles, strict=True):
-                if part := bundle[start : start + BUNDLE]:
+                if part := bundle[start : start + size]:
                     line.push(part)
         return ids
 

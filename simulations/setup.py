@@ -24,8 +24,9 @@ from fl_split.step import Place, predict, train_step
 from fl_split.vit import Head, Tail, split
 from simulations import partition
 from simulations.client import Schedule, Worker
-from simulations.data import DATASETS, Labels, Pixels, Source, Table
+from simulations.data import DATASETS, Source
 from simulations.experiment import Experiment
+from simulations.table import Labels, Pixels, Table
 from strategies import messages
 from strategies.crew import Crew
 

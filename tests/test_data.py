@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 
 from simulations import partition
-from simulations.data import DataError, Digits, Local, Table
+from simulations.data import DataError, Digits, Local
 from simulations.partition import PARTITIONS, PartitionError
+from simulations.table import Table
 
 
 def pictures(folder, column="picture", label=True, count=30, size=(12, 12), mode="RGB"):

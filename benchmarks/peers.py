@@ -1,0 +1,137 @@
+"""The same job on our engines and on Flower's stock simulation runtime (`flwr run`).
+
+python benchmarks/peers.py [--clients N] [--batch N] [--rounds N] [--json FILE]
+
+Digits, IID, ViT d=64 with 2+4 blocks, 65 tokens, `parallel`, two steps per round. Same apps, same
+bits. CPU is of every process that takes part; the first round warms up and does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+STEPS = 2
+
+
+def settings(clients: int, batch: int, rounds: int, out: Path) -> str:
+    """Return the experiment as TOML."""
+    return f"""
+clients = {clients}
+partition = "iid"
+model = "vit(num_hidden_layers=6, image_size=32, patch_size=4)"
+batch_size = {batch}
+local_steps = {STEPS}
+rounds = {rounds + 1}
+head_optimizer = "sgd(lr=0.01)"
+tail_optimizer = "sgd(lr=0.01)"
+checkpoint_every = 0
+out = "{out}"
+"""
+
+
+def measure(command: list[str], environment: dict[str, str], out: Path, rounds: int) -> list[float]:
+    """Run `command`; return CPU and wall seconds per round after the first."""
+    marks: list[tuple[float, float]] = []
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 900
+    try:
+        while len(marks) <= rounds and time.monotonic() < deadline:
+            path = out / "rounds.csv"
+            done = len(path.read_text().splitlines()) - 1 if path.exists() else 0
+            if done > len(marks):
+                marks += [(cpu_seconds(environment["FLWR_HOME"]), time.monotonic())] * (
+                    done - len(marks)
+                )
+            time.sleep(0.05)
+        process.wait(timeout=60)
+    finally:
+        stop(environment["FLWR_HOME"])
+    (cpu, wall), (last_cpu, last_wall) = marks[0], marks[-1]
+    return [(last_cpu - cpu) / rounds, (last_wall - wall) / rounds]
+
+
+def ours(home: str) -> list[psutil.Process]:
+    """Every process started with FLWR_HOME = `home`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FLWR_HOME") == home and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def cpu_seconds(home: str) -> float:
+    """CPU time of all of them so far."""
+    times = [process.cpu_times() for process in ours(home)]
+    return sum(t.user + t.system for t in times)
+
+
+def stop(home: str) -> None:
+    """`flwr run` leaves its SuperLink running."""
+    for process in ours(home):
+        process.send_signal(signal.SIGTERM)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    options = parser.parse_args()
+    print(
+        f"{platform.platform()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
+        f"{options.clients} clients, batches of {options.batch}, {options.rounds} rounds"
+    )
+    table = Table("runtime", "CPU ms per client-step", "wall ms per client-step")
+    rows = []
+    scripts = Path(sys.executable).parent
+    for name in ("inline", "ray", "flwr run"):
+        with tempfile.TemporaryDirectory() as folder:
+            out, toml = Path(folder) / "out", Path(folder) / "job.toml"
+            toml.write_text(settings(options.clients, options.batch, options.rounds, out))
+            environment = {
+                **os.environ,
+                "FLWR_HOME": f"{folder}/home",
+                "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+                "FLWR_LOCAL_CONTROL_API_PORT": "39293",
+                "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39294",
+                "FLWR_TELEMETRY_ENABLED": "0",
+                "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+            }
+            command = [str(scripts / "fl-split"), "run", str(toml), "--engine", name]
+            if name == "flwr run":
+                federation = f"num-supernodes={options.clients}"
+                command = [str(scripts / "flwr"), "run", ".", "--run-config", str(toml)]
+                command += ["--federation-config", federation, "--stream"]
+            found = measure(command, environment, out, options.rounds)
+        cpu, wall = (1000 * seconds / (options.clients * STEPS) for seconds in found)
+        rows.append({"name": name, "cpu_ms": cpu, "wall_ms": wall})
+        table.add_row(name, f"{cpu:.1f}", f"{wall:.1f}")
+    Console().print(table)
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
