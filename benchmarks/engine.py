@@ -259,10 +259,11 @@ with cli._quiet():
     from simulations import client_app, report
     from simulations.experiment import Experiment
     from simulations.setup import prepare
+from strategies.crew import Crew
 from strategies.participants import roll_call
 setup = prepare(Experiment.from_dict({"engine": %r}))
 with setup.experiment.build("engine").session(client_app.app) as session:
-    roll_call(session(setup.worker(), 100, 60.0), 100, 60.0)
+    roll_call(session(setup.worker(), 100, 60.0), 100, 60.0, Crew())
     print("first exchange", flush=True)
 """
 

@@ -63,9 +63,9 @@ class Checkpoint:
         metadata = {
             "rounds": str(self.rounds),
             "experiment": json.dumps(_fixed(experiment)),
-            "digest": _digest(tensors),
         }
-        write_whole(folder / FILE, save(tensors, metadata), is_durable=True)
+        metadata["digest"] = _digest(tensors, metadata)
+        write_whole(folder / FILE, save(tensors, metadata))
 
 
 def read(folder: Path) -> tuple[Experiment, Checkpoint]:
@@ -81,9 +81,11 @@ def read(folder: Path) -> tuple[Experiment, Checkpoint]:
     experiment = Experiment.from_dict({**read_toml(folder / EXPERIMENT), "out": str(folder)})
     path = folder / FILE
     if not path.is_file():
+        every = experiment.checkpoint_every
+        early = f"it was stopped before round {every}" if every else "checkpoint_every is 0"
         raise CheckpointError(
-            f"{str(folder)!r} holds no checkpoint: the run is complete, or it was stopped "
-            f"before round {experiment.checkpoint_every} (checkpoint_every)"
+            f"{str(folder)!r} holds no checkpoint: the run is complete, or {early}, "
+            "or `flwr run` made it, which writes none"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -91,7 +93,7 @@ def read(folder: Path) -> tuple[Experiment, Checkpoint]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is torn or no checkpoint: {error}") from None
-    if metadata.get("digest") != _digest(tensors):
+    if metadata.pop("digest", None) != _digest(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its contents are not those that were written")
     theirs, ours = json.loads(metadata["experiment"]), _fixed(experiment)
     for key in {*theirs, *ours}:
@@ -122,8 +124,8 @@ def _fixed(experiment: Experiment) -> dict[str, object]:
     return experiment.model_dump(exclude=FREE)
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    total = hashlib.blake2b(digest_size=16)
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    total = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -318,6 +318,8 @@ def _of(name: str) -> Iterator[None]:
 def _ends(folder: Path, runs: Iterable[Path]) -> Iterator[None]:
     """Say what became of a run that did not reach its end, and how to go on."""
     from simulations.checkpoint import FILE
+    from simulations.grid import EngineError
+    from simulations.results import OutputError
     from strategies import NoClientsLeft
 
     def where() -> str:
@@ -330,6 +332,9 @@ def _ends(folder: Path, runs: Iterable[Path]) -> Iterator[None]:
     except KeyboardInterrupt:
         err.print(f"stopped; {where()}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    except (EngineError, OutputError) as error:
+        _complain(error)
+        raise typer.Exit(2) from None
     except NoClientsLeft as error:
         _complain(f"{error}; {where()}")
         raise typer.Exit(1) from None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,28 +78,31 @@ class Worker:
         """
         size = self._sizes.get(samples, 0)
         if self._kept + size <= self.graph_bytes:
-            client.graph, client.graph_size = graph, size
             self._kept += size
+            client.graph, client.graph_size = graph, size
 
     def release(self, client: Client) -> None:
         """Forget the graph of `client`."""
         self._kept -= client.graph_size
         client.graph, client.graph_size = None, 0
 
-    def measure(self, client: Client, samples: int) -> AbstractContextManager[object]:
+    @contextmanager
+    def measure(self, client: Client, samples: int) -> Iterator[None]:
         """Note, the first time, how many bytes autograd saves for a batch of `samples`."""
         if samples in self._sizes:
-            return nullcontext()
-        self._sizes[samples], seen = 0, {client.head.vector.untyped_storage().data_ptr()}
+            yield
+            return
+        own = client.head.vector.untyped_storage().data_ptr()
+        sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                self._sizes[samples] += storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+        self._sizes[samples] = sum(size for key, size in sizes.items() if key != own)
 
     def lend(self) -> Client:
         """Return a client shell; its weights are whatever was left in it."""

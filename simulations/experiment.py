@@ -63,7 +63,8 @@ class Experiment(BaseModel):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
     engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
     timeout: Annotated[float, Field(gt=0)] = Field(
-        600.0, description="seconds without any reply after which clients are dropped"
+        600.0,
+        description="seconds for a client to answer a message; then it is dropped for the round",
     )
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         10, description="rounds between checkpoints, for `fl-split resume`; 0 writes none"

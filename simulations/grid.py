@@ -26,6 +26,13 @@ FIRST_NODE = 2
 """Node id of partition 0; Flower reserves lower ones."""
 
 
+class EngineError(ValueError):
+    """Workers that cannot be had, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"engine: {reason}")
+
+
 class Session(Protocol):
     """Runs one experiment after the other on workers that are started once."""
 
@@ -56,8 +63,8 @@ class LocalGrid(Grid):
         """CPU time of the server and of all workers so far."""
 
     @abstractmethod
-    def states(self) -> dict[int, RecordDict]:
-        """State between two rounds of the clients that have one, by partition id."""
+    def states(self) -> dict[int, RecordDict] | None:
+        """State between two rounds of the clients that have one, by partition id; None if lost."""
 
     @abstractmethod
     def restore(self, states: Mapping[int, RecordDict]) -> None:
@@ -117,7 +124,7 @@ def answer(app: ClientApp, message: Message, context: ResidentContext, timeout: 
     try:
         with _deadline(timeout):
             return app(message, context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Message(Error(1, f"{type(error).__name__}: {error}"), reply_to=message)
 
 

@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from fl_split.specs import STRICT
 from simulations.client import ResidentContext, Worker
-from simulations.grid import FIRST_NODE, LocalGrid, Session, answer, contexts
+from simulations.grid import FIRST_NODE, EngineError, LocalGrid, Session, answer, contexts
 from strategies import messages
 
 BUNDLE, CALLS = 16, 4
@@ -35,7 +35,10 @@ SNAPSHOT_AFTER = 8
 """Messages that would have to be replayed before a client is asked for its state."""
 
 STRIKES = 2
-"""Deaths of an actor over one message until that message is given up."""
+"""Deaths of an actor over one message, sent alone, until that message is given up."""
+
+PROMPT = 10.0
+"""Seconds within which an idle worker answers a question that is not worth waiting for."""
 
 WAIT_SECONDS = 1.0
 """Longest a pull blocks before the caller may look at its own deadline."""
@@ -47,7 +50,6 @@ class Host:
     def __init__(self, app: ClientApp) -> None:
         torch.set_num_threads(1)
         self._app = app
-        self._worker: Any = None
         self._contexts: dict[int, ResidentContext] = {}
         self._timeout = 0.0
 
@@ -65,18 +67,23 @@ class Host:
             context = self._contexts[node]
             context.state = state
             for message in journal:
-                answer(self._app, message, context, timeout)
+                self._app(message, context)  # it was answered in time before
 
     def answer(self, parts: list[Any]) -> list[Any]:
         """Answer pairs of a message and whether to report the client's state after it.
 
-        A client between two rounds reports its state in any case.
+        A client between two rounds, or one that failed, reports its state in any case.
+        Messages that are left when half of the time for one is over are not answered: replies
+        that are there should not wait behind a client that hangs.
         """
-        replies = []
+        replies: list[tuple[Message, Any]] = []
+        began = time.monotonic()
         for message, is_asked in messages.from_wire(parts):
+            if replies and time.monotonic() - began > self._timeout / 2:
+                break
             context = self._contexts[message.metadata.dst_node_id]
             reply = answer(self._app, message, context, self._timeout)
-            has_state = is_asked or context.client is None
+            has_state = is_asked or context.client is None or reply.has_error()
             replies.append((reply, (context.snapshot() or ()) if has_state else None))
         return messages.to_wire(replies)
 
@@ -93,14 +100,18 @@ class Host:
 class Line:
     """The way to one actor, and all it takes to bring it back.
 
+    Normally messages are sent as they come. When a call fails, the actor is restarted and
+    opened with what is known of its clients; the messages that were on their way go again
+    one by one, so that a deadly one shows; then those that came meanwhile.
+
     Attributes
     ----------
     states, journal : dict
         By node: the last state reported, and the messages answered since.
     sent : deque
-        Bundles on their way, oldest first; the actor answers in order.
-    waiting : list or None
-        After a death, what is to be sent again, one by one; None is normal.
+        Calls on their way with their messages, oldest first; the actor answers in order.
+    suspects, later : list
+        Messages to be sent one by one, and those that came since.
     """
 
     actor: Any
@@ -108,15 +119,17 @@ class Line:
     done: SimpleQueue[tuple[Line, Any] | None]
     states: dict[int, RecordDict] = field(default_factory=dict)
     journal: dict[int, list[Message]] = field(default_factory=dict)
-    sent: deque[list[Message]] = field(default_factory=deque)
-    waiting: list[Message] | None = None
+    sent: deque[tuple[str, list[Message]]] = field(default_factory=deque)
+    is_careful: bool = False
+    suspects: list[Message] = field(default_factory=list)
+    later: list[Message] = field(default_factory=list)
     strikes: dict[str, int] = field(default_factory=dict)
     past_seconds: float = 0.0
     last_seconds: float = 0.0
     _calls: SimpleQueue[Any] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
-        threading.Thread(target=self._receive, daemon=True).start()
+        threading.Thread(target=_receive, args=(self, self._calls), daemon=True).start()
 
     def open(self) -> None:
         """Make the actor host this run's clients, as they are known here."""
@@ -125,39 +138,46 @@ class Line:
             (node, self.states.get(node, RecordDict()), self.journal.get(node, []))
             for node in known
         ]
-        # Retried until Ray has restarted the actor; it may be, for it starts from nothing.
-        call = self.actor.open.options(max_task_retries=-1)
-        self._send([], call.remote(*self.opening, messages.to_wire(clients)))
+        self._send("open", [], self.actor.open.remote(*self.opening, messages.to_wire(clients)))
 
     def push(self, bundle: list[Message]) -> None:
         """Send messages, or keep them until the actor is back."""
-        if self.waiting is not None:
-            self.waiting += bundle
+        if self.is_careful:
+            self.later += bundle
+            if not self.sent:
+                self._revive()
             return
         marked = [(message, self._is_long(message)) for message in bundle]
-        self._send(bundle, self.actor.answer.remote(messages.to_wire(marked)))
+        self._send("answer", bundle, self.actor.answer.remote(messages.to_wire(marked)))
 
     def take(self, result: Any) -> list[Message]:
         """Turn the outcome of the oldest call into replies."""
-        bundle = self.sent.popleft()
+        kind, bundle = self.sent.popleft()
         if isinstance(result, Exception):
-            return self._fail(bundle, result)
+            return self._fail(kind, bundle, result)
+        if kind == "ping":
+            self.open()
+            return []
         replies = []
-        if bundle:
-            for message, (reply, state) in zip(bundle, messages.from_wire(result), strict=True):
+        if kind == "answer":
+            answered = messages.from_wire(result)
+            for message, (reply, state) in zip(bundle, answered, strict=False):
                 self._remember(message, state)
                 replies.append(reply)
-        self._go_on()
+            if rest := bundle[len(answered) :]:
+                self.push(rest)
+        if self.is_careful and not self.sent:
+            self._go_on()
         return replies
 
     def close(self) -> None:
-        """End the thread that receives."""
+        """End the thread that receives, which lets go of everything."""
         self._calls.put(None)
 
     def _is_long(self, message: Message) -> bool:
         return len(self.journal.get(message.metadata.dst_node_id, [])) >= SNAPSHOT_AFTER
 
-    def _remember(self, message: Message, state: RecordDict | None) -> None:
+    def _remember(self, message: Message, state: Any) -> None:
         node = message.metadata.dst_node_id
         if state is None:
             self.journal.setdefault(node, []).append(message)
@@ -167,46 +187,54 @@ class Line:
         if state:
             self.states[node] = messages.own(state)
 
-    def _fail(self, bundle: list[Message], error: Exception) -> list[Message]:
-        """The actor died: once all its calls have come back, revive it and send them again."""
+    def _fail(self, kind: str, bundle: list[Message], error: Exception) -> list[Message]:
+        """Once all calls of a dead actor have come back, revive it; give up what kills it."""
         replies = []
-        if not bundle and self.waiting is not None and not self.sent:  # it could not be revived
-            replies = [_error(message, error) for message in self.waiting]
-            self.waiting = None
-            return replies
-        for message in bundle if len(bundle) == 1 else []:
-            name = message.metadata.message_id
+        if kind == "answer" and self.is_careful and len(bundle) == 1 and not self.sent:
+            name = bundle[0].metadata.message_id
             self.strikes[name] = self.strikes.get(name, 0) + 1
             if self.strikes[name] >= STRIKES:
-                replies, bundle = [_error(message, error)], []
-        self.waiting = bundle + (self.waiting or [])
-        if not self.sent:
-            self.open()
+                replies, bundle = [_error(bundle[0], error)], []
+            self.suspects = bundle + self.suspects
+        elif kind == "answer":
+            self.suspects += bundle
+        elif self.is_careful:  # it could not be brought back
+            replies = [_error(message, error) for message in self.suspects + self.later]
+            self.suspects, self.later = [], []
+        self.is_careful = True
+        if not self.sent and (self.suspects or self.later):
+            self._revive()
         return replies
 
-    def _go_on(self) -> None:
-        """While messages wait: send the next alone, so that a deadly one shows."""
-        if self.waiting is None or self.sent:
-            return
-        if self.waiting:
-            following, self.waiting = self.waiting[:1], self.waiting[1:]
-            marked = [(message, self._is_long(message)) for message in following]
-            self._send(following, self.actor.answer.remote(messages.to_wire(marked)))
-        else:
-            self.waiting = None
+    def _revive(self) -> None:
+        """Wait until Ray has restarted the actor; only a harmless call may be retried for ever."""
+        call = self.actor.cpu_seconds.options(max_task_retries=-1).remote()
+        self._send("ping", [], call)
 
-    def _send(self, bundle: list[Message], call: Any) -> None:
-        self.sent.append(bundle)
+    def _go_on(self) -> None:
+        if self.suspects:
+            following, self.suspects = self.suspects[:1], self.suspects[1:]
+            marked = [(message, self._is_long(message)) for message in following]
+            self._send("answer", following, self.actor.answer.remote(messages.to_wire(marked)))
+        else:
+            bundle, self.later, self.is_careful = self.later, [], False
+            if bundle:
+                self.push(bundle)
+
+    def _send(self, kind: str, bundle: list[Message], call: Any) -> None:
+        self.sent.append((kind, bundle))
         self._calls.put(call)
 
-    def _receive(self) -> None:
-        import ray
 
-        while (call := self._calls.get()) is not None:
-            try:
-                self.done.put((self, ray.get(call)))
-            except Exception as error:
-                self.done.put((self, error))
+def _receive(line: Line, calls: SimpleQueue[Any]) -> None:
+    """Hand on the outcomes of calls, in the order in which they were made."""
+    import ray
+
+    while (call := calls.get()) is not None:
+        try:
+            line.done.put((line, ray.get(call)))
+        except Exception as error:
+            line.done.put((line, error))
 
 
 class RayGrid(LocalGrid):
@@ -259,13 +287,17 @@ class RayGrid(LocalGrid):
         """Let a blocking pull return; for another thread that has news for the caller."""
         self._done.put(None)
 
-    def states(self) -> dict[int, RecordDict]:
-        """State of the clients that have one, by partition id."""
+    def states(self) -> dict[int, RecordDict] | None:
+        """State of the clients that have one, by partition id; None if a worker cannot tell."""
         found = {}
         for line in self._lines:
             found.update(line.states)
             nodes = [node for node, kept in line.journal.items() if kept]
-            states = messages.from_wire(self._ray.get(line.actor.states.remote(nodes)))
+            try:
+                call = line.actor.states.remote(nodes) if nodes else None
+                states = messages.from_wire(self._ray.get(call, timeout=PROMPT)) if nodes else []
+            except self._ray.exceptions.RayError:
+                return None
             found.update(zip(nodes, states, strict=True))
         return {node - FIRST_NODE: state for node, state in found.items() if state}
 
@@ -277,16 +309,27 @@ class RayGrid(LocalGrid):
             line.open()
 
     def cpu_seconds(self) -> float:
-        """CPU time of this process and of all actors, not of Ray's own processes."""
-        total = time.process_time()
-        for line in self._lines:
-            call = line.actor.cpu_seconds.options(max_task_retries=-1).remote()
-            seconds = self._ray.get(call)
+        """CPU time of this process and of all actors, not of Ray's own processes.
+
+        An actor that does not say at once (it hangs, it is being restarted) counts as it last did.
+        """
+        calls = [line.actor.cpu_seconds.remote() for line in self._lines]
+        ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=PROMPT)
+        for line, call in zip(self._lines, calls, strict=True):
+            try:
+                seconds = self._ray.get(call) if call in ready else line.last_seconds
+            except self._ray.exceptions.RayError:
+                continue
             if seconds < line.last_seconds:  # a restarted actor begins at zero again
                 line.past_seconds += line.last_seconds
             line.last_seconds = seconds
-            total += line.past_seconds + seconds
-        return total
+        own = time.process_time()
+        return own + sum(line.past_seconds + line.last_seconds for line in self._lines)
+
+    def close(self) -> None:
+        """Let go of the run: its threads, states and data."""
+        for line in self._lines:
+            line.close()
 
 
 @validated(frozen=True, config=STRICT)
@@ -314,16 +357,31 @@ class Ray:
                 _knock(self.address)
                 ray.init(address=self.address, **quiet)
             except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"engine: no Ray cluster at {self.address!r}: {reason}") from None
-            count = self.workers or int(ray.cluster_resources().get("CPU", 1))
+                raise EngineError(f"no Ray cluster at {self.address!r}: {_reason(error)}") from None
         else:
             ray.init(num_cpus=count, include_dashboard=False, **quiet)
+        grids: list[RayGrid] = []
         try:
+            if self.address:
+                free = int(ray.available_resources().get("CPU", 0))
+                count = self.workers or free
+                if not 1 <= count <= free:
+                    raise EngineError(
+                        f"{count} workers need a CPU each, the cluster has {free} free"
+                    )
             actor = ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")(Host)
             actors = [actor.remote(app) for _ in range(count)]
-            yield lambda worker, clients, timeout: RayGrid(actors, worker, clients, timeout)
+
+            def begin(worker: Worker, clients: int, timeout: float) -> RayGrid:
+                for grid in grids:
+                    grid.close()
+                grids[:] = [RayGrid(actors, worker, clients, timeout)]
+                return grids[0]
+
+            yield begin
         finally:
+            for grid in grids:
+                grid.close()
             ray.shutdown()
 
 
@@ -335,8 +393,14 @@ def _knock(address: str) -> None:
 
 
 def _error(message: Message, error: Exception) -> Message:
-    reason = f"worker failed: {str(error).splitlines()[0]}"
-    return Message(Error(1, reason), reply_to=message)
+    return Message(Error(1, f"worker failed: {_reason(error)}"), reply_to=message)
+
+
+def _reason(error: Exception) -> str:
+    """One line, of the cause where Ray wraps one."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
 def _balance(sizes: Sequence[int], actors: int) -> list[int]:

@@ -231,12 +231,8 @@ def _ratio(total: dict[str, Any]) -> float | None:
     return ratio(sent, total["smashed_bytes"])
 
 
-def write_whole(path: Path, data: bytes, is_durable: bool = False) -> None:
-    """Write a whole file or nothing; a durable one survives a loss of power."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        if is_durable:
-            file.flush()
-            os.fsync(file.fileno())
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing."""
+    part = path.with_name(f".{path.name}.part")  # hidden: readers of a folder skip it
+    part.write_bytes(data)
     part.replace(path)

@@ -71,9 +71,10 @@ def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = Non
         row = recorder.add(report)
         every = experiment.checkpoint_every
         if every and report.round % every == 0 and isinstance(grid, LocalGrid):
+            states = grid.states()
             moments = {**pool.moments(), "tail": report.progress.moments}
-            done = Checkpoint(report.round, report.arrays, moments, grid.states())
-            done.write(folder, experiment)
+            if states is not None:  # else a worker is just being restarted: not this time
+                Checkpoint(report.round, report.arrays, moments, states).write(folder, experiment)
         watch(row, report)
 
     training = Training(

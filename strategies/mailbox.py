@@ -16,6 +16,9 @@ from strategies.crew import Crew
 PULL_INTERVAL = 0.01
 """Seconds between two looks for replies, on runtimes that do not wait themselves."""
 
+WAIT_SECONDS = 60.0
+"""Longest wait for the crew in one go, when nothing else can happen."""
+
 PUSH_AT = 8
 """Queued messages that are pushed while other replies still wait to be served."""
 
@@ -80,7 +83,7 @@ class Mailbox:
     nodes: dict[int, int]
     group: str
     timeout: float
-    crew: Crew = field(default_factory=Crew)
+    crew: Crew
     traffic: dict[int, Traffic] = field(default_factory=dict)
     _outbox: list[tuple[int, Message]] = field(default_factory=list)
     _pending: dict[str, int] = field(default_factory=dict)
@@ -147,7 +150,7 @@ class Mailbox:
         if self.crew.settle():
             return
         if not self._pending:
-            self.crew.settle(self.timeout)
+            self.crew.settle(WAIT_SECONDS)
             return
         replies = list(self.grid.pull_messages(list(self._pending)))
         for reply in replies:

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from fl_split.seeds import generator
 from strategies import messages
+from strategies.crew import Crew
 from strategies.mailbox import Mailbox
 
 
@@ -17,7 +18,9 @@ class NoClientsLeft(RuntimeError):
     """Every client of a round was dropped: there is nothing to aggregate."""
 
 
-def roll_call(grid: Grid, clients: int, timeout: float) -> tuple[dict[int, int], dict[int, int]]:
+def roll_call(
+    grid: Grid, clients: int, timeout: float, crew: Crew
+) -> tuple[dict[int, int], dict[int, int]]:
     """Wait for all nodes, then map partition ids to node ids and to numbers of samples.
 
     Node ids are random; everything that affects a result goes by partition id.
@@ -32,7 +35,7 @@ def roll_call(grid: Grid, clients: int, timeout: float) -> tuple[dict[int, int],
         if time.monotonic() > deadline:
             raise NoClientsLeft(f"waited for {clients} nodes, only {len(found)} came")
         time.sleep(0.1)
-    mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout)
+    mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout, crew)
     for node in found:
         mailbox.send(node, messages.ROLL_CALL, RecordDict())
     nodes, samples = {}, {}

@@ -73,7 +73,7 @@ class SplitStrategy(Strategy):
         tail = TrainedTail(training.tail, training.tail_optimizer, training.codec, training.seed)
         tail.flat.load(messages.numbers(arrays[messages.TAIL]))
         training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
-        nodes, samples = roll_call(grid, training.clients, timeout)
+        nodes, samples = roll_call(grid, training.clients, timeout, training.crew)
         set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
         for number in range(training.progress.rounds + 1, num_rounds + 1):
             mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)

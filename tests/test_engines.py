@@ -105,6 +105,48 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
     assert (ROOT / "pyproject.toml").read_text() == before
 
 
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1"])
+def test_the_number_of_server_threads_changes_nothing(simulate, monkeypatch, strategy):
+    changes = {"strategy": strategy, "clients": 20, "batch_size": 16, **VARIED}
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    one = simulate(**changes)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3})
+    four = simulate(**changes)
+    assert one.equals(four)
+    assert one.rounds[COUNTED].equals(four.rounds[COUNTED])
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, kept):
+    """With room for no graph, or for some: same bits, and never more than there is room for."""
+    from simulations.client import Client, Worker
+
+    calls, forward, sizes = [], Client.forward, []
+
+    def counted(self):
+        result = forward(self)
+        calls.append(1)
+        sizes.append((self.worker._kept, max(self.worker._sizes.values())))
+        return result
+
+    monkeypatch.setattr(Client, "forward", counted)
+    changes = {**VARIED, "batch_size": 2000}
+    plenty = simulate(**changes)
+    usual, largest = len(calls), max(size for _, size in sizes)
+    original = Worker.__init__
+
+    def small(self, *arguments, **named):
+        original(self, *arguments, **named)
+        self.graph_bytes = kept * largest
+
+    monkeypatch.setattr(Worker, "__init__", small)
+    sizes.clear()
+    tight = simulate(**changes)
+    assert tight.equals(plenty)
+    assert max(kept_bytes for kept_bytes, _ in sizes) <= kept * largest
+    assert len(calls) - usual > usual if kept == 0 else len(calls) > usual
+
+
 def test_a_silent_client_is_dropped_after_the_timeout(simulate):
     """A grid that never answers for one node."""
     from simulations import engines

@@ -114,6 +114,15 @@ def test_a_damaged_checkpoint_is_refused(left):
         checkpoint.read(left)
 
 
+def test_a_checkpoint_that_lies_about_its_round_is_refused(left):
+    path = left / checkpoint.FILE
+    data = path.read_bytes()
+    assert data.count(b'"rounds":"2"') == 1
+    path.write_bytes(data.replace(b'"rounds":"2"', b'"rounds":"1"'))
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.read(left)
+
+
 def test_a_foreign_checkpoint_is_refused(left):
     toml = left / "experiment.toml"
     toml.write_text(toml.read_text().replace("seed = 0", "seed = 5"))
