@@ -298,6 +298,7 @@ def main() -> None:
     rows = []
     for work in WORKS:
         if options.only in work.name:
+            console.print(f"measuring {work.name} ...", style="dim")
             row = measure(work, options.repeats, options.rounds, options.engine)
             rows.append(row)
             table.add_row(
