@@ -89,6 +89,12 @@ class Arrival:
     leaves: dict[str, Tensor]
     received: Received
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows together."""
+        rows, tokens, _ = self.received.tokens.shape
+        return rows * tokens
+
 
 def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
     """Decode a payload and check that it is something `tail` can be trained on.

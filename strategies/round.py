@@ -24,8 +24,9 @@ from strategies.mailbox import Mailbox, Traffic
 from strategies.participants import NoClientsLeft
 from strategies.tail import Served, TrainedTail, total
 
-MOST_GROUPS, LARGEST_GROUP = 8, 16
-"""A joint step runs in groups: enough of them for several cores, none too large to start early."""
+MOST_GROUPS, LARGEST_GROUP, LEAST_TOKENS = 8, 16, 2048
+"""A joint step runs in groups of clients: enough groups for several cores, none so large that it
+starts late, unless it takes more clients to be worth a job and a message to each worker."""
 
 
 @dataclass(frozen=True)
@@ -153,20 +154,32 @@ class Round:
             gradients[number] = result.gradient
             self._send(step, result)
 
-        for number, group in enumerate(_groups(clients)):
-            found = {client: self.payload(client) for client in group}
-            payloads = {client: payload for client, payload in found.items() if payload}
-            if payloads:
-                weights = {client: self.samples[client] / whole for client in payloads}
-                work = partial(self.tail.serve, payloads, weights, self.number, step)
-                self.training.crew.submit(work, partial(then, number))
-                served += payloads
+        for number, payloads in enumerate(self._groups(clients)):
+            weights = {client: self.samples[client] / whole for client in payloads}
+            work = partial(self.tail.serve, payloads, weights, self.number, step)
+            self.training.crew.submit(work, partial(then, number))
+            served += payloads
         self.mailbox.settle()
         if served:
             gradient = total([gradients[number] for number in sorted(gradients)])
             part = sum(self.samples[client] for client in served)
             self.tail.descend(gradient if part == whole else gradient * (whole / part))
         return served
+
+    def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
+        """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
+        size = min(LARGEST_GROUP, math.ceil(len(clients) / MOST_GROUPS))
+        group: dict[int, Arrival] = {}
+        for client in clients:
+            payload = self.payload(client)
+            if payload is not None:
+                group[client] = payload
+            tokens = sum(arrival.num_tokens for arrival in group.values())
+            if len(group) >= size and tokens >= LEAST_TOKENS:
+                yield group
+                group = {}
+        if group:
+            yield group
 
     def _send(self, step: int, served: Served) -> None:
         for client, cut in served.cuts.items():
@@ -249,9 +262,3 @@ class Round:
             if not np.isfinite(vector).all():
                 raise ValueError(f"a {name} that is not finite")
         return found
-
-
-def _groups(clients: Sequence[int]) -> list[Sequence[int]]:
-    """Cut `clients` into groups; depends on their number only, never on the machine."""
-    size = min(LARGEST_GROUP, math.ceil(len(clients) / MOST_GROUPS))
-    return [clients[start : start + size] for start in range(0, len(clients), size)]
