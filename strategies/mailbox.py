@@ -146,7 +146,7 @@ class Mailbox:
 
     def _wait(self) -> None:
         """Let one thing happen: jobs of the crew end, replies come, or everyone late is dropped."""
-        self._flush(1)
+        self._flush(PUSH_AT if self._pending or self.crew.busy else 1)
         if self.crew.settle():
             return
         if not self._pending:
