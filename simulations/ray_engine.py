@@ -147,8 +147,7 @@ class Line:
             if not self.sent:
                 self._revive()
             return
-        marked = [(message, self._is_long(message)) for message in bundle]
-        self._send("answer", bundle, self.actor.answer.remote(messages.to_wire(marked)))
+        self._ask(bundle)
 
     def take(self, result: Any) -> list[Message]:
         """Turn the outcome of the oldest call into replies."""
@@ -214,12 +213,15 @@ class Line:
     def _go_on(self) -> None:
         if self.suspects:
             following, self.suspects = self.suspects[:1], self.suspects[1:]
-            marked = [(message, self._is_long(message)) for message in following]
-            self._send("answer", following, self.actor.answer.remote(messages.to_wire(marked)))
+            self._ask(following)
         else:
             bundle, self.later, self.is_careful = self.later, [], False
             if bundle:
-                self.push(bundle)
+                self._ask(bundle)
+
+    def _ask(self, bundle: list[Message]) -> None:
+        marked = [(message, self._is_long(message)) for message in bundle]
+        self._send("answer", bundle, self.actor.answer.remote(messages.to_wire(marked)))
 
     def _send(self, kind: str, bundle: list[Message], call: Any) -> None:
         self.sent.append((kind, bundle))
@@ -293,12 +295,13 @@ class RayGrid(LocalGrid):
         for line in self._lines:
             found.update(line.states)
             nodes = [node for node, kept in line.journal.items() if kept]
+            if not nodes:
+                continue
             try:
-                call = line.actor.states.remote(nodes) if nodes else None
-                states = messages.from_wire(self._ray.get(call, timeout=PROMPT)) if nodes else []
+                states = self._ray.get(line.actor.states.remote(nodes), timeout=PROMPT)
             except self._ray.exceptions.RayError:
                 return None
-            found.update(zip(nodes, states, strict=True))
+            found.update(zip(nodes, messages.from_wire(states), strict=True))
         return {node - FIRST_NODE: state for node, state in found.items() if state}
 
     def restore(self, states: Mapping[int, RecordDict]) -> None:
