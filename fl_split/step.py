@@ -53,7 +53,11 @@ def smash(
     """
     with _randomness(head, "head", place):
         tokens, attention = head(pixels)
-    smashed = Smashed(tokens, attention, labels, num_classes)
+    return compress(codec, Smashed(tokens, attention, labels, num_classes), place)
+
+
+def compress(codec: Codec, smashed: Smashed, place: Place) -> Payload:
+    """Encode with the randomness of `place`."""
     return codec.encode(smashed, generator(place.seed, "codec", *place.path()))
 
 
@@ -65,13 +69,22 @@ def head_gradient(head: Flat[Head], payload: Payload, gradient: Payload) -> Tens
     ValueError
         The gradient does not have the names and shapes of the payload's values.
     """
+    return head.differentiate(*pair(payload, gradient))[0]
+
+
+def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor]]:
+    """Values of `payload` and their gradients, in the same order.
+
+    Raises
+    ------
+    ValueError
+        The gradient does not have the names and shapes of the payload's values.
+    """
     expected = {name: tuple(value.shape) for name, value in payload.values.items()}
     got = {name: tuple(value.shape) for name, value in gradient.values.items()}
     if expected != got:
         raise ValueError(f"cut gradient must have the shapes {expected}, got {got}")
-    names = list(payload.values)
-    outputs = [payload.values[name] for name in names]
-    return head.differentiate(outputs, [gradient.values[name] for name in names])[0]
+    return list(payload.values.values()), [gradient.values[name] for name in payload.values]
 
 
 def loss(logits: Tensor, received: Received) -> Tensor:

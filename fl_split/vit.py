@@ -8,6 +8,9 @@ state-dict names and sees every update.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,22 +39,33 @@ class Head(nn.Module):
         self.has_dropout = _has_dropout(self)
 
     @property
+    def smashed_shape(self) -> tuple[int, int]:
+        """Tokens N and width D of the smashed data of one sample."""
+        _, tokens, width = self.embeddings.position_embeddings.shape
+        return tokens, width
+
+    @property
     def smashed_bytes(self) -> int:
         """Bytes of the uncompressed fp32 smashed data of one sample."""
-        return 4 * self.embeddings.position_embeddings[0].numel()
+        return 4 * math.prod(self.smashed_shape)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return smashed tokens (B, N, D) and the CLS attention row (B, N) of the last block.
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return smashed tokens (B, N, D) and what gives the CLS attention of the last block.
 
-        `pixels` is (B, C, H, W). The row is averaged over attention heads, taken before
-        attention dropout, includes the CLS-to-CLS entry 0, sums to 1 and carries no
-        gradient.
+        `pixels` is (B, C, H, W). See :meth:`attention`, which only some codecs ask for.
         """
         tokens = self.embeddings(pixels)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
-        attention = _cls_attention(self.blocks[-1], tokens)
-        return self.blocks[-1](tokens), attention
+        return self.blocks[-1](tokens), partial(self.attention, tokens)
+
+    def attention(self, before: Tensor) -> Tensor:
+        """CLS attention row (B, N) of the last block, given that block's input (B, N, D).
+
+        It is averaged over attention heads, taken before attention dropout, includes the
+        CLS-to-CLS entry 0, sums to 1 and carries no gradient.
+        """
+        return _cls_attention(self.blocks[-1], before)
 
 
 class Tail(nn.Module):

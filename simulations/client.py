@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec, Identity
 from fl_split.flat import Flat, descend, flatten
+from fl_split.grouped import GroupedHead, Seat, head_gradients, is_faster, smash_together
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator
@@ -23,6 +25,9 @@ from simulations.table import Table
 
 PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
 """Records of ``context.state``: where in the run, flat head weights, optimiser state."""
+
+MOST_NUMBERS = 2**15
+"""Smashed numbers of a batch up to which it may pay to run clients in groups."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,14 @@ class Worker:
     tail_optimizer: Optimizer
     schedule: Schedule
     graph_bytes: int = 2 * 2**30
+    _grouped: GroupedHead | None = None
+    _is_faster: dict[int, bool] = field(default_factory=dict)
     _idle: list[Client] = field(default_factory=list)
     _tail: Flat[Tail] | None = None
     _kept: int = 0
     _sizes: dict[int, int] = field(default_factory=dict)
 
-    def keep(self, client: Client, samples: int, graph: Payload) -> None:
+    def keep(self, client: Client, samples: int, graph: Payload, seat: Seat | None = None) -> None:
         """Let `client` keep its graph if at most `graph_bytes` are kept in all.
 
         Who may not keep it repeats the forward when the cut gradient comes.
@@ -79,20 +86,23 @@ class Worker:
         size = self._sizes.get(samples, 0)
         if self._kept + size <= self.graph_bytes:
             self._kept += size
-            client.graph, client.graph_size = graph, size
+            client.graph, client.graph_size, client.seat = graph, size, seat
 
     def release(self, client: Client) -> None:
         """Forget the graph of `client`."""
         self._kept -= client.graph_size
-        client.graph, client.graph_size = None, 0
+        client.graph, client.graph_size, client.seat = None, 0, None
 
     @contextmanager
-    def measure(self, client: Client, samples: int) -> Iterator[None]:
-        """Note, the first time, how many bytes autograd saves for a batch of `samples`."""
+    def measure(self, clients: Sequence[Client], samples: int) -> Iterator[None]:
+        """Note, the first time, how many bytes autograd saves for a batch of `samples`.
+
+        `clients` are those whose graphs are made, together, in the block.
+        """
         if samples in self._sizes:
             yield
             return
-        own = client.head.vector.untyped_storage().data_ptr()
+        own = {client.head.vector.untyped_storage().data_ptr() for client in clients}
         sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -102,7 +112,19 @@ class Worker:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
-        self._sizes[samples] = sum(size for key, size in sizes.items() if key != own)
+        whole = sum(size for key, size in sizes.items() if key not in own)
+        self._sizes[samples] = whole // len(clients)
+
+    def grouped(self, samples: int) -> GroupedHead | None:
+        """Return what runs several heads at once, where that is faster for such batches."""
+        if self._grouped is None and not self.head.has_dropout:
+            self._grouped = GroupedHead(self.head)
+        if self._grouped is None or samples * math.prod(self.head.smashed_shape) > MOST_NUMBERS:
+            return None
+        if samples not in self._is_faster:
+            shape = samples, *self.data.pixels.shape[1:]
+            self._is_faster[samples] = is_faster(self._grouped, self.head, shape)
+        return self._grouped if self._is_faster[samples] else None
 
     def lend(self) -> Client:
         """Return a client shell; its weights are whatever was left in it."""
@@ -137,6 +159,7 @@ class Client:
     place: Place | None = None
     graph: Payload | None = None
     graph_size: int = 0
+    seat: Seat | None = None
     has_own_head: bool = False
 
     def begin(self, partition: int, server_round: int, head: np.ndarray | None) -> None:
@@ -152,7 +175,7 @@ class Client:
     @property
     def num_samples(self) -> int:
         """Samples of this client's partition."""
-        return len(self.worker.data.partitions[self._here.client])
+        return len(self.worker.data.partitions[self.here.client])
 
     def has_batch(self) -> bool:
         """Tell whether a round is going on that has another step for this client."""
@@ -160,42 +183,59 @@ class Client:
             return False
         return self.place.step < self.worker.schedule.num_steps(self.num_samples)
 
+    def rows(self) -> np.ndarray:
+        """Row numbers (B,) of the present step's samples in the data."""
+        rows = self.worker.data.partitions[self.here.client]
+        return rows[self.worker.schedule.batch(self.here, len(rows))]
+
     def batch(self) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) of the present step."""
-        rows = self.worker.data.partitions[self._here.client]
-        return self.worker.data.batch(rows[self.worker.schedule.batch(self._here, len(rows))])
+        return self.worker.data.batch(self.rows())
 
     @property
     def steps_taken(self) -> int:
         """Steps since the round began."""
-        return self._here.step
+        return self.here.step
 
     @property
-    def _here(self) -> Place:
+    def here(self) -> Place:
+        """The present step.
+
+        Raises
+        ------
+        RuntimeError
+            There is none.
+        """
         if self.place is None:
             raise RuntimeError("no round in progress: this client's state was lost")
         return self.place
 
-    def forward(self) -> tuple[Payload, int]:
-        """Return the payload of the present step and its number of samples."""
+    def forward(self) -> Payload:
+        """Return the payload of the present step."""
         pixels, labels = self.batch()
         classes = self.worker.data.num_classes
-        batch = (self.worker.codec, pixels, labels, classes, self._here)
+        batch = (self.worker.codec, pixels, labels, classes, self.here)
         self.worker.release(self)
-        with self.worker.measure(self, len(labels)):
+        with self.worker.measure([self], len(labels)):
             payload = smash(self.head.module, *batch)
         self.worker.keep(self, len(labels), payload)
-        return payload, len(labels)
+        return payload
 
-    def learn(self, gradient: Payload) -> None:
-        """Step the head on the cut gradient of the present step, and go on to the next.
+    def backward(self, gradient: Payload) -> Tensor:
+        """Return the head's gradient for the cut gradient of the present step.
 
-        Where the graph of the forward was not kept, the forward is repeated: same bits.
+        Where the graph of the forward was not kept, or is that of a whole group, the
+        forward is repeated: same bits.
         """
-        graph = self.graph or self.forward()[0]
-        descend(self.optimizer, self.head.vector, head_gradient(self.head, graph, gradient))
+        if self.seat:
+            self.worker.release(self)
+        return head_gradient(self.head, self.graph or self.forward(), gradient)
+
+    def learn(self, gradient: Tensor) -> None:
+        """Step the head on its gradient for the present step, and go on to the next."""
+        descend(self.optimizer, self.head.vector, gradient)
         self.worker.release(self)
-        self.place = self._here.next()
+        self.place = self.here.next()
 
     def train_locally(self, tail: np.ndarray) -> tuple[np.ndarray, float, int]:
         """Train head and `tail` to the end of the round; return tail, mean loss, samples."""
@@ -206,10 +246,10 @@ class Client:
         losses, samples = [], 0
         while self.has_batch():
             pixels, labels = self.batch()
-            batch = (Identity(), pixels, labels, classes, self._here)
+            batch = (Identity(), pixels, labels, classes, self.here)
             losses.append(train_step(self.head, flat, optimizers, *batch))
             samples += len(labels)
-            self.place = self._here.next()
+            self.place = self.here.next()
         return flat.numpy(), sum(losses) / len(losses), samples
 
     def save(self, state: RecordDict) -> None:
@@ -217,7 +257,7 @@ class Client:
         state.clear()
         if not self.has_own_head and not self.has_batch():
             return  # the round is over and the head is with the server
-        place = dict(zip(("round", "client", "step"), self._here.path(), strict=True))
+        place = dict(zip(("round", "client", "step"), self.here.path(), strict=True))
         state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head})
         state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
         found = moments(self.optimizer, self.head.vector)
@@ -236,6 +276,31 @@ class Client:
         saved = state.array_records[OPTIMIZER]
         found = {key: torch.from_numpy(array.numpy()) for key, array in saved.items()}
         set_moments(self.optimizer, self.head.vector, found)
+
+
+def forward_together(clients: Sequence[Client]) -> list[Payload]:
+    """Return the payloads of clients with batches of the same size; the same bits as alone."""
+    worker, rows = clients[0].worker, np.concatenate([client.rows() for client in clients])
+    samples = len(rows) // len(clients)
+    grouped = worker.grouped(samples)
+    if grouped is None:
+        return [client.forward() for client in clients]
+    for client in clients:
+        worker.release(client)
+    heads, places = [client.head for client in clients], [client.here for client in clients]
+    batch = (*worker.data.batch(rows), worker.data.num_classes, places)
+    with worker.measure(clients, samples):
+        found = smash_together(grouped, heads, worker.codec, *batch)
+    for client, (payload, seat) in zip(clients, found, strict=True):
+        worker.keep(client, samples, payload, seat)
+    return [payload for payload, _ in found]
+
+
+def backward_together(clients: Sequence[Client], gradients: Sequence[Payload]) -> list[Tensor]:
+    """Return the gradients of the heads of clients that went forward together."""
+    seats = [client.seat for client in clients if client.seat]
+    graphs = [client.graph for client in clients if client.graph]
+    return list(head_gradients(seats, graphs, gradients))
 
 
 class ResidentContext(Context):

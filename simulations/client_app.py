@@ -16,9 +16,21 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict, Us
 from flwr.clientapp import ClientApp
 
 from simulations.client import Client, ResidentContext, Worker
+from simulations.grouping import Plan, finish
 from strategies import messages
 
-app = ClientApp()
+
+class SplitApp(ClientApp):
+    """A Flower app that also tells how it answers, so that an engine may answer many at once."""
+
+    def plan(self, message: Message, context: Context) -> Plan | None:
+        """Return what answers `message` in requests; None for what is answered in one go."""
+        return (
+            exchange(message, context) if message.metadata.message_type == messages.STEP else None
+        )
+
+
+app = SplitApp()
 
 
 @app.query("roll_call")
@@ -41,6 +53,11 @@ def report_head(message: Message, context: Context) -> Message:
 @app.train("step")
 def step(message: Message, context: Context) -> Message:
     """Enter a round or learn from a cut gradient; answer with the next payload or the head."""
+    return finish(exchange(message, context))
+
+
+def exchange(message: Message, context: Context) -> Plan:
+    """Do that, with the head's forward and backward left to whoever drives the plan."""
     started = time.thread_time()
     arrays = message.content.array_records
     with _client(context) as client:
@@ -52,9 +69,16 @@ def step(message: Message, context: Context) -> Message:
                 None if head is None else messages.numbers(head[messages.HEAD]),
             )
         if messages.GRADIENT in arrays:
-            client.learn(messages.unwrap(arrays[messages.GRADIENT]))
+            gradient = messages.unwrap(arrays[messages.GRADIENT])
+            paused = time.thread_time()
+            result, seconds = yield client, gradient
+            started += time.thread_time() - paused - seconds
+            client.learn(result)
         if client.has_batch():
-            payload, samples = client.forward()
+            paused = time.thread_time()
+            payload, seconds = yield client, None
+            started += time.thread_time() - paused - seconds
+            samples = len(client.rows())
             work = _work(samples, 1, samples * client.head.module.smashed_bytes, started)
             return _reply(message, work, messages.wrap(payload), messages.PAYLOAD)
         record = None if client.has_own_head else messages.weights(head=client.head.numpy())

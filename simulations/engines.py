@@ -11,9 +11,11 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic.dataclasses import dataclass
 
+from fl_split.grouped import MEMBERS
 from fl_split.specs import STRICT
 from simulations.client import Worker
-from simulations.grid import FIRST_NODE, LocalGrid, Session, answer, contexts
+from simulations.grid import FIRST_NODE, LocalGrid, Session, contexts
+from simulations.grouping import answer_together
 from simulations.ray_engine import Ray
 
 
@@ -24,22 +26,24 @@ class InlineGrid(LocalGrid):
         super().__init__(clients)
         self._app, self._timeout = app, timeout
         self._contexts = contexts(worker, clients)
-        self._queue: deque[Message] = deque()
+        self._queue: deque[list[Message]] = deque()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages."""
         pushed = list(messages)
-        self._queue.extend(pushed)
+        self._queue += [pushed[i : i + MEMBERS] for i in range(0, len(pushed), MEMBERS)]
         return [self._accept(message) for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Answer the oldest message in the queue."""
+        """Answer the oldest messages in the queue."""
         if not self._queue:
             return []
-        message = self._queue.popleft()
-        context = self._contexts[message.metadata.dst_node_id]
-        reply = answer(self._app, message, context, self._timeout)
-        return [reply] if message.metadata.message_id in set(message_ids) else []
+        oldest = self._queue.popleft()
+        found = [(message, self._contexts[message.metadata.dst_node_id]) for message in oldest]
+        replies, wanted = answer_together(self._app, found, self._timeout), set(message_ids)
+        if left := oldest[len(replies) :]:
+            self._queue.appendleft(left)
+        return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
 
     def states(self) -> dict[int, RecordDict]:
         """State of the clients that have one, by partition id."""

@@ -122,14 +122,19 @@ def contexts(worker: Worker, clients: int) -> dict[int, ResidentContext]:
 def answer(app: ClientApp, message: Message, context: ResidentContext, timeout: float) -> Message:
     """Let a client handle a message; whatever it does must not end the run."""
     try:
-        with _deadline(timeout):
+        with deadline(timeout):
             return app(message, context)
     except (Exception, SystemExit) as error:
-        return Message(Error(1, f"{type(error).__name__}: {error}"), reply_to=message)
+        return failure(message, error)
+
+
+def failure(message: Message, error: BaseException) -> Message:
+    """Reply that a client could not handle `message`."""
+    return Message(Error(1, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
 @contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
+def deadline(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in the block after `seconds`; only the main thread can be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -6,6 +6,7 @@ since: a restarted actor gets both and is where its predecessor was, bit for bit
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -23,13 +24,17 @@ from flwr.clientapp import ClientApp
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from fl_split.grouped import MEMBERS
 from fl_split.specs import STRICT
 from simulations.client import ResidentContext, Worker
-from simulations.grid import FIRST_NODE, EngineError, LocalGrid, Session, answer, contexts
+from simulations.grid import FIRST_NODE, EngineError, LocalGrid, Session, contexts
+from simulations.grouping import answer_together
 from strategies import messages
 
 BUNDLE, CALLS = 16, 4
-"""Least messages in a Ray call, to make it cheap; most calls of a push to an actor, if more."""
+"""Least messages in a Ray call, to make it cheap; most calls of a push to an actor, if more.
+
+Both in whole groups: who went forward together should come back together."""
 
 SNAPSHOT_AFTER = 8
 """Messages that would have to be replayed before a client is asked for its state."""
@@ -73,16 +78,14 @@ class Host:
         """Answer pairs of a message and whether to report the client's state after it.
 
         A client between two rounds, or one that failed, reports its state in any case.
-        Messages that are left when half of the time for one is over are not answered: replies
-        that are there should not wait behind a client that hangs.
+        Not all may be answered, if a client hangs; those that are come first.
         """
-        replies: list[tuple[Message, Any]] = []
-        began = time.monotonic()
-        for message, is_asked in messages.from_wire(parts):
-            if replies and time.monotonic() - began > self._timeout / 2:
-                break
-            context = self._contexts[message.metadata.dst_node_id]
-            reply = answer(self._app, message, context, self._timeout)
+        asked = messages.from_wire(parts)
+        found = [(message, self._contexts[message.metadata.dst_node_id]) for message, _ in asked]
+        replies = []
+        for reply, (_, context), (_, is_asked) in zip(
+            answer_together(self._app, found, self._timeout), found, asked, strict=False
+        ):
             has_state = is_asked or context.client is None or reply.has_error()
             replies.append((reply, (context.snapshot() or ()) if has_state else None))
         return messages.to_wire(replies)
@@ -263,7 +266,7 @@ class RayGrid(LocalGrid):
             ids.append(self._accept(message))
             bundles[self._home[message.metadata.dst_node_id - FIRST_NODE]].append(message)
         longest = max(map(len, bundles))
-        size = max(BUNDLE, -(-longest // CALLS))
+        size = max(BUNDLE, MEMBERS * math.ceil(longest / CALLS / MEMBERS))
         for start in range(0, longest, size):
             for line, bundle in zip(self._lines, bundles, strict=True):
                 if part := bundle[start : start + size]:

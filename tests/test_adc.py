@@ -127,7 +127,7 @@ def test_one_token_is_cls():
 
 def encode(attention, labels, codec=None):
     tokens = torch.randn(*attention.shape, 4, generator=generator(), requires_grad=True)
-    smashed = Smashed(tokens, attention, labels, 3)
+    smashed = Smashed(tokens, lambda: attention, labels, 3)
     return tokens, (codec or ADC(ratio=0.25)).encode(smashed, generator())
 
 

@@ -17,7 +17,7 @@ def smashed(batch=9, requires_grad=True):
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randn(batch, 5, 16, generator=draw).requires_grad_(requires_grad)
     attention = torch.rand(batch, 5, generator=draw).softmax(dim=1)
-    return Smashed(tokens, attention, torch.arange(batch) % 4, 4)
+    return Smashed(tokens, lambda: attention, torch.arange(batch) % 4, 4)
 
 
 def generator():

@@ -28,6 +28,7 @@ VARIED = {
     "head_optimizer": "adam(lr=0.003)",
     "fraction": 0.7,
 }
+PLAIN = "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)"
 COUNTED = [
     "round", "accuracy", "loss", "train_loss", "clients", "samples", "client_steps",
     "payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down",
@@ -145,6 +146,52 @@ def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, ke
     assert tight.equals(plenty)
     assert max(kept_bytes for kept_bytes, _ in sizes) <= kept * largest
     assert len(calls) - usual > usual if kept == 0 else len(calls) > usual
+
+
+@pytest.mark.parametrize("codec", ["identity()", "adc(ratio=0.25)"])
+@pytest.mark.parametrize("strategy", ["parallel", "parallel(average_heads=False)", "sflv1"])
+def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strategy, codec):
+    """Unequal partitions: groups form, fall apart and run out of batches."""
+    from simulations import client
+
+    changes = {
+        **VARIED, "strategy": strategy, "codec": codec, "model": PLAIN, "cut": 2,
+        "clients": 11, "fraction": 1.0, "batch_size": 32,
+    }  # fmt: skip
+    seen = []
+    for name in ("smash_together", "head_gradients"):
+        original = getattr(client, name)
+
+        def counted(*arguments, name=name, original=original):
+            seen.append((name, len(arguments[name == "smash_together"])))
+            return original(*arguments)
+
+        monkeypatch.setattr(client, name, counted)
+    monkeypatch.setattr(client, "is_faster", lambda *arguments: False)
+    alone = simulate(**changes)
+    assert not seen
+    monkeypatch.setattr(client, "is_faster", lambda *arguments: True)
+    grouped = simulate(**changes)
+    assert {name for name, size in seen if size > 2} == {"smash_together", "head_gradients"}
+    monkeypatch.setattr(client.Worker, "keep", lambda *arguments: None)
+    repeated = simulate(**changes)
+    for other in (grouped, repeated):
+        assert other.equals(alone)
+        assert other.rounds[COUNTED].equals(alone.rounds[COUNTED])
+
+
+def test_groups_are_used_only_where_their_bits_are_those_of_the_loop(monkeypatch):
+    from fl_split import grouped
+    from fl_split.vit import ViT, split
+
+    model = ViT(hidden_size=16, num_attention_heads=2, patch_size=4, num_hidden_layers=2)
+    head, _ = split(model.build(image_size=8, channels=1, num_classes=4, seed=0), 1)
+    ticks = iter(range(1000))  # every call takes less than the one before
+    monkeypatch.setattr(grouped.time, "thread_time", lambda: -(next(ticks) ** 2))
+    assert grouped.is_faster(grouped.GroupedHead(head), head, (2, 1, 8, 8))
+    exact = grouped.Linear.forward
+    monkeypatch.setattr(grouped.Linear, "forward", lambda self, x: exact(self, x) * (1 + 1e-6))
+    assert not grouped.is_faster(grouped.GroupedHead(head), head, (2, 1, 8, 8))
 
 
 def test_a_silent_client_is_dropped_after_the_timeout(simulate):

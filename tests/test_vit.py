@@ -56,8 +56,8 @@ def test_head_returns_what_transformers_returns(cut):
     output = model(pixels, output_attentions=True, output_hidden_states=True)
     torch.testing.assert_close(tokens, output.hidden_states[cut])
     row = output.attentions[cut - 1].mean(dim=1)[:, 0]
-    torch.testing.assert_close(attention, row)
-    assert not attention.requires_grad
+    torch.testing.assert_close(attention(), row)
+    assert not attention().requires_grad
 
 
 @pytest.mark.parametrize("cut", [0, 4, -1])

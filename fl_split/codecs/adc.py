@@ -67,9 +67,10 @@ class ADC:
         The counts (K, C) are the label mixtures before division; their rows sum to the
         cluster sizes, so one small integer tensor carries both.
         """
-        num_clusters, num_tokens = self.sizes(*smashed.attention.shape)
-        assignment, _ = kmeans(smashed.attention, num_clusters, generator=generator)
-        merged, _ = merge_and_select(smashed.tokens, smashed.attention, assignment, num_tokens)
+        attention = smashed.attention()
+        num_clusters, num_tokens = self.sizes(*attention.shape)
+        assignment, _ = kmeans(attention, num_clusters, generator=generator)
+        merged, _ = merge_and_select(smashed.tokens, attention, assignment, num_tokens)
         cluster = _consecutive(assignment)
         counts = torch.zeros(len(merged), smashed.num_classes, dtype=torch.int64)
         ones = torch.ones(len(cluster), dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +20,8 @@ class Smashed:
     ----------
     tokens : Tensor
         (B, N, D), with gradient; token 0 is CLS.
-    attention : Tensor
-        (B, N), the CLS attention row of the last head block, without gradient.
+    attention : Callable
+        Called, gives the CLS attention row (B, N) of the last head block, without gradient.
     labels : Tensor
         (B,) int64 classes.
     num_classes : int
@@ -28,7 +29,7 @@ class Smashed:
     """
 
     tokens: Tensor
-    attention: Tensor
+    attention: Callable[[], Tensor]
     labels: Tensor
     num_classes: int
 

@@ -1,0 +1,139 @@
+"""Messages to several clients of one process, answered together where that is faster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fl_split.grouped import MEMBERS, Run
+from fl_split.payload import Payload
+from simulations.client import Client, ResidentContext, backward_together, forward_together
+from simulations.grid import answer, deadline, failure
+
+Request = tuple[Client, Payload | None]
+"""A client and its cut gradient, for the head's gradient; or None, for its next payload."""
+
+Plan = Generator[Request, Any, Message]
+"""A message being answered: yields requests, is sent results with the CPU seconds they took."""
+
+
+def fulfil(client: Client, gradient: Payload | None) -> tuple[Any, float]:
+    """Fulfil one request; return the result and its CPU seconds."""
+    began = time.thread_time()
+    result = client.forward() if gradient is None else client.backward(gradient)
+    return result, time.thread_time() - began
+
+
+def finish(plan: Plan) -> Message:
+    """Answer one message alone."""
+    result: Any = None
+    while True:
+        try:
+            request = _advance(plan, result)
+        except StopIteration as end:
+            return end.value
+        try:
+            result = fulfil(*request)
+        except Exception as error:
+            result = error
+
+
+def _advance(plan: Plan, result: Any) -> Request:
+    return plan.throw(result) if isinstance(result, BaseException) else plan.send(result)
+
+
+def answer_together(
+    app: ClientApp, parts: Sequence[tuple[Message, ResidentContext]], timeout: float
+) -> list[Message]:
+    """Answer messages to different clients, each as :func:`answer` would, to the bit.
+
+    If `app` has plans (see :class:`~simulations.client_app.SplitApp`), the requests of all
+    are collected and fulfilled in groups; whatever goes wrong in a group is tried again alone.
+    Messages that are left when half of the time for one is over are not answered: replies
+    that are there should not wait behind a client that hangs.
+    """
+    began = time.monotonic()
+    replies: dict[int, Message] = {}
+    turns: dict[int, tuple[Plan, Any]] = {}
+    requests: dict[int, Request] = {}
+
+    def advance(index: int, plan: Plan, result: Any) -> None:
+        try:
+            with deadline(timeout):
+                requests[index] = _advance(plan, result)
+        except StopIteration as end:
+            replies[index] = end.value
+        except (Exception, SystemExit) as error:
+            replies[index] = failure(parts[index][0], error)
+
+    for index, part in enumerate(parts):
+        if index and time.monotonic() - began > timeout / 2:
+            break
+        plan = _plan(app, *part) if len(parts) > 1 else None
+        if plan is None:
+            replies[index] = answer(app, *part, timeout)
+        else:
+            turns[index] = plan, None
+            advance(index, plan, None)
+    while requests:
+        results, requests = _fulfil_all(requests, timeout), {}
+        for index, result in results.items():
+            advance(index, turns[index][0], result)
+    return [replies[index] for index in sorted(replies)]
+
+
+def _plan(app: ClientApp, message: Message, context: ResidentContext) -> Plan | None:
+    find = getattr(app, "plan", None)
+    return None if find is None else find(message, context)
+
+
+def _fulfil_all(requests: dict[int, Request], timeout: float) -> dict[int, Any]:
+    """Return results, or the error, by index."""
+    results: dict[int, Any] = {}
+    for group in _groups(requests):
+        began = time.thread_time()
+        try:
+            with deadline(timeout):
+                found = _fulfil_group([requests[index] for index in group])
+        except Exception:
+            continue  # let each of them fail, or not, alone
+        seconds = (time.thread_time() - began) / len(group)
+        results.update((i, (value, seconds)) for i, value in zip(group, found, strict=True))
+    for index in sorted(requests.keys() - results.keys()):
+        try:
+            with deadline(timeout):
+                results[index] = fulfil(*requests[index])
+        except (Exception, SystemExit) as error:
+            results[index] = error
+    return dict(sorted(results.items()))
+
+
+def _groups(requests: dict[int, Request]) -> Iterator[list[int]]:
+    """Yield what can be fulfilled together: batches of one size, or all seats of one run."""
+    alike: dict[Any, list[int]] = {}
+    for index, (client, gradient) in requests.items():
+        key = len(client.rows()) if gradient is None else client.seat and client.seat.run
+        alike.setdefault(key, []).append(index)
+    for key, indices in alike.items():
+        client = requests[indices[0]][0]
+        if isinstance(key, Run) and len(indices) == key.members:
+            yield sorted(indices, key=lambda index: _number(requests[index][0]))
+        elif isinstance(key, int) and len(indices) > 1 and client.worker.grouped(key):
+            parts = [indices[i : i + MEMBERS] for i in range(0, len(indices), MEMBERS)]
+            yield from (part for part in parts if len(part) > 1)
+
+
+def _number(client: Client) -> int:
+    return client.seat.number if client.seat else 0
+
+
+def _fulfil_group(requests: Sequence[Request]) -> list[Any]:
+    clients = [client for client, _ in requests]
+    gradients = [gradient for _, gradient in requests if gradient is not None]
+    if gradients:
+        return backward_together(clients, gradients)
+    return forward_together(clients)
