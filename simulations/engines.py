@@ -16,6 +16,7 @@ from fl_split.specs import STRICT
 from simulations.client import Worker
 from simulations.grid import FIRST_NODE, LocalGrid, Session, contexts
 from simulations.grouping import answer_together
+from simulations.memory import keep_freed_memory
 from simulations.ray_engine import Ray
 
 
@@ -67,6 +68,7 @@ class Inline:
     @contextmanager
     def session(self, app: ClientApp) -> Iterator[Session]:
         """Start nothing."""
+        keep_freed_memory()
         yield lambda worker, clients, timeout: InlineGrid(app, worker, clients, timeout)
 
 

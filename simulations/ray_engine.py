@@ -29,6 +29,7 @@ from fl_split.specs import STRICT
 from simulations.client import ResidentContext, Worker
 from simulations.grid import FIRST_NODE, EngineError, LocalGrid, Session, contexts
 from simulations.grouping import answer_together
+from simulations.memory import keep_freed_memory
 from strategies import messages
 
 BUNDLE, CALLS = 16, 4
@@ -54,6 +55,7 @@ class Host:
 
     def __init__(self, app: ClientApp) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._app = app
         self._contexts: dict[int, ResidentContext] = {}
         self._timeout = 0.0
@@ -352,6 +354,7 @@ class Ray:
     @contextmanager
     def session(self, app: ClientApp) -> Iterator[Session]:
         """Start Ray, or join it, and start the actors."""
+        keep_freed_memory()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
