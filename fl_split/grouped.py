@@ -255,9 +255,7 @@ def is_faster(grouped: GroupedHead, head: Head, shape: Sequence[int]) -> bool:
     draw, members = generator(0, "grouped"), MEMBERS
     heads = [Flat(copy.deepcopy(head)) for _ in range(members)]
     for flat in heads:
-        flat.load(
-            flat.vector.detach() * (1 + 0.01 * torch.randn(flat.vector.shape, generator=draw))
-        )
+        flat.load(flat.vector.detach() + 0.01 * torch.randn(flat.vector.shape, generator=draw))
     pixels = torch.randn(members * shape[0], *shape[1:], generator=draw)
     weights = torch.randn(members * shape[0], *head.smashed_shape, generator=draw)
 

@@ -83,10 +83,14 @@ class Worker:
 
         Who may not keep it repeats the forward when the cut gradient comes.
         """
-        size = self._sizes.get(samples, 0)
-        if self._kept + size <= self.graph_bytes:
+        if self.has_room(samples, 1):
+            size = self._sizes.get(samples, 0)
             self._kept += size
             client.graph, client.graph_size, client.seat = graph, size, seat
+
+    def has_room(self, samples: int, graphs: int) -> bool:
+        """Tell whether so many more graphs of batches of `samples` may be kept."""
+        return self._kept + graphs * self._sizes.get(samples, 0) <= self.graph_bytes
 
     def release(self, client: Client) -> None:
         """Forget the graph of `client`."""
@@ -291,8 +295,9 @@ def forward_together(clients: Sequence[Client]) -> list[Payload]:
     batch = (*worker.data.batch(rows), worker.data.num_classes, places)
     with worker.measure(clients, samples):
         found = smash_together(grouped, heads, worker.codec, *batch)
-    for client, (payload, seat) in zip(clients, found, strict=True):
-        worker.keep(client, samples, payload, seat)
+    if worker.has_room(samples, len(clients)):  # all or none: one seat keeps the whole run
+        for client, (payload, seat) in zip(clients, found, strict=True):
+            worker.keep(client, samples, payload, seat)
     return [payload for payload, _ in found]
 
 

@@ -53,8 +53,9 @@ def answer_together(
 
     If `app` has plans (see :class:`~simulations.client_app.SplitApp`), the requests of all
     are collected and fulfilled in groups; whatever goes wrong in a group is tried again alone.
-    Messages that are left when half of the time for one is over are not answered: replies
-    that are there should not wait behind a client that hangs.
+    Messages that are left when half of the time for one is over, or from a second one to
+    the same client on, are not answered: replies that are there should not wait behind a
+    client that hangs.
     """
     began = time.monotonic()
     replies: dict[int, Message] = {}
@@ -70,9 +71,11 @@ def answer_together(
         except (Exception, SystemExit) as error:
             replies[index] = failure(parts[index][0], error)
 
+    seen: set[int] = set()
     for index, part in enumerate(parts):
-        if index and time.monotonic() - began > timeout / 2:
+        if (index and time.monotonic() - began > timeout / 2) or part[1].node_id in seen:
             break
+        seen.add(part[1].node_id)
         plan = _plan(app, *part) if len(parts) > 1 else None
         if plan is None:
             replies[index] = answer(app, *part, timeout)
@@ -92,20 +95,25 @@ def _plan(app: ClientApp, message: Message, context: ResidentContext) -> Plan | 
 
 
 def _fulfil_all(requests: dict[int, Request], timeout: float) -> dict[int, Any]:
-    """Return results, or the error, by index."""
-    results: dict[int, Any] = {}
-    for group in _groups(requests):
+    """Return results, or the error, by index; a hang leaves others a share of the time."""
+    start, results = time.monotonic(), dict[int, Any]()
+    try:
+        groups = list(_groups(requests))
+    except Exception:
+        groups = []  # let each of them fail, or not, alone
+    for group in groups:
         began = time.thread_time()
         try:
-            with deadline(timeout):
+            with deadline(timeout / 4):
                 found = _fulfil_group([requests[index] for index in group])
-        except Exception:
-            continue  # let each of them fail, or not, alone
+        except (Exception, SystemExit):
+            continue
         seconds = (time.thread_time() - began) / len(group)
         results.update((i, (value, seconds)) for i, value in zip(group, found, strict=True))
     for index in sorted(requests.keys() - results.keys()):
+        is_late = time.monotonic() - start > timeout
         try:
-            with deadline(timeout):
+            with deadline(timeout / 4 if is_late else timeout):
                 results[index] = fulfil(*requests[index])
         except (Exception, SystemExit) as error:
             results[index] = error
