@@ -78,7 +78,7 @@ class Work:
         spec = ViT(
             hidden_size=self.hidden,
             num_hidden_layers=self.blocks,
-            num_attention_heads=self.hidden // 16 if self.hidden == 64 else 3,
+            num_attention_heads=3 if self.hidden == 192 else self.hidden // 16,
             patch_size=4,
         )
         model = spec.build(image_size=32, channels=3, num_classes=10, seed=0)

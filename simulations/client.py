@@ -26,8 +26,12 @@ from simulations.table import Table
 PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
 """Records of ``context.state``: where in the run, flat head weights, optimiser state."""
 
-MOST_NUMBERS = 2**15
+MOST_NUMBERS = 2**16
 """Smashed numbers of a batch up to which it may pay to run clients in groups."""
+
+
+MOST_APART = 64
+"""Clients of groups that came back alone, beyond those that did not, until groups are given up."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Schedule:
         """Samples that a client of `num_samples` goes through in a round, repeats counted."""
         epochs, rest = divmod(self.num_steps(num_samples), max(1, self._per_epoch(num_samples)))
         return epochs * num_samples + rest * self.batch_size
+
+    def batch_samples(self, step: int, num_samples: int) -> int:
+        """Samples of one step: `batch_size`, or what the epoch has left."""
+        part = step % self._per_epoch(num_samples)
+        return min(self.batch_size, num_samples - part * self.batch_size)
 
     def batch(self, place: Place, num_samples: int) -> np.ndarray:
         """Positions, in 0..num_samples-1, of the batch at `place`."""
@@ -72,6 +81,8 @@ class Worker:
     schedule: Schedule
     graph_bytes: int = 2 * 2**30
     _grouped: GroupedHead | None = None
+    _together: int = 0
+    _apart: int = 0
     _is_faster: dict[int, bool] = field(default_factory=dict)
     _idle: list[Client] = field(default_factory=list)
     _tail: Flat[Tail] | None = None
@@ -120,7 +131,13 @@ class Worker:
         self._sizes[samples] = whole // len(clients)
 
     def grouped(self, samples: int) -> GroupedHead | None:
-        """Return what runs several heads at once, where that is faster for such batches."""
+        """Return what runs several heads at once, where that is faster for such batches.
+
+        Not if those that went forward together mostly do not come back together, as the
+        order of a strategy may have it: each of them repeats its forward alone.
+        """
+        if self._apart > self._together + MOST_APART:
+            return None
         if self._grouped is None and not self.head.has_dropout:
             self._grouped = GroupedHead(self.head)
         if self._grouped is None or samples * math.prod(self.head.smashed_shape) > MOST_NUMBERS:
@@ -129,6 +146,11 @@ class Worker:
             shape = samples, *self.data.pixels.shape[1:]
             self._is_faster[samples] = is_faster(self._grouped, self.head, shape)
         return self._grouped if self._is_faster[samples] else None
+
+    def count(self, together: int, apart: int) -> None:
+        """Count clients that went forward in a group by how their gradients came back."""
+        self._together += together
+        self._apart += apart
 
     def lend(self) -> Client:
         """Return a client shell; its weights are whatever was left in it."""
@@ -187,6 +209,11 @@ class Client:
             return False
         return self.place.step < self.worker.schedule.num_steps(self.num_samples)
 
+    @property
+    def batch_samples(self) -> int:
+        """Samples of the present step."""
+        return self.worker.schedule.batch_samples(self.here.step, self.num_samples)
+
     def rows(self) -> np.ndarray:
         """Row numbers (B,) of the present step's samples in the data."""
         rows = self.worker.data.partitions[self.here.client]
@@ -232,6 +259,7 @@ class Client:
         forward is repeated: same bits.
         """
         if self.seat:
+            self.worker.count(0, 1)
             self.worker.release(self)
         return head_gradient(self.head, self.graph or self.forward(), gradient)
 
@@ -303,6 +331,7 @@ def forward_together(clients: Sequence[Client]) -> list[Payload]:
 
 def backward_together(clients: Sequence[Client], gradients: Sequence[Payload]) -> list[Tensor]:
     """Return the gradients of the heads of clients that went forward together."""
+    clients[0].worker.count(len(clients), 0)
     seats = [client.seat for client in clients if client.seat]
     graphs = [client.graph for client in clients if client.graph]
     return list(head_gradients(seats, graphs, gradients))

@@ -78,7 +78,7 @@ def exchange(message: Message, context: Context) -> Plan:
             paused = time.thread_time()
             payload, seconds = yield client, None
             started += time.thread_time() - paused - seconds
-            samples = len(client.rows())
+            samples = client.batch_samples
             work = _work(samples, 1, samples * client.head.module.smashed_bytes, started)
             return _reply(message, work, messages.wrap(payload), messages.PAYLOAD)
         record = None if client.has_own_head else messages.weights(head=client.head.numpy())

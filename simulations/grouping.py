@@ -59,39 +59,35 @@ def answer_together(
     """
     began = time.monotonic()
     replies: dict[int, Message] = {}
-    turns: dict[int, tuple[Plan, Any]] = {}
+    plans: dict[int, Plan] = {}
     requests: dict[int, Request] = {}
 
-    def advance(index: int, plan: Plan, result: Any) -> None:
+    def advance(index: int, result: Any) -> None:
         try:
             with deadline(timeout):
-                requests[index] = _advance(plan, result)
+                requests[index] = _advance(plans[index], result)
         except StopIteration as end:
             replies[index] = end.value
         except (Exception, SystemExit) as error:
             replies[index] = failure(parts[index][0], error)
 
+    find = getattr(app, "plan", None) if len(parts) > 1 else None
     seen: set[int] = set()
     for index, part in enumerate(parts):
         if (index and time.monotonic() - began > timeout / 2) or part[1].node_id in seen:
             break
         seen.add(part[1].node_id)
-        plan = _plan(app, *part) if len(parts) > 1 else None
+        plan = find(*part) if find else None
         if plan is None:
             replies[index] = answer(app, *part, timeout)
         else:
-            turns[index] = plan, None
-            advance(index, plan, None)
+            plans[index] = plan
+            advance(index, None)
     while requests:
         results, requests = _fulfil_all(requests, timeout), {}
         for index, result in results.items():
-            advance(index, turns[index][0], result)
+            advance(index, result)
     return [replies[index] for index in sorted(replies)]
-
-
-def _plan(app: ClientApp, message: Message, context: ResidentContext) -> Plan | None:
-    find = getattr(app, "plan", None)
-    return None if find is None else find(message, context)
 
 
 def _fulfil_all(requests: dict[int, Request], timeout: float) -> dict[int, Any]:
@@ -122,21 +118,21 @@ def _fulfil_all(requests: dict[int, Request], timeout: float) -> dict[int, Any]:
 
 def _groups(requests: dict[int, Request]) -> Iterator[list[int]]:
     """Yield what can be fulfilled together: batches of one size, or all seats of one run."""
-    alike: dict[Any, list[int]] = {}
+    alike: dict[Any, list[tuple[int, int]]] = {}
     for index, (client, gradient) in requests.items():
-        key = len(client.rows()) if gradient is None else client.seat and client.seat.run
-        alike.setdefault(key, []).append(index)
-    for key, indices in alike.items():
-        client = requests[indices[0]][0]
-        if isinstance(key, Run) and len(indices) == key.members:
-            yield sorted(indices, key=lambda index: _number(requests[index][0]))
-        elif isinstance(key, int) and len(indices) > 1 and client.worker.grouped(key):
+        if gradient is None:
+            alike.setdefault(client.batch_samples, []).append((index, index))
+        elif client.seat:
+            alike.setdefault(client.seat.run, []).append((client.seat.number, index))
+    for key, ordered in alike.items():
+        indices = [index for _, index in sorted(ordered)]
+        worker = requests[indices[0]][0].worker
+        if isinstance(key, Run):
+            if len(indices) == key.members:
+                yield indices
+        elif len(indices) > 1 and worker.grouped(key):
             parts = [indices[i : i + MEMBERS] for i in range(0, len(indices), MEMBERS)]
             yield from (part for part in parts if len(part) > 1)
-
-
-def _number(client: Client) -> int:
-    return client.seat.number if client.seat else 0
 
 
 def _fulfil_group(requests: Sequence[Request]) -> list[Any]:

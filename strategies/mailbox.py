@@ -104,23 +104,35 @@ class Mailbox:
             self._wait()
         return self._inbox.pop(client, None)
 
-    def arrivals(self) -> Iterator[tuple[int, Message]]:
-        """Yield replies as they come, until no client owes one and the crew is idle."""
+    def push(self) -> None:
+        """Let everything queued leave now, as one batch."""
+        self._flush(1)
+
+    def batches(self) -> Iterator[dict[int, Message]]:
+        """Yield replies as they come, those there at the same time together.
+
+        Ends when no client owes one and the crew is idle.
+        """
         while True:
             self._flush(PUSH_AT)
             if self._inbox:
-                client = next(iter(self._inbox))
-                yield client, self._inbox.pop(client)
+                found, self._inbox = self._inbox, {}
+                yield found
             elif self._outbox or self._pending or self.crew.busy:
                 self._wait()
             else:
                 return
 
+    def arrivals(self) -> Iterator[tuple[int, Message]]:
+        """Yield replies as they come, one by one, until no client owes one."""
+        for batch in self.batches():
+            yield from batch.items()
+
     def settle(self) -> None:
         """Wait until the crew is idle; replies that come meanwhile are kept."""
         while self.crew.busy:
             self._wait()
-        self._flush(1)
+        self.push()
 
     def drop(self, client: int, reason: str) -> None:
         """Exclude `client` from the rest of the round."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,7 @@ from fl_split.step import Arrival
 from fl_split.vit import Head, Tail
 from strategies import messages
 from strategies.crew import Crew
-from strategies.mailbox import Mailbox, Traffic
+from strategies.mailbox import PUSH_AT, Mailbox, Traffic
 from strategies.participants import NoClientsLeft
 from strategies.tail import Served, TrainedTail, total
 
@@ -110,11 +110,18 @@ class Round:
         """The global head at the start of the round."""
         return self.arrays[messages.HEAD]
 
-    def begin(self, clients: Iterable[int], head: Array | None) -> None:
-        """Start the round of `clients`; `head` None lets them keep their own."""
-        for client in clients:
+    def begin(self, clients: Sequence[int], head: Array | None) -> None:
+        """Start the round of `clients`; `head` None lets them keep their own.
+
+        They start in the groups in which they will be served together: a worker may run
+        the heads of those that come together as one.
+        """
+        size = _group_size(len(clients))
+        for number, client in enumerate(clients, start=1):
             content = messages.start_of_round(self.number, head)
             self.mailbox.send(client, messages.STEP, content)
+            if number % size == 0:
+                self.mailbox.push()
 
     def payload(self, client: int) -> Arrival | None:
         """Wait for the next payload of `client`; None when it has ended or was dropped."""
@@ -123,21 +130,35 @@ class Round:
         reply = self.mailbox.receive(client)
         return None if reply is None else self._sort(client, reply)
 
-    def arrivals(self) -> Iterator[tuple[int, Arrival]]:
-        """Yield payloads as they come, until every client has ended or was dropped."""
-        for client, reply in self.mailbox.arrivals():
-            payload = self._sort(client, reply)
-            if payload is not None:
-                yield client, payload
+    def arrivals(self) -> Iterator[dict[int, Arrival]]:
+        """Yield payloads as they come, a few at once, until every client has ended."""
+        for batch in self.mailbox.batches():
+            sorted_ = ((client, self._sort(client, reply)) for client, reply in batch.items())
+            found = [(client, payload) for client, payload in sorted_ if payload is not None]
+            for start in range(0, len(found), PUSH_AT):
+                yield dict(found[start : start + PUSH_AT])
 
     def serve(self, client: int, payload: Arrival, step: int) -> None:
         """Take one step of the tail on one payload and send the cut gradient."""
         self._send(step, self.tail.step(client, payload, self.number, step))
 
-    def serve_apart(self, tail: TrainedTail, client: int, payload: Arrival, step: int) -> None:
-        """Do the same with the client's own `tail`, beside whatever else is going on."""
-        work = partial(tail.step, client, payload, self.number, step)
-        self.training.crew.submit(work, partial(self._send, step))
+    def serve_apart(
+        self,
+        tails: Mapping[int, TrainedTail],
+        payloads: Mapping[int, Arrival],
+        steps: Mapping[int, int],
+    ) -> None:
+        """Do the same with each client's own tail, beside whatever else is going on."""
+        jobs = [(steps[client], client, payload) for client, payload in payloads.items()]
+
+        def work() -> list[Served]:
+            return [tails[c].step(c, payload, self.number, step) for step, c, payload in jobs]
+
+        def then(results: list[Served]) -> None:
+            for (step, _, _), served in zip(jobs, results, strict=True):
+                self._send(step, served)
+
+        self.training.crew.submit(work, then)
 
     def serve_together(self, clients: Sequence[int], step: int) -> list[int]:
         """Take one step of the tail on the payloads of all `clients`, weights n_k / n.
@@ -168,7 +189,7 @@ class Round:
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
         """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
-        size = min(LARGEST_GROUP, math.ceil(len(clients) / MOST_GROUPS))
+        size = _group_size(len(clients))
         group: dict[int, Arrival] = {}
         for client in clients:
             payload = self.payload(client)
@@ -189,8 +210,9 @@ class Round:
 
     def finish(self) -> None:
         """Wait until every client has ended, where none has payloads to send."""
-        for client, _ in self.arrivals():
-            self.mailbox.drop(client, "sent a payload that nobody asked for")
+        for payloads in self.arrivals():
+            for client in payloads:
+                self.mailbox.drop(client, "sent a payload that nobody asked for")
 
     def replies(self) -> list[Message]:
         """Final replies by partition id, so that sums do not depend on arrival."""
@@ -262,3 +284,8 @@ class Round:
             if not np.isfinite(vector).all():
                 raise ValueError(f"a {name} that is not finite")
         return found
+
+
+def _group_size(clients: int) -> int:
+    """Return how many of `clients` are served together, at least: the same on any machine."""
+    return min(LARGEST_GROUP, math.ceil(clients / MOST_GROUPS))

@@ -24,9 +24,10 @@ class SFLV1(SplitStrategy):
         tails = dict(zip(round.clients, round.tail.forks(len(round.clients)), strict=True))
         steps = dict.fromkeys(round.clients, 0)
         round.begin(round.clients, round.head)
-        for client, payload in round.arrivals():
-            round.serve_apart(tails[client], client, payload, steps[client])
-            steps[client] += 1
+        for payloads in round.arrivals():
+            round.serve_apart(tails, payloads, steps)
+            for client in payloads:
+                steps[client] += 1
         for client, reply in round.finals.items():
             weights = reply.content.array_records[messages.WEIGHTS]
             weights.update(messages.weights(tail=tails[client].flat.numpy()))
