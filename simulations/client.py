@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec, Identity
 from fl_split.flat import Flat, descend, flatten
-from fl_split.grouped import GroupedHead, Seat, head_gradients, is_faster, smash_together
+from fl_split.grouped import MEMBERS, GroupedHead, Seat, head_gradients, is_faster, smash_together
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator
@@ -109,15 +109,15 @@ class Worker:
         client.graph, client.graph_size, client.seat = None, 0, None
 
     @contextmanager
-    def measure(self, clients: Sequence[Client], samples: int) -> Iterator[None]:
+    def measure(self, clients: int, samples: int) -> Iterator[None]:
         """Note, the first time, how many bytes autograd saves for a batch of `samples`.
 
-        `clients` are those whose graphs are made, together, in the block.
+        Graphs of so many `clients` are made, together, in the block. The weights count, which
+        only a group has copies of: so one measurement, of either, serves both.
         """
         if samples in self._sizes:
             yield
             return
-        own = {client.head.vector.untyped_storage().data_ptr() for client in clients}
         sizes: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -127,8 +127,7 @@ class Worker:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
-        whole = sum(size for key, size in sizes.items() if key not in own)
-        self._sizes[samples] = whole // len(clients)
+        self._sizes[samples] = sum(sizes.values()) // clients
 
     def grouped(self, samples: int) -> GroupedHead | None:
         """Return what runs several heads at once, where that is faster for such batches.
@@ -140,12 +139,17 @@ class Worker:
             return None
         if self._grouped is None and not self.head.has_dropout:
             self._grouped = GroupedHead(self.head)
-        if self._grouped is None or samples * math.prod(self.head.smashed_shape) > MOST_NUMBERS:
+        numbers = samples * math.prod(self.head.smashed_shape)
+        if self._grouped is None or numbers > MOST_NUMBERS or self._copies() > self.graph_bytes:
             return None
         if samples not in self._is_faster:
             shape = samples, *self.data.pixels.shape[1:]
             self._is_faster[samples] = is_faster(self._grouped, self.head, shape)
         return self._grouped if self._is_faster[samples] else None
+
+    def _copies(self) -> int:
+        """Bytes of a trial: the weights of a group, stacked too, and the gradients of both."""
+        return 4 * MEMBERS * sum(4 * parameter.numel() for parameter in self.head.parameters())
 
     def count(self, together: int, apart: int) -> None:
         """Count clients that went forward in a group by how their gradients came back."""
@@ -247,7 +251,7 @@ class Client:
         classes = self.worker.data.num_classes
         batch = (self.worker.codec, pixels, labels, classes, self.here)
         self.worker.release(self)
-        with self.worker.measure([self], len(labels)):
+        with self.worker.measure(1, len(labels)):
             payload = smash(self.head.module, *batch)
         self.worker.keep(self, len(labels), payload)
         return payload
@@ -321,7 +325,7 @@ def forward_together(clients: Sequence[Client]) -> list[Payload]:
         worker.release(client)
     heads, places = [client.head for client in clients], [client.here for client in clients]
     batch = (*worker.data.batch(rows), worker.data.num_classes, places)
-    with worker.measure(clients, samples):
+    with worker.measure(len(clients), samples):
         found = smash_together(grouped, heads, worker.codec, *batch)
     if worker.has_room(samples, len(clients)):  # all or none: one seat keeps the whole run
         for client, (payload, seat) in zip(clients, found, strict=True):

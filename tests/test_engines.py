@@ -180,6 +180,25 @@ def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strate
         assert other.rounds[COUNTED].equals(alone.rounds[COUNTED])
 
 
+def test_a_client_that_hangs_in_a_group_is_dropped_alone(simulate, monkeypatch):
+    from simulations import client
+
+    monkeypatch.setattr(client, "is_faster", lambda *arguments: True)
+    original = client.Client.rows
+
+    def rows(self):
+        if self.here.client == 2:
+            time.sleep(60)
+        return original(self)
+
+    monkeypatch.setattr(client.Client, "rows", rows)
+    changes = {"model": PLAIN, "cut": 2, "partition": "iid()", "rounds": 1}
+    outcome = simulate(**changes, timeout=2.0)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [2]
+    assert "no reply within" in dropped["dropped"].iloc[0]
+
+
 def test_groups_are_used_only_where_their_bits_are_those_of_the_loop(monkeypatch):
     from fl_split import grouped
     from fl_split.vit import ViT, split
