@@ -44,6 +44,7 @@ from fl_split.vit import ViT, split
 from simulations import client_app
 from simulations import table as tables
 from simulations.experiment import Experiment
+from simulations.memory import keep_freed_memory
 from simulations.setup import Evaluator, Pool, Setup
 from strategies import Training, messages
 from strategies.tail import TrainedTail
@@ -116,9 +117,11 @@ WORKS = [
 ]
 
 
-def bare(work: Work, rounds: int) -> tuple[float, float]:
+def bare(work: Work, rounds: int, keeps_memory: bool = False) -> tuple[float, float]:
     """Run `rounds` rounds as a plain loop; return CPU and wall seconds per round."""
     torch.set_num_threads(1)
+    if keeps_memory:
+        keep_freed_memory()
     setup, codec, sgd = work.setup("inline()"), parse(work.codec, CODECS), SGD(lr=0.01)
     heads = [Flat(copy.deepcopy(setup.head)) for _ in range(work.active)]
     tail = TrainedTail(Flat(setup.tail), sgd, codec, 0)
@@ -206,20 +209,22 @@ def apart(function: Callable[..., R], *arguments: Any) -> R:
         return pool.submit(function, *arguments).result()
 
 
-def loaded(work: Work, rounds: int, copies: int) -> float:
+def loaded(work: Work, rounds: int, copies: int, keeps_memory: bool) -> float:
     """Return the median CPU seconds per round of `copies` bare loops at the same time."""
     with ProcessPoolExecutor(copies, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(bare, [work] * copies, [rounds] * copies))
+        found = list(pool.map(bare, *zip(*[(work, rounds, keeps_memory)] * copies, strict=True)))
     return statistics.median(cpu for cpu, _ in found)
 
 
-def measure(work: Work, repeats: int, rounds: int, engine: str) -> dict[str, Any]:
+def measure(
+    work: Work, repeats: int, rounds: int, engine: str, keeps_memory: bool
+) -> dict[str, Any]:
     """Alternate loop and engine; return the ratios of each repeat and their medians."""
     cores = len(os.sched_getaffinity(0))
     cpu, wall, steps = [], [], work.active * STEPS
     for _ in range(repeats):
-        reference_cpu = loaded(work, rounds, cores)
-        _, reference_wall = apart(bare, work, rounds)
+        reference_cpu = loaded(work, rounds, cores, keeps_memory)
+        _, reference_wall = apart(bare, work, rounds, keeps_memory)
         own_cpu, own_wall = apart(simulated, work, rounds, engine)
         cpu.append(own_cpu / reference_cpu)
         wall.append(own_wall / reference_wall)
@@ -287,6 +292,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", default="ray()")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="let the loop keep freed memory, as the engine"
+    )
     options = parser.parse_args()
     console = Console()
     console.print(
@@ -299,7 +307,9 @@ def main() -> None:
     for work in WORKS:
         if options.only in work.name:
             console.print(f"measuring {work.name} ...", style="dim")
-            row = measure(work, options.repeats, options.rounds, options.engine)
+            row = measure(
+                work, options.repeats, options.rounds, options.engine, options.keep_memory
+            )
             rows.append(row)
             table.add_row(
                 row["name"],
