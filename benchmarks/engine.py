@@ -174,6 +174,7 @@ def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
         fraction=work.fraction,
         seed=0,
         codec=setup.experiment.build("codec"),
+        downlink=setup.experiment.build("downlink"),
         tail_optimizer=setup.experiment.build("tail_optimizer"),
         head=head,
         tail=tail,

@@ -178,7 +178,8 @@ class GroupedHead:
         tokens = self._head.embeddings(pixels)
         for block in self._head.blocks[:-1]:
             tokens = block(tokens)
-        return Run(self._head.blocks[-1](tokens), tokens.detach(), weights)
+        sent = self._head.encoder(self._head.blocks[-1](tokens))
+        return Run(sent, tokens.detach(), weights)
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,9 @@ def is_faster(grouped: GroupedHead, head: Head, shape: Sequence[int]) -> bool:
     for flat in heads:
         flat.load(flat.vector.detach() + 0.01 * torch.randn(flat.vector.shape, generator=draw))
     pixels = torch.randn(members * shape[0], *shape[1:], generator=draw)
-    weights = torch.randn(members * shape[0], *head.smashed_shape, generator=draw)
+    with torch.no_grad():
+        sent = head(pixels)[0]
+    weights = torch.randn(sent.shape, generator=draw)
 
     def loop() -> tuple[Tensor, Tensor]:
         outputs, gradients = [], []

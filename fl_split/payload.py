@@ -6,7 +6,9 @@ import math
 import struct
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # The position in this list is the code on the wire: append only.
@@ -19,9 +21,9 @@ DTYPES = [
     torch.int16,
     torch.int32,
     torch.int64,
-    torch.bool,
 ]
 _VALUE = 0x80  # flag in the dtype byte: this tensor carries gradient
+_PACKED = 0x40  # flag in the dtype byte: whole numbers of so many bits each; 0: booleans
 
 
 @dataclass
@@ -44,28 +46,24 @@ class Payload:
         """Bytes on the wire, by serialising."""
         return len(self.to_bytes())
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, bytewise: bool = False) -> bytes:
         """Serialise: per tensor a name, a dtype, a shape and the raw little-endian data.
 
-        The header costs 7 bytes and the name for a three-dimensional tensor of small
-        sizes; shapes travel because cluster and token counts differ between batches.
+        Booleans take a bit each, int64 tensors as many bits as their largest number needs
+        (unless one is negative). The header costs 7 bytes and the name for a
+        three-dimensional tensor of small sizes; shapes travel because cluster and token
+        counts differ between batches.
+
+        `bytewise` gives int64 tensors whole bytes, for those who compress what comes out.
         """
         parts: list[bytes | memoryview] = [struct.pack("<B", len(self.values) + len(self.side))]
         for flag, tensors in ((_VALUE, self.values), (0, self.side)):
             for name, tensor in tensors.items():
-                data = tensor.detach().cpu().contiguous()
-                label = name.encode()
-                parts.append(
-                    struct.pack(
-                        f"<BB{len(label)}sB{data.dim()}I",
-                        DTYPES.index(data.dtype) | flag,
-                        len(label),
-                        label,
-                        data.dim(),
-                        *data.shape,
-                    )
-                )
-                parts.append(data.reshape(-1).view(torch.uint8).numpy().data)
+                code, data = _encode(tensor.detach().cpu().contiguous(), bytewise)
+                label, dims = name.encode(), tensor.dim()
+                layout = f"<BB{len(label)}sB{dims}I"
+                fields = (code | flag, len(label), label, dims, *tensor.shape)
+                parts += [struct.pack(layout, *fields), data]
         return b"".join(parts)
 
     @classmethod
@@ -86,27 +84,67 @@ class Payload:
                 offset += 3 + length
                 shape = struct.unpack_from(f"<{dims}I", buffer, offset)
                 offset += 4 * dims
-                dtype, size = DTYPES[kind & ~_VALUE], math.prod(shape)
                 tensors = payload.values if kind & _VALUE else payload.side
-                tensors[name.decode()] = _view(buffer, dtype, size, offset).reshape(shape)
-                offset += size * dtype.itemsize
-        except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+                tensor, offset = _decode(buffer, kind & ~_VALUE, math.prod(shape), offset)
+                tensors[name.decode()] = tensor.reshape(shape)
+        except (struct.error, IndexError, OverflowError, RuntimeError, ValueError) as error:
             raise ValueError(f"not a payload: {error}") from None
         if offset != len(buffer):
             raise ValueError(f"not a payload: expected {offset} bytes, got {len(buffer)}")
         return payload
 
 
-def _view(buffer: bytearray, dtype: torch.dtype, size: int, offset: int) -> Tensor:
+def _encode(tensor: Tensor, bytewise: bool) -> tuple[int, memoryview]:
+    """Return the code of a tensor's format, and its data."""
+    flat = tensor.reshape(-1)
+    if tensor.dtype == torch.bool:
+        return _PACKED, np.packbits(flat.numpy(), bitorder="little").data
+    if tensor.dtype == torch.int64 and flat.numel() and int(flat.min()) >= 0:
+        bits = max(1, int(flat.max()).bit_length())
+        bits = -(-bits // 8) * 8 if bytewise and bits <= 48 else bits
+        return _PACKED | bits, pack_bits(flat.numpy(), bits).data
+    return DTYPES.index(tensor.dtype), flat.view(torch.uint8).numpy().data
+
+
+def _decode(buffer: bytearray, code: int, size: int, offset: int) -> tuple[Tensor, int]:
+    """Read `size` numbers at `offset`; return them and where they end."""
+    if code & _PACKED:
+        bits = code & ~_PACKED
+        end = offset + -(-size * max(1, bits) // 8)
+        if end > len(buffer):
+            raise ValueError(f"expected {end} bytes, got {len(buffer)}")
+        data = np.frombuffer(buffer, np.uint8, end - offset, offset)
+        numbers = unpack_bits(data, max(1, bits), size)
+        return torch.from_numpy(numbers if bits else numbers.astype(bool)), end
+    dtype = DTYPES[code]
     if size == 0:
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(buffer, dtype=dtype, count=size, offset=offset)
+        return torch.empty(0, dtype=dtype), offset
+    tensor = torch.frombuffer(buffer, dtype=dtype, count=size, offset=offset)
+    return tensor, offset + size * dtype.itemsize
 
 
-def smallest(integers: Tensor) -> Tensor:
-    """Cast non-negative integers to the smallest dtype that holds them all."""
-    top = int(integers.max()) if integers.numel() else 0
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        if top <= torch.iinfo(dtype).max:
-            return integers.to(dtype)
-    return integers.to(torch.int64)
+def pack_bits(numbers: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+    """Write numbers in 0..2^bits-1 one after the other, `bits` bits each, little end first."""
+    if bits % 8 == 0:
+        octets = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)
+        return np.ascontiguousarray(octets[:, : bits // 8]).reshape(-1)
+    width = -(-bits // 8)
+    octets = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :width]
+    if width == 1:
+        per_byte = 8 // bits
+        if bits * per_byte == 8:  # 1, 2 or 4: several numbers fill a byte
+            padded = np.zeros(-(-len(octets) // per_byte) * per_byte, np.uint8)
+            padded[: len(octets)] = octets[:, 0]
+            shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
+            return np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1)
+    flags = np.unpackbits(np.ascontiguousarray(octets), axis=1, bitorder="little")[:, :bits]
+    return np.packbits(flags.reshape(-1), bitorder="little")
+
+
+def unpack_bits(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
+    """Read back `count` numbers that :func:`pack_bits` wrote."""
+    flags = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
+    octets = np.zeros((count, 8), np.uint8)
+    packed = np.packbits(flags, axis=1, bitorder="little")
+    octets[:, : packed.shape[1]] = packed
+    return octets.view("<i8").reshape(count).astype(np.int64)

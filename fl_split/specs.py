@@ -26,7 +26,8 @@ def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
     Parameters
     ----------
     spec : str
-        ``"name"`` or ``"name(key=literal, ...)"``; nothing is evaluated but literals.
+        ``"name"`` or ``"name(key=literal, ...)"``, the first keys also by position;
+        nothing is evaluated but literals.
     table : Mapping[str, Callable]
         Name to dataclass or function; its signature decides which keys are known.
 
@@ -50,14 +51,36 @@ def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
 
 def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
     """Read `spec` and check its names against `table`, without building anything."""
-    name, arguments = _read(spec)
+    name, positional, arguments = _read(spec)
     if name not in table:
         raise SpecError(unknown("name", name, table))
     known = parameters(table[name])
+    if len(positional) > len(known):
+        raise SpecError(f"{spec!r}: {len(positional)} values for {len(known)} arguments")
+    for key, value in zip(known, positional, strict=False):
+        if key in arguments:
+            raise SpecError(f"{spec!r}: {key} is given twice")
+        arguments[key] = value
     for key in arguments:
         if key not in known:
             raise SpecError(f"{spec!r}: {unknown('argument', key, known)}")
     return name, arguments
+
+
+def stages(spec: str) -> list[str]:
+    """Take ``"a(...) | b(...)"`` apart; a spec without ``|`` is its only stage.
+
+    Raises
+    ------
+    SpecError
+        `spec` cannot be read.
+    """
+    found: list[str] = []
+    node = _expression(spec)
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        found.append(ast.unparse(node.right))
+        node = node.left
+    return [*reversed([*found, ast.unparse(node)])]
 
 
 def canonical(
@@ -105,22 +128,30 @@ def sentence(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def _read(spec: str) -> tuple[str, dict[str, Any]]:
+def _expression(spec: str) -> ast.expr:
     try:
-        call = ast.parse(spec.strip(), mode="eval").body
+        return ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise SpecError(f"{spec!r} is not of the form name(key=value, ...)") from None
+
+
+def _read(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
+    call = _expression(spec)
     if isinstance(call, ast.Name):
-        return call.id, {}
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        return call.id, [], {}
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise SpecError(f"{spec!r} is not of the form name(key=value, ...)")
     arguments = {}
     for keyword in call.keywords:
         key = str(keyword.arg)
         if key in arguments:
             raise SpecError(f"{spec!r}: {key} is given twice")
-        try:
-            arguments[key] = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError, RecursionError, MemoryError):
-            raise SpecError(f"{spec!r}: {key} must be a literal, as 0.1 or 'text'") from None
-    return call.func.id, arguments
+        arguments[key] = _literal(spec, key, keyword.value)
+    return call.func.id, [_literal(spec, "a value", value) for value in call.args], arguments
+
+
+def _literal(spec: str, key: str, value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        raise SpecError(f"{spec!r}: {key} must be a literal, as 0.1 or 'text'") from None

@@ -61,6 +61,19 @@ def compress(codec: Codec, smashed: Smashed, place: Place) -> Payload:
     return codec.encode(smashed, generator(place.seed, "codec", *place.path()))
 
 
+def pack(codec: Codec, payload: Payload, place: Place, purpose: str = "pack") -> Payload:
+    """Return what is sent of `payload`, without its graph; the randomness is that of `place`.
+
+    Raises
+    ------
+    ValueError
+        Values that are not finite: some grids would hide them.
+    """
+    check_finite(payload)
+    with torch.no_grad():
+        return codec.pack(payload, generator(place.seed, purpose, *place.path()))
+
+
 def head_gradient(head: Flat[Head], payload: Payload, gradient: Payload) -> Tensor:
     """Client, backward: the head's gradient for the cut gradient of its payload.
 
@@ -110,7 +123,7 @@ class Arrival:
 
 
 def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
-    """Decode a payload and check that it is something `tail` can be trained on.
+    """Unpack and decode what came, and check that it is something `tail` can be trained on.
 
     Raises
     ------
@@ -118,18 +131,15 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
         Values that are not finite, tokens or targets of a wrong shape, or a label that is
         no class.
     """
-    largest = [
-        float(torch.linalg.vector_norm(v.detach(), math.inf)) for v in payload.values.values()
-    ]
-    if not all(map(math.isfinite, largest)):
-        raise ValueError("values that are not finite")
     try:
+        payload = codec.unpack(payload)
+        check_finite(payload)
         leaves = {name: value.detach().requires_grad_() for name, value in payload.values.items()}
         received = codec.decode(Payload(leaves, payload.side))
-    except (KeyError, IndexError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"cannot be decoded: {error}") from None
     tokens, targets = received.tokens, received.targets
-    classes, width = tail.classifier.weight.shape
+    classes, width = len(tail.classifier.weight), tail.width
     if tokens.dim() != 3 or not len(tokens) or tokens.shape[2] != width:
         raise ValueError(f"tokens must be (K, T, {width}), got {tuple(tokens.shape)}")
     if targets.shape not in {(len(tokens),), (len(tokens), classes)}:
@@ -139,6 +149,13 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
     if not bool(targets.isfinite().all()):
         raise ValueError("labels that are not finite")
     return Arrival(leaves, received)
+
+
+def check_finite(payload: Payload) -> None:
+    """Raise ValueError if a value is infinite or not a number."""
+    for value in payload.values.values():
+        if not math.isfinite(float(torch.linalg.vector_norm(value.detach(), math.inf))):
+            raise ValueError("values that are not finite")
 
 
 def cut_gradients(
@@ -200,7 +217,7 @@ def train_step(
 ) -> float:
     """One whole exchange in one process and a step of both optimisers; return the loss."""
     payload = smash(head.module, codec, pixels, labels, num_classes, place)
-    arrival = arrive(tail.module, codec, payload)
+    arrival = arrive(tail.module, codec, pack(codec, payload, place))
     losses, cuts, gradient = cut_gradients(tail, [arrival], [1.0], place)
     descend(optimizers[0], head.vector, head_gradient(head, payload, cuts[0]))
     descend(optimizers[1], tail.vector, gradient)

@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.image_processing_base import ImageProcessingMixin
 
+from fl_split.codecs import Codec
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -30,12 +31,13 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Head(nn.Module):
-    """The client's part: patch embedding and the first `cut` blocks."""
+    """The client's part: patch embedding, the first `cut` blocks, and a codec's encoder."""
 
     def __init__(self, model: ViTForImageClassification, cut: int) -> None:
         super().__init__()
         self.embeddings = model.vit.embeddings
         self.blocks = nn.ModuleList(model.vit.layers[:cut])
+        self.encoder: nn.Module = nn.Identity()
         self.has_dropout = _has_dropout(self)
 
     @property
@@ -57,7 +59,7 @@ class Head(nn.Module):
         tokens = self.embeddings(pixels)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
-        return self.blocks[-1](tokens), partial(self.attention, tokens)
+        return self.encoder(self.blocks[-1](tokens)), partial(self.attention, tokens)
 
     def attention(self, before: Tensor) -> Tensor:
         """CLS attention row (B, N) of the last block, given that block's input (B, N, D).
@@ -69,10 +71,18 @@ class Head(nn.Module):
 
 
 class Tail(nn.Module):
-    """The server's part: the remaining blocks, the final norm and the classifier."""
+    """The server's part: a codec's decoder, the other blocks, the final norm, the classifier.
+
+    Attributes
+    ----------
+    width : int
+        Of the tokens that come in: D, or what the encoder makes of it.
+    """
 
     def __init__(self, model: ViTForImageClassification, cut: int) -> None:
         super().__init__()
+        self.decoder: nn.Module = nn.Identity()
+        self.width: int = model.config.hidden_size
         self.blocks = nn.ModuleList(model.vit.layers[cut:])
         self.norm = model.vit.layernorm
         self.classifier = model.classifier
@@ -80,6 +90,7 @@ class Tail(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which the first is CLS."""
+        tokens = self.decoder(tokens)
         for block in self.blocks:
             tokens = block(tokens)
         return self.classifier(self.norm(tokens)[:, 0])
@@ -97,6 +108,16 @@ def split(model: ViTForImageClassification, cut: int) -> tuple[Head, Tail]:
     if not 1 <= cut <= last:
         raise ValueError(f"cut must be in 1..{last} for a model of {last + 1} blocks, got {cut}")
     return Head(model, cut), Tail(model, cut)
+
+
+def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:
+    """Put the trainable modules of `codec`, if it has any, on both sides of the cut."""
+    _, width = head.smashed_shape
+    with seeded(seed, "codec modules"):
+        found = codec.modules(width)
+    if found is not None:
+        head.encoder, tail.decoder = found
+        tail.width = head.encoder(torch.zeros(1, width)).shape[-1]
 
 
 def _has_dropout(module: nn.Module) -> bool:

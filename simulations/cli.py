@@ -146,8 +146,9 @@ def list_() -> None:
         from simulations.partition import FILLED_IN, PARTITIONS
 
     tables = {
-        "Codecs (codec)": TABLES["codec"],
+        "Codecs (codec, and what only packs also as downlink)": TABLES["codec"],
         "Strategies (strategy)": TABLES["strategy"],
+        "Budgets (budget)": TABLES["budget"],
         "Partitions (partition)": PARTITIONS,
         "Data sets (dataset)": TABLES["dataset"],
         "Models (model)": TABLES["model"],
@@ -160,7 +161,10 @@ def list_() -> None:
             table.add_column(column, overflow="fold")
         for name, entry in entries.items():
             filled_in = FILLED_IN if entries is PARTITIONS else ()
-            table.add_row(escape(_signature(name, entry, filled_in)), escape(_summary(entry)))
+            about = _summary(entry)
+            if entries is TABLES["codec"]:
+                about += f"\nUp: {entry.up}. Down: {entry.down}."
+            table.add_row(escape(_signature(name, entry, filled_in)), escape(about))
         out.print(table)
     keys = Table("key", "default", "what it is", title="Keys", title_justify="left")
     for name, field in Experiment.model_fields.items():

@@ -19,7 +19,7 @@ from fl_split.grouped import MEMBERS, GroupedHead, Seat, head_gradients, is_fast
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator
-from fl_split.step import Place, head_gradient, smash, train_step
+from fl_split.step import Place, head_gradient, pack, smash, train_step
 from fl_split.vit import Head, Tail
 from simulations.table import Table
 
@@ -76,6 +76,7 @@ class Worker:
     head: Head
     tail: Tail
     codec: Codec
+    downlink: Codec
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
     schedule: Schedule
@@ -246,7 +247,10 @@ class Client:
         return self.place
 
     def forward(self) -> Payload:
-        """Return the payload of the present step."""
+        """Return what is sent in the present step."""
+        return pack(self.worker.codec, self._smash(), self.here)
+
+    def _smash(self) -> Payload:
         pixels, labels = self.batch()
         classes = self.worker.data.num_classes
         batch = (self.worker.codec, pixels, labels, classes, self.here)
@@ -265,7 +269,7 @@ class Client:
         if self.seat:
             self.worker.count(0, 1)
             self.worker.release(self)
-        return head_gradient(self.head, self.graph or self.forward(), gradient)
+        return head_gradient(self.head, self.graph or self._smash(), gradient)
 
     def learn(self, gradient: Tensor) -> None:
         """Step the head on its gradient for the present step, and go on to the next."""
@@ -315,7 +319,7 @@ class Client:
 
 
 def forward_together(clients: Sequence[Client]) -> list[Payload]:
-    """Return the payloads of clients with batches of the same size; the same bits as alone."""
+    """Return what clients with batches of one size send; the same bits as alone."""
     worker, rows = clients[0].worker, np.concatenate([client.rows() for client in clients])
     samples = len(rows) // len(clients)
     grouped = worker.grouped(samples)
@@ -330,7 +334,10 @@ def forward_together(clients: Sequence[Client]) -> list[Payload]:
     if worker.has_room(samples, len(clients)):  # all or none: one seat keeps the whole run
         for client, (payload, seat) in zip(clients, found, strict=True):
             worker.keep(client, samples, payload, seat)
-    return [payload for payload, _ in found]
+    return [
+        pack(worker.codec, payload, place)
+        for place, (payload, _) in zip(places, found, strict=True)
+    ]
 
 
 def backward_together(clients: Sequence[Client], gradients: Sequence[Payload]) -> list[Tensor]:

@@ -69,7 +69,7 @@ def exchange(message: Message, context: Context) -> Plan:
                 None if head is None else messages.numbers(head[messages.HEAD]),
             )
         if messages.GRADIENT in arrays:
-            gradient = messages.unwrap(arrays[messages.GRADIENT])
+            gradient = client.worker.downlink.unpack(messages.unwrap(arrays[messages.GRADIENT]))
             paused = time.thread_time()
             result, seconds = yield client, gradient
             started += time.thread_time() - paused - seconds

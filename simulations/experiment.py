@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fl_split.codecs import CODECS
+from fl_split.codecs import CODECS, parse_codec, parse_downlink
 from fl_split.optimizers import OPTIMIZERS
-from fl_split.specs import SpecError, canonical, parse, sentence, unknown
+from fl_split.specs import SpecError, canonical, parse, sentence, stages, unknown
 from fl_split.vit import MODELS
 from simulations import partition
 from simulations.data import DATASETS
 from simulations.engines import ENGINES
 from strategies import STRATEGIES
+from strategies.budget import BUDGETS
 
 TABLES: dict[str, Mapping[str, Any]] = {
+    "budget": BUDGETS,
     "codec": CODECS,
     "dataset": DATASETS,
+    "downlink": CODECS,
     "engine": ENGINES,
     "head_optimizer": OPTIMIZERS,
     "model": MODELS,
@@ -29,6 +32,9 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "tail_optimizer": OPTIMIZERS,
 }
 """Keys whose value is a spec string, and the table it names an entry of."""
+
+CHAINS: dict[str, Callable[[str], Any]] = {"codec": parse_codec, "downlink": parse_downlink}
+"""Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -48,8 +54,10 @@ class Experiment(BaseModel):
     model: str = Field("vit()", description="which Vision Transformer")
     cut: Count = Field(2, description="blocks on the client, 1 .. blocks - 1")
     codec: str = Field("identity()", description="how smashed data are compressed")
+    downlink: str = Field("identity()", description="how cut gradients are packed")
     strategy: str = Field("parallel()", description="who trains when, what is averaged")
     rounds: Count = Field(20, description="rounds")
+    budget: str = Field("none()", description="what else may end a run, after a whole round")
     batch_size: Count = Field(16, description="samples per client and step; the last may be less")
     local_epochs: Count = Field(1, description="passes of a client over its samples per round")
     local_steps: Annotated[int, Field(ge=0)] = Field(
@@ -74,8 +82,12 @@ class Experiment(BaseModel):
     @field_validator(*TABLES)
     @classmethod
     def _is_known(cls, spec: str, info: Any) -> str:
-        parse(spec, TABLES[info.field_name])
-        return canonical(spec, TABLES[info.field_name])
+        table, build = TABLES[info.field_name], CHAINS.get(info.field_name)
+        if build is None:
+            parse(spec, table)
+            return canonical(spec, table)
+        build(spec)
+        return " | ".join(canonical(stage, table) for stage in stages(spec))
 
     @field_validator("partition")
     @classmethod
@@ -84,7 +96,8 @@ class Experiment(BaseModel):
 
     def build(self, key: str) -> Any:
         """Return the object that the spec string `key` describes."""
-        return parse(getattr(self, key), TABLES[key])
+        spec = getattr(self, key)
+        return CHAINS[key](spec) if key in CHAINS else parse(spec, TABLES[key])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Experiment:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import ViTForImageClassification
 
 from fl_split import __version__
@@ -45,14 +46,20 @@ COLUMNS = [
     *BYTES,
     "smashed_bytes",
     "ratio",
+    "client_flops",
+    "server_flops",
     "wall_seconds",
     "cpu_seconds",
 ]
 """Columns of rounds.csv. `smashed_bytes`: what the same smashed data are in fp32,
-uncompressed, one way. `ratio`: payload bytes of both directions over twice that."""
+uncompressed, one way. `ratio`: payload bytes of both directions over twice that. Flops: of
+training, closed form (see fl_split/flops.py); the clients' all together."""
+
+SUMS = ("samples", "client_steps", "smashed_bytes", "client_flops", "server_flops", *BYTES)
+"""Columns of which the summary holds the sum."""
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
-MODEL, SUMMARY = "model.safetensors", "summary.json"
+MODEL, CODEC, SUMMARY = "model.safetensors", "codec.safetensors", "summary.json"
 COMPARISON = "comparison.csv"
 
 
@@ -127,10 +134,19 @@ class Recorder:
         kept = frame.where(frame.notna(), None).to_dict("records")
         return [{str(name): value for name, value in row.items()} for row in kept]
 
-    def finish(self, model: ViTForImageClassification, status: str) -> dict[str, Any]:
-        """Write model and summary; `status` is complete, interrupted or failed."""
+    def totals(self) -> dict[str, Any]:
+        """Rounds done and sums over them."""
+        sums = {key: sum(row[key] for row in self.rows) for key in SUMS}
+        return {"rounds": len(self.rows), **sums}
+
+    def finish(
+        self, model: ViTForImageClassification, status: str, codec: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """Write weights and summary; `status` is complete, interrupted or failed."""
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         save_file(state, self.folder / MODEL, metadata={"format": "pt"})
+        if codec:
+            save_file(dict(codec), self.folder / CODEC)
         model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
         summary = self._summary(status)
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
@@ -154,6 +170,8 @@ class Recorder:
             "dropped": sum(bool(t.dropped) for t in traffic),
             "client_steps": total["steps"],
             "ratio": _ratio(total),
+            "client_flops": report.client_flops,
+            "server_flops": report.server_flops,
             "wall_seconds": round(wall - self._wall, 3),
             "cpu_seconds": round(cpu - self._cpu + reported, 3),
         }
@@ -161,20 +179,16 @@ class Recorder:
         return row
 
     def _summary(self, status: str) -> dict[str, Any]:
-        def total(key: str) -> Any:
-            return sum(row[key] for row in self.rows)
-
         accuracies = [row["accuracy"] for row in self.rows]
-        sums = {key: total(key) for key in ("samples", "client_steps", "smashed_bytes", *BYTES)}
+        sums = self.totals()
         return {
             "status": status,
             "final_accuracy": accuracies[-1] if accuracies else None,
             "best_accuracy": max(accuracies, default=None),
-            "rounds": len(self.rows),
             **sums,
             "ratio": _ratio(sums),
-            "wall_seconds": round(total("wall_seconds"), 3),
-            "cpu_seconds": round(total("cpu_seconds"), 3),
+            "wall_seconds": round(sum(row["wall_seconds"] for row in self.rows), 3),
+            "cpu_seconds": round(sum(row["cpu_seconds"] for row in self.rows), 3),
             "seed": self.experiment.seed,
             "experiment": self.experiment.model_dump(exclude={"out"}),
             "versions": versions(),

@@ -25,8 +25,9 @@ app = ServerApp()
 PATIENCE = 2
 """Times the timeout: our engines stop a handler at one, so who waits behind it is late at two."""
 
-Watch = Callable[[dict[str, Any], RoundReport], None]
-"""Called after each round with its row of results and all there is to know about it."""
+Watch = Callable[[dict[str, Any], RoundReport], bool | None]
+"""Called after each round with its row of results and all there is to know about it; true
+ends the run."""
 
 
 class LocalContext(Context):
@@ -65,7 +66,9 @@ def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = Non
         grid.restore(before.clients)
     finished = before.arrays
 
-    def on_round(report: RoundReport) -> None:
+    budget = experiment.build("budget")
+
+    def on_round(report: RoundReport) -> bool:
         nonlocal finished
         finished = report.arrays
         row = recorder.add(report)
@@ -75,13 +78,14 @@ def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = Non
             moments = {**pool.moments(), "tail": report.progress.moments}
             if states is not None:  # else a worker is just being restarted: not this time
                 Checkpoint(report.round, report.arrays, moments, states).write(folder, experiment)
-        watch(row, report)
+        return bool(watch(row, report)) or budget.is_spent(recorder.totals())
 
     training = Training(
         clients=experiment.clients,
         fraction=experiment.fraction,
         seed=experiment.seed,
         codec=experiment.build("codec"),
+        downlink=experiment.build("downlink"),
         tail_optimizer=experiment.build("tail_optimizer"),
         head=head,
         tail=tail,
@@ -107,7 +111,7 @@ def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = Non
     finally:
         crew.close()
         evaluator.load(finished)  # training stopped half-way may have gone on from there
-        recorder.finish(setup.model, status)
+        recorder.finish(setup.model, status, setup.codec_weights())
     (folder / FILE).unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ from fl_split.metrics import accuracy
 from fl_split.optimizers import moments, set_moments
 from fl_split.specs import parse
 from fl_split.step import Place, predict, train_step
-from fl_split.vit import Head, Tail, split
+from fl_split.vit import Head, Tail, insert, split
 from simulations import partition
 from simulations.client import Schedule, Worker
 from simulations.data import DATASETS, Source
@@ -45,6 +45,15 @@ class Setup:
     train: Table
     test: Table
 
+    def codec_weights(self) -> dict[str, Tensor]:
+        """Weights at the cut that belong to the codec and not to the model."""
+        both = {"encoder": self.head.encoder, "decoder": self.tail.decoder}
+        return {
+            f"{half}.{name}": weight.detach().clone()
+            for half, module in both.items()
+            for name, weight in module.state_dict().items()
+        }
+
     def initial_arrays(self) -> ArrayRecord:
         """Flat weights of head and tail before training."""
         return messages.weights(head=_vector(self.head), tail=_vector(self.tail))
@@ -59,7 +68,9 @@ class Setup:
         build = self.experiment.build
         optimizers = build("head_optimizer"), build("tail_optimizer")
         halves = copy.deepcopy((self.head, self.tail))  # the server trains its own
-        return Worker(self.train, *halves, build("codec"), *optimizers, self.schedule())
+        return Worker(
+            self.train, *halves, build("codec"), build("downlink"), *optimizers, self.schedule()
+        )
 
 
 def prepare(experiment: Experiment) -> Setup:
@@ -91,6 +102,7 @@ def prepare(experiment: Experiment) -> Setup:
     model.config.label2id = {name: label for label, name in enumerate(source.class_names)}
     model.train()  # checkpoints come in evaluation mode
     head, tail = split(model, e.cut)
+    insert(head, tail, e.build("codec"), e.seed)
     size, channels = model.config.image_size, model.config.num_channels
     with _named("dataset"):
         train, test = _decode(source, size, channels)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.flat import Flat
+from fl_split.flops import head_step, tail_step
 from fl_split.optimizers import Optimizer, moments
 from fl_split.seeds import generator
-from fl_split.step import Arrival
+from fl_split.step import Arrival, Place, pack
 from fl_split.vit import Head, Tail
 from strategies import messages
 from strategies.crew import Crew
@@ -57,20 +58,21 @@ class Training:
     progress : Progress
         Where to go on; by default from the start.
     on_round : Callable
-        Called after every round with its :class:`RoundReport`.
+        Called after every round with its :class:`RoundReport`; true ends the run.
     """
 
     clients: int
     fraction: float
     seed: int
     codec: Codec
+    downlink: Codec
     tail_optimizer: Optimizer
     head: Flat[Head]
     tail: Flat[Tail]
     pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
     crew: Crew = field(default_factory=Crew)
     progress: Progress = field(default_factory=Progress)
-    on_round: Callable[[RoundReport], None] = lambda report: None
+    on_round: Callable[[RoundReport], bool | None] = lambda report: None
 
 
 @dataclass
@@ -83,6 +85,8 @@ class RoundReport:
     train_loss: float
     traffic: dict[int, Traffic]
     progress: Progress
+    client_flops: int
+    server_flops: int
 
 
 @dataclass
@@ -103,6 +107,7 @@ class Round:
     returned: Sequence[str] = (messages.HEAD,)
     finals: dict[int, Message] = field(default_factory=dict)
     losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    server_flops: int = 0
     _own_heads: dict[int, np.ndarray] | None = None
 
     @property
@@ -203,9 +208,12 @@ class Round:
             yield group
 
     def _send(self, step: int, served: Served) -> None:
+        self.server_flops += served.flops
         for client, cut in served.cuts.items():
             self.losses[client, step] = self.samples[client], served.losses[client]
-            content = RecordDict({messages.GRADIENT: messages.wrap(cut)})
+            place = Place(self.training.seed, self.number, client, step)
+            packed = pack(self.training.downlink, cut, place, "downlink")
+            content = RecordDict({messages.GRADIENT: messages.wrap(packed)})
             self.mailbox.send(client, messages.STEP, content)
 
     def finish(self) -> None:
@@ -258,7 +266,25 @@ class Round:
             key: float(value) for key, value in metrics.items() if not isinstance(value, list)
         }
         progress = Progress(self.number, moments(self.tail.optimizer, self.tail.flat.vector))
-        return RoundReport(self.number, arrays, values, loss, self.mailbox.traffic, progress)
+        traffic, client_flops = self.mailbox.traffic, self._flops_per_sample()
+        samples = sum(sent.samples for client, sent in traffic.items() if client >= 0)
+        return RoundReport(
+            round=self.number,
+            arrays=arrays,
+            metrics=values,
+            train_loss=loss,
+            traffic=traffic,
+            progress=progress,
+            client_flops=client_flops * samples,
+            server_flops=self.server_flops,
+        )
+
+    def _flops_per_sample(self) -> int:
+        """Operations of a client, which for FedAvg holds the tail too."""
+        head, tail = self.training.head.module, self.training.tail.module
+        own = head_step(head, 1)
+        is_whole = messages.TAIL in self.returned
+        return own + (tail_step(tail, 1, head.smashed_shape[0]) if is_whole else 0)
 
     def _sort(self, client: int, reply: Message) -> Arrival | None:
         """Tell a payload from a final reply; drop the client if it is neither."""

@@ -60,7 +60,7 @@ class SplitStrategy(Strategy):
         *,
         training: Training | None = None,
     ) -> Result:
-        """Run `num_rounds` rounds; `timeout` bounds the wait for any one reply.
+        """Run up to `num_rounds` rounds; `timeout` bounds the wait for any one reply.
 
         Raises
         ------
@@ -83,7 +83,8 @@ class SplitStrategy(Strategy):
             tail.flat.load(messages.numbers(arrays[messages.TAIL]))
             metrics = self.evaluate(round, arrays, evaluate_fn)
             result.arrays, result.evaluate_metrics_serverapp[number] = arrays, metrics
-            training.on_round(round.report(arrays, metrics))
+            if training.on_round(round.report(arrays, metrics)):
+                break
         return result
 
     def aggregate_round(self, round: Round, replies: list[Message]) -> ArrayRecord:

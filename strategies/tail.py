@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.flat import Flat, descend
+from fl_split.flops import tail_step
 from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.step import Arrival, Place, arrive, cut_gradients
@@ -21,11 +22,15 @@ MAX_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Served:
-    """What the tail makes of payloads: losses and cut gradients by client, its own gradient."""
+    """What the tail makes of payloads: losses and cut gradients by client, its own gradient.
+
+    `flops` is what it took.
+    """
 
     losses: dict[int, float]
     cuts: dict[int, Payload]
     gradient: Tensor
+    flops: int
 
 
 class TrainedTail:
@@ -82,7 +87,9 @@ class TrainedTail:
             losses.update(zip(clients, values, strict=True))
             cuts.update(zip(clients, payloads, strict=True))
             gradients.append(gradient)
-        return Served(losses, cuts, total(gradients))
+        shapes = [arrival.received.tokens.shape for arrival in arrivals.values()]
+        flops = sum(tail_step(self.flat.module, rows, tokens) for rows, tokens, _ in shapes)
+        return Served(losses, cuts, total(gradients), flops)
 
     def descend(self, gradient: Tensor) -> None:
         """Take one step of the optimiser."""

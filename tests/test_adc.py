@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fl_split.codecs.adc import ADC, kmeans, merge_and_select
+from fl_split.codecs.adc import ADC, kmeans, label_mixtures, merge_and_select, read_mixtures
 from fl_split.codecs.codec import Smashed
+from fl_split.payload import Payload
 from fl_split.step import loss
 
 # (K, T) of the square-root rule, as the official code computes them.
@@ -138,7 +139,28 @@ def test_labels_become_mixtures_and_clusters_of_equal_samples_are_found():
     received = ADC().decode(payload)
     rows = sorted(received.targets.tolist())
     assert rows == [[0.0, 1.0, 0.0], [pytest.approx(1 / 3), 0.0, pytest.approx(2 / 3)]]
-    assert payload.side["counts"].dtype == torch.uint8
+    # 6 counts of up to 2, two bits each.
+    assert Payload({}, payload.side).nbytes == 1 + (1 + 1 + len("counts") + 1 + 2 * 4) + 2
+
+
+def test_many_classes_send_members_instead_of_counts():
+    """40 clusters of 128 samples, 100 classes: 128 x 7 bits and 40 x 4 bits, not 4,000 counts."""
+    draw = generator()
+    cluster = torch.cat([torch.arange(40), torch.randint(40, (88,), generator=draw)])
+    labels = torch.randint(100, (128,), generator=draw)
+    labels[0] = 99
+    side = label_mixtures(cluster, labels, 100)
+    assert side.keys() == {"labels", "sizes", "classes"}
+    bits = int(torch.bincount(cluster).max()).bit_length()
+    headers = sum(7 + len(name) for name in side)  # one-dimensional: 3 bytes and 4 of the size
+    assert Payload({}, side).nbytes == 1 + headers + 128 * 7 // 8 + -(-40 * bits // 8) + 1
+    expected = torch.zeros(40, 100, dtype=torch.int64)
+    for k, label in zip(cluster.tolist(), labels.tolist(), strict=True):
+        expected[k, label] += 1
+    assert torch.equal(read_mixtures(side), expected)
+    assert torch.equal(read_mixtures({"counts": expected}), expected)
+    with pytest.raises(ValueError, match="labels for clusters"):
+        read_mixtures({**side, "labels": labels[1:]})
 
 
 @pytest.mark.parametrize(

@@ -1,95 +1,209 @@
 """What every codec must do; a new one is tested by being in the table."""
 
+from contextlib import suppress
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from fl_split.codecs import CODECS, Smashed
+from fl_split.codecs import CODECS, Smashed, parse_codec, parse_downlink
 from fl_split.flat import Flat
 from fl_split.payload import Payload
-from fl_split.specs import parse
-from fl_split.step import Place, arrive, cut_gradients
-from fl_split.vit import ViT, split
+from fl_split.step import Place, arrive, cut_gradients, loss, pack
+from fl_split.vit import ViT, insert, split
 
-pytestmark = pytest.mark.parametrize("name", CODECS)
+CHAINS = [
+    "adc(ratio=0.25) | uniform(bits=8) | rans()",
+    "topk(ratio=0.2) | fp16()",
+    "splitfc(keep=0.7) | zstd()",
+    "slicer() | rans(layout='sparse')",
+    "bottlenet(ratio=0.5) | uniform(bits=4, per='channel', rounding='stochastic')",
+]
+PLACE = Place(0, 0, 0, 0)
+every_codec = pytest.mark.parametrize("spec", [*CODECS, *CHAINS])
 
 
-def smashed(batch=9, requires_grad=True):
-    draw = torch.Generator().manual_seed(0)
+def smashed(batch=9, seed=0, requires_grad=True):
+    draw = torch.Generator().manual_seed(seed)
     tokens = torch.randn(batch, 5, 16, generator=draw).requires_grad_(requires_grad)
     attention = torch.rand(batch, 5, generator=draw).softmax(dim=1)
     return Smashed(tokens, lambda: attention, torch.arange(batch) % 4, 4)
+
+
+def halves(codec):
+    spec = ViT(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)
+    head, tail = split(spec.build(image_size=8, channels=1, num_classes=4, seed=0), 1)
+    insert(head, tail, codec, 0)
+    return head, tail
 
 
 def generator():
     return torch.Generator().manual_seed(5)
 
 
-def test_the_receiver_decodes_from_the_counted_bytes_alone(name):
-    codec = parse(name, CODECS)
-    payload = codec.encode(smashed(), generator())
-    data = payload.to_bytes()
-    assert payload.nbytes == len(data)
-    here, there = (
-        codec.decode(payload),
-        parse(repr_spec(codec), CODECS).decode(Payload.from_bytes(data)),
-    )
+def encode(codec, data):
+    """As the head does: its encoder, if the codec brings one, comes first."""
+    tokens = halves(codec)[0].encoder(data.tokens)
+    return codec.encode(Smashed(tokens, data.attention, data.labels, data.num_classes), generator())
+
+
+def wire(codec, data):
+    return pack(codec, encode(codec, data), PLACE).to_bytes()
+
+
+def received(codec, data):
+    return codec.decode(codec.unpack(Payload.from_bytes(wire(codec, data))))
+
+
+@every_codec
+def test_the_receiver_decodes_from_the_counted_bytes_alone(spec):
+    codec, data = parse_codec(spec), smashed()
+    packed = pack(codec, encode(codec, data), PLACE)
+    assert packed.nbytes == len(packed.to_bytes())
+    here, there = codec.decode(codec.unpack(packed)), received(parse_codec(spec), data)
     assert torch.equal(here.tokens, there.tokens)
     assert torch.equal(here.targets, there.targets)
 
 
-def repr_spec(codec):
-    text = repr(codec)
-    return text[0].lower() + text[1:] if text[:3] != "ADC" else "adc" + text[3:]
+@every_codec
+def test_rows_tokens_and_targets_belong_together(spec):
+    codec = parse_codec(spec)
+    found = received(codec, smashed())
+    rows, tokens, width = found.tokens.shape
+    assert rows <= 9 and tokens <= 5 and width == halves(codec)[1].width
+    assert found.targets.shape in {(rows,), (rows, 4)}
+    assert found.weights is None or found.weights.shape == (rows,)
 
 
-def test_rows_tokens_and_targets_belong_together(name):
-    received = parse(name, CODECS).decode(parse(name, CODECS).encode(smashed(), generator()))
-    rows, tokens, width = received.tokens.shape
-    assert rows <= 9 and tokens <= 5 and width == 16
-    assert received.targets.shape in {(rows,), (rows, 4)}
-    assert received.weights is None or received.weights.shape == (rows,)
+@every_codec
+def test_what_is_packed_comes_back_with_the_names_and_shapes_of_the_values(spec):
+    codec = parse_codec(spec)
+    payload = encode(codec, smashed())
+    back = codec.unpack(Payload.from_bytes(pack(codec, payload, PLACE).to_bytes()))
+    expected = {name: value.shape for name, value in payload.values.items()}
+    assert {name: value.shape for name, value in back.values.items()} == expected
 
 
-def test_a_seeded_generator_decides(name):
-    codec = parse(name, CODECS)
+@every_codec
+def test_a_seeded_generator_decides(spec):
+    codec = parse_codec(spec)
     torch.manual_seed(1)
-    first = codec.encode(smashed(), generator()).to_bytes()
+    first = wire(codec, smashed())
     torch.manual_seed(2)
-    assert codec.encode(smashed(), generator()).to_bytes() == first
+    assert wire(codec, smashed()) == first
 
 
+@every_codec
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_tiny_batches_work(name, batch):
-    codec = parse(name, CODECS)
-    received = codec.decode(codec.encode(smashed(batch), generator()))
-    assert received.tokens.isfinite().all()
+def test_tiny_batches_work(spec, batch):
+    assert received(parse_codec(spec), smashed(batch)).tokens.isfinite().all()
 
 
-def test_works_without_gradients(name):
-    codec = parse(name, CODECS)
+@every_codec
+def test_a_batch_of_copies_and_a_batch_of_zeros_work(spec):
+    codec, data = parse_codec(spec), smashed(4)
+    for tokens in (data.tokens[:1].expand(4, -1, -1), torch.zeros(4, 5, 16)):
+        alike = Smashed(tokens, lambda: torch.full((4, 5), 0.2), data.labels, 4)
+        assert received(codec, alike).tokens.isfinite().all()
+
+
+@every_codec
+def test_works_without_gradients(spec):
+    codec = parse_codec(spec)
     with torch.no_grad():
-        payload = codec.encode(smashed(requires_grad=False), generator())
+        payload = encode(codec, smashed(requires_grad=False))
     assert not any(value.requires_grad for value in payload.values.values())
 
 
-def test_gradient_over_the_wire_equals_the_gradient_of_one_graph(name):
-    codec, data = parse(name, CODECS), smashed()
-    spec = ViT(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)
-    _, tail = split(spec.build(image_size=8, channels=1, num_classes=4, seed=0), 1)
-    payload = codec.encode(data, generator())
-    sent = Payload.from_bytes(payload.to_bytes())
-    losses, gradients, _ = cut_gradients(
-        Flat(tail), [arrive(tail, codec, sent)], [1.0], Place(0, 0, 0, 0)
-    )
+@every_codec
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(spec, bad):
+    codec, data = parse_codec(spec), smashed(requires_grad=False)
+    data.tokens[:] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        arrive(halves(codec)[1], codec, Payload.from_bytes(wire(codec, data)))
+
+
+class StraightThrough(torch.autograd.Function):
+    """Forward what was unpacked, backward to what was packed."""
+
+    @staticmethod
+    def forward(ctx, packed, unpacked):
+        return unpacked.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+@every_codec
+def test_gradient_over_the_wire_equals_the_gradient_of_one_graph(spec):
+    codec, data = parse_codec(spec), smashed()
+    _, tail = halves(codec)
+    payload = encode(codec, data)
+    sent = Payload.from_bytes(pack(codec, payload, PLACE).to_bytes())
+    losses, gradients, _ = cut_gradients(Flat(tail), [arrive(tail, codec, sent)], [1.0], PLACE)
     back = Payload.from_bytes(gradients[0].to_bytes())
-    torch.autograd.backward(list(payload.values.values()), list(back.values.values()))
+    assert back.values.keys() == payload.values.keys()
+    for name, value in payload.values.items():
+        value.backward(back.values[name], retain_graph=True)
     over_the_wire = data.tokens.grad.clone()
 
-    from fl_split.step import loss
-
     fresh = smashed()
-    received = codec.decode(codec.encode(fresh, generator()))
-    value = loss(tail(received.tokens), received)
+    payload, known = encode(codec, fresh), codec.unpack(sent)
+    values = {
+        name: StraightThrough.apply(value, known.values[name])
+        for name, value in payload.values.items()
+    }
+    found = codec.decode(Payload(values, known.side))
+    value = loss(tail(found.tokens), found)
     value.backward()
     assert losses[0] == value.item()
     assert torch.equal(over_the_wire, fresh.tokens.grad)
+
+
+@every_codec
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_damaged_bytes_are_refused_or_read_but_never_crash(spec, data):
+    codec = parse_codec(spec)
+    good = bytearray(wire(codec, smashed(4)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(good) - 1))
+        good[place] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(good)) | st.just(len(good)))
+    with suppress(ValueError):
+        arrive(halves(codec)[1], codec, Payload.from_bytes(bytes(good[:cut])))
+
+
+@pytest.mark.parametrize("spec", ["bf16", "fp16", "uniform(bits=8)", "rans(bits=8)", "zstd",
+                                  "uniform(bits=6, rounding='stochastic') | rans()"])  # fmt: skip
+def test_cut_gradients_can_be_packed(spec):
+    codec = parse_downlink(spec)
+    gradient = Payload({"tokens": 1e-4 * torch.randn(3, 5, 16, generator=generator())})
+    packed = Payload.from_bytes(pack(codec, gradient, PLACE).to_bytes())
+    assert packed.nbytes < 1.1 * gradient.nbytes
+    back, sent = codec.unpack(packed).values["tokens"], gradient.values["tokens"]
+    assert (back - sent).abs().max() < 0.03 * sent.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("uniform() | adc()", "ADC encodes, so it can only come first"),
+        ("uniform(bits=17)", "bits"),
+        ("uniform() | adk()", "did you mean 'adc'"),
+        ("topk(ratio=0.1) |", "not of the form"),
+        ("uniform(bits=4) || rans()", "not of the form"),
+    ],
+)
+def test_chains_that_cannot_be_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        parse_codec(spec)
+
+
+def test_a_downlink_that_encodes_is_refused():
+    for spec in ("topk(ratio=0.1)", "adc() | uniform()", "bottlenet()"):
+        with pytest.raises(ValueError, match="can only be packed"):
+            parse_downlink(spec)

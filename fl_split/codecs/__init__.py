@@ -1,9 +1,69 @@
 """Codecs: what turns smashed data into a payload and back. One file per paper, one line here."""
 
 from fl_split.codecs.adc import ADC
-from fl_split.codecs.codec import Codec, Received, Smashed
+from fl_split.codecs.bottlenet import BottleNet
+from fl_split.codecs.c3sl import C3SL
+from fl_split.codecs.codec import Chain, Codec, Received, Smashed, only_packs
+from fl_split.codecs.fedlite import FedLite
+from fl_split.codecs.halves import BF16, FP16
 from fl_split.codecs.identity import Identity
+from fl_split.codecs.randtopk import RandTopK
+from fl_split.codecs.rans import Rans
+from fl_split.codecs.slicer import SLICER
+from fl_split.codecs.splitfc import SplitFC
+from fl_split.codecs.topk import TopK
+from fl_split.codecs.uniform import Uniform
+from fl_split.codecs.zstd import Zstd
+from fl_split.specs import SpecError, parse, stages
 
-CODECS = {"adc": ADC, "identity": Identity}
+CODECS = {
+    "adc": ADC,
+    "bf16": BF16,
+    "bottlenet": BottleNet,
+    "c3sl": C3SL,
+    "fedlite": FedLite,
+    "fp16": FP16,
+    "identity": Identity,
+    "randtopk": RandTopK,
+    "rans": Rans,
+    "slicer": SLICER,
+    "splitfc": SplitFC,
+    "topk": TopK,
+    "uniform": Uniform,
+    "zstd": Zstd,
+}
 
-__all__ = ["ADC", "CODECS", "Codec", "Identity", "Received", "Smashed"]
+
+def parse_codec(spec: str) -> Codec:
+    """Build ``"a(...)"`` or a chain ``"a(...) | b(...)"``; SpecError if that cannot be."""
+    found = tuple(parse(part, CODECS) for part in stages(spec))
+    try:
+        return found[0] if len(found) == 1 else Chain(found)
+    except ValueError as error:
+        raise SpecError(f"{spec!r}: {error}") from None
+
+
+def parse_downlink(spec: str) -> Codec:
+    """Build what packs cut gradients; SpecError if it does more than that."""
+    codec = parse_codec(spec)
+    first = codec.stages[0] if isinstance(codec, Chain) else codec
+    if not only_packs(first):
+        raise SpecError(
+            f"{spec!r}: {type(first).__name__} encodes smashed data; a cut gradient has the "
+            "shape of what went up, and can only be packed, as by uniform(bits=8) or bf16"
+        )
+    return codec
+
+
+__all__ = [
+    "ADC",
+    "CODECS",
+    "Chain",
+    "Codec",
+    "Identity",
+    "Received",
+    "Smashed",
+    "only_packs",
+    "parse_codec",
+    "parse_downlink",
+]

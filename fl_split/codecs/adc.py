@@ -7,23 +7,21 @@ the most attended tokens are sent.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from fl_split.codecs.codec import Received, Smashed
-from fl_split.payload import Payload, smallest
+from fl_split.codecs.codec import Codec, Ratio, Received, Smashed, check_size
+from fl_split.payload import Payload
 from fl_split.specs import STRICT
-
-Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class ADC:
+class ADC(Codec):
     """Merge samples of similar attention, keep the most attended tokens (ADC, 2025).
 
     A batch of B samples with N tokens becomes K clusters of T tokens, where
@@ -53,6 +51,8 @@ class ADC:
     token_ratio: Ratio | None = None
     weighted_loss: bool = False
 
+    up: ClassVar[str] = "K merged samples of T tokens in fp32; their members' labels"
+
     def sizes(self, num_samples: int, num_tokens: int) -> tuple[int, int]:
         """Return (K, T) for a batch of `num_samples` samples of `num_tokens` tokens."""
         share = 1 / 2 if self.split == "sqrt" else 1 / 5
@@ -62,27 +62,55 @@ class ADC:
         return min(num_clusters, num_samples), max(1, math.floor(token_ratio * num_tokens))
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
-        """Send merged tokens (K, T, D) and, per cluster, how many members each class has.
-
-        The counts (K, C) are the label mixtures before division; their rows sum to the
-        cluster sizes, so one small integer tensor carries both.
-        """
+        """Send merged tokens (K, T, D) and, per cluster, how many members each class has."""
         attention = smashed.attention()
         num_clusters, num_tokens = self.sizes(*attention.shape)
         assignment, _ = kmeans(attention, num_clusters, generator=generator)
         merged, _ = merge_and_select(smashed.tokens, attention, assignment, num_tokens)
         cluster = _consecutive(assignment)
-        counts = torch.zeros(len(merged), smashed.num_classes, dtype=torch.int64)
-        ones = torch.ones(len(cluster), dtype=torch.int64)
-        counts.index_put_((cluster, smashed.labels), ones, accumulate=True)
-        return Payload({"tokens": merged}, {"counts": smallest(counts)})
+        mixtures = label_mixtures(cluster, smashed.labels, smashed.num_classes)
+        return Payload({"tokens": merged}, mixtures)
 
     def decode(self, payload: Payload) -> Received:
         """Return merged tokens with label mixtures, weighted by size if asked."""
-        counts = payload.side["counts"].float()
+        counts = read_mixtures(payload.side).float()
         sizes = counts.sum(dim=1)
         weights = sizes if self.weighted_loss else None
         return Received(payload.values["tokens"], counts / sizes[:, None], weights)
+
+
+def label_mixtures(cluster: Tensor, labels: Tensor, num_classes: int) -> dict[str, Tensor]:
+    """Side information for label mixtures: counts (K, C), or labels by cluster if shorter.
+
+    Counts are mixtures before division: their rows sum to the cluster sizes. With many
+    classes nearly all are zero; then the members' labels, cluster by cluster, and the
+    cluster sizes say the same in fewer bytes.
+    """
+    sizes = torch.bincount(cluster)
+    members = {
+        "labels": labels[cluster.argsort(stable=True)],
+        "sizes": sizes,
+        "classes": torch.tensor([num_classes]),
+    }
+    counts = {"counts": _count(cluster, labels, len(sizes), num_classes)}
+    return min(counts, members, key=lambda side: Payload({}, side).nbytes)
+
+
+def read_mixtures(side: Mapping[str, Tensor]) -> Tensor:
+    """Read counts (K, C) back from either form; raise ValueError if it makes no sense."""
+    if "counts" in side:
+        return side["counts"]
+    sizes, classes = side["sizes"], int(side["classes"])
+    check_size(len(sizes), classes)
+    if int(sizes.sum()) != len(side["labels"]) or int(sizes.min()) < 1:
+        raise ValueError(f"{len(side['labels'])} labels for clusters of {sizes.tolist()}")
+    cluster = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return _count(cluster, side["labels"], len(sizes), classes)
+
+
+def _count(cluster: Tensor, labels: Tensor, num_clusters: int, num_classes: int) -> Tensor:
+    counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
+    return counts.index_put_((cluster, labels), torch.ones_like(labels), accumulate=True)
 
 
 @torch.no_grad()

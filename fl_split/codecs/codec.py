@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from fl_split.payload import Payload
 
@@ -53,17 +55,101 @@ class Received:
     weights: Tensor | None = None
 
 
-class Codec(Protocol):
-    """A frozen dataclass whose ``repr`` is its spec.
+MOST_NUMBERS = 2**28
+"""Of any tensor that is rebuilt: damaged bytes must not ask for all memory."""
 
-    Gradients flow by autograd through ``Payload.values`` on both sides; a codec needs no
-    gradient code of its own. `decode` may use the payload and the codec's own fields only.
+Ratio = Annotated[float, Field(gt=0, le=1)]
+"""Share of something that is sent."""
+
+
+def check_size(*shape: int) -> None:
+    """Raise ValueError for a shape, read from the wire, that nothing sensible has."""
+    if min(shape, default=0) < 0 or math.prod(shape) > MOST_NUMBERS:
+        raise ValueError(f"a tensor of shape {shape}")
+
+
+class Codec:
+    """What crosses the cut, in two halves; a frozen dataclass whose ``repr`` is its spec.
+
+    *Encode* and *decode* carry the gradient, by autograd, through ``Payload.values`` on both
+    sides: a codec needs no gradient code of its own. *Pack* and *unpack* turn a payload
+    into what is sent and back, without gradient: the server takes the cut gradient at the
+    unpacked values, the client applies it at its own (straight-through).
+
+    A codec that only packs can follow another one (see :class:`Chain`) and can serve cut
+    gradients. Decoding and unpacking may use what was sent and the codec's own fields only.
     """
+
+    up: ClassVar[str] = "tokens (B, N, D) in fp32; labels"
+    down: ClassVar[str] = "a gradient for every number that went up"
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Compress one batch; every random choice comes from `generator`."""
-        ...
+        return Payload({"tokens": smashed.tokens}, {"labels": smashed.labels})
 
     def decode(self, payload: Payload) -> Received:
-        """Rebuild tokens and targets from what was sent."""
-        ...
+        """Rebuild tokens and targets; raise ValueError if that cannot be done."""
+        return Received(payload.values["tokens"], payload.side["labels"].long())
+
+    def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
+        """Return what is sent of `payload`; every random choice comes from `generator`."""
+        return payload
+
+    def unpack(self, packed: Payload) -> Payload:
+        """Return the payload as it is known to who receives `packed`."""
+        return packed
+
+    def modules(self, width: int) -> tuple[nn.Module, nn.Module] | None:
+        """Trainable encoder (D to any width) and decoder (back to D), if the codec has them."""
+        return None
+
+
+def only_packs(codec: Codec) -> bool:
+    """Tell whether `codec` may follow another one, and serve cut gradients."""
+    kind = type(codec)
+    return kind.encode is Codec.encode and kind.modules is Codec.modules
+
+
+@dataclass(frozen=True)
+class Chain(Codec):
+    """One codec after the other: the first encodes, all of them pack.
+
+    Raises
+    ------
+    ValueError
+        A codec that does not only pack stands behind another one.
+    """
+
+    stages: tuple[Codec, ...]
+
+    def __post_init__(self) -> None:
+        for stage in self.stages[1:]:
+            if not only_packs(stage):
+                raise ValueError(f"{type(stage).__name__} encodes, so it can only come first")
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.stages))
+
+    def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
+        """Encode by the first codec."""
+        return self.stages[0].encode(smashed, generator)
+
+    def decode(self, payload: Payload) -> Received:
+        """Decode by the first codec."""
+        return self.stages[0].decode(payload)
+
+    def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
+        """Pack by one after the other."""
+        for stage in self.stages:
+            payload = stage.pack(payload, generator)
+        return payload
+
+    def unpack(self, packed: Payload) -> Payload:
+        """Unpack, the last one first."""
+        for stage in reversed(self.stages):
+            packed = stage.unpack(packed)
+        return packed
+
+    def modules(self, width: int) -> tuple[nn.Module, nn.Module] | None:
+        """Return those of the first codec."""
+        return self.stages[0].modules(width)

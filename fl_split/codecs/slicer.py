@@ -1,0 +1,136 @@
+"""SLICER (arXiv 2511.11608): asymmetric Top-K, magnitude splitting, adaptive bits."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fl_split.codecs import sparse
+from fl_split.codecs.codec import Codec, Received, Smashed
+from fl_split.payload import Payload
+from fl_split.specs import STRICT
+
+NEGATIVE, BLOCKS, BITS, RANGE, LEVELS = "negative", "blocks", "bits", "range", "levels:"
+
+MOST_BITS = 8
+
+
+@dataclass(frozen=True, config=STRICT)
+class SLICER(Codec):
+    """After SLICER: keep large entries, split them by magnitude, quantise each block as needed.
+
+    Per sample: survivors are sorted by magnitude into blocks of equal count; a block sends
+    signs, its least and greatest magnitude (fp16) and as few bits per entry, down from 8,
+    as keep its distortion within the threshold. Which block an entry is in is sent too.
+
+    The paper compresses inference and publishes neither code nor formulas; splitting,
+    guards and the training through it (straight-through) are reconstructed.
+
+    Parameters
+    ----------
+    sparsity : float
+        Share of the entries that is dropped.
+    blocks : int
+        M per sample.
+    threshold : float
+        Allowed mean error: of magnitudes, in standard deviations of the survivors
+        (guard "abs"), or of the 8-bit levels, as a share of 256 (guard "int").
+    asymmetry : float, optional
+        Share of the survivors taken from the positive side; by default the largest
+        magnitudes of either sign.
+    """
+
+    sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    blocks: Annotated[int, Field(ge=1)] = 4
+    threshold: Annotated[float, Field(ge=0)] = 0.1
+    asymmetry: Annotated[float, Field(ge=0, le=1)] | None = None
+    guard: Literal["abs", "int"] = "abs"
+
+    up: ClassVar[str] = "survivors in sign and few bits; places, blocks, ranges; labels"
+    down: ClassVar[str] = "gradients of the survivors"
+
+    def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
+        """Send the survivors (B, k); ties are broken at random."""
+        flat = smashed.tokens.detach().flatten(1)
+        count = sparse.num_kept(1 - self.sparsity, smashed)
+        shuffle = torch.randperm(flat.shape[1], generator=generator)
+        score = flat[:, shuffle]
+        if self.asymmetry is None:
+            chosen = score.abs().topk(count, dim=1).indices
+        else:
+            above = min(count, round(self.asymmetry * count))
+            chosen = torch.cat(
+                [score.topk(above, dim=1).indices, (-score).topk(count - above, dim=1).indices],
+                dim=1,
+            )
+        return sparse.keep(smashed, shuffle[chosen])
+
+    def decode(self, payload: Payload) -> Received:
+        """Put survivors back into place."""
+        return sparse.restore(payload)
+
+    def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
+        """Split into blocks and quantise."""
+        kept = payload.values[sparse.KEPT].detach()
+        size, count = kept.abs(), min(self.blocks, kept.shape[1])
+        rank = size.argsort(dim=1).argsort(dim=1)
+        block = rank * count // kept.shape[1]
+        low = size.new_full((len(kept), count), torch.inf).scatter_reduce(1, block, size, "amin")
+        high = size.new_zeros(len(kept), count).scatter_reduce(1, block, size, "amax")
+        bounds = torch.stack([low, high]).clamp(max=65504).half()
+        low, high = bounds.float()
+        bits = self._bits(size, block, low, high)
+        side = dict(payload.side)
+        side |= {NEGATIVE: kept < 0, BLOCKS: block, BITS: bits, RANGE: bounds}
+        levels = _levels(size, block, low, high, bits)
+        for number in bits[bits > 0].unique().tolist():
+            side[f"{LEVELS}{number}"] = levels[bits.gather(1, block) == number].long()
+        return Payload({}, side)
+
+    def unpack(self, packed: Payload) -> Payload:
+        """Return survivors on their grids; a block of no bits is at its middle."""
+        side = dict(packed.side)
+        negative, block, bits = (side.pop(name) for name in (NEGATIVE, BLOCKS, BITS))
+        low, high = side.pop(RANGE).float()
+        own = bits.gather(1, block)
+        levels = torch.full(block.shape, 0.5)
+        for number in bits[bits > 0].unique().tolist():
+            levels[own == number] = side.pop(f"{LEVELS}{number}").float()
+        size = _magnitudes(levels, block, low, high, bits)
+        return Payload({sparse.KEPT: torch.where(negative, -size, size)}, side)
+
+    def _bits(self, size: Tensor, block: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return the fewest bits (B, M), coming from 8, that keep within the threshold."""
+        finest = _levels(size, block, low, high, torch.full(low.shape, MOST_BITS))
+        allowed = self.threshold * size.std(dim=1, correction=0, keepdim=True)
+        bits, is_fine = torch.full(low.shape, MOST_BITS), torch.ones(low.shape, dtype=torch.bool)
+        for number in range(MOST_BITS - 1, -1, -1):
+            if self.guard == "int":
+                shift = 2 ** (MOST_BITS - number)
+                error, bound = (finest % shift) / 2**MOST_BITS, torch.tensor(self.threshold)
+            else:
+                tried = torch.full(low.shape, number)
+                levels = _levels(size, block, low, high, tried)
+                error = (_magnitudes(levels, block, low, high, tried) - size).abs()
+                bound = allowed
+            mean = torch.zeros_like(low).scatter_reduce(1, block, error, "mean", include_self=False)
+            is_fine &= mean <= bound
+            bits = torch.where(is_fine, number, bits)
+        return bits
+
+
+def _levels(size: Tensor, block: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
+    """Whole levels (B, k) as floats; half a level where a block has no bits."""
+    top = (2.0**bits - 1).gather(1, block)
+    width = (high - low).gather(1, block)
+    share = (size - low.gather(1, block)) / torch.where(width > 0, width, torch.ones_like(width))
+    return torch.where(top > 0, (share.clamp(0, 1) * top).round(), torch.full_like(share, 0.5))
+
+
+def _magnitudes(levels: Tensor, block: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
+    top = (2.0**bits - 1).gather(1, block).clamp(min=1)
+    return low.gather(1, block) + levels / top * (high - low).gather(1, block)

@@ -1,0 +1,141 @@
+"""SplitFC: feature dropout and adaptive quantisation (Oh et al., arXiv 2307.10805)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
+from fl_split.payload import Payload
+from fl_split.specs import STRICT
+
+COLUMNS, MASK, BITS, RANGE, LEVELS = "columns", "mask", "bits", "range", "levels:"
+
+MOST_BITS = 16
+
+
+@dataclass(frozen=True, config=STRICT)
+class SplitFC(Codec):
+    """After SplitFC: drop features at random, quantise the others by their range.
+
+    A column is one of the D features over all samples and tokens. Columns of large
+    standard deviation are kept more often, and scaled by 1 / probability. Levels minimise
+    sum_j a_j^2 / (4 (Q_j - 1)^2) over columns of range a_j under a budget of bits;
+    a column that gets none is replaced by its mean.
+
+    Reconstructed: what a column is in a ViT, and levels that are powers of two (so that
+    each number takes whole bits), the bits left over going where they help most.
+
+    Parameters
+    ----------
+    keep : float
+        Share of the columns that is kept on average, 1 / R of the paper.
+    bits : float
+        Budget per number of a kept column.
+    """
+
+    keep: Ratio = 0.5
+    bits: Annotated[float, Field(gt=0, le=MOST_BITS)] = 4.0
+
+    up: ClassVar[str] = "kept columns in bits of their own; which, range, bits; labels"
+    down: ClassVar[str] = "gradients of the kept columns"
+
+    def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
+        """Send the kept columns (B, N, D')."""
+        tokens = smashed.tokens
+        chances = keep_probabilities(tokens.detach().flatten(0, 1), self.keep)
+        mask = torch.rand(len(chances), generator=generator) < chances
+        if not mask.any():
+            mask[chances.argmax()] = True
+        columns = tokens[..., mask] / chances[mask]
+        return Payload({COLUMNS: columns}, {"labels": smashed.labels, MASK: mask})
+
+    def decode(self, payload: Payload) -> Received:
+        """Put columns back into place, zero where one was dropped."""
+        columns, mask = payload.values[COLUMNS], payload.side[MASK]
+        tokens = columns.new_zeros(*columns.shape[:-1], len(mask))
+        places = mask.nonzero().flatten()
+        return Received(tokens.index_copy(-1, places, columns), payload.side["labels"].long())
+
+    def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
+        """Quantise every column; numbers of as many bits go together."""
+        columns = payload.values[COLUMNS].detach()
+        flat = columns.flatten(0, 1)
+        low, high = flat.amin(dim=0), flat.amax(dim=0)
+        bits = allot_bits(high - low, self.bits)
+        top = 2.0**bits - 1
+        step = torch.where(bits > 0, (high - low) / top.clamp(min=1), torch.zeros_like(low))
+        low = torch.where(bits > 0, low, flat.mean(dim=0))
+        levels = ((columns - low) / torch.where(step > 0, step, torch.ones_like(step))).round()
+        side = dict(payload.side) | {BITS: bits, RANGE: torch.stack([low, step])}
+        for number in bits[bits > 0].unique().tolist():
+            chosen = levels[..., bits == number].clamp_(0, 2**number - 1)
+            side[f"{LEVELS}{number}"] = chosen.long()
+        side["shape"] = torch.tensor(columns.shape[:2])
+        return Payload({}, side)
+
+    def unpack(self, packed: Payload) -> Payload:
+        """Return the columns on their grids."""
+        side = packed.side
+        (low, step), bits = side[RANGE], side[BITS]
+        rows, tokens = (int(size) for size in side["shape"])
+        if rows != len(side["labels"]):
+            raise ValueError(f"{rows} samples for {len(side['labels'])} labels")
+        columns = low.expand(rows, tokens, len(bits)).clone()
+        for number in bits[bits > 0].unique().tolist():
+            chosen = bits == number
+            columns[..., chosen] += side[f"{LEVELS}{number}"] * step[chosen]
+        return Payload({COLUMNS: columns}, {"labels": side["labels"], MASK: side[MASK]})
+
+
+def keep_probabilities(rows: Tensor, keep: float) -> Tensor:
+    """Chance (D,) of every column of (n, D) to be kept; they sum to keep * D.
+
+    Proportional to standard deviation + c, with the least c >= 0 for which none exceeds 1.
+    """
+    width = rows.shape[1]
+    deviation = rows.std(dim=0, correction=0)
+    wanted = keep * width
+    if wanted >= width or float(deviation.sum()) == 0:
+        return torch.full((width,), keep)
+    lift = float((wanted * deviation.max() - deviation.sum()) / (width - wanted))
+    lifted = deviation + max(0.0, lift)
+    return (wanted * lifted / lifted.sum()).clamp(1e-6, 1)
+
+
+def allot_bits(ranges: Tensor, budget: float) -> Tensor:
+    """Whole bits (D,) per column for `budget` bits per number on average.
+
+    The best real-valued levels Q solve t^3 - u t - u = 0 with t = Q - 1 and
+    u = a^2 ln 2 / (2 nu); the multiplier nu is found by bisection.
+    """
+    a, total = ranges.double(), budget * len(ranges)
+    if not bool((a > 0).any()):
+        return torch.zeros(len(a), dtype=torch.int64)
+    low, high = -80.0, 80.0  # of log2 nu
+    for _ in range(60):
+        middle = (low + high) / 2
+        real = _levels(a, middle).log2()
+        low, high = (middle, high) if float(real.sum()) > total else (low, middle)
+    bits = _levels(a, high).log2().floor().clamp(0, MOST_BITS).long()
+    while int(bits.sum()) + 1 <= total:  # left over by rounding down
+        gain = torch.where(bits < MOST_BITS, a.square() * 4.0 ** -bits.double(), -torch.ones(1))
+        if float(gain.max()) <= 0:
+            break
+        bits[gain.argmax()] += 1
+    return bits
+
+
+def _levels(ranges: Tensor, log2_nu: float) -> Tensor:
+    u = ranges.square() * (math.log(2) / 2) * 2.0**-log2_nu
+    u = u.clamp(min=1e-30)
+    three = 2 * (u / 3).sqrt() * (torch.arccos((1.5 * (3 / u).sqrt()).clamp(max=1)) / 3).cos()
+    root = (u.square() / 4 - u**3 / 27).clamp(min=0).sqrt()
+    first, second = u / 2 + root, u / 2 - root
+    one = first.pow(1 / 3) + second.sign() * second.abs().pow(1 / 3)
+    return 1 + torch.where(u > 27 / 4, three, one)

@@ -1,0 +1,70 @@
+"""Budgets: when a run has spent enough, whatever it has learnt by then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fl_split.specs import STRICT
+
+Limit = Annotated[float, Field(gt=0)]
+
+
+class Budget(Protocol):
+    """Something that runs out."""
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Tell, from sums over all rounds so far, whether nothing is left."""
+        ...
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoBudget:
+    """All rounds of the experiment."""
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Return False."""
+        return False
+
+
+@dataclass(frozen=True, config=STRICT)
+class Rounds:
+    """So many rounds."""
+
+    limit: Annotated[int, Field(ge=1)]
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Compare with the rounds done."""
+        return totals["rounds"] >= self.limit
+
+
+@dataclass(frozen=True, config=STRICT)
+class Bytes:
+    """So many bytes sent in both directions: payloads, or with weights everything counted."""
+
+    limit: Limit
+    of: Literal["payload", "all"] = "payload"
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Compare with the bytes sent."""
+        spent = totals["payload_bytes_up"] + totals["payload_bytes_down"]
+        if self.of == "all":
+            spent += totals["head_bytes_up"] + totals["head_bytes_down"]
+        return spent >= self.limit
+
+
+@dataclass(frozen=True, config=STRICT)
+class ClientFlops:
+    """So many floating-point operations of all clients together."""
+
+    limit: Limit
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Compare with the operations done."""
+        return totals["client_flops"] >= self.limit
+
+
+BUDGETS = {"bytes": Bytes, "client_flops": ClientFlops, "none": NoBudget, "rounds": Rounds}

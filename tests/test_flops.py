@@ -1,0 +1,37 @@
+"""The closed form against torch's own counter, which sees every product once un-fused."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fl_split.codecs import parse_codec
+from fl_split.flops import head_step, tail_step
+from fl_split.vit import ViT, insert, split
+
+
+@pytest.mark.parametrize("codec", ["identity()", "bottlenet(ratio=0.25)"])
+def test_head_and_tail_steps_equal_the_counter(codec):
+    spec = ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
+    model = spec.build(image_size=16, channels=3, num_classes=7, seed=0)
+    model.set_attn_implementation("eager")  # fused attention counts as nothing on a CPU
+    head, tail = split(model, 2)
+    insert(head, tail, parse_codec(codec), 0)
+    with FlopCounterMode(display=False) as counter:
+        tokens = head(torch.randn(5, 3, 16, 16))[0]
+        tokens.sum().backward()
+    assert head_step(head, 5) == counter.get_total_flops()
+    leaf = torch.randn(3, 9, tail.width, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        tail(leaf).sum().backward()
+    assert tail_step(tail, 3, 9) == counter.get_total_flops()
+
+
+def test_a_vit_tiny_costs_what_the_literature_says():
+    """DeiT-Tiny at 224: 1,253.6832 M multiply-adds forward."""
+    spec = ViT(
+        hidden_size=192, num_hidden_layers=12, num_attention_heads=3, patch_size=16, image_size=224
+    )
+    head, tail = split(spec.build(image_size=224, channels=3, num_classes=1000, seed=0), 3)
+    patches = 2 * 196 * 16 * 16 * 3 * 192
+    forward = (head_step(head, 1) + patches + tail_step(tail, 1, 197)) / 3
+    assert forward == 2 * 1253.6832e6
