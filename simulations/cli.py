@@ -28,7 +28,12 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
+    from simulations.pareto import Study
+    from simulations.setup import Setup
     from strategies import RoundReport
+
+Stop = Callable[[dict[str, Any]], bool]
+"""Tells from a round's row of results whether the run has done enough."""
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -62,6 +67,7 @@ def main() -> None:
 
     [b]fl-split run configs/quickstart.toml[/b]             one experiment
     [b]fl-split compare configs/splitfed_baselines.toml[/b] several, side by side
+    [b]fl-split pareto configs/pareto_digits.toml[/b]       codecs at equal budgets
     [b]fl-split resume DIR[/b]                              go on with a stopped run
     [b]fl-split list[/b]                                    what can be combined
     """
@@ -113,6 +119,39 @@ def compare(
         if not plans:
             raise ValueError("give at least one configuration file")
     _run_all(plans, _folder(next(iter(plans.values())), out_dir))
+
+
+@app.command()
+def pareto(
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    out_dir: Annotated[Path | None, OUT] = None,
+    engine: Annotated[str | None, ENGINE] = None,
+) -> None:
+    r"""Compare codecs at equal rounds, equal bytes and equal client compute.
+
+    The file's [b]\[pareto][/b] table says which codecs, ratios, seeds and budgets; every
+    cell runs until all three budgets are used up. Cells finished in an earlier, stopped
+    study in the same folder are not run again. Ends in a table, [b]pareto.csv[/b] and
+    [b]pareto.svg[/b].
+
+    Example: [b]fl-split pareto configs/pareto_digits.toml[/b]
+    """
+    from simulations.experiment import read_overrides, read_toml
+
+    with _door():
+        from simulations.pareto import Study
+
+        values = {**read_toml(config), **read_overrides(overrides or [])}
+        if "pareto" not in values:
+            raise ValueError(f"{config} has no [pareto] table")
+        study = Study.read(values.pop("pareto"))
+        plans = {
+            name: {**_with_options(values, engine), **settings}
+            for name, settings in study.cells().items()
+        }
+    folder = _folder(values, out_dir)
+    _run_study(study, plans, folder)
 
 
 @app.command()
@@ -172,15 +211,45 @@ def list_() -> None:
     out.print(keys)
 
 
+def _run_study(study: Study, plans: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Run the cells of a study that are not finished yet, then show all."""
+    from simulations.pareto import FRONT, Cell, front, is_finished, plot, table
+
+    with _door():
+        missing = {n: p for n, p in plans.items() if not is_finished(folder / n, p)}
+    if done := len(plans) - len(missing):
+        out.print(f"{done} of {len(plans)} cells are finished already")
+    if missing:
+        setups, folders = _prepare(missing, folder)
+        _run_setups(setups, folders, folder, stop=study.stop, shows=False)
+    cells = [Cell(n.rpartition("-seed")[0], plan, folder / n) for n, plan in plans.items()]
+    frame = front(cells, study.limits())
+    frame.to_csv(folder / FRONT, index=False)
+    plot(frame, folder / "pareto.svg")
+    out.print(table(frame))
+    out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
+
+
 def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Check all plans, then run one after the other on the same workers."""
+    with _quiet():
+        from simulations.results import check_folder
+    with _door():
+        check_folder(folder)
+    setups, folders = _prepare(plans, folder)
+    _run_setups(setups, folders, folder)
+
+
+def _prepare(
+    plans: dict[str, dict[str, Any]], folder: Path
+) -> tuple[dict[str, Setup], dict[str, Path]]:
+    """Check all plans, load their data and build their models; make `folder`."""
     with _quiet():
         from simulations.experiment import Experiment
         from simulations.results import check_folder, make_folder
         from simulations.setup import prepare
 
     with _door():
-        check_folder(folder)
         folders = {name: folder / name if name else folder for name in plans}
         setups = {}
         for name, values in plans.items():
@@ -191,13 +260,21 @@ def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
         if len(engines) > 1:
             raise ValueError(f"all runs must have one engine, got {', '.join(sorted(engines))}")
         make_folder(folder)
-    _run_setups(setups, folders, folder)
+    return setups, folders
 
 
 def _run_setups(
-    setups: dict[str, Any], folders: dict[str, Path], folder: Path, resumed: Any = None
+    setups: dict[str, Setup],
+    folders: dict[str, Path],
+    folder: Path,
+    resumed: Any = None,
+    stop: Callable[[], Stop] | None = None,
+    shows: bool = True,
 ) -> None:
-    """Run what has been checked, on the same workers; show a table in the end."""
+    """Run what has been checked, on the same workers; show a table in the end.
+
+    `stop` gives, for each run, what ends it after a row of results.
+    """
     from simulations import client_app, report
     from simulations.results import COMPARISON, SUMMARY
 
@@ -205,8 +282,11 @@ def _run_setups(
     summaries = {}
     with _ends(folder, folders.values()), engine.session(client_app.app) as session:
         for name, setup in setups.items():
-            _train(_grid(session, setup), setup, name, resumed)
+            is_over = stop() if stop else lambda row: False
+            _train(_grid(session, setup), setup, name, resumed, is_over)
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
+    if not shows:
+        return
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame))
     if len(setups) > 1:
@@ -215,11 +295,11 @@ def _run_setups(
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
 
 
-def _grid(session: Any, setup: Any) -> Any:
+def _grid(session: Any, setup: Setup) -> Any:
     return session(setup.worker(), setup.experiment.clients, setup.experiment.timeout)
 
 
-def _train(grid: Any, setup: Any, name: str, resumed: Any) -> None:
+def _train(grid: Any, setup: Setup, name: str, resumed: Any, is_over: Stop) -> None:
     from simulations import server_app
 
     experiment = setup.experiment
@@ -237,7 +317,12 @@ def _train(grid: Any, setup: Any, name: str, resumed: Any) -> None:
         task = progress.add_task(
             escape(label), total=experiment.rounds, completed=done, news="starting"
         )
-        watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
+        show = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
+
+        def watch(row: dict[str, Any], report: RoundReport) -> bool:
+            show(row, report)
+            return is_over(row)
+
         server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
 
 

@@ -18,7 +18,7 @@ from simulations import partition
 from simulations.data import DATASETS
 from simulations.engines import ENGINES
 from strategies import STRATEGIES
-from strategies.budget import BUDGETS
+from strategies.budget import BUDGETS, parse_budget
 
 TABLES: dict[str, Mapping[str, Any]] = {
     "budget": BUDGETS,
@@ -33,7 +33,11 @@ TABLES: dict[str, Mapping[str, Any]] = {
 }
 """Keys whose value is a spec string, and the table it names an entry of."""
 
-CHAINS: dict[str, Callable[[str], Any]] = {"codec": parse_codec, "downlink": parse_downlink}
+CHAINS: dict[str, Callable[[str], Any]] = {
+    "budget": parse_budget,
+    "codec": parse_codec,
+    "downlink": parse_downlink,
+}
 """Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
 
 Count = Annotated[int, Field(ge=1)]

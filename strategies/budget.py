@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl_split.specs import STRICT
+from fl_split.specs import STRICT, parse, stages
 
 Limit = Annotated[float, Field(gt=0)]
 
@@ -67,4 +67,20 @@ class ClientFlops:
         return totals["client_flops"] >= self.limit
 
 
+@dataclass(frozen=True)
+class First:
+    """Whichever of several budgets runs out first."""
+
+    budgets: tuple[Any, ...]
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Ask all of them."""
+        return any(budget.is_spent(totals) for budget in self.budgets)
+
+
 BUDGETS = {"bytes": Bytes, "client_flops": ClientFlops, "none": NoBudget, "rounds": Rounds}
+
+
+def parse_budget(spec: str) -> Budget:
+    """Build one budget, or ``"a(...) | b(...)"``; SpecError if that cannot be."""
+    return First(tuple(parse(part, BUDGETS) for part in stages(spec)))

@@ -1,6 +1,7 @@
 """Codecs: what turns smashed data into a payload and back. One file per paper, one line here."""
 
 from fl_split.codecs.adc import ADC
+from fl_split.codecs.attended import Attended
 from fl_split.codecs.bottlenet import BottleNet
 from fl_split.codecs.c3sl import C3SL
 from fl_split.codecs.codec import Chain, Codec, Received, Smashed, only_packs
@@ -18,6 +19,7 @@ from fl_split.specs import SpecError, parse, stages
 
 CODECS = {
     "adc": ADC,
+    "attended": Attended,
     "bf16": BF16,
     "bottlenet": BottleNet,
     "c3sl": C3SL,

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl_split.codecs import sparse
 from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
+from fl_split.codecs.sparse import keep, num_kept, restore
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -42,12 +42,12 @@ class RandTopK(Codec):
         exponential (Efraimidis and Spirakis, 2006).
         """
         magnitude = smashed.tokens.detach().flatten(1).abs()
-        count, size = sparse.num_kept(self.ratio, smashed), magnitude.shape[1]
+        count, size = num_kept(self.ratio, smashed), magnitude.shape[1]
         weights = torch.full_like(magnitude, self.alpha / max(1, size - count))
         weights.scatter_(1, magnitude.topk(count, dim=1).indices, (1 - self.alpha) / count)
         noise = torch.empty_like(magnitude).exponential_(generator=generator)
-        return sparse.keep(smashed, (weights / noise).topk(count, dim=1).indices)
+        return keep(smashed, (weights / noise).topk(count, dim=1).indices)
 
     def decode(self, payload: Payload) -> Received:
         """Put entries back into place."""
-        return sparse.restore(payload)
+        return restore(payload)

@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.codecs import sparse
 from fl_split.codecs.codec import Codec, Received, Smashed
+from fl_split.codecs.sparse import KEPT, keep, num_kept, restore
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -56,7 +56,7 @@ class SLICER(Codec):
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send the survivors (B, k); ties are broken at random."""
         flat = smashed.tokens.detach().flatten(1)
-        count = sparse.num_kept(1 - self.sparsity, smashed)
+        count = num_kept(1 - self.sparsity, smashed)
         shuffle = torch.randperm(flat.shape[1], generator=generator)
         score = flat[:, shuffle]
         if self.asymmetry is None:
@@ -67,15 +67,15 @@ class SLICER(Codec):
                 [score.topk(above, dim=1).indices, (-score).topk(count - above, dim=1).indices],
                 dim=1,
             )
-        return sparse.keep(smashed, shuffle[chosen])
+        return keep(smashed, shuffle[chosen])
 
     def decode(self, payload: Payload) -> Received:
         """Put survivors back into place."""
-        return sparse.restore(payload)
+        return restore(payload)
 
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Split into blocks and quantise."""
-        kept = payload.values[sparse.KEPT].detach()
+        kept = payload.values[KEPT].detach()
         size, count = kept.abs(), min(self.blocks, kept.shape[1])
         rank = size.argsort(dim=1).argsort(dim=1)
         block = rank * count // kept.shape[1]
@@ -101,7 +101,7 @@ class SLICER(Codec):
         for number in bits[bits > 0].unique().tolist():
             levels[own == number] = side.pop(f"{LEVELS}{number}").float()
         size = _magnitudes(levels, block, low, high, bits)
-        return Payload({sparse.KEPT: torch.where(negative, -size, size)}, side)
+        return Payload({KEPT: torch.where(negative, -size, size)}, side)
 
     def _bits(self, size: Tensor, block: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """Return the fewest bits (B, M), coming from 8, that keep within the threshold."""

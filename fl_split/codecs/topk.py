@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from pydantic.dataclasses import dataclass
 
-from fl_split.codecs import sparse
 from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
+from fl_split.codecs.sparse import keep, num_kept, restore
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -30,10 +30,10 @@ class TopK(Codec):
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send the k largest entries (B, k)."""
-        count = sparse.num_kept(self.ratio, smashed)
+        count = num_kept(self.ratio, smashed)
         magnitude = smashed.tokens.detach().flatten(1).abs()
-        return sparse.keep(smashed, magnitude.topk(count, dim=1).indices)
+        return keep(smashed, magnitude.topk(count, dim=1).indices)
 
     def decode(self, payload: Payload) -> Received:
         """Put entries back into place."""
-        return sparse.restore(payload)
+        return restore(payload)

@@ -1,0 +1,145 @@
+"""Cost and fidelity of every codec on the features of a ViT at the cut.
+
+python benchmarks/codecs.py [--batch N] [--json FILE] [KEY=VALUE ...]
+
+KEY=VALUE are keys of an experiment (model, dataset, cut, ...); by default a ViT-Tiny from
+scratch on the digits. Real features: model="pretrained(path='FOLDER')" dataset="local(...)".
+Milliseconds are CPU time of one thread, medians: client = encode, pack, serialise; server =
+read, unpack, decode; share = both over forward and backward of the head on the same batch.
+Ratio: uplink bytes over fp32, labels included. Error: ||z' - z|| / ||z|| where the shape is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fl_split.codecs import CODECS, Codec, Smashed, parse_codec
+from fl_split.payload import Payload
+from fl_split.step import Place, compress, pack
+from fl_split.vit import insert
+from simulations.experiment import Experiment, read_overrides
+from simulations.setup import Setup, prepare
+
+TINY = "vit(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, patch_size=4"
+DEFAULTS = {"model": f"{TINY}, image_size=32)", "cut": 3, "clients": 1, "partition": "iid()"}
+
+CHAINS = [
+    "adc(ratio=0.1) | uniform(bits=8)",
+    "uniform(bits=4, per='channel')",
+    "uniform(bits=3, per='channel') | rans()",
+    "uniform(bits=4) | zstd()",
+]
+PLACE, REPEATS = Place(0, 0, 0, 0), 9
+
+
+def cpu_milliseconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Median CPU time of one thread, after one run to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.thread_time()
+        work()
+        times.append(1000 * (time.thread_time() - began))
+    return statistics.median(times)
+
+
+def features(setup: Setup, batch: int) -> Smashed:
+    """Smashed data of `batch` training images."""
+    pixels, labels = setup.train.batch(np.arange(batch))
+    with torch.no_grad():
+        tokens, attention = setup.head(pixels)
+    row = attention()
+    return Smashed(tokens, lambda: row, labels, setup.train.num_classes)
+
+
+def head_milliseconds(setup: Setup, batch: int) -> float:
+    """Forward and backward of the head."""
+    pixels, _ = setup.train.batch(np.arange(batch))
+    return cpu_milliseconds(lambda: setup.head(pixels)[0].sum().backward(), 3)
+
+
+def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, Any]:
+    """Time both halves; compare what arrives with what was sent."""
+    insert(setup.head, setup.tail, codec, 0)
+    pixels, _ = setup.train.batch(np.arange(batch))
+    smashed = features(setup, batch)
+    with torch.no_grad():
+        _, attention = setup.head(pixels)
+        live = Smashed(smashed.tokens, attention, smashed.labels, smashed.num_classes)
+
+        def send() -> bytes:
+            return pack(codec, compress(codec, live, PLACE), PLACE).to_bytes()
+
+        def receive() -> Any:
+            return codec.decode(codec.unpack(Payload.from_bytes(data)))
+
+        data = send()
+        client, server = cpu_milliseconds(send), cpu_milliseconds(receive)
+        found = receive().tokens
+    whole = 4 * smashed.tokens.numel()
+    setup.head.encoder = setup.tail.decoder = torch.nn.Identity()
+    is_same = found.shape == smashed.tokens.shape
+    error = float((found - smashed.tokens).norm() / smashed.tokens.norm()) if is_same else None
+    return {
+        "name": repr(codec),
+        "client_ms": client,
+        "server_ms": server,
+        "share": (client + server) / head,
+        "mb_per_s": whole / 1e3 / (client + server),
+        "ratio": len(data) / whole,
+        "error": error,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    setup = prepare(Experiment.from_dict({**DEFAULTS, **read_overrides(options.settings)}))
+    head = head_milliseconds(setup, options.batch)
+    console, (tokens, width) = Console(), setup.head.smashed_shape
+    console.print(
+        f"{platform.platform()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
+        f"1 thread, load {os.getloadavg()[0]:.1f}, B={options.batch}, N={tokens}, D={width}; "
+        f"head forward and backward {head:.0f} ms"
+    )
+    table = Table("codec", "client ms", "server ms", "share of head", "MB/s", "ratio", "error")
+    rows = []
+    for spec in [*CODECS, *CHAINS]:
+        row = measure(parse_codec(spec), setup, options.batch, head)
+        rows.append({**row, "name": spec})
+        table.add_row(
+            spec,
+            f"{row['client_ms']:.1f}",
+            f"{row['server_ms']:.1f}",
+            f"{100 * row['share']:.1f} %",
+            f"{row['mb_per_s']:.0f}",
+            f"{row['ratio']:.3f}",
+            "-" if row["error"] is None else f"{row['error']:.3f}",
+        )
+    console.print(table)
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

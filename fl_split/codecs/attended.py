@@ -1,0 +1,63 @@
+"""Attended: ADC's choice of tokens without ADC's mixtures. Our own, for many small clients."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional
+
+from fl_split.codecs.codec import Codec, Ratio, Smashed
+from fl_split.payload import Payload
+from fl_split.specs import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Attended(Codec):
+    """Keep every sample and its label, but only its most attended tokens and one of the rest.
+
+    ADC merges samples, which in a small, skewed batch makes mixtures that say little. Here
+    each sample keeps CLS and its most attended tokens; all others become one token, their
+    mean weighted by attention. Made to be followed by ``uniform(bits=4)``, which pays for
+    the samples that are not merged.
+
+    Parameters
+    ----------
+    ratio : float
+        Share of the tokens that is sent: T = max(2, floor(ratio N)).
+    rest : bool
+        Send the mean of the other tokens as one of the T.
+    """
+
+    ratio: Ratio = 0.4
+    rest: bool = True
+
+    up: ClassVar[str] = "T tokens per sample in fp32; labels"
+    down: ClassVar[str] = "a gradient for every number that went up"
+
+    def num_tokens(self, available: int) -> int:
+        """Return T for samples of `available` tokens."""
+        return min(available, max(2, math.floor(self.ratio * available)))
+
+    def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
+        """Send tokens (B, T, D) and labels (B,)."""
+        attention = smashed.attention()
+        count = self.num_tokens(attention.shape[1])
+        if count == attention.shape[1]:
+            return Payload({"tokens": smashed.tokens}, {"labels": smashed.labels})
+        own = count - 1 - self.rest  # CLS and the rest aside
+        kept = functional.pad(attention[:, 1:].topk(own, dim=1).indices + 1, (1, 0))
+        tokens = _take(smashed.tokens, kept)
+        if self.rest:
+            weights = attention.scatter(1, kept, 0.0)
+            weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
+            tokens = torch.cat([tokens, weights[:, None] @ smashed.tokens], dim=1)
+        return Payload({"tokens": tokens}, {"labels": smashed.labels})
+
+
+def _take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens (B, T, D) of (B, N, D) at indices (B, T)."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,234 @@
+"""Accuracy against what was spent: codecs under equal rounds, bytes and client compute."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.box import SIMPLE
+from rich.table import Table
+
+from fl_split.specs import SpecError, sentence
+from simulations.checkpoint import FREE
+from simulations.experiment import Experiment, read_toml
+from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
+
+Limit = Annotated[float, Field(gt=0)]
+
+BUDGETS = {"rounds": "rounds", "payload_bytes": "bytes", "client_flops": "client_flops"}
+"""Column that counts what is spent, and the budget's key in a configuration."""
+
+FRONT = "pareto.csv"
+
+
+class Entry(BaseModel):
+    """One codec of a study; ``{ratio}`` in its specs is replaced by each ratio."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    codec: str
+    name: str = ""
+    downlink: str = "identity()"
+    ratios: list[float] = []
+
+    def cells(self, ratios: list[float]) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield label and specs, one per ratio, or one if the specs have no ``{ratio}``."""
+        specs = {"codec": self.codec, "downlink": self.downlink}
+        has_ratio = any("{ratio}" in spec for spec in specs.values())
+        for ratio in (self.ratios or ratios) if has_ratio else [None]:
+            filled = {k: s.replace("{ratio}", str(ratio)) for k, s in specs.items()}
+            name = self.name or self.codec.partition("(")[0]
+            yield (name if ratio is None else f"{name}-{ratio}"), filled
+
+
+class Study(BaseModel):
+    """The ``[pareto]`` table of a configuration: what to compare, up to which budgets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    codecs: Annotated[list[Entry], Field(min_length=1)]
+    ratios: list[float] = [0.5, 0.2, 0.1, 0.05]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    rounds: Annotated[int, Field(ge=1)]
+    bytes: Limit
+    client_flops: Limit
+    max_rounds: Annotated[int, Field(ge=1)]
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Study:
+        """Check a table; SpecError names the key."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SpecError(f"pareto: {sentence(error)}") from None
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """Return settings by cell; raise SpecError if two cells have one name."""
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self.codecs:
+            for label, specs in entry.cells(self.ratios):
+                for seed in self.seeds:
+                    name = f"{label}-seed{seed}"
+                    if name in found:
+                        raise SpecError(f"pareto: two codecs are called {label!r}; give a name")
+                    found[name] = {**specs, "seed": seed, "rounds": self.max_rounds}
+        return found
+
+    def limits(self) -> dict[str, float]:
+        """Limit of each counting column."""
+        return {column: getattr(self, key) for column, key in BUDGETS.items()}
+
+    def stop(self) -> Callable[[dict[str, Any]], bool]:
+        """Return what tells, row by row, when a cell has used up all three budgets."""
+        spent = dict.fromkeys(BUDGETS, 0.0)
+
+        def is_over(row: dict[str, Any]) -> bool:
+            for column in spent:
+                spent[column] += _spent(row, column)
+            return all(spent[column] >= limit for column, limit in self.limits().items())
+
+        return is_over
+
+
+def _spent(row: Any, column: str) -> Any:
+    if column == "rounds":
+        return 1
+    if column == "payload_bytes":
+        return row["payload_bytes_up"] + row["payload_bytes_down"]
+    return row[column]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished run of a study."""
+
+    label: str
+    settings: Mapping[str, Any]
+    folder: Path
+
+
+def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Tell whether `folder` holds the finished run of a cell; clear what a stopped one left.
+
+    Raises
+    ------
+    SpecError
+        It holds a run of another experiment.
+    """
+    if not (folder / EXPERIMENT).exists():
+        return False
+    expected = Experiment.from_dict(settings).model_dump(exclude=FREE)
+    found = Experiment.from_dict(read_toml(folder / EXPERIMENT)).model_dump(exclude=FREE)
+    if found != expected:
+        raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
+    summary = folder / SUMMARY
+    if summary.exists() and json.loads(summary.read_text())["status"] == "complete":
+        return True
+    shutil.rmtree(folder)
+    return False
+
+
+def front(cells: list[Cell], limits: Mapping[str, float]) -> pd.DataFrame:
+    """One row per cell and budget: the accuracy when it was used up.
+
+    That is the accuracy after the last round that is wholly paid for; before the first one
+    there is none. `reached` is false for a run that ended with budget left.
+    """
+    rows = []
+    for cell in cells:
+        rounds = pd.read_csv(cell.folder / ROUNDS)
+        sent = _spent(rounds, "payload_bytes").sum()
+        for budget, limit in limits.items():
+            spent = pd.Series(_spent(rounds, budget), index=rounds.index).cumsum()
+            paid = rounds[spent <= limit]
+            rows.append(
+                {
+                    "codec": cell.label,
+                    "spec": cell.settings["codec"],
+                    "downlink": cell.settings["downlink"],
+                    "seed": cell.settings["seed"],
+                    "ratio": sent / (2 * rounds["smashed_bytes"].sum()),
+                    "budget": BUDGETS[budget],
+                    "limit": limit,
+                    "reached": bool(spent.iloc[-1] >= limit),
+                    "rounds": len(paid),
+                    "accuracy": paid["accuracy"].iloc[-1] if len(paid) else float("nan"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, by codec and budget, in the order of the study."""
+    keys = ["codec", "budget", "limit"]
+    groups = frame.groupby(keys, sort=False)
+    found = groups.agg(
+        ratio=("ratio", "mean"),
+        rounds=("rounds", "mean"),
+        reached=("reached", "all"),
+        mean=("accuracy", "mean"),
+        spread=("accuracy", "std"),
+        seeds=("seed", "count"),
+    )
+    return found.reset_index()
+
+
+def table(frame: pd.DataFrame) -> Table:
+    """Show the study on a terminal: accuracies under each budget."""
+    found = summary(frame)
+    shown = Table(
+        title="Accuracy, %, when the budget is used up",
+        caption="Mean ± standard deviation over seeds. Ratio: payload bytes, both directions, "
+        "over uncompressed fp32. *: some run ended before the budget was used up.",
+        box=SIMPLE,
+    )
+    shown.add_column("codec", no_wrap=True)
+    shown.add_column("ratio", justify="right")
+    budgets = list(BUDGETS.values())
+    for budget in budgets:
+        shown.add_column(f"equal {budget.replace('_', ' ')}", justify="right")
+    for codec, rows in found.groupby("codec", sort=False):
+        by_budget = rows.set_index("budget")
+        cells = [_accuracy(by_budget.loc[budget]) for budget in budgets]
+        shown.add_row(str(codec), f"{rows['ratio'].mean():.3f}", *cells)
+    return shown
+
+
+def _accuracy(row: Any) -> str:
+    if pd.isna(row["mean"]):
+        return "-"
+    spread = "" if pd.isna(row["spread"]) else f" ± {100 * row['spread']:.1f}"
+    return f"{100 * row['mean']:.1f}{spread}{'' if row['reached'] else '*'}"
+
+
+def plot(frame: pd.DataFrame, path: Path) -> None:
+    """Draw accuracy against the measured ratio, a panel per budget, error bars over seeds."""
+    from matplotlib.figure import Figure
+
+    found = summary(frame)
+    found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    budgets = list(BUDGETS.values())
+    axes = figure.subplots(1, len(budgets), sharey=True)
+    markers = "osD^vP*Xhd<>p8"
+    for axis, budget in zip(axes, budgets, strict=True):
+        part = found[found["budget"] == budget]
+        for number, (family, rows) in enumerate(part.groupby("family", sort=False)):
+            ordered = rows.sort_values("ratio")
+            axis.errorbar(
+                ordered["ratio"], 100 * ordered["mean"], yerr=100 * ordered["spread"].fillna(0),
+                label=family, marker=markers[number % len(markers)], capsize=2, lw=1, ms=5,
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_title(f"equal {budget.replace('_', ' ')}: {part['limit'].iloc[0]:,.3g}")
+        axis.set_xlabel("payload bytes over uncompressed")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy, %")
+    axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path)
