@@ -12,6 +12,7 @@ Ratio: uplink bytes over fp32, labels included. Error: ||z' - z|| / ||z|| where 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -56,15 +57,6 @@ def cpu_milliseconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
     return statistics.median(times)
 
 
-def features(setup: Setup, batch: int) -> Smashed:
-    """Smashed data of `batch` training images."""
-    pixels, labels = setup.train.batch(np.arange(batch))
-    with torch.no_grad():
-        tokens, attention = setup.head(pixels)
-    row = attention()
-    return Smashed(tokens, lambda: row, labels, setup.train.num_classes)
-
-
 def head_milliseconds(setup: Setup, batch: int) -> float:
     """Forward and backward of the head."""
     pixels, _ = setup.train.batch(np.arange(batch))
@@ -72,29 +64,29 @@ def head_milliseconds(setup: Setup, batch: int) -> float:
 
 
 def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, Any]:
-    """Time both halves; compare what arrives with what was sent."""
-    insert(setup.head, setup.tail, codec, 0)
-    pixels, _ = setup.train.batch(np.arange(batch))
-    smashed = features(setup, batch)
+    """Time both halves, the codec's networks too; compare what arrives with what was sent."""
+    pixels, labels = setup.train.batch(np.arange(batch))
+    classes = setup.train.num_classes
+    networks = copy.deepcopy((setup.head, setup.tail))
+    insert(*networks, codec, 0)
+    encoder, decoder = networks[0].encoder, networks[1].decoder
     with torch.no_grad():
-        _, attention = setup.head(pixels)
-        live = Smashed(smashed.tokens, attention, smashed.labels, smashed.num_classes)
+        tokens, attention = setup.head(pixels)
 
         def send() -> bytes:
-            return pack(codec, compress(codec, live, PLACE), PLACE).to_bytes()
+            smashed = Smashed(encoder(tokens), attention, labels, classes)
+            return pack(codec, compress(codec, smashed, PLACE), PLACE).to_bytes()
 
-        def receive() -> Any:
-            return codec.decode(codec.unpack(Payload.from_bytes(data)))
+        def receive() -> torch.Tensor:
+            return decoder(codec.decode(codec.unpack(Payload.from_bytes(data))).tokens)
 
         data = send()
         client, server = cpu_milliseconds(send), cpu_milliseconds(receive)
-        found = receive().tokens
-    whole = 4 * smashed.tokens.numel()
-    setup.head.encoder = setup.tail.decoder = torch.nn.Identity()
-    is_same = found.shape == smashed.tokens.shape
-    error = float((found - smashed.tokens).norm() / smashed.tokens.norm()) if is_same else None
+        found = receive()
+    whole = 4 * tokens.numel()
+    is_same = found.shape == tokens.shape
+    error = float((found - tokens).norm() / tokens.norm()) if is_same else None
     return {
-        "name": repr(codec),
         "client_ms": client,
         "server_ms": server,
         "share": (client + server) / head,

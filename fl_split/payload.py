@@ -22,8 +22,12 @@ DTYPES = [
     torch.int32,
     torch.int64,
 ]
+MOST_NUMBERS = 2**28
+"""Of any tensor that is rebuilt: damaged bytes must not ask for all memory."""
+
 _VALUE = 0x80  # flag in the dtype byte: this tensor carries gradient
 _PACKED = 0x40  # flag in the dtype byte: whole numbers of so many bits each; 0: booleans
+_ZEROS = _PACKED | 63  # whole numbers that are all zero: no data
 
 
 @dataclass
@@ -100,14 +104,27 @@ def _encode(tensor: Tensor, bytewise: bool) -> tuple[int, memoryview]:
     if tensor.dtype == torch.bool:
         return _PACKED, np.packbits(flat.numpy(), bitorder="little").data
     if tensor.dtype == torch.int64 and flat.numel() and int(flat.min()) >= 0:
-        bits = max(1, int(flat.max()).bit_length())
+        bits = int(flat.max()).bit_length()
+        if bits == 0:
+            return _ZEROS, memoryview(b"")
+        if bits == 63:  # which is the code of zeros
+            return DTYPES.index(torch.int64), flat.view(torch.uint8).numpy().data
         bits = -(-bits // 8) * 8 if bytewise and bits <= 48 else bits
         return _PACKED | bits, pack_bits(flat.numpy(), bits).data
     return DTYPES.index(tensor.dtype), flat.view(torch.uint8).numpy().data
 
 
+def check_size(*shape: int) -> None:
+    """Raise ValueError for a shape, read from the wire, that nothing sensible has."""
+    if min(shape, default=0) < 0 or math.prod(shape) > MOST_NUMBERS:
+        raise ValueError(f"a tensor of shape {shape}")
+
+
 def _decode(buffer: bytearray, code: int, size: int, offset: int) -> tuple[Tensor, int]:
     """Read `size` numbers at `offset`; return them and where they end."""
+    if code == _ZEROS:
+        check_size(size)
+        return torch.zeros(size, dtype=torch.int64), offset
     if code & _PACKED:
         bits = code & ~_PACKED
         end = offset + -(-size * max(1, bits) // 8)

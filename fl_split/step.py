@@ -58,6 +58,8 @@ def smash(
 
 def compress(codec: Codec, smashed: Smashed, place: Place) -> Payload:
     """Encode with the randomness of `place`."""
+    if smashed.tokens.requires_grad:  # sums in the head must not depend on strides
+        smashed.tokens.register_hook(torch.Tensor.contiguous)
     return codec.encode(smashed, generator(place.seed, "codec", *place.path()))
 
 
@@ -136,7 +138,7 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
         check_finite(payload)
         leaves = {name: value.detach().requires_grad_() for name, value in payload.values.items()}
         received = codec.decode(Payload(leaves, payload.side))
-    except (KeyError, IndexError, RuntimeError, TypeError) as error:
+    except (KeyError, IndexError, OverflowError, RuntimeError, TypeError) as error:
         raise ValueError(f"cannot be decoded: {error}") from None
     tokens, targets = received.tokens, received.targets
     classes, width = len(tail.classifier.weight), tail.width

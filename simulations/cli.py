@@ -142,9 +142,12 @@ def pareto(
     with _door():
         from simulations.pareto import Study
 
-        values = {**read_toml(config), **read_overrides(overrides or [])}
+        replaced = read_overrides(overrides or [])
+        values = {**read_toml(config), **replaced}
         if "pareto" not in values:
             raise ValueError(f"{config} has no [pareto] table")
+        for key in sorted(replaced.keys() & {"codec", "downlink", "pareto", "rounds", "seed"}):
+            raise ValueError(f"{key} differs between the cells of {config}; set it there")
         study = Study.read(values.pop("pareto"))
         plans = {
             name: {**_with_options(values, engine), **settings}
@@ -216,7 +219,7 @@ def _run_study(study: Study, plans: dict[str, dict[str, Any]], folder: Path) -> 
     from simulations.pareto import FRONT, Cell, front, is_finished, plot, table
 
     with _door():
-        missing = {n: p for n, p in plans.items() if not is_finished(folder / n, p)}
+        missing = {n: p for n, p in plans.items() if not is_finished(folder / n, p, study)}
     if done := len(plans) - len(missing):
         out.print(f"{done} of {len(plans)} cells are finished already")
     if missing:
@@ -280,7 +283,8 @@ def _run_setups(
 
     engine = next(iter(setups.values())).experiment.build("engine")
     summaries = {}
-    with _ends(folder, folders.values()), engine.session(client_app.app) as session:
+    runs = [] if stop else folders.values()  # the cells of a study are not resumed one by one
+    with _ends(folder, runs), engine.session(client_app.app) as session:
         for name, setup in setups.items():
             is_over = stop() if stop else lambda row: False
             _train(_grid(session, setup), setup, name, resumed, is_over)

@@ -84,16 +84,22 @@ class Study(BaseModel):
         """Limit of each counting column."""
         return {column: getattr(self, key) for column, key in BUDGETS.items()}
 
-    def stop(self) -> Callable[[dict[str, Any]], bool]:
+    def stop(self) -> Callable[[Any], bool]:
         """Return what tells, row by row, when a cell has used up all three budgets."""
         spent = dict.fromkeys(BUDGETS, 0.0)
 
-        def is_over(row: dict[str, Any]) -> bool:
+        def is_over(row: Any) -> bool:
             for column in spent:
                 spent[column] += _spent(row, column)
             return all(spent[column] >= limit for column, limit in self.limits().items())
 
         return is_over
+
+    def covers(self, rounds: pd.DataFrame) -> bool:
+        """Tell whether a run of these rounds is long enough for this study."""
+        is_over = self.stop()
+        rows = (row for _, row in rounds.iterrows())
+        return len(rounds) >= self.max_rounds or any(map(is_over, rows))
 
 
 def _spent(row: Any, column: str) -> Any:
@@ -113,8 +119,8 @@ class Cell:
     folder: Path
 
 
-def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Tell whether `folder` holds the finished run of a cell; clear what a stopped one left.
+def is_finished(folder: Path, settings: Mapping[str, Any], study: Study) -> bool:
+    """Tell whether `folder` holds the finished run of a cell; clear one that was stopped.
 
     Raises
     ------
@@ -128,7 +134,8 @@ def is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
     if found != expected:
         raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
     summary = folder / SUMMARY
-    if summary.exists() and json.loads(summary.read_text())["status"] == "complete":
+    is_whole = summary.exists() and json.loads(summary.read_text())["status"] == "complete"
+    if is_whole and study.covers(pd.read_csv(folder / ROUNDS)):
         return True
     shutil.rmtree(folder)
     return False

@@ -99,7 +99,7 @@ def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = Non
         experiment.build("strategy").start(
             grid,
             before.arrays,
-            experiment.rounds,
+            before.rounds if budget.is_spent(recorder.totals()) else experiment.rounds,
             experiment.timeout * (PATIENCE if isinstance(grid, LocalGrid) else 1),
             evaluate_fn=evaluator,
             training=training,

@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
-from fl_split.codecs import Identity
+from fl_split.codecs import Codec, Identity, Smashed
 from fl_split.flat import Flat, flatten
 from fl_split.metrics import accuracy
 from fl_split.optimizers import moments, set_moments
+from fl_split.payload import Payload
+from fl_split.seeds import generator
 from fl_split.specs import parse
-from fl_split.step import Place, predict, train_step
+from fl_split.step import Place, compress, pack, predict, train_step
 from fl_split.vit import Head, Tail, insert, split
 from simulations import partition
 from simulations.client import Schedule, Worker
@@ -103,6 +105,8 @@ def prepare(experiment: Experiment) -> Setup:
     model.train()  # checkpoints come in evaluation mode
     head, tail = split(model, e.cut)
     insert(head, tail, e.build("codec"), e.seed)
+    with _named("codec"):
+        _try(e.build("codec"), e.build("downlink"), head, classes)
     size, channels = model.config.image_size, model.config.num_channels
     with _named("dataset"):
         train, test = _decode(source, size, channels)
@@ -128,6 +132,22 @@ def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labe
         (source.pixels(half, size, channels), source.labels(half))
         for half in (source.train, source.test)
     ]
+
+
+@torch.no_grad()
+def _try(codec: Codec, downlink: Codec, head: Head, num_classes: int) -> None:
+    """Send two made-up samples to and fro; raise ValueError if that does not work."""
+    draw, place = generator(0, "trial"), Place(0, 0, 0, 0)
+    tokens = head.encoder(torch.randn(2, *head.smashed_shape, generator=draw))
+    attention = torch.rand(tokens.shape[:2], generator=draw).softmax(dim=1)
+    smashed = Smashed(tokens, lambda: attention, torch.arange(2) % num_classes, num_classes)
+    try:
+        payload = compress(codec, smashed, place)
+        sent = pack(codec, payload, place).to_bytes()
+        codec.decode(codec.unpack(Payload.from_bytes(sent)))
+        downlink.unpack(pack(downlink, Payload(payload.values), place))
+    except (KeyError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(f"does not fit tokens of shape {tuple(tokens.shape)}: {error}") from None
 
 
 class Evaluator:

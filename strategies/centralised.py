@@ -17,6 +17,8 @@ from strategies.strategy import SplitStrategy
 class Centralised(SplitStrategy):
     """Train on the pooled data on the server; nothing travels, the codec does not apply.
 
+    (A trainable codec is part of the model all the same.)
+
     A round sees as many samples as the clients sampled for it would have. Both optimisers
     live as long as the run. In the results the server is client -1.
     """

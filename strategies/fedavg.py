@@ -16,7 +16,7 @@ class FedAvg(SplitStrategy):
     """Clients train head and tail locally, with the same two optimisers as split learning.
 
     Averaging is Flower's own FedAvg; sampling and order go by partition id. The codec does
-    not apply: no smashed data travel.
+    not apply: no smashed data travel. (A trainable codec is part of the model all the same.)
     """
 
     def train_round(self, round: Round) -> list[Message]:

@@ -210,9 +210,13 @@ class Round:
     def _send(self, step: int, served: Served) -> None:
         self.server_flops += served.flops
         for client, cut in served.cuts.items():
-            self.losses[client, step] = self.samples[client], served.losses[client]
             place = Place(self.training.seed, self.number, client, step)
-            packed = pack(self.training.downlink, cut, place, "downlink")
+            try:
+                packed = pack(self.training.downlink, cut, place, "downlink")
+            except ValueError as error:
+                self.mailbox.drop(client, f"got a cut gradient with {error}")
+                continue
+            self.losses[client, step] = self.samples[client], served.losses[client]
             content = RecordDict({messages.GRADIENT: messages.wrap(packed)})
             self.mailbox.send(client, messages.STEP, content)
 

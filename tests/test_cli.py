@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
+
+from simulations import cli
 
 ROOT = Path(__file__).parents[1]
 QUICK = "configs/quickstart.toml"
@@ -96,8 +99,13 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, messag
 )
 def test_bad_comparisons_are_refused_before_training(tmp_path, rows, message):
     (tmp_path / "c.toml").write_text(rows)
-    done = fl_split("compare", tmp_path / "c.toml", "--out", tmp_path / "x", check=2)
-    assert message in done.stderr
+    command = ["compare", str(tmp_path / "c.toml"), "--out", str(tmp_path / "x")]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_folders_that_cannot_be_written_to_are_refused(tmp_path):
+    (tmp_path / "c.toml").touch()
     nowhere = fl_split("run", QUICK, "--out", "/proc/nowhere", check=2)
     assert len(nowhere.stderr.strip().splitlines()) == 1
     blocked = fl_split("run", QUICK, "--out", tmp_path / "c.toml" / "sub", check=2)

@@ -125,6 +125,32 @@ def test_values_that_are_not_finite_are_refused(spec, bad):
         arrive(halves(codec)[1], codec, Payload.from_bytes(wire(codec, data)))
 
 
+@every_codec
+def test_the_server_refuses_what_a_client_did_not_check(spec):
+    """Not finite once unpacked: every float on the wire spoilt, past the client's own check."""
+    codec = parse_codec(spec)
+    packed = codec.pack(encode(codec, smashed(requires_grad=False)), generator())
+    if not any(t.is_floating_point() for t in [*packed.values.values(), *packed.side.values()]):
+        pytest.skip("sends no float as such")
+    for tensors in (packed.values, packed.side):
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                tensors[name] = torch.full_like(tensor, float("nan"))
+    with pytest.raises(ValueError):
+        arrive(halves(codec)[1], codec, Payload.from_bytes(packed.to_bytes()))
+
+
+@every_codec
+def test_nothing_that_is_packed_changes(spec):
+    codec = parse_codec(spec)
+    payload = encode(codec, smashed(requires_grad=False))
+    before = payload.to_bytes()
+    packed = codec.pack(payload, generator())
+    sent = packed.to_bytes()
+    codec.decode(codec.unpack(packed))
+    assert payload.to_bytes() == before and packed.to_bytes() == sent
+
+
 class StraightThrough(torch.autograd.Function):
     """Forward what was unpacked, backward to what was packed."""
 
@@ -192,6 +218,7 @@ def test_cut_gradients_can_be_packed(spec):
     ("spec", "message"),
     [
         ("uniform() | adc()", "ADC encodes, so it can only come first"),
+        ("uniform(bits=8) | uniform(bits=4)", "only once"),
         ("uniform(bits=17)", "bits"),
         ("uniform() | adk()", "did you mean 'adc'"),
         ("topk(ratio=0.1) |", "not of the form"),

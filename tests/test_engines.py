@@ -122,15 +122,15 @@ def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, ke
     """With room for no graph, or for some: same bits, and never more than there is room for."""
     from simulations.client import Client, Worker
 
-    calls, forward, sizes = [], Client.forward, []
+    calls, smashed, sizes = [], Client._smash, []
 
     def counted(self):
-        result = forward(self)
+        result = smashed(self)
         calls.append(1)
         sizes.append((self.worker._kept, max(self.worker._sizes.values())))
         return result
 
-    monkeypatch.setattr(Client, "forward", counted)
+    monkeypatch.setattr(Client, "_smash", counted)
     changes = {**VARIED, "batch_size": 2000}
     plenty = simulate(**changes)
     usual, largest = len(calls), max(size for _, size in sizes)
@@ -148,7 +148,9 @@ def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, ke
     assert len(calls) - usual > usual if kept == 0 else len(calls) > usual
 
 
-@pytest.mark.parametrize("codec", ["identity()", "adc(ratio=0.25)"])
+@pytest.mark.parametrize(
+    "codec", ["identity()", "adc(ratio=0.25)", "c3sl()", "topk(ratio=0.2) | uniform() | rans()"]
+)
 @pytest.mark.parametrize("strategy", ["parallel", "parallel(average_heads=False)", "sflv1"])
 def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strategy, codec):
     """Unequal partitions: groups form, fall apart and run out of batches."""

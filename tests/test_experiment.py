@@ -5,6 +5,7 @@ import pytest
 
 from fl_split.specs import SpecError, parse
 from simulations.experiment import TABLES, Experiment, read_overrides, read_toml
+from simulations.pareto import Study
 from simulations.setup import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -33,14 +34,17 @@ def test_a_resolved_experiment_reads_back_equal(tmp_path):
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.toml")), ids=lambda f: f.name)
 def test_every_config_is_valid_and_says_how_to_run_it(file):
     values = read_toml(file)
-    rows = values.pop("compare", [{}])
+    rows, study = values.pop("compare", [{}]), values.pop("pareto", None)
+    if study is not None:
+        rows = list(Study.read(study).cells().values())
     for row in rows:
         row.pop("name", None)
         Experiment.from_dict({**values, **row})
     first, second = file.read_text().splitlines()[:2]
     assert first.startswith("# ")
     assert second.startswith(
-        f"# fl-split {'compare' if rows != [{}] else 'run'} configs/{file.name}"
+        f"# fl-split {'pareto' if study else 'compare' if rows != [{}] else 'run'} "
+        f"configs/{file.name}"
     )
 
 

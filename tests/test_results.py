@@ -1,6 +1,7 @@
 """What a run leaves behind, and that its byte counts are those of the formulas."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -27,13 +28,15 @@ NPY = 128  # header of a one-dimensional .npy array
 
 
 def test_identity_bytes_by_formula(simulate):
-    outcome = simulate(rounds=1)
+    """Equal parts of 238 or 239 samples; every batch holds an 8 or a 9, so labels take 4 bits."""
+    outcome = simulate(rounds=1, partition="iid()")
     row, clients = outcome.rounds.iloc[0], outcome.clients
+    labels = sum(3 * 64 // 2 + math.ceil((count - 3 * 64) / 2) for count in clients["samples"])
     steps, samples = clients["steps"].sum(), clients["samples"].sum()
     values = 4 * TOKENS * WIDTH * samples
     up = 1 + (1 + 1 + len("tokens") + 1 + 3 * 4) + (1 + 1 + len("labels") + 1 + 1 * 4)
     down = 1 + (1 + 1 + len("tokens") + 1 + 3 * 4)
-    assert row["payload_bytes_up"] == values + samples + steps * up
+    assert row["payload_bytes_up"] == values + labels + steps * up
     assert row["payload_bytes_down"] == values + steps * down
     assert row["smashed_bytes"] == values
     assert row["head_bytes_up"] == row["head_bytes_down"] == 6 * (4 * HEAD + NPY)

@@ -15,8 +15,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from fl_split.codecs.codec import Codec, Ratio, Received, Smashed, check_size
-from fl_split.payload import Payload
+from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
+from fl_split.payload import Payload, check_size
 from fl_split.specs import STRICT
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -55,17 +54,8 @@ class Received:
     weights: Tensor | None = None
 
 
-MOST_NUMBERS = 2**28
-"""Of any tensor that is rebuilt: damaged bytes must not ask for all memory."""
-
 Ratio = Annotated[float, Field(gt=0, le=1)]
 """Share of something that is sent."""
-
-
-def check_size(*shape: int) -> None:
-    """Raise ValueError for a shape, read from the wire, that nothing sensible has."""
-    if min(shape, default=0) < 0 or math.prod(shape) > MOST_NUMBERS:
-        raise ValueError(f"a tensor of shape {shape}")
 
 
 class Codec:
@@ -117,7 +107,7 @@ class Chain(Codec):
     Raises
     ------
     ValueError
-        A codec that does not only pack stands behind another one.
+        A codec that does not only pack stands behind another one, or one stands there twice.
     """
 
     stages: tuple[Codec, ...]
@@ -126,6 +116,8 @@ class Chain(Codec):
         for stage in self.stages[1:]:
             if not only_packs(stage):
                 raise ValueError(f"{type(stage).__name__} encodes, so it can only come first")
+        if len({type(stage) for stage in self.stages}) < len(self.stages):
+            raise ValueError("a codec can come only once")
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.stages))

@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.codecs.codec import Codec, Smashed, check_size
-from fl_split.payload import Payload
+from fl_split.codecs.codec import Codec, Smashed
+from fl_split.payload import Payload, check_size
 from fl_split.specs import STRICT
 
 CODES, CODEBOOK, SHAPE = "codes", "codebook", "shape"

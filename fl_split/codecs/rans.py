@@ -12,12 +12,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.codecs.codec import Codec, check_size
-from fl_split.payload import Payload
+from fl_split.codecs.codec import Codec
+from fl_split.payload import Payload, check_size
 from fl_split.specs import STRICT
 
-WORDS, TABLE, SHAPE, WIDTH, GRID = "w:", "t:", "s:", "n:", "g:"
-"""Prefixes of what stands on the wire for a tensor: coded words, (symbol, frequency), shape,
+WORDS, TABLE, SHAPE, FLAGS, WIDTH, GRID = "w:", "t:", "s:", "f:", "n:", "g:"
+"""Prefixes of what stands on the wire for a tensor: coded words, (symbol, frequency), shape
+(of whole numbers, of booleans),
 row length of the sparse layout; and for a value that was quantised: step and zero point."""
 
 PRECISION = 12
@@ -34,13 +35,14 @@ Symbols = NDArray[np.int64]
 
 @dataclass(frozen=True, config=STRICT)
 class Rans(Codec):
-    """After the rANS paper: quantise what is still fp32, then entropy-code all whole numbers.
+    """After the rANS paper: quantise what is still fp32, then entropy-code whole numbers.
 
-    Asymmetric quantisation with a zero point; each tensor of whole numbers (levels,
-    indices, labels) becomes a table of frequencies and one rANS stream, or in the sparse
-    layout three: values that differ from the commonest, their columns, and how many there
-    are per row, for the number of rows that promises least bits. A tensor that would grow
-    is left as it is. Behind another quantiser nothing is quantised twice.
+    Asymmetric quantisation with a zero point; each tensor of booleans or of whole numbers
+    below 4,096 (levels, bitmaps, labels) becomes a table of frequencies and one rANS
+    stream, or in the sparse layout three: values that differ from the commonest, their
+    columns, and how many there are per row, for the number of rows that promises least
+    bits. A tensor that would grow is left as it is. Behind another quantiser nothing is
+    quantised twice.
 
     Parameters
     ----------
@@ -69,13 +71,14 @@ class Rans(Codec):
     def unpack(self, packed: Payload) -> Payload:
         """Return values on the grid, and whole numbers as they were."""
         side = dict(packed.side)
-        for key in [key for key in side if key.startswith(SHAPE)]:
-            name = key.removeprefix(SHAPE)
+        for key in [key for key in side if key.startswith((SHAPE, FLAGS))]:
+            name = key[len(SHAPE) :]
             shape = tuple(int(size) for size in side.pop(key))
             check_size(*shape)
             symbols = _read(side, name, int(np.prod(shape)))
-            side[name] = torch.from_numpy(symbols).view(shape)
-        values = {}
+            found = torch.from_numpy(symbols).view(shape)
+            side[name] = found.bool() if key.startswith(FLAGS) else found
+        values = dict(packed.values)
         for key in [key for key in side if key.startswith(GRID)]:
             name = key.removeprefix(GRID)
             step, zero = side.pop(key)
@@ -93,14 +96,15 @@ class Rans(Codec):
     def _shorter(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Return `tensor` coded, or as it is if that is shorter or it is no whole numbers."""
         plain = {name: tensor}
-        if tensor.dtype != torch.int64 or not tensor.numel():
+        if tensor.dtype not in (torch.int64, torch.bool) or not tensor.numel():
             return plain
-        symbols: Symbols = tensor.numpy().reshape(-1)
+        symbols: Symbols = tensor.long().numpy().reshape(-1)
         if symbols.min() < 0 or symbols.max() >= 2**PRECISION:
             return plain
         counts = np.bincount(symbols)
         share, common = counts.max() / len(symbols), int(counts.argmax())
-        shape = {SHAPE + name: torch.tensor(tensor.shape)}
+        kind = FLAGS if tensor.dtype == torch.bool else SHAPE
+        shape = {kind + name: torch.tensor(tensor.shape)}
         found = [plain]
         if self.layout != "sparse" or share == 1:
             found.append(shape | _coded(name, symbols))

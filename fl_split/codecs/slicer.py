@@ -14,7 +14,10 @@ from fl_split.codecs.sparse import KEPT, keep, num_kept, restore
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
-NEGATIVE, BLOCKS, BITS, RANGE, LEVELS = "negative", "blocks", "bits", "range", "levels:"
+NEGATIVE, BLOCKS, BITS, RANGE, LEVELS = "negative", "blocks", "bits", "range", "slicer:"
+
+DEVIATION = "deviation"
+"""Standard deviation of every sample, for the threshold; not sent."""
 
 MOST_BITS = 8
 
@@ -37,8 +40,8 @@ class SLICER(Codec):
     blocks : int
         M per sample.
     threshold : float
-        Allowed mean error: of magnitudes, in standard deviations of the survivors
-        (guard "abs"), or of the 8-bit levels, as a share of 256 (guard "int").
+        Allowed mean error: in standard deviations of the sample (guard "abs"), or of the
+        8-bit levels, as a share of 256 (guard "int").
     asymmetry : float, optional
         Share of the survivors taken from the positive side; by default the largest
         magnitudes of either sign.
@@ -54,20 +57,22 @@ class SLICER(Codec):
     down: ClassVar[str] = "gradients of the survivors"
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
-        """Send the survivors (B, k); ties are broken at random."""
+        """Send the survivors (B, k); ties are broken at random.
+
+        Where one side has too few, the other makes up for it.
+        """
         flat = smashed.tokens.detach().flatten(1)
         count = num_kept(1 - self.sparsity, smashed)
         shuffle = torch.randperm(flat.shape[1], generator=generator)
         score = flat[:, shuffle]
         if self.asymmetry is None:
-            chosen = score.abs().topk(count, dim=1).indices
-        else:
-            above = min(count, round(self.asymmetry * count))
-            chosen = torch.cat(
-                [score.topk(above, dim=1).indices, (-score).topk(count - above, dim=1).indices],
-                dim=1,
-            )
-        return keep(smashed, shuffle[chosen])
+            order = score.abs()
+        else:  # the quota of each side comes first, then whatever is largest
+            quota = round(self.asymmetry * count)
+            order = score.abs() + _first(score, quota) + _first(-score, count - quota)
+        payload = keep(smashed, shuffle[order.topk(count, dim=1).indices])
+        payload.side[DEVIATION] = flat.std(dim=1, correction=0)
+        return payload
 
     def decode(self, payload: Payload) -> Received:
         """Put survivors back into place."""
@@ -83,8 +88,8 @@ class SLICER(Codec):
         high = size.new_zeros(len(kept), count).scatter_reduce(1, block, size, "amax")
         bounds = torch.stack([low, high]).clamp(max=65504).half()
         low, high = bounds.float()
-        bits = self._bits(size, block, low, high)
         side = dict(payload.side)
+        bits = self._bits(size, block, low, high, side.pop(DEVIATION))
         side |= {NEGATIVE: kept < 0, BLOCKS: block, BITS: bits, RANGE: bounds}
         levels = _levels(size, block, low, high, bits)
         for number in bits[bits > 0].unique().tolist():
@@ -101,12 +106,14 @@ class SLICER(Codec):
         for number in bits[bits > 0].unique().tolist():
             levels[own == number] = side.pop(f"{LEVELS}{number}").float()
         size = _magnitudes(levels, block, low, high, bits)
-        return Payload({KEPT: torch.where(negative, -size, size)}, side)
+        return Payload({KEPT: torch.where(negative, -size, size), **packed.values}, side)
 
-    def _bits(self, size: Tensor, block: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def _bits(
+        self, size: Tensor, block: Tensor, low: Tensor, high: Tensor, deviation: Tensor
+    ) -> Tensor:
         """Return the fewest bits (B, M), coming from 8, that keep within the threshold."""
         finest = _levels(size, block, low, high, torch.full(low.shape, MOST_BITS))
-        allowed = self.threshold * size.std(dim=1, correction=0, keepdim=True)
+        allowed = self.threshold * deviation[:, None]
         bits, is_fine = torch.full(low.shape, MOST_BITS), torch.ones(low.shape, dtype=torch.bool)
         for number in range(MOST_BITS - 1, -1, -1):
             if self.guard == "int":
@@ -121,6 +128,16 @@ class SLICER(Codec):
             is_fine &= mean <= bound
             bits = torch.where(is_fine, number, bits)
         return bits
+
+
+def _first(score: Tensor, quota: int) -> Tensor:
+    """Infinity at the `quota` largest positive scores of every row, 0 elsewhere."""
+    order = torch.zeros_like(score)
+    if quota:
+        found = score.topk(quota, dim=1)
+        lift = torch.where(found.values > 0, torch.inf, 0.0)
+        order.scatter_(1, found.indices, lift)
+    return order
 
 
 def _levels(size: Tensor, block: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fl_split.codecs.codec import Received, Smashed, check_size
-from fl_split.payload import Payload
+from fl_split.codecs.codec import Received, Smashed
+from fl_split.payload import Payload, check_size
 
 KEPT, MASK, INDICES, SHAPE = "kept", "mask", "indices", "shape"
 

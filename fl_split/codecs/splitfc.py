@@ -14,7 +14,7 @@ from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
-COLUMNS, MASK, BITS, RANGE, LEVELS = "columns", "mask", "bits", "range", "levels:"
+COLUMNS, MASK, BITS, RANGE, LEVELS = "columns", "mask", "bits", "range", "splitfc:"
 
 MOST_BITS = 16
 

@@ -13,7 +13,7 @@ from fl_split.codecs.codec import Codec
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
-LEVELS, RANGE = "levels:", "range:"
+LEVELS, RANGE = "u:", "r:"
 """Prefixes of the two side tensors that replace a value on the wire."""
 
 
@@ -29,7 +29,8 @@ class Uniform(Codec):
     bits : int
         1 to 16 per number.
     per : "tensor" or "channel"
-        What shares a grid: all numbers, or those of one feature (the last axis).
+        What shares a grid: all numbers, or those of one feature (the last of three axes;
+        kept entries of a sparsifier, which have two, share one grid).
     rounding : "nearest" or "stochastic"
         Stochastic rounding is right on average, which gradients profit from.
     """
@@ -52,7 +53,7 @@ class Uniform(Codec):
     def unpack(self, packed: Payload) -> Payload:
         """Return values on the grid."""
         side = dict(packed.side)
-        values = {}
+        values = dict(packed.values)
         for key in [key for key in side if key.startswith(LEVELS)]:
             name = key.removeprefix(LEVELS)
             levels, (low, step) = side.pop(key), side.pop(RANGE + name)
@@ -60,7 +61,8 @@ class Uniform(Codec):
         return Payload(values, side)
 
     def _quantise(self, value: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        axes = tuple(range(value.dim() - (self.per == "channel")))
+        per_channel = self.per == "channel" and value.dim() == 3
+        axes = tuple(range(value.dim() - per_channel))
         if not value.numel():
             return value.long(), value.new_zeros(2)
         low, high = value.amin(dim=axes), value.amax(dim=axes)

@@ -10,8 +10,8 @@ import zstandard
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl_split.codecs.codec import Codec, check_size
-from fl_split.payload import Payload
+from fl_split.codecs.codec import Codec
+from fl_split.payload import Payload, check_size
 from fl_split.specs import STRICT
 
 BLOB = "zstd"
