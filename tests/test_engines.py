@@ -72,6 +72,28 @@ def test_ray_equals_inline_with_any_number_of_workers(simulate, workers):
         assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
 
 
+CODED = {
+    **VARIED,
+    "codec": "bottlenet(ratio=0.5) | uniform(bits=6, rounding='stochastic') | rans()",
+    "downlink": "uniform(bits=4, rounding='stochastic')",
+}
+
+
+@pytest.mark.parametrize("engine", [pytest.param("ray()", marks=pytest.mark.slow), "inline()"])
+def test_chains_and_downlinks_draw_the_same_numbers_everywhere(simulate, engine):
+    """Stochastic rounding on both ways, a trainable codec, and replies in another order."""
+    usual = simulate(**CODED)
+    other = simulate(**CODED, engine=engine)
+    assert usual.equals(other)
+    assert usual.rounds[COUNTED].equals(other.rounds[COUNTED])
+    assert (usual.folder / "codec.safetensors").read_bytes() == (
+        other.folder / "codec.safetensors"
+    ).read_bytes()
+    whole = simulate(**{**CODED, "downlink": "identity()"}).rounds
+    assert usual.rounds["payload_bytes_down"].iloc[0] < 0.2 * whole["payload_bytes_down"].iloc[0]
+    assert usual.rounds["head_bytes_up"].iloc[0] > simulate(**VARIED).rounds["head_bytes_up"][0]
+
+
 @pytest.mark.slow
 def test_flwr_run_equals_inline(simulate, tmp_path):
     inline = simulate(**VARIED)

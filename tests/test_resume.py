@@ -48,6 +48,7 @@ def stopped(simulate, number, **changes):
 
 CASES = [(name, "identity") for name in [*STRATEGIES, PRIVATE]]
 CASES += [("parallel", name) for name in CODECS]
+CASES += [(name, "bottlenet") for name in (PRIVATE, "fedavg", "sflv1")]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(case) for case in CASES])
