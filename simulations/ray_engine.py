@@ -47,7 +47,8 @@ PROMPT = 10.0
 """Seconds within which an idle worker answers a question that is not worth waiting for."""
 
 WAIT_SECONDS = 1.0
-"""Longest a pull blocks before the caller may look at its own deadline."""
+"""Longest a pull blocks before the caller may look at its own deadline, or a receiving thread
+before it looks whether it is still needed."""
 
 
 class Host:
@@ -134,7 +135,11 @@ class Line:
     _calls: SimpleQueue[Any] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
-        threading.Thread(target=_receive, args=(self, self._calls), daemon=True).start()
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(
+            target=_receive, args=(self, self._calls, self._is_closed), daemon=True
+        )
+        self._thread.start()
 
     def open(self) -> None:
         """Make the actor host this run's clients, as they are known here."""
@@ -175,8 +180,13 @@ class Line:
         return replies
 
     def close(self) -> None:
-        """End the thread that receives, which lets go of everything."""
+        """End the thread that receives, which lets go of everything.
+
+        It may be waiting for an actor that never comes back; Ray must not be shut down then.
+        """
+        self._is_closed.set()
         self._calls.put(None)
+        self._thread.join(2 * WAIT_SECONDS)
 
     def _is_long(self, message: Message) -> bool:
         return len(self.journal.get(message.metadata.dst_node_id, [])) >= SNAPSHOT_AFTER
@@ -233,15 +243,19 @@ class Line:
         self._calls.put(call)
 
 
-def _receive(line: Line, calls: SimpleQueue[Any]) -> None:
+def _receive(line: Line, calls: SimpleQueue[Any], is_closed: threading.Event) -> None:
     """Hand on the outcomes of calls, in the order in which they were made."""
     import ray
 
     while (call := calls.get()) is not None:
-        try:
-            line.done.put((line, ray.get(call)))
-        except Exception as error:
-            line.done.put((line, error))
+        while not is_closed.is_set():
+            try:
+                line.done.put((line, ray.get(call, timeout=WAIT_SECONDS)))
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except Exception as error:
+                line.done.put((line, error))
+            break
 
 
 class RayGrid(LocalGrid):

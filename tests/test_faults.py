@@ -145,6 +145,37 @@ def test_two_nodes_give_the_bits_of_one(simulate):
     assert spread.rounds[EXACT].equals(inline.rounds[EXACT])
 
 
+@pytest.mark.slow
+def test_a_lost_node_takes_its_clients_along_and_the_run_goes_on(simulate):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = cluster.add_node(num_cpus=1)
+
+    def watch(row, report):
+        if row["round"] == 1:
+            cluster.remove_node(other, allow_graceful=False)
+            for _ in range(300):  # its worker notices in a while
+                if sum("ray::Host" in process.name() for process in psutil.process_iter()) < 2:
+                    break
+                time.sleep(0.1)
+
+    try:
+        outcome = simulate(
+            watch=watch,
+            engine=f"ray(address={cluster.address!r}, workers=2)",
+            rounds=3,
+            timeout=3.0,
+        )
+    finally:
+        cluster.shutdown()
+    dropped = outcome.clients.query("dropped != ''")
+    assert outcome.summary["status"] == "complete"
+    assert sorted(dropped["round"].unique()) == [2, 3]
+    assert len(dropped) == 2 * 3  # half of the six clients, twice
+    assert dropped["dropped"].str.contains("no reply|worker failed").all()
+
+
 def test_an_address_without_a_cluster_is_one_line(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text("clients = 2")
