@@ -1,6 +1,6 @@
 """Cost and fidelity of every codec on the features of a ViT at the cut.
 
-python benchmarks/codecs.py [--batch N] [--json FILE] [KEY=VALUE ...]
+python benchmarks/codecs.py [--batch N] [--only NAME] [--json FILE] [KEY=VALUE ...]
 
 KEY=VALUE are keys of an experiment (model, dataset, cut, ...); by default a ViT-Tiny from
 scratch on the digits. Real features: model="pretrained(path='FOLDER')" dataset="local(...)".
@@ -103,6 +103,7 @@ def main() -> None:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--only", default="", help="measure specs that contain this")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,7 +117,7 @@ def main() -> None:
     )
     table = Table("codec", "client ms", "server ms", "share of head", "MB/s", "ratio", "error")
     rows = []
-    for spec in [*CODECS, *CHAINS]:
+    for spec in (spec for spec in [*CODECS, *CHAINS] if options.only in spec):
         row = measure(parse_codec(spec), setup, options.batch, head)
         rows.append({**row, "name": spec})
         table.add_row(

@@ -160,6 +160,12 @@ def pack_bits(numbers: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
 
 def unpack_bits(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
     """Read back `count` numbers that :func:`pack_bits` wrote."""
+    if bits in (8, 16, 32):
+        return data[: count * bits // 8].view(f"<u{bits // 8}").astype(np.int64)
+    if bits in (1, 2, 4):
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        parts = (data[:, None] >> shifts) & np.uint8(2**bits - 1)
+        return parts.reshape(-1)[:count].astype(np.int64)
     flags = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
     octets = np.zeros((count, 8), np.uint8)
     packed = np.packbits(flags, axis=1, bitorder="little")

@@ -118,7 +118,7 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
     if not bool((a > 0).any()):
         return torch.zeros(len(a), dtype=torch.int64)
     low, high = -80.0, 80.0  # of log2 nu
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         real = _levels(a, middle).log2()
         low, high = (middle, high) if float(real.sum()) > total else (low, middle)
