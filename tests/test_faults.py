@@ -117,6 +117,25 @@ def test_several_clients_that_hang_in_one_worker_are_dropped_alone(simulate):
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [0, 2, 5]
 
 
+def test_a_client_whose_loss_overflows_is_dropped_alone(simulate):
+    """Finite numbers, so large that the tail's norms give no number: only its own tail suffers."""
+
+    def overflows(message, context):
+        reply = client_app.app(message, context)
+        if context.node_config["partition-id"] == 1 and messages.PAYLOAD in reply.content:
+            payload = messages.unwrap(reply.content[messages.PAYLOAD])
+            payload.values["tokens"] = payload.values["tokens"] * 1e25
+            reply.content[messages.PAYLOAD] = messages.wrap(payload)
+        return reply
+
+    outcome = simulate(overflows, strategy="sflv1", rounds=2)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [1, 1]
+    assert dropped["dropped"].str.contains("cut gradient with values that are not finite").all()
+    assert outcome.rounds["train_loss"].notna().all()
+    assert all(weights.isfinite().all() for weights in outcome.model.values())
+
+
 @pytest.mark.slow
 def test_two_nodes_give_the_bits_of_one(simulate):
     from ray.cluster_utils import Cluster
