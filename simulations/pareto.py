@@ -217,6 +217,7 @@ def _accuracy(row: Any) -> str:
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Draw accuracy against the measured ratio, a panel per budget, error bars over seeds."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter
 
     found = summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
@@ -233,8 +234,11 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
                 label=family, marker=markers[number % len(markers)], capsize=2, lw=1, ms=5,
             )  # fmt: skip
         axis.set_xscale("log")
+        for subset in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            subset(FormatStrFormatter("%g"))
         axis.set_title(f"equal {budget.replace('_', ' ')}: {part['limit'].iloc[0]:,.3g}")
         axis.set_xlabel("payload bytes over uncompressed")
+        axis.tick_params(axis="x", which="both", labelsize="small", rotation=45)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
     axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
