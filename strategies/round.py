@@ -175,9 +175,11 @@ class Round:
         whole = sum(self.samples[client] for client in self.clients)
         gradients: dict[int, Tensor] = {}
         served: list[int] = []
+        failed: set[int] = set()
 
         def then(number: int, result: Served) -> None:
             gradients[number] = result.gradient
+            failed.update(result.failed)
             self._send(step, result)
 
         for number, payloads in enumerate(self._groups(clients)):
@@ -186,6 +188,7 @@ class Round:
             self.training.crew.submit(work, partial(then, number))
             served += payloads
         self.mailbox.settle()
+        served = [client for client in served if client not in failed]
         if served:
             gradient = total([gradients[number] for number in sorted(gradients)])
             part = sum(self.samples[client] for client in served)
@@ -209,6 +212,8 @@ class Round:
 
     def _send(self, step: int, served: Served) -> None:
         self.server_flops += served.flops
+        for client in served.failed:
+            self.mailbox.drop(client, "sent what gives a loss that is not finite")
         for client, cut in served.cuts.items():
             place = Place(self.training.seed, self.number, client, step)
             try:

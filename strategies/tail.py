@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fl_split.codecs import Codec
@@ -24,13 +26,14 @@ MAX_TOKENS = 8192
 class Served:
     """What the tail makes of payloads: losses and cut gradients by client, its own gradient.
 
-    `flops` is what it took.
+    `flops` is what it took; `failed` are clients whose loss was not finite, left out of all.
     """
 
     losses: dict[int, float]
     cuts: dict[int, Payload]
     gradient: Tensor
     flops: int
+    failed: Sequence[int] = ()
 
 
 class TrainedTail:
@@ -87,6 +90,12 @@ class TrainedTail:
             losses.update(zip(clients, values, strict=True))
             cuts.update(zip(clients, payloads, strict=True))
             gradients.append(gradient)
+        failed = [client for client, loss in losses.items() if not math.isfinite(loss)]
+        if failed:  # which spoils the sum: once more without
+            rest = {k: arrival for k, arrival in arrivals.items() if k not in failed}
+            if not rest:
+                return Served({}, {}, torch.zeros_like(self.flat.vector), 0, failed)
+            return replace(self.serve(rest, weights, server_round, step), failed=failed)
         shapes = [arrival.received.tokens.shape for arrival in arrivals.values()]
         flops = sum(tail_step(self.flat.module, rows, tokens) for rows, tokens, _ in shapes)
         return Served(losses, cuts, total(gradients), flops)
@@ -96,9 +105,10 @@ class TrainedTail:
         descend(self.optimizer, self.flat.vector, gradient)
 
     def step(self, client: int, arrival: Arrival, server_round: int, step: int) -> Served:
-        """Serve one client and step."""
+        """Serve one client and step, unless its loss is not finite."""
         served = self.serve({client: arrival}, {client: 1.0}, server_round, step)
-        self.descend(served.gradient)
+        if not served.failed:
+            self.descend(served.gradient)
         return served
 
 
