@@ -82,49 +82,57 @@ class SLICER(Codec):
         """Split into blocks and quantise."""
         kept = payload.values[KEPT].detach()
         size, count = kept.abs(), min(self.blocks, kept.shape[1])
-        rank = size.argsort(dim=1).argsort(dim=1)
+        order = size.argsort(dim=1)
+        rank = torch.zeros_like(order)
+        rank.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
         block = rank * count // kept.shape[1]
         low = size.new_full((len(kept), count), torch.inf).scatter_reduce(1, block, size, "amin")
         high = size.new_zeros(len(kept), count).scatter_reduce(1, block, size, "amax")
         bounds = torch.stack([low, high]).clamp(max=65504).half()
-        low, high = bounds.float()
+        low, high = (part.gather(1, block) for part in bounds.float())
+        width = high - low
+        share = (size - low) / torch.where(width > 0, width, torch.ones_like(width))
+        share = share.clamp(0, 1)
         side = dict(payload.side)
-        bits = self._bits(size, block, low, high, side.pop(DEVIATION))
+        bits = self._bits(share, width, block, count, side.pop(DEVIATION))
         side |= {NEGATIVE: kept < 0, BLOCKS: block, BITS: bits, RANGE: bounds}
-        levels = _levels(size, block, low, high, bits)
+        own = bits.gather(1, block)
+        levels = (share * (2.0**own - 1)).round().long()
         for number in bits[bits > 0].unique().tolist():
-            side[f"{LEVELS}{number}"] = levels[bits.gather(1, block) == number].long()
+            side[f"{LEVELS}{number}"] = levels[own == number]
         return Payload({}, side)
 
     def unpack(self, packed: Payload) -> Payload:
         """Return survivors on their grids; a block of no bits is at its middle."""
         side = dict(packed.side)
         negative, block, bits = (side.pop(name) for name in (NEGATIVE, BLOCKS, BITS))
-        low, high = side.pop(RANGE).float()
+        low, high = (part.gather(1, block) for part in side.pop(RANGE).float())
         own = bits.gather(1, block)
-        levels = torch.full(block.shape, 0.5)
+        share = torch.full(block.shape, 0.5)
         for number in bits[bits > 0].unique().tolist():
-            levels[own == number] = side.pop(f"{LEVELS}{number}").float()
-        size = _magnitudes(levels, block, low, high, bits)
+            share[own == number] = side.pop(f"{LEVELS}{number}").float() / (2**number - 1)
+        size = low + share * (high - low)
         return Payload({KEPT: torch.where(negative, -size, size), **packed.values}, side)
 
     def _bits(
-        self, size: Tensor, block: Tensor, low: Tensor, high: Tensor, deviation: Tensor
+        self, share: Tensor, width: Tensor, block: Tensor, count: int, deviation: Tensor
     ) -> Tensor:
-        """Return the fewest bits (B, M), coming from 8, that keep within the threshold."""
-        finest = _levels(size, block, low, high, torch.full(low.shape, MOST_BITS))
-        allowed = self.threshold * deviation[:, None]
-        bits, is_fine = torch.full(low.shape, MOST_BITS), torch.ones(low.shape, dtype=torch.bool)
+        """Return the fewest bits (B, M), coming from 8, that keep within the threshold.
+
+        `share` (B, k) is where an entry lies in its block's range, `width` that range.
+        """
+        empty = share.new_zeros(len(share), count)
+        finest = (share * (2**MOST_BITS - 1)).round()
+        bound = self.threshold * (deviation[:, None] if self.guard == "abs" else 1.0)
+        bits, is_fine = torch.full(empty.shape, MOST_BITS), empty == 0
         for number in range(MOST_BITS - 1, -1, -1):
             if self.guard == "int":
-                shift = 2 ** (MOST_BITS - number)
-                error, bound = (finest % shift) / 2**MOST_BITS, torch.tensor(self.threshold)
+                error = finest % 2 ** (MOST_BITS - number) / 2**MOST_BITS
             else:
-                tried = torch.full(low.shape, number)
-                levels = _levels(size, block, low, high, tried)
-                error = (_magnitudes(levels, block, low, high, tried) - size).abs()
-                bound = allowed
-            mean = torch.zeros_like(low).scatter_reduce(1, block, error, "mean", include_self=False)
+                top = 2**number - 1
+                nearest = (share * top).round() / top if top else 0.5
+                error = (share - nearest).abs() * width
+            mean = empty.scatter_reduce(1, block, error, "mean", include_self=False)
             is_fine &= mean <= bound
             bits = torch.where(is_fine, number, bits)
         return bits
@@ -138,16 +146,3 @@ def _first(score: Tensor, quota: int) -> Tensor:
         lift = torch.where(found.values > 0, torch.inf, 0.0)
         order.scatter_(1, found.indices, lift)
     return order
-
-
-def _levels(size: Tensor, block: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
-    """Whole levels (B, k) as floats; half a level where a block has no bits."""
-    top = (2.0**bits - 1).gather(1, block)
-    width = (high - low).gather(1, block)
-    share = (size - low.gather(1, block)) / torch.where(width > 0, width, torch.ones_like(width))
-    return torch.where(top > 0, (share.clamp(0, 1) * top).round(), torch.full_like(share, 0.5))
-
-
-def _magnitudes(levels: Tensor, block: Tensor, low: Tensor, high: Tensor, bits: Tensor) -> Tensor:
-    top = (2.0**bits - 1).gather(1, block).clamp(min=1)
-    return low.gather(1, block) + levels / top * (high - low).gather(1, block)
