@@ -144,7 +144,7 @@ def pareto(
 
         replaced = read_overrides(overrides or [])
         values = {**read_toml(config), **replaced}
-        if "pareto" not in values:
+        if not isinstance(values.get("pareto"), dict):
             raise ValueError(f"{config} has no [pareto] table")
         for key in sorted(replaced.keys() & {"codec", "downlink", "pareto", "rounds", "seed"}):
             raise ValueError(f"{key} differs between the cells of {config}; set it there")
@@ -224,7 +224,7 @@ def _run_study(study: Study, plans: dict[str, dict[str, Any]], folder: Path) -> 
         out.print(f"{done} of {len(plans)} cells are finished already")
     if missing:
         setups, folders = _prepare(missing, folder)
-        _run_setups(setups, folders, folder, stop=study.stop, shows=False)
+        _run_setups(setups, folders, folder, stop=study.stop)
     cells = [Cell(n.rpartition("-seed")[0], plan, folder / n) for n, plan in plans.items()]
     frame = front(cells, study.limits())
     frame.to_csv(folder / FRONT, index=False)
@@ -272,24 +272,25 @@ def _run_setups(
     folder: Path,
     resumed: Any = None,
     stop: Callable[[], Stop] | None = None,
-    shows: bool = True,
 ) -> None:
     """Run what has been checked, on the same workers; show a table in the end.
 
-    `stop` gives, for each run, what ends it after a row of results.
+    For a study, which shows its own, `stop` gives what ends a run after a row of results.
     """
     from simulations import client_app, report
     from simulations.results import COMPARISON, SUMMARY
 
     engine = next(iter(setups.values())).experiment.build("engine")
     summaries = {}
-    runs = [] if stop else folders.values()  # the cells of a study are not resumed one by one
-    with _ends(folder, runs), engine.session(client_app.app) as session:
+    with (
+        _ends(folder, folders.values(), stop is not None),
+        engine.session(client_app.app) as session,
+    ):
         for name, setup in setups.items():
             is_over = stop() if stop else lambda row: False
             _train(_grid(session, setup), setup, name, resumed, is_over)
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
-    if not shows:
+    if stop:
         return
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame))
@@ -408,7 +409,7 @@ def _of(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _ends(folder: Path, runs: Iterable[Path]) -> Iterator[None]:
+def _ends(folder: Path, runs: Iterable[Path], is_study: bool) -> Iterator[None]:
     """Say what became of a run that did not reach its end, and how to go on."""
     from simulations.checkpoint import FILE
     from simulations.grid import EngineError
@@ -416,6 +417,8 @@ def _ends(folder: Path, runs: Iterable[Path]) -> Iterator[None]:
     from strategies import NoClientsLeft
 
     def where() -> str:
+        if is_study:
+            return f"finished cells are in {folder}; to go on: the same command, --out {folder}"
         stopped = [run for run in runs if (run / FILE).exists()]
         advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
         return f"finished rounds are in {folder}{advice}"
