@@ -279,6 +279,7 @@ def _run_setups(
     """
     from simulations import client_app, report
     from simulations.results import COMPARISON, SUMMARY
+    from strategies import NoClientsLeft
 
     engine = next(iter(setups.values())).experiment.build("engine")
     summaries = {}
@@ -288,7 +289,12 @@ def _run_setups(
     ):
         for name, setup in setups.items():
             is_over = stop() if stop else lambda row: False
-            _train(_grid(session, setup), setup, name, resumed, is_over)
+            try:
+                _train(_grid(session, setup), setup, name, resumed, is_over)
+            except NoClientsLeft as error:
+                if stop is None:
+                    raise
+                _complain(f"{name}: {error}")  # one codec that fails must not end a study
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
     if stop:
         return

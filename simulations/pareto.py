@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def front(cells: list[Cell], limits: Mapping[str, float]) -> pd.DataFrame:
     """One row per cell and budget: the accuracy when it was used up.
 
     That is the accuracy after the last round that is wholly paid for; before the first one
-    there is none. `reached` is false for a run that ended with budget left.
+    there is none. `reached` is false for a run that ended, or failed, with budget left.
     """
     rows = []
     for cell in cells:
@@ -160,12 +161,12 @@ def front(cells: list[Cell], limits: Mapping[str, float]) -> pd.DataFrame:
                     "spec": cell.settings["codec"],
                     "downlink": cell.settings["downlink"],
                     "seed": cell.settings["seed"],
-                    "ratio": sent / (2 * rounds["smashed_bytes"].sum()),
+                    "ratio": sent / (2 * rounds["smashed_bytes"].sum()) if sent else math.nan,
                     "budget": BUDGETS[budget],
                     "limit": limit,
-                    "reached": bool(spent.iloc[-1] >= limit),
+                    "reached": bool((spent >= limit).any()),
                     "rounds": len(paid),
-                    "accuracy": paid["accuracy"].iloc[-1] if len(paid) else float("nan"),
+                    "accuracy": paid["accuracy"].iloc[-1] if len(paid) else math.nan,
                 }
             )
     return pd.DataFrame(rows)

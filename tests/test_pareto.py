@@ -115,6 +115,28 @@ def test_a_stopped_study_goes_on_and_a_changed_one_is_refused(study):
     assert result.exit_code == 2 and "holds another experiment" in result.output
 
 
+def test_a_codec_that_fails_does_not_end_the_study(study, monkeypatch):
+    """Whoever sends infinities is dropped; here that is everybody who sends by topk."""
+    from fl_split.codecs.topk import TopK
+
+    original = TopK.encode
+
+    def overflows(self, smashed, generator):
+        payload = original(self, smashed, generator)
+        if smashed.num_classes == 10 and len(smashed.labels) > 2:  # not in the dry run
+            payload.values["kept"] = payload.values["kept"] * float("inf")
+        return payload
+
+    monkeypatch.setattr(TopK, "encode", overflows)
+    result, folder = study()
+    assert result.exit_code == 0
+    assert result.output.count("clients were dropped") == 2
+    frame = pd.read_csv(folder / "pareto.csv").set_index("codec")
+    assert frame.loc["identity", "accuracy"].notna().any()
+    assert frame.loc["topk-0.2", "accuracy"].isna().all()
+    assert not frame.loc["topk-0.2", "reached"].any()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
