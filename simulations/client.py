@@ -164,9 +164,13 @@ class Worker:
         return Client(self, Flat(copy.deepcopy(self.head)))
 
     def give_back(self, client: Client) -> None:
-        """Take a shell back whose round is over or whose state has been saved."""
+        """Take a shell back whose round is over or whose state has been saved.
+
+        It keeps its modules, which take long to make, but no optimiser.
+        """
         self.release(client)
         client.place, client.has_own_head = None, False
+        vars(client).pop("optimizer", None)  # with its moments; a round begins with a new one
         self._idle.append(client)
 
     def scratch_tail(self) -> Flat[Tail]:

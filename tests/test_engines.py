@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import Message, RecordDict
 
 from simulations import client_app
@@ -288,6 +289,23 @@ def test_a_message_survives_being_taken_apart():
     assert content["a"]["x"].data == b"abc"
     failed = messages.from_wire(messages.to_wire(Message(Error(3, "why"), reply_to=message)))
     assert (failed.error.code, failed.error.reason) == (3, "why")
+
+
+def test_an_idle_shell_holds_no_moments():
+    """Between rounds a client is its saved state; a shell that is lent again starts anew."""
+    from fl_split.flat import flatten
+
+    worker = prepare(Experiment.from_dict({"clients": 3})).worker()
+    client = worker.lend()
+    client.begin(0, 1, None)
+    client.learn(torch.ones_like(client.head.vector))
+    worker.give_back(client)
+    assert not hasattr(client, "optimizer")
+    again = worker.lend()
+    assert again is client
+    again.begin(1, 2, None)
+    assert torch.equal(again.head.vector, flatten(list(worker.head.parameters())))
+    assert not again.optimizer.state
 
 
 def test_clients_are_spread_over_workers_by_size():
