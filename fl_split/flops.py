@@ -30,6 +30,11 @@ def tail_step(tail: Tail, rows: int, tokens: int) -> int:
     return 3 * rows * forward
 
 
+def whole_step(head: Head, tail: Tail, samples: int) -> int:
+    """Operations of head and tail together on so many images, uncompressed."""
+    return head_step(head, samples) + tail_step(tail, samples, head.smashed_shape[0])
+
+
 def _block(block: nn.Module, tokens: int, width: int) -> int:
     return tokens * _linear(block) + 4 * tokens**2 * width
 

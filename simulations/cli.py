@@ -32,9 +32,6 @@ if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.setup import Setup
     from strategies import RoundReport
 
-Stop = Callable[[dict[str, Any]], bool]
-"""Tells from a round's row of results whether the run has done enough."""
-
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -131,7 +128,7 @@ def pareto(
     r"""Compare codecs at equal rounds, equal bytes and equal client compute.
 
     The file's [b]\[pareto][/b] table says which codecs, ratios, seeds and budgets; every
-    cell runs until all three budgets are used up. Cells finished in an earlier, stopped
+    cell runs until all budgets are used up. Cells finished in an earlier, stopped
     study in the same folder are not run again. Ends in a table, [b]pareto.csv[/b] and
     [b]pareto.svg[/b].
 
@@ -224,9 +221,9 @@ def _run_study(study: Study, plans: dict[str, dict[str, Any]], folder: Path) -> 
         out.print(f"{done} of {len(plans)} cells are finished already")
     if missing:
         setups, folders = _prepare(missing, folder)
-        _run_setups(setups, folders, folder, stop=study.stop)
+        _run_setups(setups, folders, folder, study=study)
     cells = [Cell(n.rpartition("-seed")[0], plan, folder / n) for n, plan in plans.items()]
-    frame = front(cells, study.limits())
+    frame = front(cells, study.budgets())
     frame.to_csv(folder / FRONT, index=False)
     plot(frame, folder / "pareto.svg")
     out.print(table(frame))
@@ -271,11 +268,11 @@ def _run_setups(
     folders: dict[str, Path],
     folder: Path,
     resumed: Any = None,
-    stop: Callable[[], Stop] | None = None,
+    study: Study | None = None,
 ) -> None:
     """Run what has been checked, on the same workers; show a table in the end.
 
-    For a study, which shows its own, `stop` gives what ends a run after a row of results.
+    A study shows its own, and its budgets end each run.
     """
     from simulations import client_app, report
     from simulations.results import COMPARISON, SUMMARY
@@ -284,19 +281,18 @@ def _run_setups(
     engine = next(iter(setups.values())).experiment.build("engine")
     summaries = {}
     with (
-        _ends(folder, folders.values(), stop is not None),
+        _ends(folder, folders.values(), study is not None),
         engine.session(client_app.app) as session,
     ):
         for name, setup in setups.items():
-            is_over = stop() if stop else lambda row: False
             try:
-                _train(_grid(session, setup), setup, name, resumed, is_over)
+                _train(_grid(session, setup), setup, name, resumed, study)
             except NoClientsLeft as error:
-                if stop is None:
+                if study is None:
                     raise
                 _complain(f"{name}: {error}")  # one codec that fails must not end a study
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
-    if stop:
+    if study:
         return
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame))
@@ -310,7 +306,7 @@ def _grid(session: Any, setup: Setup) -> Any:
     return session(setup.worker(), setup.experiment.clients, setup.experiment.timeout)
 
 
-def _train(grid: Any, setup: Setup, name: str, resumed: Any, is_over: Stop) -> None:
+def _train(grid: Any, setup: Setup, name: str, resumed: Any, study: Study | None) -> None:
     from simulations import server_app
 
     experiment = setup.experiment
@@ -328,13 +324,8 @@ def _train(grid: Any, setup: Setup, name: str, resumed: Any, is_over: Stop) -> N
         task = progress.add_task(
             escape(label), total=experiment.rounds, completed=done, news="starting"
         )
-        show = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
-
-        def watch(row: dict[str, Any], report: RoundReport) -> bool:
-            show(row, report)
-            return is_over(row)
-
-        server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
+        watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
+        server_app.app(grid, server_app.LocalContext(setup, watch, resumed, study))
 
 
 def _show(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from fl_split.specs import STRICT
 from simulations.table import Labels, Pixels
+
+Rows = Annotated[int, Field(ge=0)]
 
 
 class DataError(ValueError):
@@ -107,6 +110,7 @@ class Hub:
 
     `image` and `label` name columns; by default the first of type Image and ClassLabel.
     Without a split called `test` (by default "test") a part of `train` is held out.
+    `train_rows` and `test_rows` take only so many rows, evenly spaced; 0 takes all.
     """
 
     name: str
@@ -115,6 +119,8 @@ class Hub:
     test: str = ""
     image: str = ""
     label: str = ""
+    train_rows: Rows = 0
+    test_rows: Rows = 0
 
     def open(self, test_fraction: float, seed: int) -> Source:
         """Download (or find in the cache) and return the data set."""
@@ -128,6 +134,7 @@ class Local:
 
     `image` and `label` name columns; by default the first of type Image and ClassLabel.
     Without a split called `test` (by default "test") a part of `train` is held out.
+    `train_rows` and `test_rows` take only so many rows, evenly spaced; 0 takes all.
     """
 
     path: str
@@ -135,6 +142,8 @@ class Local:
     test: str = ""
     image: str = ""
     label: str = ""
+    train_rows: Rows = 0
+    test_rows: Rows = 0
 
     def open(self, test_fraction: float, seed: int) -> Source:
         """Read and return the data set."""
@@ -165,7 +174,19 @@ def _open(
     if spec.test and spec.test not in found:
         raise DataError(f"{name!r} has no split {spec.test!r}; it has {', '.join(found)}")
     test = found.get(spec.test or "test")
-    return _source(found[spec.train], test, spec.image, spec.label, test_fraction, seed)
+    source = _source(found[spec.train], test, spec.image, spec.label, test_fraction, seed)
+    return replace(
+        source,
+        train=_some(source.train, spec.train_rows, "train_rows"),
+        test=_some(source.test, spec.test_rows, "test_rows"),
+    )
+
+
+def _some(split: datasets.Dataset, rows: int, key: str) -> datasets.Dataset:
+    """Take so many rows, evenly spaced: of data in order of class as many of each."""
+    if rows > len(split):
+        raise DataError(f"{key}={rows}, but there are {len(split)}")
+    return split.select(np.arange(rows) * len(split) // rows) if rows else split
 
 
 def _source(

@@ -19,11 +19,17 @@ from fl_split.specs import SpecError, sentence
 from simulations.checkpoint import FREE
 from simulations.experiment import Experiment, read_toml
 from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
+from strategies.budget import Bytes, ClientFlops, Limited, Nominal, Rounds
 
 Limit = Annotated[float, Field(gt=0)]
 
-BUDGETS = {"rounds": "rounds", "payload_bytes": "bytes", "client_flops": "client_flops"}
-"""Column that counts what is spent, and the budget's key in a configuration."""
+LIMITED: dict[str, Callable[[Any], Limited]] = {
+    "rounds": Rounds,
+    "bytes": Bytes,
+    "client_flops": ClientFlops,
+    "nominal": Nominal,
+}
+"""Budgets under which codecs can be compared, by their key in a configuration."""
 
 FRONT = "pareto.csv"
 
@@ -36,9 +42,9 @@ class Entry(BaseModel):
     codec: str
     name: str = ""
     downlink: str = "identity()"
-    ratios: list[float] = []
+    ratios: list[int | float] = []
 
-    def cells(self, ratios: list[float]) -> Iterator[tuple[str, dict[str, str]]]:
+    def cells(self, ratios: list[int | float]) -> Iterator[tuple[str, dict[str, str]]]:
         """Yield label and specs, one per ratio, or one if the specs have no ``{ratio}``."""
         specs = {"codec": self.codec, "downlink": self.downlink}
         has_ratio = any("{ratio}" in spec for spec in specs.values())
@@ -54,20 +60,24 @@ class Study(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     codecs: Annotated[list[Entry], Field(min_length=1)]
-    ratios: list[float] = [0.5, 0.2, 0.1, 0.05]
+    ratios: list[int | float] = [0.5, 0.2, 0.1, 0.05]
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
-    rounds: Annotated[int, Field(ge=1)]
-    bytes: Limit
-    client_flops: Limit
+    rounds: Annotated[int, Field(ge=1)] | None = None
+    bytes: Limit | None = None
+    client_flops: Limit | None = None
+    nominal: Limit | None = None
     max_rounds: Annotated[int, Field(ge=1)]
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Study:
         """Check a table; SpecError names the key."""
         try:
-            return cls(**values)
+            study = cls(**values)
         except ValidationError as error:
             raise SpecError(f"pareto: {sentence(error)}") from None
+        if not study.budgets():
+            raise SpecError(f"pareto: give a limit for at least one of {', '.join(LIMITED)}")
+        return study
 
     def cells(self) -> dict[str, dict[str, Any]]:
         """Return settings by cell; raise SpecError if two cells have one name."""
@@ -81,34 +91,19 @@ class Study(BaseModel):
                     found[name] = {**specs, "seed": seed, "rounds": self.max_rounds}
         return found
 
-    def limits(self) -> dict[str, float]:
-        """Limit of each counting column."""
-        return {column: getattr(self, key) for column, key in BUDGETS.items()}
+    def budgets(self) -> dict[str, Limited]:
+        """Those that are given, by name."""
+        limits = {name: getattr(self, name) for name in LIMITED}
+        return {name: LIMITED[name](limit) for name, limit in limits.items() if limit}
 
-    def stop(self) -> Callable[[Any], bool]:
-        """Return what tells, row by row, when a cell has used up all three budgets."""
-        spent = dict.fromkeys(BUDGETS, 0.0)
-
-        def is_over(row: Any) -> bool:
-            for column in spent:
-                spent[column] += _spent(row, column)
-            return all(spent[column] >= limit for column, limit in self.limits().items())
-
-        return is_over
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Tell from sums over all rounds whether a cell has used up all budgets."""
+        return all(budget.is_spent(totals) for budget in self.budgets().values())
 
     def covers(self, rounds: pd.DataFrame) -> bool:
         """Tell whether a run of these rounds is long enough for this study."""
-        is_over = self.stop()
-        rows = (row for _, row in rounds.iterrows())
-        return len(rounds) >= self.max_rounds or any(map(is_over, rows))
-
-
-def _spent(row: Any, column: str) -> Any:
-    if column == "rounds":
-        return 1
-    if column == "payload_bytes":
-        return row["payload_bytes_up"] + row["payload_bytes_down"]
-    return row[column]
+        totals: dict[str, Any] = {**rounds.sum(numeric_only=True), "rounds": len(rounds)}
+        return len(rounds) >= self.max_rounds or self.is_spent(totals)
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,7 @@ def is_finished(folder: Path, settings: Mapping[str, Any], study: Study) -> bool
     return False
 
 
-def front(cells: list[Cell], limits: Mapping[str, float]) -> pd.DataFrame:
+def front(cells: list[Cell], budgets: Mapping[str, Limited]) -> pd.DataFrame:
     """One row per cell and budget: the accuracy when it was used up.
 
     That is the accuracy after the last round that is wholly paid for; before the first one
@@ -150,11 +145,11 @@ def front(cells: list[Cell], limits: Mapping[str, float]) -> pd.DataFrame:
     """
     rows = []
     for cell in cells:
-        rounds = pd.read_csv(cell.folder / ROUNDS)
-        sent = _spent(rounds, "payload_bytes").sum()
-        for budget, limit in limits.items():
-            spent = pd.Series(_spent(rounds, budget), index=rounds.index).cumsum()
-            paid = rounds[spent <= limit]
+        rounds = pd.read_csv(cell.folder / ROUNDS).assign(rounds=1)
+        sent = rounds[["payload_bytes_up", "payload_bytes_down"]].sum().sum()
+        for name, budget in budgets.items():
+            spent = budget.spent(rounds).cumsum()
+            paid = rounds[spent <= budget.limit]
             rows.append(
                 {
                     "codec": cell.label,
@@ -162,9 +157,9 @@ def front(cells: list[Cell], limits: Mapping[str, float]) -> pd.DataFrame:
                     "downlink": cell.settings["downlink"],
                     "seed": cell.settings["seed"],
                     "ratio": sent / (2 * rounds["smashed_bytes"].sum()) if sent else math.nan,
-                    "budget": BUDGETS[budget],
-                    "limit": limit,
-                    "reached": bool((spent >= limit).any()),
+                    "budget": name,
+                    "limit": budget.limit,
+                    "reached": bool((spent >= budget.limit).any()),
                     "rounds": len(paid),
                     "accuracy": paid["accuracy"].iloc[-1] if len(paid) else math.nan,
                 }
@@ -198,7 +193,7 @@ def table(frame: pd.DataFrame) -> Table:
     )
     shown.add_column("codec", no_wrap=True)
     shown.add_column("ratio", justify="right")
-    budgets = list(BUDGETS.values())
+    budgets = list(found["budget"].unique())
     for budget in budgets:
         shown.add_column(f"equal {budget.replace('_', ' ')}", justify="right")
     for codec, rows in found.groupby("codec", sort=False):
@@ -222,9 +217,9 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
 
     found = summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    budgets = list(BUDGETS.values())
-    axes = figure.subplots(1, len(budgets), sharey=True)
+    budgets = list(found["budget"].unique())
+    figure = Figure(figsize=(2 + 3.7 * len(budgets), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     markers = "osD^vP*Xhd<>p8"
     for axis, budget in zip(axes, budgets, strict=True):
         part = found[found["budget"] == budget]

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import ViTForImageClassification
 
 from fl_split import __version__
+from fl_split.codecs import Codec
 from simulations.experiment import Experiment
 from strategies import RoundReport
 from strategies.mailbox import ratio
@@ -46,16 +47,26 @@ COLUMNS = [
     *BYTES,
     "smashed_bytes",
     "ratio",
+    "nominal_samples",
     "client_flops",
     "server_flops",
     "wall_seconds",
     "cpu_seconds",
 ]
 """Columns of rounds.csv. `smashed_bytes`: what the same smashed data are in fp32,
-uncompressed, one way. `ratio`: payload bytes of both directions over twice that. Flops: of
-training, closed form (see fl_split/flops.py); the clients' all together."""
+uncompressed, one way. `ratio`: payload bytes of both directions over twice that.
+`nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
+Flops: of training, closed form (see fl_split/flops.py); the clients' all together."""
 
-SUMS = ("samples", "client_steps", "smashed_bytes", "client_flops", "server_flops", *BYTES)
+SUMS = (
+    "samples",
+    "client_steps",
+    "smashed_bytes",
+    "nominal_samples",
+    "client_flops",
+    "server_flops",
+    *BYTES,
+)
 """Columns of which the summary holds the sum."""
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
@@ -97,6 +108,7 @@ class Recorder:
             check_folder(folder)
         make_folder(folder / CLIENTS)
         self.folder, self.experiment = folder, experiment
+        self.codec = experiment.build("codec")
         self.clock, self.hears_clients = clock or time.process_time, clock is None
         self.rows: list[dict[str, Any]] = self._keep(rounds_done) if rounds_done else []
         self._cpu = self.clock()
@@ -170,6 +182,7 @@ class Recorder:
             "dropped": sum(bool(t.dropped) for t in traffic),
             "client_steps": total["steps"],
             "ratio": _ratio(total),
+            "nominal_samples": _nominal_samples(self.codec, total),
             "client_flops": report.client_flops,
             "server_flops": report.server_flops,
             "wall_seconds": round(wall - self._wall, 3),
@@ -243,6 +256,15 @@ def machine() -> dict[str, Any]:
 def _ratio(total: dict[str, Any]) -> float | None:
     sent = total["payload_bytes_up"] + total["payload_bytes_down"]
     return ratio(sent, total["smashed_bytes"])
+
+
+def _nominal_samples(codec: Codec, total: dict[str, Any]) -> float:
+    """Samples times the codec's nominal ratio, or where it has none times the real one."""
+    samples, smashed = total["samples"], total["smashed_bytes"]
+    if not smashed:
+        return 0.0
+    nominal = codec.nominal_ratio(samples / total["steps"], smashed // (4 * samples))
+    return float(samples * ((_ratio(total) or 0.0) if nominal is None else nominal))
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -18,6 +18,7 @@ from simulations.grid import LocalGrid
 from simulations.results import Recorder
 from simulations.setup import Evaluator, Pool, Setup, prepare
 from strategies import Progress, RoundReport, Training
+from strategies.budget import Budget, First, NoBudget
 from strategies.crew import Crew
 
 app = ServerApp()
@@ -25,20 +26,29 @@ app = ServerApp()
 PATIENCE = 2
 """Times the timeout: our engines stop a handler at one, so who waits behind it is late at two."""
 
-Watch = Callable[[dict[str, Any], RoundReport], bool | None]
-"""Called after each round with its row of results and all there is to know about it; true
-ends the run."""
+Watch = Callable[[dict[str, Any], RoundReport], None]
+"""Called after each round with its row of results and all there is to know about it."""
 
 
 class LocalContext(Context):
-    """A server context of our own engines: what is prepared already, and who is watching."""
+    """A server context of our own engines: what is prepared already, and who is watching.
 
-    def __init__(self, setup: Setup, watch: Watch, resumed: Checkpoint | None = None) -> None:
+    `budget` ends the run beside the experiment's own.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        watch: Watch,
+        resumed: Checkpoint | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         run_config = setup.experiment.model_dump()
         super().__init__(1, 1, {}, RecordDict(), run_config)
         self.setup = setup
         self.watch = watch
         self.resumed = resumed
+        self.budget = budget or NoBudget()
 
 
 @app.main()
@@ -46,15 +56,17 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config describes and write its results."""
     torch.set_num_threads(1)  # results must not depend on how many cores are idle
     if isinstance(context, LocalContext):
-        run(grid, context.setup, context.watch, context.resumed)
+        run(grid, context)
     else:
-        run(grid, prepare(Experiment.from_dict(context.run_config)), lambda row, report: None)
+        setup = prepare(Experiment.from_dict(context.run_config))
+        run(grid, LocalContext(setup, lambda row, report: None))
 
 
-def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = None) -> None:
+def run(grid: Grid, context: LocalContext) -> None:
     """Train on `grid`, write results, and whatever happens leave the last round's model."""
-    experiment, folder = setup.experiment, output_folder(setup.experiment)
-    before = resumed or Checkpoint(0, setup.initial_arrays(), {}, {})
+    setup, experiment = context.setup, context.setup.experiment
+    folder = output_folder(experiment)
+    before = context.resumed or Checkpoint(0, setup.initial_arrays(), {}, {})
     head, tail, crew = Flat(setup.head), Flat(setup.tail), Crew()
     evaluator = Evaluator(head, tail, setup.test, crew)
     evaluator.load(before.arrays)
@@ -66,7 +78,7 @@ def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = Non
         grid.restore(before.clients)
     finished = before.arrays
 
-    budget = experiment.build("budget")
+    budget = First((experiment.build("budget"), context.budget))
 
     def on_round(report: RoundReport) -> bool:
         nonlocal finished
@@ -78,7 +90,8 @@ def run(grid: Grid, setup: Setup, watch: Watch, resumed: Checkpoint | None = Non
             moments = {**pool.moments(), "tail": report.progress.moments}
             if states is not None:  # else a worker is just being restarted: not this time
                 Checkpoint(report.round, report.arrays, moments, states).write(folder, experiment)
-        return bool(watch(row, report)) or budget.is_spent(recorder.totals())
+        context.watch(row, report)
+        return budget.is_spent(recorder.totals())
 
     training = Training(
         clients=experiment.clients,

@@ -21,6 +21,20 @@ class Budget(Protocol):
         ...
 
 
+class Limited:
+    """A budget with a `limit` on something that rows of results count."""
+
+    limit: float
+
+    def spent(self, rows: Any) -> Any:
+        """What a row of results, sums over rows, or each row of a frame, has spent."""
+        raise NotImplementedError
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Compare with the limit."""
+        return bool(self.spent(totals) >= self.limit)
+
+
 @dataclass(frozen=True, config=STRICT)
 class NoBudget:
     """All rounds of the experiment."""
@@ -31,40 +45,54 @@ class NoBudget:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Rounds:
+class Rounds(Limited):
     """So many rounds."""
 
     limit: Annotated[int, Field(ge=1)]
 
-    def is_spent(self, totals: Mapping[str, Any]) -> bool:
-        """Compare with the rounds done."""
-        return totals["rounds"] >= self.limit
+    def spent(self, rows: Any) -> Any:
+        """Rounds done."""
+        return rows["rounds"]
 
 
 @dataclass(frozen=True, config=STRICT)
-class Bytes:
+class Bytes(Limited):
     """So many bytes sent in both directions: payloads, or with weights everything counted."""
 
     limit: Limit
     of: Literal["payload", "all"] = "payload"
 
-    def is_spent(self, totals: Mapping[str, Any]) -> bool:
-        """Compare with the bytes sent."""
-        spent = totals["payload_bytes_up"] + totals["payload_bytes_down"]
+    def spent(self, rows: Any) -> Any:
+        """Bytes sent."""
+        spent = rows["payload_bytes_up"] + rows["payload_bytes_down"]
         if self.of == "all":
-            spent += totals["head_bytes_up"] + totals["head_bytes_down"]
-        return spent >= self.limit
+            spent = spent + rows["head_bytes_up"] + rows["head_bytes_down"]
+        return spent
 
 
 @dataclass(frozen=True, config=STRICT)
-class ClientFlops:
+class ClientFlops(Limited):
     """So many floating-point operations of all clients together."""
 
     limit: Limit
 
-    def is_spent(self, totals: Mapping[str, Any]) -> bool:
-        """Compare with the operations done."""
-        return totals["client_flops"] >= self.limit
+    def spent(self, rows: Any) -> Any:
+        """Operations done."""
+        return rows["client_flops"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Nominal(Limited):
+    """So many samples, each counted with the codec's nominal ratio, as the ADC paper does.
+
+    What that leaves out: labels, rounding, encoders, weights. For comparisons with the paper.
+    """
+
+    limit: Limit
+
+    def spent(self, rows: Any) -> Any:
+        """Uncompressed samples, in the paper's account."""
+        return rows["nominal_samples"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,13 @@ class First:
         return any(budget.is_spent(totals) for budget in self.budgets)
 
 
-BUDGETS = {"bytes": Bytes, "client_flops": ClientFlops, "none": NoBudget, "rounds": Rounds}
+BUDGETS = {
+    "bytes": Bytes,
+    "client_flops": ClientFlops,
+    "nominal": Nominal,
+    "none": NoBudget,
+    "rounds": Rounds,
+}
 
 
 def parse_budget(spec: str) -> Budget:

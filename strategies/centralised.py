@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
-from fl_split.flops import head_step, tail_step
+from fl_split.flops import whole_step
 from fl_split.specs import STRICT
 from strategies import messages
 from strategies.mailbox import Traffic
@@ -28,8 +28,7 @@ class Centralised(SplitStrategy):
         loss, samples, steps = round.training.pooled_round(round.number, round.clients)
         round.losses[-1, 0] = samples, loss
         head, tail = round.training.head.module, round.training.tail.module
-        per_sample = head_step(head, 1) + tail_step(tail, 1, head.smashed_shape[0])
-        round.server_flops = samples * per_sample
+        round.server_flops = whole_step(head, tail, samples)
         round.mailbox.traffic[-1] = Traffic(samples=samples, steps=steps)
         return []
 

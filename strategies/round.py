@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.flat import Flat
-from fl_split.flops import head_step, tail_step
+from fl_split.flops import head_step, whole_step
 from fl_split.optimizers import Optimizer, moments
 from fl_split.seeds import generator
 from fl_split.step import Arrival, Place, pack
@@ -291,9 +291,7 @@ class Round:
     def _flops_per_sample(self) -> int:
         """Operations of a client, which for FedAvg holds the tail too."""
         head, tail = self.training.head.module, self.training.tail.module
-        own = head_step(head, 1)
-        is_whole = messages.TAIL in self.returned
-        return own + (tail_step(tail, 1, head.smashed_shape[0]) if is_whole else 0)
+        return whole_step(head, tail, 1) if messages.TAIL in self.returned else head_step(head, 1)
 
     def _sort(self, client: int, reply: Message) -> Arrival | None:
         """Tell a payload from a final reply; drop the client if it is neither."""

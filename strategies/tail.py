@@ -96,9 +96,14 @@ class TrainedTail:
             if not rest:
                 return Served({}, {}, torch.zeros_like(self.flat.vector), 0, failed)
             return replace(self.serve(rest, weights, server_round, step), failed=failed)
-        shapes = [arrival.received.tokens.shape for arrival in arrivals.values()]
-        flops = sum(tail_step(self.flat.module, rows, tokens) for rows, tokens, _ in shapes)
-        return Served(losses, cuts, total(gradients), flops)
+        return Served(losses, cuts, total(gradients), self._flops(arrivals))
+
+    def _flops(self, arrivals: Mapping[int, Arrival]) -> int:
+        rows: dict[int, int] = {}
+        for arrival in arrivals.values():
+            count, tokens, _ = arrival.received.tokens.shape
+            rows[tokens] = rows.get(tokens, 0) + count
+        return sum(tail_step(self.flat.module, count, tokens) for tokens, count in rows.items())
 
     def descend(self, gradient: Tensor) -> None:
         """Take one step of the optimiser."""

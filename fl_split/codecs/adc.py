@@ -61,6 +61,12 @@ class ADC(Codec):
         num_clusters = max(2, math.floor(batch_ratio * num_samples))
         return min(num_clusters, num_samples), max(1, math.floor(token_ratio * num_tokens))
 
+    def nominal_ratio(self, batch: float, numbers: int) -> float:
+        """Return `ratio`, or what is given instead."""
+        if self.batch_ratio and self.token_ratio:
+            return self.batch_ratio * self.token_ratio
+        return self.ratio
+
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send merged tokens (K, T, D) and, per cluster, how many members each class has."""
         attention = smashed.attention()

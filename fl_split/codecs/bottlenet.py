@@ -35,6 +35,10 @@ class BottleNet(Codec):
     up: ClassVar[str] = "tokens (B, N, d') in fp32; labels; the encoder with the head"
     down: ClassVar[str] = "a gradient for every number that went up"
 
+    def nominal_ratio(self, batch: float, numbers: int) -> float:
+        """Return `ratio`."""
+        return self.ratio
+
     def modules(self, width: int) -> tuple[nn.Module, nn.Module]:
         """Make encoder and decoder; weights come from torch's global generator."""
         narrow = max(1, round(self.ratio * width))

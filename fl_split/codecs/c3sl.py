@@ -39,6 +39,10 @@ class C3SL(Codec):
     up: ClassVar[str] = "a sum (N, D) in fp32 per R samples; labels"
     down: ClassVar[str] = "a gradient per sum"
 
+    def nominal_ratio(self, batch: float, numbers: int) -> float:
+        """Return 1 / R."""
+        return 1 / self.factor
+
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send sums (ceil(B / R), N, D)."""
         flat = smashed.tokens.flatten(1)

@@ -89,6 +89,10 @@ class Codec:
         """Return the payload as it is known to who receives `packed`."""
         return packed
 
+    def nominal_ratio(self, batch: float, numbers: int) -> float | None:
+        """Share of B samples of N * D numbers that the ADC paper counts as sent, if it has it."""
+        return None
+
     def modules(self, width: int) -> tuple[nn.Module, nn.Module] | None:
         """Trainable encoder (D to any width) and decoder (back to D), if the codec has them."""
         return None

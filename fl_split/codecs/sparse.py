@@ -18,6 +18,12 @@ def num_kept(ratio: float, smashed: Smashed) -> int:
     return max(1, round(ratio * smashed.tokens[0].numel()))
 
 
+def nominal_ratio(ratio: float, batch: float, numbers: int) -> float:
+    """Return what the ADC authors count: fp32 values both ways, indices into the batch up."""
+    index_bits = math.ceil(math.log2(batch * numbers))
+    return ratio * (2 + index_bits / 32) / 2
+
+
 def keep(smashed: Smashed, indices: Tensor) -> Payload:
     """Send the entries at `indices` (B, k) of every sample's N * D, and the labels.
 

@@ -8,7 +8,7 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
-from fl_split.codecs.sparse import keep, num_kept, restore
+from fl_split.codecs.sparse import keep, nominal_ratio, num_kept, restore
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -27,6 +27,10 @@ class TopK(Codec):
 
     up: ClassVar[str] = "k entries per sample in fp32; bitmap or packed indices; labels"
     down: ClassVar[str] = "gradients of the kept entries"
+
+    def nominal_ratio(self, batch: float, numbers: int) -> float:
+        """Values both ways, indices up."""
+        return nominal_ratio(self.ratio, batch, numbers)
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send the k largest entries (B, k)."""
