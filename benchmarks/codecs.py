@@ -7,6 +7,7 @@ scratch on the digits. Real features: model="pretrained(path='FOLDER')" dataset=
 Milliseconds are CPU time of one thread, medians: client = encode, pack, serialise; server =
 read, unpack, decode; share = both over forward and backward of the head on the same batch.
 Ratio: uplink bytes over fp32, labels included. Error: ||z' - z|| / ||z|| where the shape is kept.
+MB kept: activations that autograd saves for the batch in head and codec.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import CODECS, Codec, Smashed, parse_codec
 from fl_split.payload import Payload
-from fl_split.step import Place, compress, pack
+from fl_split.step import Place, compress, pack, smash
 from fl_split.vit import insert
 from simulations.experiment import Experiment, read_overrides
 from simulations.setup import Setup, prepare
@@ -83,6 +85,8 @@ def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, An
         data = send()
         client, server = cpu_milliseconds(send), cpu_milliseconds(receive)
         found = receive()
+    with saved() as sizes:
+        payload = smash(networks[0], codec, pixels, labels, classes, PLACE)  # noqa: F841
     whole = 4 * tokens.numel()
     is_same = found.shape == tokens.shape
     error = float((found - tokens).norm() / tokens.norm()) if is_same else None
@@ -93,6 +97,7 @@ def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, An
         "mb_per_s": whole / 1e3 / (client + server),
         "ratio": len(data) / whole,
         "error": error,
+        "activation_mb": activation_bytes(sizes, networks[0].parameters()) / 1e6,
     }
 
 
@@ -115,7 +120,9 @@ def main() -> None:
         f"1 thread, load {os.getloadavg()[0]:.1f}, B={options.batch}, N={tokens}, D={width}; "
         f"head forward and backward {head:.0f} ms"
     )
-    table = Table("codec", "client ms", "server ms", "share of head", "MB/s", "ratio", "error")
+    table = Table(
+        "codec", "client ms", "server ms", "share of head", "MB/s", "ratio", "error", "MB kept"
+    )
     rows = []
     for spec in (spec for spec in [*CODECS, *CHAINS] if options.only in spec):
         row = measure(parse_codec(spec), setup, options.batch, head)
@@ -128,6 +135,7 @@ def main() -> None:
             f"{row['mb_per_s']:.0f}",
             f"{row['ratio']:.3f}",
             "-" if row["error"] is None else f"{row['error']:.3f}",
+            f"{row['activation_mb']:.1f}",
         )
     console.print(table)
     if options.json:

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
+from fl_split.activations import saved
 from fl_split.codecs import Codec, Identity
 from fl_split.flat import Flat, descend, flatten
 from fl_split.grouped import MEMBERS, GroupedHead, Seat, head_gradients, is_faster, smash_together
@@ -119,14 +120,7 @@ class Worker:
         if samples in self._sizes:
             yield
             return
-        sizes: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with saved() as sizes:
             yield
         self._sizes[samples] = sum(sizes.values()) // clients
 

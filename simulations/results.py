@@ -152,7 +152,11 @@ class Recorder:
         return {"rounds": len(self.rows), **sums}
 
     def finish(
-        self, model: ViTForImageClassification, status: str, codec: Mapping[str, Tensor]
+        self,
+        model: ViTForImageClassification,
+        status: str,
+        codec: Mapping[str, Tensor],
+        activation_bytes: Mapping[str, int],
     ) -> dict[str, Any]:
         """Write weights and summary; `status` is complete, interrupted or failed."""
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -160,7 +164,7 @@ class Recorder:
         if codec:
             save_file(dict(codec), self.folder / CODEC)
         model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
-        summary = self._summary(status)
+        summary = {**self._summary(status), "activation_bytes": activation_bytes}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
 

@@ -124,7 +124,7 @@ def run(grid: Grid, context: LocalContext) -> None:
     finally:
         crew.close()
         evaluator.load(finished)  # training stopped half-way may have gone on from there
-        recorder.finish(setup.model, status, setup.codec_weights())
+        recorder.finish(setup.model, status, setup.codec_weights(), setup.activation_bytes())
     (folder / FILE).unlink(missing_ok=True)
 
 

@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
+from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import Codec, Identity, Smashed
 from fl_split.flat import Flat, flatten
 from fl_split.metrics import accuracy
 from fl_split.optimizers import moments, set_moments
 from fl_split.payload import Payload
-from fl_split.seeds import generator
+from fl_split.seeds import generator, seeded
 from fl_split.specs import parse
-from fl_split.step import Place, compress, pack, predict, train_step
+from fl_split.step import Place, compress, pack, predict, smash, train_step
 from fl_split.vit import Head, Tail, insert, split
 from simulations import partition
 from simulations.client import Schedule, Worker
@@ -54,6 +55,23 @@ class Setup:
             f"{half}.{name}": weight.detach().clone()
             for half, module in both.items()
             for name, weight in module.state_dict().items()
+        }
+
+    def activation_bytes(self) -> dict[str, int]:
+        """Activation memory of one whole batch: of head and codec, and of the whole model."""
+        e, codec = self.experiment, self.experiment.build("codec")
+        shape = e.batch_size, self.model.config.num_channels, *[self.model.config.image_size] * 2
+        pixels = torch.randn(shape, generator=generator(0, "trial"))
+        labels = torch.arange(e.batch_size) % self.train.num_classes
+        batch = pixels, labels, self.train.num_classes, Place(0, 0, 0, 0)
+        weights = [*self.head.parameters(), *self.tail.parameters()]
+        with saved() as of_head:
+            payload = smash(self.head, codec, *batch)  # noqa: F841  (keeps the graph)
+        with saved() as of_all, seeded(0, "trial"):
+            logits = self.tail(self.head(pixels)[0])  # noqa: F841
+        return {
+            "head": activation_bytes(of_head, weights),
+            "whole": activation_bytes(of_all, weights),
         }
 
     def initial_arrays(self) -> ArrayRecord:

@@ -17,10 +17,11 @@ from fl_split.flat import Flat
 from fl_split.flops import head_step, whole_step
 from fl_split.optimizers import Optimizer, moments
 from fl_split.seeds import generator
-from fl_split.step import Arrival, Place, pack
+from fl_split.step import Arrival, Place
 from fl_split.vit import Head, Tail
 from strategies import messages
 from strategies.crew import Crew
+from strategies.downlink import Downlink
 from strategies.mailbox import PUSH_AT, Mailbox, Traffic
 from strategies.participants import NoClientsLeft
 from strategies.tail import Served, TrainedTail, total
@@ -109,6 +110,9 @@ class Round:
     losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
     server_flops: int = 0
     _own_heads: dict[int, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        self.downlink = Downlink(self.training.downlink)
 
     @property
     def head(self) -> Array:
@@ -217,7 +221,7 @@ class Round:
         for client, cut in served.cuts.items():
             place = Place(self.training.seed, self.number, client, step)
             try:
-                packed = pack(self.training.downlink, cut, place, "downlink")
+                packed = self.downlink.pack(cut, place)
             except ValueError as error:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue

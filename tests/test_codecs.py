@@ -12,6 +12,7 @@ from fl_split.flat import Flat
 from fl_split.payload import Payload
 from fl_split.step import Place, arrive, cut_gradients, loss, pack
 from fl_split.vit import ViT, insert, split
+from strategies.downlink import Downlink
 
 CHAINS = [
     "adc(ratio=0.25) | uniform(bits=8) | rans()",
@@ -231,6 +232,74 @@ def test_chains_that_cannot_be_are_refused(spec, message):
 
 
 def test_a_downlink_that_encodes_is_refused():
-    for spec in ("topk(ratio=0.1)", "adc() | uniform()", "bottlenet()"):
+    for spec in ("slicer()", "adc() | uniform()", "bottlenet()"):
         with pytest.raises(ValueError, match="can only be packed"):
             parse_downlink(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", ["topk(ratio=0.1)", "topk(ratio=0.5)", "randtopk(ratio=0.2) | fp16()"]
+)
+@pytest.mark.parametrize("shape", [(3, 5, 16), (3, 40)])
+def test_a_sparsifier_of_gradients_keeps_the_largest_of_every_row(spec, shape):
+    codec = parse_downlink(spec)
+    gradient = Payload({"tokens": torch.randn(*shape, generator=generator())})
+    packed = Payload.from_bytes(pack(codec, gradient, PLACE).to_bytes())
+    back, sent = codec.unpack(packed).values["tokens"], gradient.values["tokens"]
+    assert back.shape == sent.shape
+    count = round(float(spec.partition("=")[2][:3]) * sent[0].numel())
+    assert back.flatten(1).count_nonzero(dim=1).tolist() == [count] * 3
+    kept = back != 0
+    assert torch.allclose(back[kept], sent[kept], rtol=1e-3)
+    if spec.startswith("topk"):
+        least = sent.abs().flatten(1).sort(dim=1, descending=True).values[:, count - 1]
+        assert ((sent.abs().flatten(1) >= least[:, None]) == kept.flatten(1)).all()
+
+
+def test_error_feedback_is_refused_for_samples():
+    codec = parse_codec("topk(ratio=0.1, error_feedback=True)")
+    with pytest.raises(ValueError, match="downlink"):
+        encode(codec, smashed())
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),  # the ADC authors' account, DeiT-T at 224 pixels, batches of 128
+    [
+        ("identity()", 1), ("adc(ratio=0.1)", 0.1), ("topk(ratio=0.1)", 0.1359375),
+        ("randtopk(ratio=0.3)", 0.4078125), ("c3sl(factor=8)", 0.125),
+        ("bottlenet(ratio=0.2)", 0.2), ("adc(batch_ratio=0.5, token_ratio=0.4)", 0.2),
+        ("fp16()", None), ("adc() | uniform()", None),
+    ],
+)  # fmt: skip
+def test_nominal_ratios_are_the_published_ones(spec, expected):
+    found = parse_codec(spec).nominal_ratio(128, 197 * 192)
+    assert found == (expected if expected is None else pytest.approx(expected))
+
+
+def test_error_feedback_sends_later_what_it_left_out():
+    """What was sent and what is still owed add up to all gradients; another shape starts anew."""
+    downlink = Downlink(parse_downlink("topk(ratio=0.1, error_feedback=True)"))
+    gradients = torch.randn(30, 3, 5, 16, generator=generator())
+    sent = torch.zeros(3, 5, 16)
+    for step, gradient in enumerate(gradients):
+        packed = downlink.pack(Payload({"tokens": gradient}), Place(0, 1, 7, step))
+        sent += downlink.codec.unpack(packed).values["tokens"]
+        downlink.pack(Payload({"tokens": gradient * 9}), Place(0, 1, 8, step))  # its own account
+    owed = gradients.sum(dim=0) - sent
+    plain = Downlink(parse_downlink("topk(ratio=0.1)"))
+    lost = gradients.sum(dim=0).clone()
+    for step, gradient in enumerate(gradients):
+        packed = plain.pack(Payload({"tokens": gradient}), Place(0, 1, 7, step))
+        lost -= plain.codec.unpack(packed).values["tokens"]
+    assert owed.norm() < 0.6 * lost.norm()
+    last = Payload({"tokens": torch.zeros(3, 5, 16)})
+    for step in range(30, 100):  # with no new gradient, all that is owed gets there
+        packed = downlink.pack(last, Place(0, 1, 7, step))
+        sent += downlink.codec.unpack(packed).values["tokens"]
+    assert torch.allclose(sent, gradients.sum(dim=0), atol=1e-4)
+    assert (
+        downlink.pack(Payload({"tokens": torch.zeros(2, 5, 16)}), Place(0, 1, 8, 30))
+        .values["kept:tokens"]
+        .eq(0)
+        .all()
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import parse_codec
 from fl_split.flops import head_step, tail_step
 from fl_split.vit import ViT, insert, split
@@ -35,3 +36,19 @@ def test_a_vit_tiny_costs_what_the_literature_says():
     patches = 2 * 196 * 16 * 16 * 3 * 192
     forward = (head_step(head, 1) + patches + tail_step(tail, 1, 197)) / 3
     assert forward == 2 * 1253.6832e6
+
+
+def test_activations_are_what_autograd_saves_without_weights():
+    """x W^T, then tanh: x (5, 3) is saved for dW and the result (5, 4) for tanh; W is a weight."""
+    layer, x = torch.nn.Linear(3, 4, bias=False), torch.ones(5, 3, requires_grad=True)
+    with saved() as sizes:
+        result = layer(x).tanh()
+    assert activation_bytes(sizes, layer.parameters()) == 4 * (x.numel() + result.numel())
+    assert sum(sizes.values()) == 4 * (x.numel() + result.numel() + layer.weight.numel())
+
+
+def test_a_split_client_keeps_less_than_one_with_the_whole_model(simulate):
+    kept = simulate(rounds=1).summary["activation_bytes"]
+    assert 0 < kept["head"] < kept["whole"]
+    twice = simulate(rounds=1, batch_size=128).summary["activation_bytes"]
+    assert twice["whole"] == pytest.approx(2 * kept["whole"], rel=0.02)

@@ -44,6 +44,17 @@ def test_a_run_ends_with_the_first_round_that_spends_its_budget(simulate):
     assert len(simulate(rounds=4, budget=f"client_flops({flops.iloc[0] + 1.0})").rounds) == 2
 
 
+def test_nominal_samples_are_samples_times_the_ratio_of_the_paper(simulate):
+    whole = simulate(rounds=2)
+    assert (whole.rounds["nominal_samples"] == whole.rounds["samples"]).all()
+    part = simulate(rounds=2, codec="c3sl(factor=4)", budget="nominal(1)")
+    assert len(part.rounds) == 1
+    assert part.rounds["nominal_samples"].iloc[0] == part.rounds["samples"].iloc[0] / 4
+    other = simulate(rounds=1, codec="fp16()").rounds.iloc[0]  # the paper has no such codec
+    assert other["nominal_samples"] == pytest.approx(other["ratio"] * other["samples"])
+    assert (simulate(rounds=1, strategy="fedavg()").rounds["nominal_samples"] == 0).all()
+
+
 @pytest.mark.parametrize("strategy", ["parallel()", "fedavg()", "centralised()"])
 def test_flops_are_those_of_whoever_holds_the_layers(simulate, strategy):
     outcome = simulate(strategy=strategy, rounds=1)

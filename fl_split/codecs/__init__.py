@@ -46,15 +46,11 @@ def parse_codec(spec: str) -> Codec:
 
 
 def parse_downlink(spec: str) -> Codec:
-    """Build what packs cut gradients; SpecError if it does more than that."""
-    codec = parse_codec(spec)
-    first = codec.stages[0] if isinstance(codec, Chain) else codec
-    if not only_packs(first):
-        raise SpecError(
-            f"{spec!r}: {type(first).__name__} encodes smashed data; a cut gradient has the "
-            "shape of what went up, and can only be packed, as by uniform(bits=8) or bf16"
-        )
-    return codec
+    """Build what packs cut gradients; SpecError if a codec cannot do that."""
+    try:
+        return parse_codec(spec).for_gradients()
+    except ValueError as error:
+        raise SpecError(f"{spec!r}: {error}") from None
 
 
 __all__ = [

@@ -70,6 +70,9 @@ class Codec:
     gradients. Decoding and unpacking may use what was sent and the codec's own fields only.
     """
 
+    error_feedback: bool = False
+    """As `downlink`: add what packing left out to the client's next cut gradient of the round."""
+
     up: ClassVar[str] = "tokens (B, N, D) in fp32; labels"
     down: ClassVar[str] = "a gradient for every number that went up"
 
@@ -88,6 +91,15 @@ class Codec:
     def unpack(self, packed: Payload) -> Payload:
         """Return the payload as it is known to who receives `packed`."""
         return packed
+
+    def for_gradients(self) -> Codec:
+        """Return what packs cut gradients; raise ValueError if there is no such thing."""
+        if not only_packs(self):
+            raise ValueError(
+                f"{type(self).__name__} encodes smashed data; a cut gradient has the shape of "
+                "what went up, and can only be packed, as by uniform(bits=8) or topk(ratio=0.1)"
+            )
+        return self
 
     def nominal_ratio(self, batch: float, numbers: int) -> float | None:
         """Share of B samples of N * D numbers that the ADC paper counts as sent, if it has it."""
@@ -122,6 +134,15 @@ class Chain(Codec):
                 raise ValueError(f"{type(stage).__name__} encodes, so it can only come first")
         if len({type(stage) for stage in self.stages}) < len(self.stages):
             raise ValueError("a codec can come only once")
+
+    @property
+    def error_feedback(self) -> bool:  # type: ignore[override]
+        """Whether the first has it."""
+        return self.stages[0].error_feedback
+
+    def for_gradients(self) -> Codec:
+        """Let the first serve gradients, if it can."""
+        return Chain((self.stages[0].for_gradients(), *self.stages[1:]))
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.stages))

@@ -62,7 +62,7 @@ class SLICER(Codec):
         Where one side has too few, the other makes up for it.
         """
         flat = smashed.tokens.detach().flatten(1)
-        count = num_kept(1 - self.sparsity, smashed)
+        count = num_kept(1 - self.sparsity, smashed.tokens)
         shuffle = torch.randperm(flat.shape[1], generator=generator)
         score = flat[:, shuffle]
         if self.asymmetry is None:
