@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+
+from simulations.terminal import door, out, prepare_all, quiet, run_all, run_setups
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.pareto import Study
-    from simulations.setup import Setup
-    from strategies import RoundReport
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -41,8 +28,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-out, err = Console(), Console(stderr=True)
-
 CONFIG = typer.Argument(help="TOML file; see configs/ for documented examples.", show_default=False)
 OVERRIDES = typer.Argument(
     help="Settings that replace those of the file: [b]clients=20 codec='adc(ratio=0.1)'[/b].",
@@ -83,12 +68,12 @@ def run(
     """
     from simulations.experiment import read_overrides, read_toml
 
-    with _door():
+    with door():
         values = {**read_toml(config), **read_overrides(overrides or [])}
         if "compare" in values:
             raise ValueError(f"{config} compares several runs; use: fl-split compare {config}")
         plans = {"": _with_options(values, engine)}
-    _run_all(plans, _folder(values, out_dir))
+    run_all(plans, _folder(values, out_dir))
 
 
 @app.command()
@@ -104,7 +89,7 @@ def compare(
     """
     from simulations.experiment import read_overrides, read_toml
 
-    with _door():
+    with door():
         files = [Path(text) for text in configs if "=" not in text]
         overrides = read_overrides([text for text in configs if "=" in text])
         plans = {}
@@ -115,7 +100,7 @@ def compare(
                 plans[name] = _with_options(values, engine)
         if not plans:
             raise ValueError("give at least one configuration file")
-    _run_all(plans, _folder(next(iter(plans.values())), out_dir))
+    run_all(plans, _folder(next(iter(plans.values())), out_dir))
 
 
 @app.command()
@@ -136,7 +121,7 @@ def pareto(
     """
     from simulations.experiment import read_overrides, read_toml
 
-    with _door():
+    with door():
         from simulations.pareto import Study
 
         replaced = read_overrides(overrides or [])
@@ -163,24 +148,24 @@ def resume(
 
     Example: [b]fl-split resume runs/20261121-101500 --engine ray[/b]
     """
-    with _quiet():
+    with quiet():
         from simulations.checkpoint import read
         from simulations.experiment import Experiment
         from simulations.setup import prepare
 
-    with _door():
+    with door():
         experiment, checkpoint = read(folder)
         values = experiment.model_dump()
         setup = prepare(Experiment.from_dict(_with_options(values, engine)))
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
-    _run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint)
+    run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint)
 
 
 @app.command("list")
 def list_() -> None:
     """Show every codec, strategy, partition, data set, model, optimiser and key."""
-    with _quiet():
+    with quiet():
         from simulations.experiment import TABLES, Experiment
         from simulations.partition import FILLED_IN, PARTITIONS
 
@@ -215,141 +200,19 @@ def _run_study(study: Study, plans: dict[str, dict[str, Any]], folder: Path) -> 
     """Run the cells of a study that are not finished yet, then show all."""
     from simulations.pareto import FRONT, Cell, front, is_finished, plot, table
 
-    with _door():
+    with door():
         missing = {n: p for n, p in plans.items() if not is_finished(folder / n, p, study)}
     if done := len(plans) - len(missing):
         out.print(f"{done} of {len(plans)} cells are finished already")
     if missing:
-        setups, folders = _prepare(missing, folder)
-        _run_setups(setups, folders, folder, study=study)
+        setups, folders = prepare_all(missing, folder)
+        run_setups(setups, folders, folder, study=study)
     cells = [Cell(n.rpartition("-seed")[0], plan, folder / n) for n, plan in plans.items()]
     frame = front(cells, study.budgets())
     frame.to_csv(folder / FRONT, index=False)
     plot(frame, folder / "pareto.svg")
     out.print(table(frame))
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
-
-
-def _run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Check all plans, then run one after the other on the same workers."""
-    with _quiet():
-        from simulations.results import check_folder
-    with _door():
-        check_folder(folder)
-    setups, folders = _prepare(plans, folder)
-    _run_setups(setups, folders, folder)
-
-
-def _prepare(
-    plans: dict[str, dict[str, Any]], folder: Path
-) -> tuple[dict[str, Setup], dict[str, Path]]:
-    """Check all plans, load their data and build their models; make `folder`."""
-    with _quiet():
-        from simulations.experiment import Experiment
-        from simulations.results import check_folder, make_folder
-        from simulations.setup import prepare
-
-    with _door():
-        folders = {name: folder / name if name else folder for name in plans}
-        setups = {}
-        for name, values in plans.items():
-            with _of(name):
-                check_folder(folders[name])
-                setups[name] = prepare(Experiment.from_dict({**values, "out": str(folders[name])}))
-        engines = {setup.experiment.engine for setup in setups.values()}
-        if len(engines) > 1:
-            raise ValueError(f"all runs must have one engine, got {', '.join(sorted(engines))}")
-        make_folder(folder)
-    return setups, folders
-
-
-def _run_setups(
-    setups: dict[str, Setup],
-    folders: dict[str, Path],
-    folder: Path,
-    resumed: Any = None,
-    study: Study | None = None,
-) -> None:
-    """Run what has been checked, on the same workers; show a table in the end.
-
-    A study shows its own, and its budgets end each run.
-    """
-    from simulations import client_app, report
-    from simulations.results import COMPARISON, SUMMARY
-    from strategies import NoClientsLeft
-
-    engine = next(iter(setups.values())).experiment.build("engine")
-    summaries = {}
-    with (
-        _ends(folder, folders.values(), study is not None),
-        engine.session(client_app.app) as session,
-    ):
-        for name, setup in setups.items():
-            try:
-                _train(_grid(session, setup), setup, name, resumed, study)
-            except NoClientsLeft as error:
-                if study is None:
-                    raise
-                _complain(f"{name}: {error}")  # one codec that fails must not end a study
-            summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
-    if study:
-        return
-    frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
-    out.print(report.comparison_table(frame))
-    if len(setups) > 1:
-        frame.to_csv(folder / COMPARISON, index=False)
-        report.plot(folders, folder / "comparison.svg")
-    out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
-
-
-def _grid(session: Any, setup: Setup) -> Any:
-    return session(setup.worker(), setup.experiment.clients, setup.experiment.timeout)
-
-
-def _train(grid: Any, setup: Setup, name: str, resumed: Any, study: Study | None) -> None:
-    from simulations import server_app
-
-    experiment = setup.experiment
-    specs = (experiment.strategy, experiment.codec)
-    label = name or " ".join(spec.partition("(")[0] for spec in specs)
-    columns = (
-        TextColumn("[b]{task.description}[/b]"),
-        BarColumn(bar_width=8),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[news]}", markup=False),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
-        done = resumed.rounds if resumed else 0
-        task = progress.add_task(
-            escape(label), total=experiment.rounds, completed=done, news="starting"
-        )
-        watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
-        server_app.app(grid, server_app.LocalContext(setup, watch, resumed, study))
-
-
-def _show(
-    progress: Progress,
-    task: TaskID,
-    label: str,
-    rounds: int,
-    sent: dict[str, int],
-    row: dict[str, Any],
-    report: RoundReport,
-) -> None:
-    """Show a finished round: on the bar, or without a terminal as a line now and then."""
-    for way in sent:
-        sent[way] += row[f"payload_bytes_{way}"] + row[f"head_bytes_{way}"]
-    accuracy = f"{100 * row['accuracy']:.1f} %"
-    news = f"{accuracy} up {decimal(sent['up'])} down {decimal(sent['down'])}"
-    progress.update(task, advance=1, news=news)
-    for client, traffic in sorted(report.traffic.items()):
-        if traffic.dropped:
-            text = f"round {row['round']}: client {client} dropped: {traffic.dropped}"
-            out.print(text, markup=False, highlight=False)
-    if not out.is_terminal and row["round"] % max(1, rounds // 10) == 0:
-        text = f"{label}: round {row['round']}/{rounds} accuracy {news}"
-        out.print(text, markup=False, highlight=False)
 
 
 def _rows(
@@ -378,73 +241,6 @@ def _with_options(values: dict[str, Any], engine: str | None) -> dict[str, Any]:
 
 def _folder(values: dict[str, Any], option: Path | None) -> Path:
     return option or Path(str(values.get("out") or time.strftime("runs/%Y%m%d-%H%M%S")))
-
-
-@contextmanager
-def _door() -> Iterator[None]:
-    """Turn bad input into one line and exit code 2."""
-    try:
-        with _quiet():
-            yield
-    except ValueError as error:
-        _complain(error)
-        raise typer.Exit(2) from None
-
-
-def _complain(error: object) -> None:
-    text = " ".join(str(error).split())
-    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def _of(name: str) -> Iterator[None]:
-    """Say which of several runs a message is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}" if name else str(error)) from None
-
-
-@contextmanager
-def _ends(folder: Path, runs: Iterable[Path], is_study: bool) -> Iterator[None]:
-    """Say what became of a run that did not reach its end, and how to go on."""
-    from simulations.checkpoint import FILE
-    from simulations.grid import EngineError
-    from simulations.results import OutputError
-    from strategies import NoClientsLeft
-
-    def where() -> str:
-        if is_study:
-            return f"finished cells are in {folder}; to go on: the same command, --out {folder}"
-        stopped = [run for run in runs if (run / FILE).exists()]
-        advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
-        return f"finished rounds are in {folder}{advice}"
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print(f"stopped; {where()}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
-    except (EngineError, OutputError) as error:
-        _complain(error)
-        raise typer.Exit(2) from None
-    except NoClientsLeft as error:
-        _complain(f"{error}; {where()}")
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep libraries from printing into our output."""
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("flwr", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    yield
 
 
 def _signature(name: str, entry: Callable[..., Any], filled_in: Iterable[str]) -> str:

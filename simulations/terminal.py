@@ -1,0 +1,221 @@
+"""What all commands share: errors at the door, progress, and what is said when a run stops."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:  # importing costs seconds, which --help can do without
+    from simulations.pareto import Study
+    from simulations.setup import Setup
+    from strategies import RoundReport
+
+out, err = Console(), Console(stderr=True)
+
+
+def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Check all plans, then run one after the other on the same workers."""
+    with quiet():
+        from simulations.results import check_folder
+    with door():
+        check_folder(folder)
+    setups, folders = prepare_all(plans, folder)
+    run_setups(setups, folders, folder)
+
+
+def prepare_all(
+    plans: dict[str, dict[str, Any]], folder: Path
+) -> tuple[dict[str, Setup], dict[str, Path]]:
+    """Check all plans, load their data and build their models; make `folder`."""
+    with quiet():
+        from simulations.experiment import Experiment
+        from simulations.results import check_folder, make_folder
+        from simulations.setup import prepare
+
+    with door():
+        folders = {name: folder / name if name else folder for name in plans}
+        setups = {}
+        for name, values in plans.items():
+            with of(name):
+                check_folder(folders[name])
+                setups[name] = prepare(Experiment.from_dict({**values, "out": str(folders[name])}))
+        engines = {setup.experiment.engine for setup in setups.values()}
+        if len(engines) > 1:
+            raise ValueError(f"all runs must have one engine, got {', '.join(sorted(engines))}")
+        make_folder(folder)
+    return setups, folders
+
+
+def run_setups(
+    setups: dict[str, Setup],
+    folders: dict[str, Path],
+    folder: Path,
+    resumed: Any = None,
+    study: Study | None = None,
+) -> None:
+    """Run what has been checked, on the same workers; show a table in the end.
+
+    A study shows its own, and its budgets end each run.
+    """
+    from simulations import client_app, report
+    from simulations.results import COMPARISON, SUMMARY
+    from strategies import NoClientsLeft
+
+    engine = next(iter(setups.values())).experiment.build("engine")
+    summaries = {}
+    with (
+        ends(folder, folders.values(), study is not None),
+        engine.session(client_app.app) as session,
+    ):
+        for name, setup in setups.items():
+            try:
+                _train(_grid(session, setup), setup, name, resumed, study)
+            except NoClientsLeft as error:
+                if study is None:
+                    raise
+                complain(f"{name}: {error}")  # one codec that fails must not end a study
+            summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
+    if study:
+        return
+    frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
+    out.print(report.comparison_table(frame))
+    if len(setups) > 1:
+        frame.to_csv(folder / COMPARISON, index=False)
+        report.plot(folders, folder / "comparison.svg")
+    out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
+
+
+def _grid(session: Any, setup: Setup) -> Any:
+    return session(setup.worker(), setup.experiment.clients, setup.experiment.timeout)
+
+
+def _train(grid: Any, setup: Setup, name: str, resumed: Any, study: Study | None) -> None:
+    from simulations import server_app
+
+    experiment = setup.experiment
+    specs = (experiment.strategy, experiment.codec)
+    label = name or " ".join(spec.partition("(")[0] for spec in specs)
+    columns = (
+        TextColumn("[b]{task.description}[/b]"),
+        BarColumn(bar_width=8),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[news]}", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=out, disable=not out.is_terminal) as progress:
+        done = resumed.rounds if resumed else 0
+        task = progress.add_task(
+            escape(label), total=experiment.rounds, completed=done, news="starting"
+        )
+        watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
+        server_app.app(grid, server_app.LocalContext(setup, watch, resumed, study))
+
+
+def _show(
+    progress: Progress,
+    task: TaskID,
+    label: str,
+    rounds: int,
+    sent: dict[str, int],
+    row: dict[str, Any],
+    report: RoundReport,
+) -> None:
+    """Show a finished round: on the bar, or without a terminal as a line now and then."""
+    for way in sent:
+        sent[way] += row[f"payload_bytes_{way}"] + row[f"head_bytes_{way}"]
+    accuracy = f"{100 * row['accuracy']:.1f} %"
+    news = f"{accuracy} up {decimal(sent['up'])} down {decimal(sent['down'])}"
+    progress.update(task, advance=1, news=news)
+    for client, traffic in sorted(report.traffic.items()):
+        if traffic.dropped:
+            text = f"round {row['round']}: client {client} dropped: {traffic.dropped}"
+            out.print(text, markup=False, highlight=False)
+    if not out.is_terminal and row["round"] % max(1, rounds // 10) == 0:
+        text = f"{label}: round {row['round']}/{rounds} accuracy {news}"
+        out.print(text, markup=False, highlight=False)
+
+
+@contextmanager
+def door() -> Iterator[None]:
+    """Turn bad input into one line and exit code 2."""
+    try:
+        with quiet():
+            yield
+    except ValueError as error:
+        complain(error)
+        raise typer.Exit(2) from None
+
+
+def complain(error: object) -> None:
+    """Print one line of error."""
+    text = " ".join(str(error).split())
+    err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def of(name: str) -> Iterator[None]:
+    """Say which of several runs a message is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}" if name else str(error)) from None
+
+
+@contextmanager
+def ends(folder: Path, runs: Iterable[Path], is_study: bool) -> Iterator[None]:
+    """Say what became of a run that did not reach its end, and how to go on."""
+    from simulations.checkpoint import FILE
+    from simulations.grid import EngineError
+    from simulations.results import OutputError
+    from strategies import NoClientsLeft
+
+    def where() -> str:
+        if is_study:
+            return f"finished cells are in {folder}; to go on: the same command, --out {folder}"
+        stopped = [run for run in runs if (run / FILE).exists()]
+        advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
+        return f"finished rounds are in {folder}{advice}"
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"stopped; {where()}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    except (EngineError, OutputError) as error:
+        complain(error)
+        raise typer.Exit(2) from None
+    except NoClientsLeft as error:
+        complain(f"{error}; {where()}")
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep libraries from printing into our output."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("flwr", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    yield
