@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
+import numpy as np
 import torch
 
 _GLOBAL_GENERATOR = Lock()
@@ -25,11 +26,17 @@ def generator(seed: int, purpose: str, *path: int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, purpose: str, *path: int) -> Iterator[None]:
-    """Seed torch's global generator inside the block and restore it afterwards.
+    """Seed torch's and NumPy's global generators inside the block and restore them afterwards.
 
-    Only for code of others that draws from the global generator (weight
-    initialisation, dropout). There is one global generator, so one thread at a time.
+    Only for code of others that draws from them (weight initialisation, dropout, noise of
+    differential privacy). There is one of each, so one thread at a time.
     """
+    number = derive(seed, purpose, *path)
     with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, purpose, *path))
-        yield
+        before = np.random.get_state()
+        torch.manual_seed(number)
+        np.random.seed(number % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)

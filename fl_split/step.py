@@ -207,6 +207,24 @@ def _shares(received: Received) -> Tensor:
     return torch.full((count,), 1 / count) if weights is None else weights / weights.sum()
 
 
+@dataclass(frozen=True)
+class Proximal:
+    """The gradient of mu / 2 ||w - w_0||^2, which FedProx adds (Li et al., MLSys 2020)."""
+
+    mu: float
+    head: Tensor
+    tail: Tensor
+
+    @classmethod
+    def at(cls, mu: float, head: Flat[Head], tail: Flat[Tail]) -> Proximal:
+        """Pull towards the present weights."""
+        return cls(mu, head.vector.detach().clone(), tail.vector.detach().clone())
+
+    def add(self, gradient: Tensor, vector: Tensor, anchor: Tensor) -> Tensor:
+        """Return `gradient` with the pull on `vector` added."""
+        return gradient + self.mu * (vector.detach() - anchor) if self.mu else gradient
+
+
 def train_step(
     head: Flat[Head],
     tail: Flat[Tail],
@@ -216,13 +234,18 @@ def train_step(
     labels: Tensor,
     num_classes: int,
     place: Place,
+    proximal: Proximal | None = None,
 ) -> float:
     """One whole exchange in one process and a step of both optimisers; return the loss."""
     payload = smash(head.module, codec, pixels, labels, num_classes, place)
     arrival = arrive(tail.module, codec, pack(codec, payload, place))
-    losses, cuts, gradient = cut_gradients(tail, [arrival], [1.0], place)
-    descend(optimizers[0], head.vector, head_gradient(head, payload, cuts[0]))
-    descend(optimizers[1], tail.vector, gradient)
+    losses, cuts, of_tail = cut_gradients(tail, [arrival], [1.0], place)
+    of_head = head_gradient(head, payload, cuts[0])
+    if proximal:
+        of_head = proximal.add(of_head, head.vector, proximal.head)
+        of_tail = proximal.add(of_tail, tail.vector, proximal.tail)
+    descend(optimizers[0], head.vector, of_head)
+    descend(optimizers[1], tail.vector, of_tail)
     return losses[0]
 
 

@@ -172,6 +172,7 @@ def list_() -> None:
     tables = {
         "Codecs (codec, and what only packs also as downlink)": TABLES["codec"],
         "Strategies (strategy)": TABLES["strategy"],
+        "Aggregation (aggregation)": TABLES["aggregation"],
         "Budgets (budget)": TABLES["budget"],
         "Partitions (partition)": PARTITIONS,
         "Data sets (dataset)": TABLES["dataset"],

@@ -20,12 +20,15 @@ from fl_split.grouped import MEMBERS, GroupedHead, Seat, head_gradients, is_fast
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator
-from fl_split.step import Place, head_gradient, pack, smash, train_step
+from fl_split.step import Place, Proximal, head_gradient, pack, smash, train_step
 from fl_split.vit import Head, Tail
 from simulations.table import Table
 
 PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
 """Records of ``context.state``: where in the run, flat head weights, optimiser state."""
+
+TAIL, TAIL_OPTIMIZER = "tail", "tail-optimizer"
+"""The same of a client that has a whole model of its own."""
 
 MOST_NUMBERS = 2**16
 """Smashed numbers of a batch up to which it may pay to run clients in groups."""
@@ -163,7 +166,7 @@ class Worker:
         It keeps its modules, which take long to make, but no optimiser.
         """
         self.release(client)
-        client.place, client.has_own_head = None, False
+        client.place, client.has_own_head, client.own_tail = None, False, None
         vars(client).pop("optimizer", None)  # with its moments; a round begins with a new one
         self._idle.append(client)
 
@@ -172,6 +175,14 @@ class Worker:
         if self._tail is None:
             self._tail = Flat(copy.deepcopy(self.tail))
         return self._tail
+
+
+@dataclass(frozen=True)
+class OwnTail:
+    """The tail of a client that trains a whole model of its own, between two rounds."""
+
+    weights: np.ndarray
+    moments: dict[str, Tensor]
 
 
 @dataclass
@@ -190,6 +201,7 @@ class Client:
     graph_size: int = 0
     seat: Seat | None = None
     has_own_head: bool = False
+    own_tail: OwnTail | None = None
 
     def begin(self, partition: int, server_round: int, head: np.ndarray | None) -> None:
         """Enter a round with the server's head, or (None) with the client's own."""
@@ -275,20 +287,36 @@ class Client:
         self.worker.release(self)
         self.place = self.here.next()
 
-    def train_locally(self, tail: np.ndarray) -> tuple[np.ndarray, float, int]:
-        """Train head and `tail` to the end of the round; return tail, mean loss, samples."""
+    def train_locally(
+        self, tail: np.ndarray | None, mu: float = 0.0
+    ) -> tuple[np.ndarray, float, int]:
+        """Train head and `tail`, or its own, to the end of the round.
+
+        `mu` is the weight of FedProx's pull to where training starts. Returns tail, mean
+        loss and samples.
+        """
         flat = self.worker.scratch_tail()
-        flat.load(tail)
+        own = self.present_tail() if tail is None else OwnTail(tail, {})
+        flat.load(own.weights)
         optimizers = [self.optimizer, self.worker.tail_optimizer.build(flat.vector)]
+        set_moments(optimizers[1], flat.vector, own.moments)
+        proximal = Proximal.at(mu, self.head, flat)
         classes = self.worker.data.num_classes
         losses, samples = [], 0
         while self.has_batch():
             pixels, labels = self.batch()
             batch = (Identity(), pixels, labels, classes, self.here)
-            losses.append(train_step(self.head, flat, optimizers, *batch))
+            losses.append(train_step(self.head, flat, optimizers, *batch, proximal))
             samples += len(labels)
             self.place = self.here.next()
+        if tail is None:
+            self.own_tail = OwnTail(flat.numpy(), moments(optimizers[1], flat.vector))
         return flat.numpy(), sum(losses) / len(losses), samples
+
+    def present_tail(self) -> OwnTail:
+        """Its own tail, or if it has none yet the one that every run starts from."""
+        weights = flatten(list(self.worker.tail.parameters())).numpy()
+        return self.own_tail or OwnTail(weights, {})
 
     def save(self, state: RecordDict) -> None:
         """Write everything the next message needs into a context's state."""
@@ -299,7 +327,10 @@ class Client:
         state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head})
         state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
         found = moments(self.optimizer, self.head.vector)
-        state[OPTIMIZER] = ArrayRecord({key: Array(value.numpy()) for key, value in found.items()})
+        state[OPTIMIZER] = _record(found)
+        if self.own_tail:
+            state[TAIL] = ArrayRecord({TAIL: Array(self.own_tail.weights)})
+            state[TAIL_OPTIMIZER] = _record(self.own_tail.moments)
 
     def restore(self, state: RecordDict) -> None:
         """Read back what :meth:`save` wrote; nothing saved is a client that never began."""
@@ -311,9 +342,18 @@ class Client:
         self.has_own_head = bool(place["own-head"])
         self.head.load(state.array_records[HEAD][HEAD].numpy())
         self.optimizer = self.worker.head_optimizer.build(self.head.vector)
-        saved = state.array_records[OPTIMIZER]
-        found = {key: torch.from_numpy(array.numpy()) for key, array in saved.items()}
-        set_moments(self.optimizer, self.head.vector, found)
+        set_moments(self.optimizer, self.head.vector, _tensors(state.array_records[OPTIMIZER]))
+        if TAIL in state:
+            weights = state.array_records[TAIL][TAIL].numpy()
+            self.own_tail = OwnTail(weights, _tensors(state.array_records[TAIL_OPTIMIZER]))
+
+
+def _record(tensors: dict[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({key: Array(value.numpy()) for key, value in tensors.items()})
+
+
+def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(array.numpy()) for key, array in record.items()}
 
 
 def forward_together(clients: Sequence[Client]) -> list[Payload]:

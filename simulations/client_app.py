@@ -41,13 +41,16 @@ def roll_call(message: Message, context: Context) -> Message:
     return _reply(message, {messages.PARTITION: partition, messages.NUM_EXAMPLES: samples})
 
 
-@app.query("report_head")
-def report_head(message: Message, context: Context) -> Message:
-    """Show the client's own head, for evaluation; the initial one if it has none yet."""
+@app.query("report")
+def report(message: Message, context: Context) -> Message:
+    """Show the client's own head, or model, for evaluation; the initial one if it has none yet."""
     with _client(context) as client:
         if not client.has_own_head:
             client.begin(_partition(context), 0, None)
-        return _reply(message, {}, messages.weights(head=client.head.numpy()))
+        record = messages.weights(head=client.head.numpy())
+        if messages.SETTINGS in message.content:  # the tail too
+            record.update(messages.weights(tail=client.present_tail().weights))
+        return _reply(message, {}, record)
 
 
 @app.train("step")
@@ -87,15 +90,17 @@ def exchange(message: Message, context: Context) -> Plan:
 
 @app.train("local")
 def local(message: Message, context: Context) -> Message:
-    """Train the whole model for one round (FedAvg)."""
+    """Train a whole model for one round: the one that came, or the client's own."""
     started = time.thread_time()
-    model = message.content.array_records[messages.WEIGHTS]
+    model = message.content.array_records.get(messages.WEIGHTS, ArrayRecord())
+    mu = float(str(message.content.config_records[messages.SETTINGS][messages.MU]))
     with _client(context) as client:
-        head, tail = (messages.numbers(model[name]) for name in (messages.HEAD, messages.TAIL))
-        client.begin(_partition(context), _round(message), head)
-        tail, loss, samples = client.train_locally(tail)
+        weights = {name: messages.numbers(vector) for name, vector in model.items()}
+        client.begin(_partition(context), _round(message), weights.get(messages.HEAD))
+        tail, loss, samples = client.train_locally(weights.get(messages.TAIL), mu)
         work = _work(samples, client.steps_taken, 0, started, client.num_samples)
-        record = messages.weights(head=client.head.numpy(), tail=tail)
+        is_own = client.has_own_head
+        record = None if is_own else messages.weights(head=client.head.numpy(), tail=tail)
         return _reply(message, {**work, messages.LOSS: loss}, record)
 
 

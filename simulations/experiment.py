@@ -18,9 +18,11 @@ from simulations import partition
 from simulations.data import DATASETS
 from simulations.engines import ENGINES
 from strategies import STRATEGIES
+from strategies.aggregation import AGGREGATIONS
 from strategies.budget import BUDGETS, parse_budget
 
 TABLES: dict[str, Mapping[str, Any]] = {
+    "aggregation": AGGREGATIONS,
     "budget": BUDGETS,
     "codec": CODECS,
     "dataset": DATASETS,
@@ -60,6 +62,7 @@ class Experiment(BaseModel):
     codec: str = Field("identity()", description="how smashed data are compressed")
     downlink: str = Field("identity()", description="how cut gradients are packed")
     strategy: str = Field("parallel()", description="who trains when, what is averaged")
+    aggregation: str = Field("fedavg()", description="how weights are averaged each round")
     rounds: Count = Field(20, description="rounds")
     budget: str = Field("none()", description="what else may end a run, after a whole round")
     batch_size: Count = Field(16, description="samples per client and step; the last may be less")

@@ -87,7 +87,8 @@ def run(grid: Grid, context: LocalContext) -> None:
         every = experiment.checkpoint_every
         if every and report.round % every == 0 and isinstance(grid, LocalGrid):
             states = grid.states()
-            moments = {**pool.moments(), "tail": report.progress.moments}
+            memory = {"tail": report.progress.moments, "aggregator": report.progress.aggregator}
+            moments = {**pool.moments(), **memory}
             if states is not None:  # else a worker is just being restarted: not this time
                 Checkpoint(report.round, report.arrays, moments, states).write(folder, experiment)
         context.watch(row, report)
@@ -104,7 +105,10 @@ def run(grid: Grid, context: LocalContext) -> None:
         tail=tail,
         pooled_round=pool,
         crew=crew,
-        progress=Progress(before.rounds, before.moments.get("tail", {})),
+        aggregator=experiment.build("aggregation"),
+        progress=Progress(
+            before.rounds, before.moments.get("tail", {}), before.moments.get("aggregator", {})
+        ),
         on_round=on_round,
     )
     status = "failed"

@@ -2,21 +2,29 @@
 
 from strategies.centralised import Centralised
 from strategies.fedavg import FedAvg
+from strategies.fedprox import FedProx
+from strategies.local import Local
 from strategies.parallel import Parallel
 from strategies.participants import NoClientsLeft
 from strategies.round import Progress, RoundReport, Training
 from strategies.sequential import Sequential
 from strategies.sflv1 import SFLV1
 from strategies.sflv2 import SFLV2
+from strategies.sflv3 import SFLV3
+from strategies.sglr import SGLR
 from strategies.strategy import SplitStrategy
 
 STRATEGIES = {
     "centralised": Centralised,
     "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "local": Local,
     "parallel": Parallel,
     "sequential": Sequential,
     "sflv1": SFLV1,
     "sflv2": SFLV2,
+    "sflv3": SFLV3,
+    "sglr": SGLR,
 }
 
 __all__ = ["STRATEGIES", "NoClientsLeft", "Progress", "RoundReport", "SplitStrategy", "Training"]

@@ -22,12 +22,17 @@ class FedAvg(SplitStrategy):
     def train_round(self, round: Round) -> list[Message]:
         """Send the model, collect the trained ones."""
         round.returned = [messages.HEAD, messages.TAIL]
-        settings = ConfigRecord({messages.ROUND: round.number})
-        content = RecordDict({messages.SETTINGS: settings, messages.WEIGHTS: round.arrays})
-        for client in round.clients:
-            round.mailbox.send(client, messages.LOCAL, content)
-        round.finish()
-        for client, reply in sorted(round.finals.items()):
-            loss = messages.metric(reply, messages.LOSS)
-            round.losses[client, 0] = round.samples[client], loss
-        return round.replies()
+        return train_whole(round, RecordDict({messages.WEIGHTS: round.arrays}))
+
+
+def train_whole(round: Round, content: RecordDict, mu: float = 0.0) -> list[Message]:
+    """Let all clients train whole models, those in `content` or their own."""
+    round.is_local = True
+    content[messages.SETTINGS] = ConfigRecord({messages.ROUND: round.number, messages.MU: mu})
+    for client in round.clients:
+        round.mailbox.send(client, messages.LOCAL, content)
+    round.finish()
+    for client, reply in sorted(round.finals.items()):
+        loss = messages.metric(reply, messages.LOSS)
+        round.losses[client, 0] = round.samples[client], loss
+    return round.replies()

@@ -29,12 +29,13 @@ from fl_split.payload import Payload
 # Actions, as Flower message types.
 ROLL_CALL = "query.roll_call"
 """Ask a node which partition it holds and how many samples."""
-REPORT_HEAD = "query.report_head"
-"""Ask a node for its private head; a measurement, not counted as traffic."""
+REPORT = "query.report"
+"""Ask a node for the head it keeps, or with SETTINGS for its whole model; a measurement, not
+counted as traffic."""
 STEP = "train.step"
 """Fused exchange: cut gradient of the last batch down, payload of the next batch up."""
 LOCAL = "train.local"
-"""Train head and tail on the client for one round (FedAvg)."""
+"""Train head and tail on the client for one round; without WEIGHTS those that it keeps."""
 
 # Records of a message.
 WEIGHTS = "weights"
@@ -44,12 +45,12 @@ PAYLOAD = "payload"
 GRADIENT = "gradient"
 """ArrayRecord with one array DATA, the bytes of a cut gradient."""
 SETTINGS = "settings"
-"""ConfigRecord with ROUND, on the message that starts a round."""
+"""ConfigRecord with ROUND, and MU for FedProx, on the message that starts a round."""
 METRICS = "metrics"
 """MetricRecord of a reply."""
 
 # Keys inside records.
-HEAD, TAIL, DATA, ROUND = "head", "tail", "data", "round"
+HEAD, TAIL, DATA, ROUND, MU = "head", "tail", "data", "round", "mu"
 PARTITION, NUM_EXAMPLES = "partition-id", "num-examples"
 NUM_SAMPLES, NUM_STEPS, SMASHED_BYTES, LOSS = "num-samples", "num-steps", "smashed-bytes", "loss"
 CPU_SECONDS = "cpu-seconds"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
@@ -32,37 +29,21 @@ class Parallel(SplitStrategy):
 
     average_heads: bool = True
 
+    @property
+    def keeps_models(self) -> bool:
+        """Whether heads are private."""
+        return not self.average_heads
+
     def train_round(self, round: Round) -> list[Message]:
         """Exchange in lockstep until the last client has run out of batches."""
         active, step = round.clients, 0
         round.returned = [messages.HEAD] if self.average_heads else []
         round.begin(active, round.head if self.average_heads else None)
         while active:
-            active = round.serve_together(active, step)
+            active = self.exchange(round, active, step)
             step += 1
         return round.replies()
 
-    def aggregate_round(self, round: Round, replies: list[Message]) -> ArrayRecord:
-        """Average the heads, unless they are private: then only for the saved model."""
-        if self.average_heads or not replies:
-            return super().aggregate_round(round, replies)
-        heads = round.own_heads()
-        total = sum(round.samples[client] for client in heads)
-        mean = sum(head * (round.samples[client] / total) for client, head in heads.items())
-        return messages.weights(head=np.asarray(mean), tail=round.tail.flat.numpy())
-
-    def evaluate(
-        self,
-        round: Round,
-        arrays: ArrayRecord,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None],
-    ) -> MetricRecord:
-        """Evaluate the global model, or the mean over private heads."""
-        if self.average_heads:
-            return super().evaluate(round, arrays, evaluate_fn)
-        tail = arrays[messages.TAIL]
-        rows = [
-            evaluate_fn(round.number, messages.weights(head=head, tail=tail)) or MetricRecord()
-            for head in round.own_heads().values()
-        ]
-        return MetricRecord({key: float(np.mean([row[key] for row in rows])) for key in rows[0]})
+    def exchange(self, round: Round, active: list[int], step: int) -> list[int]:
+        """Let all active clients step together; return those that did."""
+        return round.serve_together(active, step)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.flat import Flat
 from fl_split.flops import head_step, whole_step
 from fl_split.optimizers import Optimizer, moments
+from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.step import Arrival, Place
 from fl_split.vit import Head, Tail
 from strategies import messages
+from strategies.aggregation import Aggregator, fedavg
 from strategies.crew import Crew
 from strategies.downlink import Downlink
 from strategies.mailbox import PUSH_AT, Mailbox, Traffic
@@ -31,12 +33,21 @@ MOST_GROUPS, LARGEST_GROUP, LEAST_TOKENS = 8, 16, 2048
 starts late, unless it takes more clients to be worth a job and a message to each worker."""
 
 
+Mix = Callable[[dict[int, Payload]], dict[int, Payload]]
+"""What becomes of the cut gradients of an exchange, by client, before they are sent."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """What a run that goes on must know beside weights: rounds done, the tail's moments."""
+    """What a run that goes on must know beside weights.
+
+    That is rounds done, the moments of the tail's optimiser, and what the aggregation
+    remembers.
+    """
 
     rounds: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
+    aggregator: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class Training:
     pooled_round : Callable
         Train `head` and `tail` on pooled data for one round (the centralised baseline):
         (round, sampled clients) to (loss, samples, steps).
+    aggregator : Aggregator
+        What averages weights at the end of a round.
     crew : Crew
         The server's threads.
     progress : Progress
@@ -71,6 +84,7 @@ class Training:
     head: Flat[Head]
     tail: Flat[Tail]
     pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
+    aggregator: Aggregator = field(default_factory=fedavg)
     crew: Crew = field(default_factory=Crew)
     progress: Progress = field(default_factory=Progress)
     on_round: Callable[[RoundReport], bool | None] = lambda report: None
@@ -94,8 +108,9 @@ class RoundReport:
 class Round:
     """One round in progress: who takes part, what they sent, what they ended with.
 
-    `returned` names the weights that a client must end its round with; `losses` holds, by
-    client and step, how much a loss counts and the loss.
+    `returned` names the weights that a client must end its round with, `is_local` tells
+    whether clients train the whole model; `losses` holds, by client and step, how much a
+    loss counts and the loss.
     """
 
     number: int
@@ -106,10 +121,11 @@ class Round:
     tail: TrainedTail
     arrays: ArrayRecord
     returned: Sequence[str] = (messages.HEAD,)
+    is_local: bool = False
     finals: dict[int, Message] = field(default_factory=dict)
     losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
     server_flops: int = 0
-    _own_heads: dict[int, np.ndarray] | None = None
+    _own: dict[int, ArrayRecord] | None = None
 
     def __post_init__(self) -> None:
         self.downlink = Downlink(self.training.downlink)
@@ -169,22 +185,29 @@ class Round:
 
         self.training.crew.submit(work, then)
 
-    def serve_together(self, clients: Sequence[int], step: int) -> list[int]:
+    def serve_together(
+        self, clients: Sequence[int], step: int, mix: Mix | None = None
+    ) -> list[int]:
         """Take one step of the tail on the payloads of all `clients`, weights n_k / n.
 
         Returns those that had one; n sums over them. Groups of clients go through the tail
         as soon as they are complete, and get their cut gradients as soon as these are
         there: neither depends on the other groups. The tail's gradient adds up in order.
+        With `mix` cut gradients wait for each other, and what it makes of them is sent.
         """
         whole = sum(self.samples[client] for client in self.clients)
         gradients: dict[int, Tensor] = {}
         served: list[int] = []
         failed: set[int] = set()
+        held: list[Served] = []
 
         def then(number: int, result: Served) -> None:
             gradients[number] = result.gradient
             failed.update(result.failed)
-            self._send(step, result)
+            if mix:
+                held.append(result)
+            else:
+                self._send(step, result)
 
         for number, payloads in enumerate(self._groups(clients)):
             weights = {client: self.samples[client] / whole for client in payloads}
@@ -192,6 +215,11 @@ class Round:
             self.training.crew.submit(work, partial(then, number))
             served += payloads
         self.mailbox.settle()
+        if mix:
+            mixed = mix({client: cut for result in held for client, cut in result.cuts.items()})
+            for result in held:
+                self._send(step, replace(result, cuts={c: mixed[c] for c in result.cuts}))
+            self.mailbox.push()
         served = [client for client in served if client not in failed]
         if served:
             gradient = total([gradients[number] for number in sorted(gradients)])
@@ -239,29 +267,53 @@ class Round:
         """Final replies by partition id, so that sums do not depend on arrival."""
         return [self.finals[client] for client in sorted(self.finals)]
 
-    def own_heads(self) -> dict[int, np.ndarray]:
-        """Ask all clients with samples for their private heads; not counted as traffic.
+    def equally(self) -> list[Message]:
+        """Final replies whose clients count equally, whatever they hold."""
+        for reply in self.finals.values():
+            reply.content.metric_records[messages.METRICS][messages.NUM_EXAMPLES] = 1
+        return self.replies()
+
+    def own_weights(self) -> dict[int, ArrayRecord]:
+        """Ask all clients with samples for what they keep; not counted as traffic.
+
+        That is the head, and the tail where clients train whole models.
 
         Raises
         ------
         NoClientsLeft
-            None of them has a head to show.
+            None of them has anything to show.
         """
-        if self._own_heads is None:
+        if self._own is None:
             old = self.mailbox
             apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.crew)
+            content = RecordDict({messages.SETTINGS: ConfigRecord()} if self.is_local else {})
             for client in (client for client, count in self.samples.items() if count):
-                apart.send(client, messages.REPORT_HEAD, RecordDict())
+                apart.send(client, messages.REPORT, content)
+            names = [messages.HEAD, *([messages.TAIL] if self.is_local else [])]
             found = {}
             for client, reply in apart.arrivals():
                 try:
-                    found[client] = self._weights(reply, [messages.HEAD])[messages.HEAD]
+                    self._weights(reply, names)
+                    found[client] = reply.content.array_records[messages.WEIGHTS]
                 except (KeyError, TypeError, ValueError) as error:
                     self.mailbox.drop(client, f"sent {error}")
             if not found:
-                raise NoClientsLeft(f"round {self.number}: no client has a head to evaluate")
-            self._own_heads = dict(sorted(found.items()))
-        return self._own_heads
+                raise NoClientsLeft(f"round {self.number}: no client has a model to evaluate")
+            self._own = dict(sorted(found.items()))
+        return self._own
+
+    def mean_of_own(self) -> ArrayRecord:
+        """Mean of what clients keep, weights n_k / n, only to be saved."""
+        own = self.own_weights()
+        total = sum(self.samples[client] for client in own)
+        mean = {
+            name: sum(
+                messages.numbers(record[name]) * (self.samples[client] / total)
+                for client, record in own.items()
+            )
+            for name in next(iter(own.values()))
+        }
+        return messages.weights(**{name: np.asarray(vector) for name, vector in mean.items()})
 
     def order(self, policy: str) -> list[int]:
         """Clients of the round in the order of `policy`: cyclic, reverse or random."""
@@ -278,7 +330,11 @@ class Round:
         values = {
             key: float(value) for key, value in metrics.items() if not isinstance(value, list)
         }
-        progress = Progress(self.number, moments(self.tail.optimizer, self.tail.flat.vector))
+        progress = Progress(
+            self.number,
+            moments(self.tail.optimizer, self.tail.flat.vector),
+            self.training.aggregator.state(),
+        )
         traffic, client_flops = self.mailbox.traffic, self._flops_per_sample()
         samples = sum(sent.samples for client, sent in traffic.items() if client >= 0)
         return RoundReport(
@@ -295,7 +351,7 @@ class Round:
     def _flops_per_sample(self) -> int:
         """Operations of a client, which for FedAvg holds the tail too."""
         head, tail = self.training.head.module, self.training.tail.module
-        return whole_step(head, tail, 1) if messages.TAIL in self.returned else head_step(head, 1)
+        return whole_step(head, tail, 1) if self.is_local else head_step(head, 1)
 
     def _sort(self, client: int, reply: Message) -> Arrival | None:
         """Tell a payload from a final reply; drop the client if it is neither."""

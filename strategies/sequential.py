@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
@@ -25,13 +23,17 @@ class Sequential(SplitStrategy):
     ----------
     order : "random", "cyclic" or "reverse"
         Anew each round, by partition id, or by falling partition id.
+    compat : bool
+        As the official scripts: the tail's optimiser starts afresh with every batch.
     """
 
     order: Order = "random"
+    compat: bool = False
 
     def train_round(self, round: Round) -> list[Message]:
         """Visit one client after the other; a dropped client hands nothing over."""
         head, last = round.head, []
+        round.tail.restarts = self.compat
         for client in round.order(self.order):
             round.begin([client], head)
             step = 0
@@ -43,8 +45,6 @@ class Sequential(SplitStrategy):
                 head = messages.vector(last[0], messages.HEAD)
         return last
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def average(self, round: Round, replies: list[Message]) -> ArrayRecord:
         """Keep the head of the last client."""
-        return next(iter(replies)).content.array_records[messages.WEIGHTS], None
+        return replies[0].content.array_records[messages.WEIGHTS]

@@ -28,18 +28,23 @@ class SFLV2(SplitStrategy):
     phi : int
         Consecutive batches of a client served per turn; 0 serves all of them (the official
         code), 1 is round-robin.
+    compat : bool
+        As the official scripts, which do not follow the paper: the tail's optimiser starts
+        afresh with every batch, and clients count equally whatever they hold.
     """
 
     order: Order = "random"
     phi: Annotated[int, Field(ge=0)] = 0
+    compat: bool = False
 
     def train_round(self, round: Round) -> list[Message]:
         """Serve turns of `phi` batches until nobody has a batch left."""
+        round.tail.restarts = self.compat
         round.begin(round.clients, round.head)
         queue, steps = round.order(self.order), dict.fromkeys(round.clients, 0)
         while queue:
             queue = [client for client in queue if self._turn(round, client, steps)]
-        return round.replies()
+        return round.equally() if self.compat else round.replies()
 
     def _turn(self, round: Round, client: int, steps: dict[int, int]) -> bool:
         """Serve one turn of `client`; tell whether it may have more batches."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
-from fl_split.optimizers import set_moments
+from fl_split.optimizers import Optimizer, set_moments
 from strategies import messages
 from strategies.mailbox import Mailbox
 from strategies.participants import NoClientsLeft, roll_call, sample
@@ -27,17 +27,23 @@ from strategies.tail import TrainedTail
 class SplitStrategy(Strategy):
     """Base of all strategies: Flower's interface, with :meth:`train_round` left to say."""
 
-    aggregator: ClassVar[Strategy] = FedAvg(weighted_by_key=messages.NUM_EXAMPLES)
+    @property
+    def keeps_models(self) -> bool:
+        """Whether clients keep heads of their own, or whole models, that nobody averages."""
+        return False
 
     @abstractmethod
     def train_round(self, round: Round) -> list[Message]:
         """Exchange messages until every client of `round` has ended; return final replies."""
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average whatever weights the replies carry, by Flower's own FedAvg, with n_k / n."""
-        return self.aggregator.aggregate_train(server_round, replies)
+    def tail_optimizer(self, training: Training) -> Optimizer:
+        """Return the optimiser of the server's tail: the experiment's."""
+        return training.tail_optimizer
+
+    def average(self, round: Round, replies: list[Message]) -> ArrayRecord:
+        """Average whatever weights the replies carry, by one of Flower's strategies."""
+        training = round.training
+        return training.aggregator(round.number, replies, round.arrays, training.seed)
 
     def evaluate(
         self,
@@ -45,8 +51,14 @@ class SplitStrategy(Strategy):
         arrays: ArrayRecord,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None],
     ) -> MetricRecord:
-        """Evaluate the global model."""
-        return evaluate_fn(round.number, arrays) or MetricRecord()
+        """Evaluate the global model, or the mean over the clients' own."""
+        if not self.keeps_models:
+            return evaluate_fn(round.number, arrays) or MetricRecord()
+        rows = [
+            evaluate_fn(round.number, messages.weights(**{**arrays, **own})) or MetricRecord()
+            for own in round.own_weights().values()
+        ]
+        return MetricRecord({key: float(np.mean([row[key] for row in rows])) for key in rows[0]})
 
     def start(
         self,
@@ -70,11 +82,13 @@ class SplitStrategy(Strategy):
         assert training is not None, "Training says which tail to train, and on what"
         assert evaluate_fn is not None
         result, arrays = Result(), initial_arrays
-        tail = TrainedTail(training.tail, training.tail_optimizer, training.codec, training.seed)
+        optimizer = self.tail_optimizer(training)
+        tail = TrainedTail(training.tail, optimizer, training.codec, training.seed)
         tail.flat.load(messages.numbers(arrays[messages.TAIL]))
         training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
         nodes, samples = roll_call(grid, training.clients, timeout, training.crew)
         set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
+        training.aggregator.set_state(training.progress.aggregator)
         for number in range(training.progress.rounds + 1, num_rounds + 1):
             mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)
             clients = sample(samples, training.fraction, training.seed, number)
@@ -91,7 +105,7 @@ class SplitStrategy(Strategy):
         """Return the global weights after the round.
 
         What the replies do not carry is as the server has it: its own tail, and the head
-        of the round's start.
+        of the round's start. Of models that clients keep it is the mean, to be saved.
         """
         if not replies:
             reasons = sorted({t.dropped for t in round.mailbox.traffic.values()})
@@ -100,7 +114,10 @@ class SplitStrategy(Strategy):
                 f"({'; '.join(reasons)}); nothing to aggregate, results so far are kept"
             )
         arrays = messages.weights(head=round.head, tail=round.tail.flat.numpy())
-        arrays.update(self.aggregate_train(round.number, replies)[0] or {})
+        if self.keeps_models:
+            arrays.update(round.mean_of_own())
+        if any(messages.WEIGHTS in reply.content for reply in replies):
+            arrays.update(self.average(round, replies))
         return arrays
 
     # Flower's phases; everything happens in `start`, so there is nothing to configure apart.
@@ -110,6 +127,12 @@ class SplitStrategy(Strategy):
     ) -> Iterable[Message]:
         """Return nothing: a round of split learning is more than one phase."""
         return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return nothing: see :meth:`average`."""
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

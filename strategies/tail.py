@@ -37,7 +37,13 @@ class Served:
 
 
 class TrainedTail:
-    """A tail, its optimiser and the codec that feeds it."""
+    """A tail, its optimiser and the codec that feeds it.
+
+    Attributes
+    ----------
+    restarts : bool
+        Whether the optimiser starts afresh with every batch, as in the official SplitFed scripts.
+    """
 
     def __init__(self, tail: Flat[Tail], optimizer: Optimizer, codec: Codec, seed: int) -> None:
         self.flat = tail
@@ -45,6 +51,7 @@ class TrainedTail:
         self.optimizer = optimizer.build(tail.vector)
         self.codec = codec
         self.seed = seed
+        self.restarts = False
         self._copies: list[Flat[Tail]] = []
 
     def forks(self, count: int) -> list[TrainedTail]:
@@ -56,9 +63,12 @@ class TrainedTail:
             self._copies.append(Flat(copy.deepcopy(self.flat.module)))
         for flat in self._copies[:count]:
             flat.load(self.flat.vector.detach())
-        return [
+        forks = [
             TrainedTail(flat, self.spec, self.codec, self.seed) for flat in self._copies[:count]
         ]
+        for fork in forks:
+            fork.restarts = self.restarts
+        return forks
 
     def arrive(self, payload: Payload) -> Arrival:
         """Decode and check a payload; raise ValueError if it cannot be trained on."""
@@ -107,6 +117,8 @@ class TrainedTail:
 
     def descend(self, gradient: Tensor) -> None:
         """Take one step of the optimiser."""
+        if self.restarts:
+            self.optimizer = self.spec.build(self.flat.vector)
         descend(self.optimizer, self.flat.vector, gradient)
 
     def step(self, client: int, arrival: Arrival, server_round: int, step: int) -> Served:

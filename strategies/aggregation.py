@@ -1,0 +1,160 @@
+"""How weights are averaged at the end of a round: Flower's own strategies do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import strategy as flower
+from pydantic import Field, validate_call
+from torch import Tensor
+
+from fl_split.seeds import seeded
+from fl_split.specs import STRICT
+from strategies import messages
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+
+OURS: dict[str, Any] = {"weighted_by_key": messages.NUM_EXAMPLES}
+"""Flower's strategies are to weight clients by n_k / n."""
+
+MEMORIES = ("m_t", "v_t", "momentum_vector")
+"""Attributes in which Flower's strategies remember earlier rounds."""
+
+
+class Aggregator:
+    """One of Flower's strategies, put to use on the weights that clients end a round with.
+
+    It sees weights only: heads, whole models for FedAvg, copies of the tail for SFLV1.
+    What it remembers between rounds can be saved and set.
+    """
+
+    def __init__(self, strategy: flower.Strategy) -> None:
+        self.strategy: Any = strategy
+        inner: Any = getattr(strategy, "strategy", strategy)
+        inner.fraction_train = 0.0  # whom to sample is ours to say
+
+    def __call__(
+        self, number: int, replies: Iterable[Message], before: ArrayRecord, seed: int
+    ) -> ArrayRecord:
+        """Return the weights after round `number`, given those `before`.
+
+        Raises
+        ------
+        ValueError
+            The strategy made nothing of the replies, as with too few of them.
+        """
+        replies = list(replies)
+        names = list(replies[0].content.array_records[messages.WEIGHTS])
+        start = messages.weights(**{name: before[name] for name in names})
+        self.strategy.configure_train(number, start, ConfigRecord(), None)
+        if isinstance(self.strategy, flower.DifferentialPrivacyServerSideFixedClipping):
+            self.strategy.num_sampled_clients = len(replies)
+        with seeded(seed, "aggregation", number):  # noise of differential privacy
+            found, _ = self.strategy.aggregate_train(number, replies)
+        if found is None:
+            raise ValueError(f"aggregation gave nothing for {len(replies)} clients")
+        vectors = {name: np.asarray(array.numpy(), np.float32) for name, array in found.items()}
+        return messages.weights(**vectors)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the strategy remembers of earlier rounds, by name."""
+        found: dict[str, Tensor] = {}
+        for name in MEMORIES:
+            memory = getattr(self.strategy, name, None) or {}
+            items = memory.items() if isinstance(memory, dict) else enumerate(memory)
+            found |= {f"{name}.{key}": torch.from_numpy(np.asarray(v)) for key, v in items}
+        return found
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned."""
+        for name in MEMORIES:
+            part = {
+                key.partition(".")[2]: value.numpy()
+                for key, value in state.items()
+                if key.partition(".")[0] == name
+            }
+            if part:
+                is_list = name == "momentum_vector"
+                memory = [part[key] for key in sorted(part, key=int)] if is_list else part
+                setattr(self.strategy, name, memory)
+
+
+@validate_call(config=STRICT)
+def fedavg() -> Aggregator:
+    """Mean with weights n_k / n (McMahan et al., AISTATS 2017)."""
+    return Aggregator(flower.FedAvg(**OURS))
+
+
+@validate_call(config=STRICT)
+def fedavgm(server_learning_rate: Positive = 1.0, server_momentum: Share = 0.9) -> Aggregator:
+    """Momentum on the server (Hsu et al., 2019, arXiv 1909.06335)."""
+    return Aggregator(
+        flower.FedAvgM(
+            **OURS,
+            server_learning_rate=server_learning_rate,
+            server_momentum=server_momentum,
+        )
+    )
+
+
+@validate_call(config=STRICT)
+def fedadam(
+    eta: Positive = 0.01, beta_1: Share = 0.9, beta_2: Share = 0.99, tau: Positive = 0.001
+) -> Aggregator:
+    """Adam on the server (Reddi et al., ICLR 2021, arXiv 2003.00295)."""
+    return Aggregator(flower.FedAdam(**OURS, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau))
+
+
+@validate_call(config=STRICT)
+def fedyogi(
+    eta: Positive = 0.01, beta_1: Share = 0.9, beta_2: Share = 0.99, tau: Positive = 0.001
+) -> Aggregator:
+    """Yogi on the server (Reddi et al., ICLR 2021)."""
+    return Aggregator(flower.FedYogi(**OURS, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau))
+
+
+@validate_call(config=STRICT)
+def median() -> Aggregator:
+    """Coordinate-wise median, unweighted (Yin et al., ICML 2018)."""
+    return Aggregator(flower.FedMedian(**OURS))
+
+
+@validate_call(config=STRICT)
+def trimmed_mean(beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2) -> Aggregator:
+    """Coordinate-wise mean without the share `beta` at either end (Yin et al., ICML 2018)."""
+    return Aggregator(flower.FedTrimmedAvg(**OURS, beta=beta))
+
+
+@validate_call(config=STRICT)
+def krum(malicious: Count = 0) -> Aggregator:
+    """The weights of the client nearest to its neighbours (Blanchard et al., NeurIPS 2017)."""
+    return Aggregator(flower.Krum(**OURS, num_malicious_nodes=malicious))
+
+
+@validate_call(config=STRICT)
+def dp(noise_multiplier: Annotated[float, Field(ge=0)], clipping_norm: Positive) -> Aggregator:
+    """Clip every client's update, average, add Gaussian noise (McMahan et al., ICLR 2018).
+
+    The noise has a standard deviation of noise_multiplier * clipping_norm / clients. It
+    protects weights only: what crosses the cut is not noisy.
+    """
+    kind = flower.DifferentialPrivacyServerSideFixedClipping
+    return Aggregator(kind(flower.FedAvg(**OURS), noise_multiplier, clipping_norm, 1))
+
+
+AGGREGATIONS = {
+    "dp": dp,
+    "fedadam": fedadam,
+    "fedavg": fedavg,
+    "fedavgm": fedavgm,
+    "fedyogi": fedyogi,
+    "krum": krum,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+}

@@ -1,0 +1,87 @@
+"""SGLR: split averaging and split learning rates (Pal et al., arXiv 2112.01299, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from flwr.app import Message
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fl_split.optimizers import Optimizer
+from fl_split.payload import Payload
+from fl_split.seeds import generator
+from fl_split.specs import STRICT
+from strategies.round import Round, Training
+from strategies.strategy import SplitStrategy
+
+
+@dataclass(frozen=True, config=STRICT)
+class SGLR(SplitStrategy):
+    """PSL with a larger learning rate of the tail, and one cut gradient for many clients.
+
+    All clients step together, the tail takes one step per exchange as in PSL, heads are
+    private. The paper takes the mean over the concatenated batches, which makes cut
+    gradients smaller by the number of clients; here, as in PSL, each is that of the
+    client's own mean loss, so that phi = 0, alpha = 0 is PSL to the bit. (Adam hardly
+    sees the difference, SGD does.)
+
+    Parameters
+    ----------
+    phi : float
+        Share of the clients, drawn anew for each exchange, that get the mean of their cut
+        gradients instead of their own (SplitAvg). They are averaged row by row among
+        those of one shape. 1 diverges with many clients.
+    alpha : float
+        The tail's learning rate is that of `tail_optimizer` times K^alpha, K clients per
+        round (SplitLr).
+    """
+
+    phi: Annotated[float, Field(ge=0, le=1)] = 0.75
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+
+    @property
+    def keeps_models(self) -> bool:
+        """Heads are private."""
+        return True
+
+    def tail_optimizer(self, training: Training) -> Optimizer:
+        """Scale the learning rate."""
+        clients = max(1, round(training.fraction * training.clients))
+        spec: Any = training.tail_optimizer
+        return replace(spec, lr=spec.lr * clients**self.alpha)
+
+    def train_round(self, round: Round) -> list[Message]:
+        """Exchange in lockstep until the last client has run out of batches."""
+        active, step = round.clients, 0
+        round.returned = []
+        round.begin(active, None)
+        while active:
+            drawn = self._draw(round, active, step)
+            active = round.serve_together(active, step, partial(average, drawn) if drawn else None)
+            step += 1
+        return round.replies()
+
+    def _draw(self, round_: Round, clients: list[int], step: int) -> list[int]:
+        """Draw the clients whose cut gradients are averaged."""
+        draw = generator(round_.training.seed, "split average", round_.number, step)
+        chosen = torch.randperm(len(clients), generator=draw)[: round(self.phi * len(clients))]
+        return sorted(clients[i] for i in chosen.tolist())
+
+
+def average(clients: list[int], cuts: Mapping[int, Payload]) -> dict[int, Payload]:
+    """Replace the cut gradients of `clients` by their mean, shape by shape."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for client in sorted(set(clients) & set(cuts)):
+        shapes = tuple((name, *value.shape) for name, value in cuts[client].values.items())
+        alike.setdefault(shapes, []).append(client)
+    found = dict(cuts)
+    for group in alike.values():
+        names = cuts[group[0]].values
+        mean = {n: torch.stack([cuts[c].values[n] for c in group]).mean(dim=0) for n in names}
+        found |= dict.fromkeys(group, Payload(mean))
+    return found

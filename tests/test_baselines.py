@@ -1,0 +1,237 @@
+"""The rest of the baselines: what each must equal, and what must never happen in it."""
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+from fl_split.payload import Payload
+from fl_split.step import Proximal
+from simulations import client_app
+from strategies import messages
+from strategies.aggregation import Aggregator, dp, fedadam, fedavgm, krum, median, trimmed_mean
+from strategies.sglr import average
+
+UNEVEN = {"partition": "dirichlet(alpha=0.3)"}
+SGD = {"head_optimizer": "sgd(lr=0.1)", "tail_optimizer": "sgd(lr=0.1)"}
+
+
+def close(first, second, atol=1e-6):
+    return all(torch.allclose(first.model[k], second.model[k], atol=atol) for k in first.model)
+
+
+def test_sflv3_averages_after_one_round_what_sflv1_does(simulate):
+    """Its saved model is the mean over private heads; in later rounds these never meet."""
+    assert close(simulate(strategy="sflv3", rounds=1), simulate(strategy="sflv1", rounds=1))
+    outcome = simulate(strategy="sflv3", rounds=3)
+    assert not close(outcome, simulate(strategy="sflv1", rounds=3), 1e-3)
+    assert outcome.rounds[["head_bytes_up", "head_bytes_down"]].to_numpy().sum() == 0
+
+
+def test_sflv3_heads_never_mix(simulate):
+    """With a tail that does not learn, a client's head depends on its own data alone."""
+    frozen = {"tail_optimizer": "sgd(lr=0.0)", "head_optimizer": "sgd(lr=0.1)", "rounds": 2}
+    heads = {}
+
+    def watch(message: Message, context):
+        reply = client_app.app(message, context)
+        if message.metadata.message_type == messages.REPORT:
+            found = messages.vector(reply, messages.HEAD).numpy()
+            heads[context.node_config["partition-id"]] = found
+        return reply
+
+    simulate(watch, strategy="sflv3", **frozen)
+    together = dict(heads)
+    heads.clear()
+    simulate(watch, strategy="parallel(average_heads=False)", **frozen)
+    assert together.keys() == heads.keys() == set(range(6))
+    for client in heads:
+        np.testing.assert_allclose(together[client], heads[client], atol=1e-5)
+    assert not np.allclose(heads[0], heads[1])
+
+
+def test_sglr_without_averaging_and_scaling_is_psl(simulate):
+    psl = simulate(strategy="parallel(average_heads=False)", **UNEVEN)
+    assert simulate(strategy="sglr(phi=0.0, alpha=0.0)", **UNEVEN).equals(psl)
+
+
+def test_sglr_scales_the_tails_learning_rate_by_clients_to_the_alpha(simulate):
+    base = {"head_optimizer": "sgd(lr=0.1)", "clients": 4}
+    scaled = simulate(strategy="sglr(phi=0.0, alpha=0.5)", tail_optimizer="sgd(lr=0.01)", **base)
+    psl = "parallel(average_heads=False)"
+    assert scaled.equals(simulate(strategy=psl, tail_optimizer="sgd(lr=0.02)", **base))
+
+
+def test_sglr_averages_cut_gradients_of_one_shape_among_those_drawn():
+    cuts = {c: Payload({"tokens": torch.full((2, 3), float(c))}) for c in (1, 2, 6, 7)}
+    cuts[9] = Payload({"tokens": torch.full((1, 3), 9.0)})
+    found = average([1, 2, 6, 9], cuts)
+    values = {
+        client: payload.values["tokens"].unique().tolist() for client, payload in found.items()
+    }
+    assert values == {1: [3.0], 2: [3.0], 6: [3.0], 7: [7.0], 9: [9.0]}
+    assert found[9].values["tokens"].shape == (1, 3)
+
+
+@pytest.mark.parametrize(("phi", "expected"), [(1.0, 1), (0.5, 4), (0.0, 6)])
+def test_sglr_sends_one_gradient_to_the_drawn_clients(simulate, phi, expected):
+    seen = {}
+
+    def watch(message: Message, context):
+        if messages.GRADIENT in message.content and context.node_config["partition-id"] < 6:
+            gradient = messages.unwrap(message.content.array_records[messages.GRADIENT])
+            seen.setdefault(context.node_config["partition-id"], gradient.values["tokens"])
+        return client_app.app(message, context)
+
+    simulate(watch, strategy=f"sglr(phi={phi})", partition="iid", rounds=1, local_steps=1)
+    distinct = {tensor.numpy().tobytes() for tensor in seen.values()}
+    assert len(seen) == 6 and len(distinct) == expected
+
+
+def test_fedprox_without_pull_is_fedavg(simulate):
+    assert simulate(strategy="fedprox(mu=0.0)", **UNEVEN).equals(
+        simulate(strategy="fedavg", **UNEVEN)
+    )
+
+
+def test_fedprox_pulls_to_the_global_model(simulate):
+    """The first step starts at the anchor, so one step is FedAvg's; a second one is not."""
+    one, two = {"local_steps": 1, **SGD}, {"local_steps": 2, **SGD}
+    assert simulate(strategy="fedprox(mu=3.0)", **one).equals(simulate(strategy="fedavg", **one))
+    assert not close(
+        simulate(strategy="fedprox(mu=3.0)", **two), simulate(strategy="fedavg", **two)
+    )
+    pull = Proximal(0.5, torch.tensor([1.0, 2.0]), torch.tensor([0.0]))
+    found = pull.add(torch.tensor([10.0, 20.0]), torch.tensor([3.0, 2.0]), pull.head)
+    assert found.tolist() == [11.0, 20.0]
+
+
+def test_local_training_of_one_client_is_centralised(simulate):
+    one = {"clients": 1, "partition": "iid", "rounds": 3}
+    assert simulate(strategy="local", **one).equals(simulate(strategy="centralised", **one))
+
+
+def test_local_models_never_travel_and_all_clients_count(simulate):
+    outcome = simulate(strategy="local", fraction=0.5, rounds=3)
+    traffic = [column for column in outcome.rounds if "_bytes_" in column and "wire" not in column]
+    assert outcome.rounds[traffic].to_numpy().sum() == 0
+    assert outcome.rounds["client_flops"].iloc[0] > 0
+    assert (outcome.clients.groupby("round").size() == 3).all()
+
+
+def test_compat_changes_nothing_where_it_cannot(simulate):
+    """Plain SGD has no state to lose and equal clients have equal weights."""
+    even = {"clients": 6, "partition": "iid", "local_steps": 2, **SGD}
+    for name in ("sflv1", "sflv2(order='cyclic'", "sequential(order='cyclic'"):
+        plain = name + (")" if "(" in name else "")
+        official = name + (", compat=True)" if "(" in name else "(compat=True)")
+        first, second = simulate(strategy=plain, **even), simulate(strategy=official, **even)
+        assert close(first, second, 1e-3)  # 239 and 238 samples are nearly equal
+        adam = {**even, "tail_optimizer": "adam(lr=0.01)"}
+        assert not close(
+            simulate(strategy=plain, **adam), simulate(strategy=official, **adam), 1e-3
+        )
+
+
+def replies(*vectors, examples=None):
+    found = []
+    for number, vector in enumerate(vectors):
+        request = Message(RecordDict(), 1, "train.step")
+        request.metadata.__dict__["_message_id"] = str(number)
+        record = messages.weights(head=np.asarray(vector, np.float32))
+        metrics = MetricRecord({messages.NUM_EXAMPLES: (examples or [1] * len(vectors))[number]})
+        content = RecordDict({messages.WEIGHTS: record, messages.METRICS: metrics})
+        found.append(Message(content, reply_to=request))
+    return found
+
+
+def start(*numbers):
+    return messages.weights(head=np.asarray(numbers, np.float32))
+
+
+def head(record: ArrayRecord):
+    return record[messages.HEAD].numpy()
+
+
+def test_server_momentum_by_hand():
+    """v <- 0.5 v + (w - mean), w <- w - 0.1 v, in two rounds."""
+    aggregator = fedavgm(server_learning_rate=0.1, server_momentum=0.5)
+    first = head(aggregator(1, replies([2.0], [4.0]), start(1.0), 0))  # mean 3, v = -2
+    np.testing.assert_allclose(first, [1.2], rtol=1e-6)
+    second = head(aggregator(2, replies([2.2]), start(*first), 0))  # v = -1 - 1
+    np.testing.assert_allclose(second, [1.4], rtol=1e-6)
+
+
+def test_server_adam_by_hand():
+    """Flower corrects the bias by powers of round + 1."""
+    aggregator = fedadam(eta=0.1, beta_1=0.9, beta_2=0.99, tau=0.001)
+    found = head(aggregator(1, replies([3.0], [5.0], examples=[3, 1]), start(1.0), 0))
+    delta = 3.5 - 1.0
+    step = 0.1 * np.sqrt(1 - 0.99**2) / (1 - 0.9**2)
+    expected = 1.0 + step * (0.1 * delta) / (np.sqrt(0.01 * delta**2) + 0.001)
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_robust_aggregations_ignore_a_wild_client():
+    vectors = [[1.0, 9.0], [2.0, 8.0], [3.0, 7.0], [4.0, 6.0], [1e6, -1e6]]
+    zero = start(0.0, 0.0)
+    np.testing.assert_array_equal(head(median()(1, replies(*vectors), zero, 0)), [3.0, 7.0])
+    trimmed = trimmed_mean(beta=0.2)(1, replies(*vectors), zero, 0)
+    np.testing.assert_array_equal(head(trimmed), [3.0, 7.0])  # means of the middle three
+    assert head(krum(malicious=1)(1, replies(*vectors), zero, 0)).tolist() in vectors[:4]
+
+
+def test_differential_privacy_clips_and_adds_seeded_noise():
+    zero, vectors = start(0.0, 0.0), ([3.0, 4.0], [0.0, -0.5])
+    quiet = head(dp(0.0, 1.0)(1, replies(*vectors), zero, 0))
+    np.testing.assert_allclose(quiet, [0.3, 0.15], rtol=1e-6)  # the first clipped to length 1
+    many = start(*np.zeros(20000))
+    draws = [head(dp(2.0, 1.0)(1, replies(np.full(20000, 1e-9)), many, seed)) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], draws[2])
+    assert draws[0].std() == pytest.approx(2.0, rel=0.03)
+
+
+@pytest.mark.parametrize("make", [fedavgm, fedadam])
+def test_what_an_aggregation_remembers_can_be_set(make):
+    whole, weights = make(), start(1.0, 2.0)
+    for number in (1, 2):
+        weights = whole(number, replies([number, 5.0]), weights, 0)
+    resumed: Aggregator = make()
+    resumed.set_state(whole.state())
+    following = replies([0.5, 0.25])
+    first, second = whole(3, following, weights, 0), resumed(3, following, weights, 0)
+    np.testing.assert_array_equal(head(first), head(second))
+
+
+@pytest.mark.parametrize(
+    "aggregation", ["fedavgm()", "fedadam(eta=0.05)", "median()", "dp(0.1, 5.0)"]
+)
+def test_sflv1_is_fedavg_under_any_aggregation(simulate, aggregation):
+    first = simulate(strategy="sflv1", aggregation=aggregation, **UNEVEN)
+    assert first.equals(simulate(strategy="fedavg", aggregation=aggregation, **UNEVEN))
+    assert not first.equals(simulate(strategy="sflv1", **UNEVEN))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"strategy": "fedavg", "aggregation": "fedadam(eta=0.05)"}, {"strategy": "local"},
+     {"strategy": "sflv3"}, {"strategy": "sglr"}],
+)  # fmt: skip
+def test_these_too_go_on_where_they_stopped(simulate, resume, changes):
+    import shutil
+
+    whole = simulate(rounds=4, checkpoint_every=2, **changes)
+
+    def stop(row, report):
+        if row["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(rounds=4, checkpoint_every=2, watch=stop, **changes)
+    folder = whole.folder.parent / "run2"
+    stopped = type(whole)(folder)
+    resume(stopped)
+    assert stopped.equals(whole)
+    shutil.rmtree(folder)
