@@ -183,7 +183,7 @@ def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
     )
     with setup.experiment.build("engine").session(client_app.app) as session:
         grid = session(setup.worker(), work.clients, 600.0)
-        evaluate = Evaluator(head, tail, setup.test, training.crew)
+        evaluate = Evaluator(head, tail, setup, training.crew)
         setup.experiment.build("strategy").start(
             grid, setup.initial_arrays(), rounds + 1, evaluate_fn=evaluate, training=training
         )

@@ -1,10 +1,52 @@
-"""Metrics of predictions: pure functions."""
+"""Metrics of predictions and of how they differ between clients: pure functions."""
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = Sequence[float] | NDArray[np.floating]
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of rows of logits (B, C) whose largest entry is the label, labels (B,)."""
-    return float((logits.argmax(dim=1) == labels).double().mean())
+def by_class(
+    right: NDArray[np.bool_], labels: NDArray[np.int64], num_classes: int
+) -> NDArray[np.float64]:
+    """Accuracy within each class, (C,); not a number for a class without samples."""
+    samples = np.bincount(labels, minlength=num_classes)
+    hits = np.bincount(labels[right], minlength=num_classes)
+    return np.divide(hits, samples, out=np.full(num_classes, math.nan), where=samples > 0)
+
+
+def worst(accuracies: Numbers, share: float = 0.1) -> float:
+    """Mean of the worst `share` of the clients, at least one."""
+    ordered = np.sort(np.asarray(accuracies, dtype=float))
+    return float(ordered[: max(1, round(share * len(ordered)))].mean())
+
+
+def jain(accuracies: Numbers) -> float:
+    """Jain's fairness index (sum x)^2 / (n sum x^2): 1 if all are equal, 1/n if one has all."""
+    values = np.asarray(accuracies, dtype=float)
+    squares = len(values) * np.square(values).sum()
+    return float(np.square(values.sum()) / squares) if squares else 1.0
+
+
+def drift(weights: Sequence[NDArray[np.float32]]) -> float:
+    """Mean Euclidean distance of weight vectors to their mean."""
+    centre = np.zeros_like(weights[0], dtype=np.float64)
+    for vector in weights:
+        centre += vector
+    centre /= len(weights)
+    return float(np.mean([np.linalg.norm(vector - centre) for vector in weights]))
+
+
+def performance_gap(class_accuracies: Numbers) -> float:
+    """Best class less worst class: what skewed labels and a fixed order of clients widen."""
+    return float(np.nanmax(class_accuracies) - np.nanmin(class_accuracies))
+
+
+def backward_transfer(now: Numbers, best: Numbers) -> float:
+    """Mean over classes of accuracy less the best so far: 0 if nothing was forgotten, else less."""
+    return float(np.nanmean(np.asarray(now) - np.asarray(best)))

@@ -75,6 +75,9 @@ class Experiment(BaseModel):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="held out for testing where a data set has no test split"
     )
+    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of every client's samples kept back to test that client on"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
     engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
     timeout: Annotated[float, Field(gt=0)] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -106,6 +107,28 @@ def split(
     if not any(len(part) for part in parts):
         raise PartitionError(f"partition: {spec!r} gives no client any sample")
     return [np.asarray(part.with_format(None)[ROW], dtype=np.int64) for part in parts]
+
+
+def hold_out(
+    partitions: list[NDArray[np.int64]], share: float, *, seed: int
+) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]]]:
+    """Take a random share of every client's rows away, rounded up, but never all of them.
+
+    Returns
+    -------
+    partitions : list of arrays
+        What is left for training, in the order it had.
+    shards : dict
+        What was taken, by client; clients with fewer than two rows are not in it.
+    """
+    kept, shards = list(partitions), {}
+    for client, rows in enumerate(partitions):
+        count = min(math.ceil(share * len(rows)), len(rows) - 1)
+        if count > 0:
+            draw = np.random.default_rng(derive(seed, "hold out", client))
+            taken = np.sort(draw.permutation(len(rows))[:count])
+            shards[client], kept[client] = rows[taken], np.delete(rows, taken)
+    return kept, shards
 
 
 def resolved(spec: str) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from transformers import ViTForImageClassification
 
 from fl_split import __version__
 from fl_split.codecs import Codec
+from simulations import details
+from simulations.details import Details
 from simulations.experiment import Experiment
 from strategies import RoundReport
 from strategies.mailbox import ratio
@@ -52,11 +54,13 @@ COLUMNS = [
     "server_flops",
     "wall_seconds",
     "cpu_seconds",
+    *details.COLUMNS,
 ]
 """Columns of rounds.csv. `smashed_bytes`: what the same smashed data are in fp32,
 uncompressed, one way. `ratio`: payload bytes of both directions over twice that.
 `nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
-Flops: of training, closed form (see fl_split/flops.py); the clients' all together."""
+Flops: of training, closed form (see fl_split/flops.py); the clients' all together. The last
+columns are those of details.py."""
 
 SUMS = (
     "samples",
@@ -101,6 +105,7 @@ class Recorder:
         self,
         folder: Path,
         experiment: Experiment,
+        class_names: Sequence[str],
         clock: Callable[[], float] | None,
         rounds_done: int = 0,
     ) -> None:
@@ -111,6 +116,7 @@ class Recorder:
         self.codec = experiment.build("codec")
         self.clock, self.hears_clients = clock or time.process_time, clock is None
         self.rows: list[dict[str, Any]] = self._keep(rounds_done) if rounds_done else []
+        self.details = Details(folder, class_names, rounds_done)
         self._cpu = self.clock()
         self._wall = time.monotonic()
         write_whole(folder / EXPERIMENT, experiment.to_toml().encode())
@@ -156,7 +162,7 @@ class Recorder:
         model: ViTForImageClassification,
         status: str,
         codec: Mapping[str, Tensor],
-        activation_bytes: Mapping[str, int],
+        facts: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Write weights and summary; `status` is complete, interrupted or failed."""
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -164,7 +170,7 @@ class Recorder:
         if codec:
             save_file(dict(codec), self.folder / CODEC)
         model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
-        summary = {**self._summary(status), "activation_bytes": activation_bytes}
+        summary = {**self._summary(status), **facts}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
 
@@ -191,6 +197,7 @@ class Recorder:
             "server_flops": report.server_flops,
             "wall_seconds": round(wall - self._wall, 3),
             "cpu_seconds": round(cpu - self._cpu + reported, 3),
+            **self.details.add(report),
         }
         self._cpu, self._wall = cpu, wall
         return row

@@ -68,12 +68,12 @@ def run(grid: Grid, context: LocalContext) -> None:
     folder = output_folder(experiment)
     before = context.resumed or Checkpoint(0, setup.initial_arrays(), {}, {})
     head, tail, crew = Flat(setup.head), Flat(setup.tail), Crew()
-    evaluator = Evaluator(head, tail, setup.test, crew)
+    evaluator = Evaluator(head, tail, setup, crew)
     evaluator.load(before.arrays)
     pool = Pool(head, tail, setup)
     pool.set_moments(before.moments)
     clock = getattr(grid, "cpu_seconds", None)
-    recorder = Recorder(folder, experiment, clock, before.rounds)
+    recorder = Recorder(folder, experiment, setup.class_names, clock, before.rounds)
     if isinstance(grid, LocalGrid) and before.clients:
         grid.restore(before.clients)
     finished = before.arrays
@@ -128,7 +128,11 @@ def run(grid: Grid, context: LocalContext) -> None:
     finally:
         crew.close()
         evaluator.load(finished)  # training stopped half-way may have gone on from there
-        recorder.finish(setup.model, status, setup.codec_weights(), setup.activation_bytes())
+        facts = {
+            "activation_bytes": setup.activation_bytes(),
+            "majority_accuracy": setup.majority_accuracy,
+        }
+        recorder.finish(setup.model, status, setup.codec_weights(), facts)
     (folder / FILE).unlink(missing_ok=True)
 
 

@@ -6,11 +6,12 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import ViTForImageClassification
@@ -18,7 +19,7 @@ from transformers import ViTForImageClassification
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import Codec, Identity, Smashed
 from fl_split.flat import Flat, flatten
-from fl_split.metrics import accuracy
+from fl_split.metrics import by_class
 from fl_split.optimizers import moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
@@ -26,9 +27,10 @@ from fl_split.specs import parse
 from fl_split.step import Place, compress, pack, predict, smash, train_step
 from fl_split.vit import Head, Tail, insert, split
 from simulations import partition
-from simulations.client import Schedule, Worker
+from simulations.client import Worker
 from simulations.data import DATASETS, Source
 from simulations.experiment import Experiment
+from simulations.schedule import Schedule
 from simulations.table import Labels, Pixels, Table
 from strategies import messages
 from strategies.crew import Crew
@@ -39,7 +41,10 @@ EVALUATION_ROWS = 128
 
 @dataclass(frozen=True)
 class Setup:
-    """An experiment whose data are loaded and whose model is built and cut."""
+    """An experiment whose data are loaded and whose model is built and cut.
+
+    `shards` are rows of `train` that clients hold back, by client, to be tested on.
+    """
 
     experiment: Experiment
     model: ViTForImageClassification
@@ -47,6 +52,14 @@ class Setup:
     tail: Tail
     train: Table
     test: Table
+    shards: dict[int, NDArray[np.int64]]
+
+    @property
+    def majority_accuracy(self) -> float:
+        """Accuracy of always answering the most frequent class of the training data."""
+        rows = np.concatenate(self.train.partitions)
+        commonest = np.bincount(self.train.labels[rows], minlength=self.train.num_classes).argmax()
+        return float((self.test.labels == commonest).mean())
 
     def codec_weights(self) -> dict[str, Tensor]:
         """Weights at the cut that belong to the codec and not to the model."""
@@ -56,6 +69,11 @@ class Setup:
             for half, module in both.items()
             for name, weight in module.state_dict().items()
         }
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of class 0, 1, ..."""
+        return list(self.model.config.id2label.values())
 
     def activation_bytes(self) -> dict[str, int]:
         """Activation memory of one whole batch: of head and codec, and of the whole model."""
@@ -109,6 +127,7 @@ def prepare(experiment: Experiment) -> Setup:
     partitions = partition.split(
         rows, e.partition, clients=e.clients, label=source.label, seed=e.seed
     )
+    partitions, shards = partition.hold_out(partitions, e.holdout, seed=e.seed)
     spec, classes = e.build("model"), len(source.class_names)
     with _named("model"):
         model = spec.build(
@@ -135,6 +154,7 @@ def prepare(experiment: Experiment) -> Setup:
         tail=tail,
         train=Table(*train, partitions, classes, mean, std),
         test=Table(*test, [], classes, mean, std),
+        shards=shards,
     )
 
 
@@ -169,34 +189,50 @@ def _try(codec: Codec, downlink: Codec, head: Head, num_classes: int) -> None:
 
 
 class Evaluator:
-    """Accuracy and loss of the joined model on the held-out test split, uncompressed."""
+    """What the joined model gets right, uncompressed: in the test split, in held-out shards."""
 
-    def __init__(self, head: Flat[Head], tail: Flat[Tail], test: Table, crew: Crew) -> None:
-        self.head, self.tail, self.test, self.crew = head, tail, test, crew
+    def __init__(self, head: Flat[Head], tail: Flat[Tail], setup: Setup, crew: Crew) -> None:
+        self.head, self.tail, self.setup, self.crew = head, tail, setup, crew
 
     def load(self, arrays: ArrayRecord) -> None:
         """Put weights into the model."""
         self.head.load(messages.numbers(arrays[messages.HEAD]))
         self.tail.load(messages.numbers(arrays[messages.TAIL]))
 
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Load the weights and measure."""
+    def __call__(
+        self, server_round: int, arrays: ArrayRecord, client: int | None = None
+    ) -> MetricRecord:
+        """Load the weights and measure; `client` tells whose they are, if not everybody's."""
         self.load(arrays)
         self.head.module.eval()
         self.tail.module.eval()
-        count = len(self.test.labels)
-        parts = self.crew.map(self._part, range(0, count, EVALUATION_ROWS))
-        right, loss = (sum(column) for column in zip(*parts, strict=True))
+        test, shards = self.setup.test, self.setup.shards
+        right, loss = self._answers(test, np.arange(len(test.labels)))
+        found = MetricRecord({"accuracy": float(right.mean()), "loss": loss / len(right)})
+        found[messages.CLASSES] = by_class(right, test.labels, test.num_classes).tolist()
+        owners = [k for k in ([client] if client is not None else shards) if k in shards]
+        if owners:
+            rows = np.concatenate([shards[k] for k in owners])
+            own, _ = self._answers(self.setup.train, rows)
+            ends = np.cumsum([len(shards[k]) for k in owners])[:-1]
+            found[messages.SHARDS] = [float(part.mean()) for part in np.split(own, ends)]
+            found[messages.SHARD_CLIENTS] = owners
         self.head.module.train()
         self.tail.module.train()
-        return MetricRecord({"accuracy": right / count, "loss": loss / count})
+        return found
 
-    def _part(self, start: int) -> tuple[float, float]:
-        """Right answers and summed loss of one batch of the test split."""
-        pixels, labels = self.test.batch(slice(start, start + EVALUATION_ROWS))
+    def _answers(self, table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
+        """Which rows are right, and the summed loss."""
+        starts = range(0, len(rows), EVALUATION_ROWS)
+        batches = [rows[start : start + EVALUATION_ROWS] for start in starts]
+        right, losses = zip(*self.crew.map(partial(self._part, table), batches), strict=True)
+        return np.concatenate(right), sum(losses)
+
+    def _part(self, table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
+        pixels, labels = table.batch(rows)
         logits = predict(self.head.module, self.tail.module, pixels)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        return accuracy(logits, labels) * len(labels), float(loss)
+        return (logits.argmax(dim=1) == labels).numpy(), float(loss)
 
 
 class Pool:

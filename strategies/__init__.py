@@ -6,13 +6,13 @@ from strategies.fedprox import FedProx
 from strategies.local import Local
 from strategies.parallel import Parallel
 from strategies.participants import NoClientsLeft
-from strategies.round import Progress, RoundReport, Training
 from strategies.sequential import Sequential
 from strategies.sflv1 import SFLV1
 from strategies.sflv2 import SFLV2
 from strategies.sflv3 import SFLV3
 from strategies.sglr import SGLR
 from strategies.strategy import SplitStrategy
+from strategies.training import Progress, RoundReport, Training
 
 STRATEGIES = {
     "centralised": Centralised,

@@ -55,6 +55,9 @@ PARTITION, NUM_EXAMPLES = "partition-id", "num-examples"
 NUM_SAMPLES, NUM_STEPS, SMASHED_BYTES, LOSS = "num-samples", "num-steps", "smashed-bytes", "loss"
 CPU_SECONDS = "cpu-seconds"
 
+# Metrics of an evaluation that are lists: per class, and per client with held-out samples.
+CLASSES, SHARDS, SHARD_CLIENTS = "class-accuracy", "shard-accuracy", "shard-accuracy-of"
+
 
 def weights(**vectors: Array | np.ndarray) -> ArrayRecord:
     """Wrap flat weight vectors; an Array that already is one is passed on as it is."""

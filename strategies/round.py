@@ -12,21 +12,18 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fl_split.codecs import Codec
-from fl_split.flat import Flat
 from fl_split.flops import head_step, whole_step
-from fl_split.optimizers import Optimizer, moments
+from fl_split.metrics import drift
+from fl_split.optimizers import moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.step import Arrival, Place
-from fl_split.vit import Head, Tail
 from strategies import messages
-from strategies.aggregation import Aggregator, fedavg
-from strategies.crew import Crew
 from strategies.downlink import Downlink
-from strategies.mailbox import PUSH_AT, Mailbox, Traffic
+from strategies.mailbox import PUSH_AT, Mailbox
 from strategies.participants import NoClientsLeft
 from strategies.tail import Served, TrainedTail, total
+from strategies.training import Progress, RoundReport, Training
 
 MOST_GROUPS, LARGEST_GROUP, LEAST_TOKENS = 8, 16, 2048
 """A joint step runs in groups of clients: enough groups for several cores, none so large that it
@@ -35,73 +32,6 @@ starts late, unless it takes more clients to be worth a job and a message to eac
 
 Mix = Callable[[dict[int, Payload]], dict[int, Payload]]
 """What becomes of the cut gradients of an exchange, by client, before they are sent."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run that goes on must know beside weights.
-
-    That is rounds done, the moments of the tail's optimiser, and what the aggregation
-    remembers.
-    """
-
-    rounds: int = 0
-    moments: dict[str, Tensor] = field(default_factory=dict)
-    aggregator: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a strategy needs beside messages.
-
-    Attributes
-    ----------
-    clients : int
-        Number of virtual clients; the strategy waits until so many nodes are there.
-    fraction : float
-        Share of the clients sampled per round, in (0, 1].
-    head, tail : Flat
-        Where the global weights are trained and evaluated.
-    pooled_round : Callable
-        Train `head` and `tail` on pooled data for one round (the centralised baseline):
-        (round, sampled clients) to (loss, samples, steps).
-    aggregator : Aggregator
-        What averages weights at the end of a round.
-    crew : Crew
-        The server's threads.
-    progress : Progress
-        Where to go on; by default from the start.
-    on_round : Callable
-        Called after every round with its :class:`RoundReport`; true ends the run.
-    """
-
-    clients: int
-    fraction: float
-    seed: int
-    codec: Codec
-    downlink: Codec
-    tail_optimizer: Optimizer
-    head: Flat[Head]
-    tail: Flat[Tail]
-    pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
-    aggregator: Aggregator = field(default_factory=fedavg)
-    crew: Crew = field(default_factory=Crew)
-    progress: Progress = field(default_factory=Progress)
-    on_round: Callable[[RoundReport], bool | None] = lambda report: None
-
-
-@dataclass
-class RoundReport:
-    """What one round cost and gave: global weights, metrics, and traffic by partition id."""
-
-    round: int
-    arrays: ArrayRecord
-    metrics: dict[str, float]
-    train_loss: float
-    traffic: dict[int, Traffic]
-    progress: Progress
-    client_flops: int
-    server_flops: int
 
 
 @dataclass
@@ -335,6 +265,8 @@ class Round:
             moments(self.tail.optimizer, self.tail.flat.vector),
             self.training.aggregator.state(),
         )
+        lists = {key: value for key, value in metrics.items() if isinstance(value, list)}
+        owners, shards = (lists.get(k, []) for k in (messages.SHARD_CLIENTS, messages.SHARDS))
         traffic, client_flops = self.mailbox.traffic, self._flops_per_sample()
         samples = sum(sent.samples for client, sent in traffic.items() if client >= 0)
         return RoundReport(
@@ -346,7 +278,21 @@ class Round:
             progress=progress,
             client_flops=client_flops * samples,
             server_flops=self.server_flops,
+            class_accuracy=[float(number) for number in lists.get(messages.CLASSES, [])],
+            shard_accuracy={int(k): float(v) for k, v in zip(owners, shards, strict=True)},
+            drift=self._drift(),
         )
+
+    def _drift(self) -> float | None:
+        """Distance of the heads of this round's clients from each other; None of fewer than two."""
+        own = self._own or {}
+        records = [own[client] for client in self.clients if client in own] or [
+            reply.content.array_records[messages.WEIGHTS]
+            for reply in self.replies()
+            if messages.WEIGHTS in reply.content
+        ]
+        heads = [messages.numbers(record[messages.HEAD]) for record in records]
+        return drift(heads) if len(heads) > 1 else None
 
     def _flops_per_sample(self) -> int:
         """Operations of a client, which for FedAvg holds the tail too."""

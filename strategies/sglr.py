@@ -16,8 +16,9 @@ from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
-from strategies.round import Round, Training
+from strategies.round import Round
 from strategies.strategy import SplitStrategy
+from strategies.training import Training
 
 
 @dataclass(frozen=True, config=STRICT)

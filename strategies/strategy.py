@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -20,8 +21,9 @@ from fl_split.optimizers import Optimizer, set_moments
 from strategies import messages
 from strategies.mailbox import Mailbox
 from strategies.participants import NoClientsLeft, roll_call, sample
-from strategies.round import Round, Training
+from strategies.round import Round
 from strategies.tail import TrainedTail
+from strategies.training import Training
 
 
 class SplitStrategy(Strategy):
@@ -49,16 +51,27 @@ class SplitStrategy(Strategy):
         self,
         round: Round,
         arrays: ArrayRecord,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None],
+        evaluate_fn: Callable[..., MetricRecord | None],
     ) -> MetricRecord:
-        """Evaluate the global model, or the mean over the clients' own."""
+        """Evaluate the global model, or the mean over the clients' own.
+
+        Metrics that are lists hold a number per class, or (messages.SHARDS) per client.
+        """
         if not self.keeps_models:
             return evaluate_fn(round.number, arrays) or MetricRecord()
         rows = [
-            evaluate_fn(round.number, messages.weights(**{**arrays, **own})) or MetricRecord()
-            for own in round.own_weights().values()
+            evaluate_fn(round.number, messages.weights(**{**arrays, **own}), client)
+            or MetricRecord()
+            for client, own in round.own_weights().items()
         ]
-        return MetricRecord({key: float(np.mean([row[key] for row in rows])) for key in rows[0]})
+        found = MetricRecord()
+        for key in rows[0]:
+            values: list[Any] = [row[key] for row in rows]
+            if key.startswith(messages.SHARDS):
+                found[key] = [number for value in values for number in value]
+            else:
+                found[key] = np.mean(values, axis=0).tolist()
+        return found
 
     def start(
         self,
@@ -68,7 +81,7 @@ class SplitStrategy(Strategy):
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        evaluate_fn: Callable[..., MetricRecord | None] | None = None,
         *,
         training: Training | None = None,
     ) -> Result:

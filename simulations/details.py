@@ -1,0 +1,85 @@
+"""Accuracy by class and by client: two files of a run, and what they say in its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fl_split.metrics import backward_transfer, jain, performance_gap, worst
+from strategies import RoundReport
+
+CLASSES, SHARDS = "classes.csv", "shards.csv"
+
+COLUMNS = [
+    "balanced_accuracy",
+    "performance_gap",
+    "backward_transfer",
+    "client_accuracy",
+    "worst_client_accuracy",
+    "client_accuracy_std",
+    "jain",
+    "drift",
+]
+"""Columns of rounds.csv. Of classes: their mean accuracy; best less worst; mean of accuracy
+less the best so far (forgetting). Of clients, each on its own held-out samples: their mean;
+the mean of the worst tenth; standard deviation; Jain's index. Drift: mean distance of the
+clients' heads, before averaging, to their mean. Empty where there is nothing to measure."""
+
+
+class Details:
+    """Write accuracies by class and by client, and sum them up.
+
+    Parameters
+    ----------
+    rounds_done : int
+        Go on after so many rounds; later rows in the files are forgotten.
+    """
+
+    def __init__(self, folder: Path, class_names: Sequence[str], rounds_done: int = 0) -> None:
+        self.folder, self.class_names = folder, class_names
+        self.best = np.full(len(class_names), -math.inf)
+        for name in (CLASSES, SHARDS):
+            path = folder / name
+            if rounds_done and path.exists():
+                frame = pd.read_csv(path)
+                frame[frame["round"] <= rounds_done].to_csv(path, index=False)
+                if name == CLASSES:
+                    self.best = frame.groupby("class")["accuracy"].max().to_numpy(dtype=float)
+            else:
+                path.unlink(missing_ok=True)
+
+    def add(self, report: RoundReport) -> dict[str, float | None]:
+        """Write a round; return its columns."""
+        by_class = np.asarray(report.class_accuracy, dtype=float)
+        classes = [
+            {"round": report.round, "class": number, "name": name, "accuracy": by_class[number]}
+            for number, name in enumerate(self.class_names)
+        ]
+        self._append(CLASSES, classes)
+        self.best = np.fmax(self.best, by_class)
+        shards = report.shard_accuracy
+        self._append(
+            SHARDS,
+            [{"round": report.round, "client": k, "accuracy": v} for k, v in shards.items()],
+        )
+        values = list(shards.values())
+        return {
+            "balanced_accuracy": float(np.nanmean(by_class)),
+            "performance_gap": performance_gap(by_class),
+            "backward_transfer": backward_transfer(by_class, self.best),
+            "client_accuracy": float(np.mean(values)) if values else None,
+            "worst_client_accuracy": worst(values) if values else None,
+            "client_accuracy_std": float(np.std(values)) if values else None,
+            "jain": jain(values) if values else None,
+            "drift": report.drift,
+        }
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        path = self.folder / name
+        if rows:
+            pd.DataFrame(rows).to_csv(path, mode="a", header=not path.exists(), index=False)
