@@ -1,32 +1,45 @@
 """Floating-point operations of head and tail, by closed form; a multiply-add counts two.
 
 Per block and sample with N tokens of width D: 2 N times the weights of its linear layers,
-and 4 N^2 D for the two products of attention. Backward costs that again for the inputs and
-again for the weights; only pixels need no gradient. Norms, activations and softmax are
-left out, as by torch's counter; codecs' own arithmetic is measured in time instead.
+and 4 N^2 D for the two products of attention. Per convolution: twice its weights for every
+position of its output. Backward costs that again for the inputs and again for the weights;
+only pixels need no gradient. Norms, activations, pooling and softmax are left out, as by
+torch's counter; codecs' own arithmetic is measured in time instead.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from fl_split.vit import Head, Tail
+from fl_split.conv import ConvHead, ConvTail
+from fl_split.cut import Head, Tail
+from fl_split.vit import ViTHead, ViTTail
 
 
 def head_step(head: Head, samples: int) -> int:
     """Operations of the head's forward and backward on so many images."""
     tokens, width = head.smashed_shape
-    patches = 2 * (tokens - 1) * head.embeddings.patch_embeddings.projection.weight.numel()
     rest = tokens * _linear(head.encoder)
-    rest += sum(_block(block, tokens, width) for block in head.blocks)
-    return samples * (2 * patches + 3 * rest)
+    if isinstance(head, ViTHead):
+        first = 2 * (tokens - 1) * head.embeddings.patch_embeddings.projection.weight.numel()
+        rest += sum(_block(block, tokens, width) for block in head.blocks)
+    else:
+        assert isinstance(head, ConvHead)
+        first, *others = head.layer_flops
+        rest += sum(others)
+    return samples * (2 * first + 3 * rest)
 
 
 def tail_step(tail: Tail, rows: int, tokens: int) -> int:
     """Operations of the tail's forward and backward on `rows` sequences of `tokens` tokens."""
-    width = tail.classifier.weight.shape[1]
-    forward = tokens * _linear(tail.decoder) + 2 * tail.classifier.weight.numel()
-    forward += sum(_block(block, tokens, width) for block in tail.blocks)
+    forward = tokens * _linear(tail.decoder)
+    if isinstance(tail, ViTTail):
+        width = tail.classifier.weight.shape[1]
+        forward += 2 * tail.classifier.weight.numel()
+        forward += sum(_block(block, tokens, width) for block in tail.blocks)
+    else:
+        assert isinstance(tail, ConvTail)
+        forward += sum(tail.layer_flops)
     return 3 * rows * forward
 
 

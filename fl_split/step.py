@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_split.codecs import Codec, Received, Smashed
+from fl_split.cut import Head, Tail
 from fl_split.flat import Flat, descend
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
-from fl_split.vit import Head, Tail
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,11 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
     except (KeyError, IndexError, OverflowError, RuntimeError, TypeError) as error:
         raise ValueError(f"cannot be decoded: {error}") from None
     tokens, targets = received.tokens, received.targets
-    classes, width = len(tail.classifier.weight), tail.width
+    classes, width, count = tail.num_classes, tail.width, tail.num_tokens or "T"
     if tokens.dim() != 3 or not len(tokens) or tokens.shape[2] != width:
-        raise ValueError(f"tokens must be (K, T, {width}), got {tuple(tokens.shape)}")
+        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
+    if tail.num_tokens not in {None, tokens.shape[1]}:
+        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
     if targets.shape not in {(len(tokens),), (len(tokens), classes)}:
         raise ValueError(f"targets do not fit {len(tokens)} rows: {tuple(targets.shape)}")
     if targets.dim() == 1 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
@@ -166,14 +168,18 @@ def cut_gradients(
     """Server: losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
 
     All arrivals run through the tail as one batch, so they must have the same number of
-    tokens. Each cut gradient is that of the client's own loss.
+    tokens, and with batch norm each must come alone. Each cut gradient is that of the
+    client's own loss.
     """
+    assert len(arrivals) == 1 or not tail.module.has_batch_norm
     tokens = [arrival.received.tokens for arrival in arrivals]
     with _randomness(tail.module, "tail", place):
         logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
     total, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
     leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
     gradient, cuts = tail.differentiate([total], inputs=leaves)
+    if tail.statistics is not None:  # which know nothing of the weight in the joint loss
+        gradient[tail.statistics] *= weights[0]
     following = iter(cuts)
     payloads = [
         # Undo the weight in the joint loss: a head follows its own client's loss.
@@ -221,8 +227,8 @@ def train_step(
     payload = smash(head.module, codec, pixels, labels, num_classes, place)
     arrival = arrive(tail.module, codec, pack(codec, payload, place))
     losses, cuts, gradient = cut_gradients(tail, [arrival], [1.0], place)
-    descend(optimizers[0], head.vector, head_gradient(head, payload, cuts[0]))
-    descend(optimizers[1], tail.vector, gradient)
+    descend(optimizers[0], head, head_gradient(head, payload, cuts[0]))
+    descend(optimizers[1], tail, gradient)
     return losses[0]
 
 

@@ -15,13 +15,21 @@ from torch import Tensor
 
 from fl_split.activations import saved
 from fl_split.codecs import Codec, Identity
-from fl_split.flat import Flat, descend, flatten
-from fl_split.grouped import MEMBERS, GroupedHead, Seat, head_gradients, is_faster, smash_together
+from fl_split.cut import Head, Tail
+from fl_split.flat import Flat, descend, flatten, trained
+from fl_split.grouped import (
+    MEMBERS,
+    GroupedHead,
+    Seat,
+    can_group,
+    head_gradients,
+    is_faster,
+    smash_together,
+)
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.step import Place, head_gradient, pack, smash, train_step
-from fl_split.vit import Head, Tail
 from simulations.table import Table
 
 PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
@@ -132,7 +140,7 @@ class Worker:
         """
         if self._apart > self._together + MOST_APART:
             return None
-        if self._grouped is None and not self.head.has_dropout:
+        if self._grouped is None and can_group(self.head):
             self._grouped = GroupedHead(self.head)
         numbers = samples * math.prod(self.head.smashed_shape)
         if self._grouped is None or numbers > MOST_NUMBERS or self._copies() > self.graph_bytes:
@@ -198,7 +206,7 @@ class Client:
         if head is None and self.has_own_head:
             return
         self.has_own_head = head is None
-        self.head.load(flatten(list(self.worker.head.parameters())) if head is None else head)
+        self.head.load(flatten(trained(self.worker.head)) if head is None else head)
         self.optimizer = self.worker.head_optimizer.build(self.head.vector)
 
     @property
@@ -271,7 +279,7 @@ class Client:
 
     def learn(self, gradient: Tensor) -> None:
         """Step the head on its gradient for the present step, and go on to the next."""
-        descend(self.optimizer, self.head.vector, gradient)
+        descend(self.optimizer, self.head, gradient)
         self.worker.release(self)
         self.place = self.here.next()
 

@@ -13,12 +13,12 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_split.codecs import Codec
+from fl_split.cut import Head, Tail
 from fl_split.flat import Flat
 from fl_split.flops import head_step, whole_step
 from fl_split.optimizers import Optimizer, moments
 from fl_split.seeds import generator
 from fl_split.step import Arrival, Place
-from fl_split.vit import Head, Tail
 from strategies import messages
 from strategies.crew import Crew
 from strategies.downlink import Downlink
