@@ -294,6 +294,37 @@ def test_a_parallel_tail_moves_its_statistics_by_the_weighted_mean(simulate):
         torch.testing.assert_close(value, second.model[name], msg=name)
 
 
+@pytest.mark.parametrize("strategy", ["parallel", "sflv2", "fedavg"])
+@pytest.mark.parametrize("model", [LENET, RESNET], ids=["lenet", "resnet"])
+def test_a_client_that_lives_in_its_state_alone_gives_the_same_bits(simulate, model, strategy):
+    """Every message meets a context that knows nothing but its state: forwards are repeated."""
+    from flwr.app import Context, RecordDict
+
+    from simulations import client_app
+
+    states = {}
+
+    def stateless(message, context):
+        partition = context.node_config["partition-id"]
+        config = {**experiment.model_dump(), "out": "", "engine": "inline()"}
+        state = states.get(partition, RecordDict())
+        fresh = Context(1, context.node_id, {"partition-id": partition}, state, config)
+        reply = client_app.app(message, fresh)
+        states[partition] = fresh.state
+        return reply
+
+    live = simulate(**model, strategy=strategy)
+    experiment = Experiment.from_dict(live.summary["experiment"])
+    assert live.equals(simulate(stateless, **model, strategy=strategy))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_bits_of_inline(simulate):
+    for model in (LENET, RESNET):
+        values = {**model, "strategy": "parallel(average_heads=False)"}
+        assert simulate(**values).equals(simulate(**values, engine="ray(workers=2)"))
+
+
 def test_a_resnet_goes_on_after_a_stop_with_the_same_bits(simulate, resume, tmp_path):
     class Stop(Exception):
         pass
