@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -89,6 +90,12 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 def trained(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of `module` that are not frozen."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def copy_trained(module: M) -> M:
+    """Copy `module`, all but what is frozen: that is shared."""
+    frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, frozen)
 
 
 def descend(optimizer: torch.optim.Optimizer, flat: Flat[M], gradient: Tensor) -> None:

@@ -137,8 +137,12 @@ class Run:
 
 
 def can_group(head: Head) -> TypeGuard[ViTHead]:
-    """Tell whether there is a grouped counterpart of `head`: it is a ViT's, without dropout."""
-    return isinstance(head, ViTHead) and not head.has_dropout
+    """Tell whether there is a grouped counterpart of `head`.
+
+    That is so for a ViT's, without dropout and with nothing frozen.
+    """
+    is_trained = all(parameter.requires_grad for parameter in head.parameters())
+    return isinstance(head, ViTHead) and not head.has_dropout and is_trained
 
 
 class GroupedHead:

@@ -21,6 +21,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from fl_split import pretrained
 from fl_split.cut import Head, Tail, draws, insert, num_stages
+from fl_split.lora import add_adapters
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -168,12 +169,14 @@ class Pretrained:
     """ViT or DeiT checkpoint from a local folder or a hub name, with a new classifier if needed.
 
     Images are resized to the checkpoint's input, unless `image_size` or `patch_size`
-    is given: then the model adapts (see :func:`adapt`).
+    is given: then the model adapts (see :func:`adapt`). `lora` above 0 freezes it but for
+    the classifier and adapters of that rank (see :mod:`fl_split.lora`).
     """
 
     path: str
     image_size: Annotated[int, Field(ge=0)] = 0
     patch_size: Annotated[int, Field(ge=0)] = 0
+    lora: Annotated[int, Field(ge=0)] = 0
 
     is_transformers: ClassVar[bool] = True
 
@@ -185,15 +188,18 @@ class Pretrained:
         Raises
         ------
         ValueError
-            Nothing to load at `path`, or sizes that do not fit each other.
+            Nothing to load at `path`, sizes that do not fit each other, or no `peft`.
         """
         del image_size, channels  # images come to the checkpoint, not the other way round
         model = pretrained.load(ViTForImageClassification, "ViT", self.path, num_classes, seed)
-        return adapt(
+        model = adapt(
             model,
             image_size=self.image_size or model.config.image_size,
             patch_size=self.patch_size or model.config.patch_size,
         )
+        if self.lora:
+            add_adapters(model, self.lora, seed)
+        return model
 
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation, per channel, that the checkpoint was trained with."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from torch import Tensor
 from fl_split.activations import saved
 from fl_split.codecs import Codec, Identity
 from fl_split.cut import Head, Tail
-from fl_split.flat import Flat, descend, flatten, trained
+from fl_split.flat import Flat, copy_trained, descend, flatten, trained
 from fl_split.grouped import (
     MEMBERS,
     GroupedHead,
@@ -163,7 +162,7 @@ class Worker:
         """Return a client shell; its weights are whatever was left in it."""
         if self._idle:
             return self._idle.pop()
-        return Client(self, Flat(copy.deepcopy(self.head)))
+        return Client(self, Flat(copy_trained(self.head)))
 
     def give_back(self, client: Client) -> None:
         """Take a shell back whose round is over or whose state has been saved.
@@ -178,7 +177,7 @@ class Worker:
     def scratch_tail(self) -> Flat[Tail]:
         """Return the one tail in which clients of this process train locally, in turn."""
         if self._tail is None:
-            self._tail = Flat(copy.deepcopy(self.tail))
+            self._tail = Flat(copy_trained(self.tail))
         return self._tail
 
 

@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fl_split.flat import Flat
+from fl_split.lora import merged
 from simulations.checkpoint import FILE, Checkpoint
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
@@ -124,7 +125,8 @@ def run(grid: Grid, context: LocalContext) -> None:
     finally:
         crew.close()
         evaluator.load(finished)  # training stopped half-way may have gone on from there
-        recorder.finish(setup.model, status, setup.codec_weights(), setup.activation_bytes())
+        memory = setup.activation_bytes()
+        recorder.finish(merged(setup.model), status, setup.codec_weights(), memory)
     (folder / FILE).unlink(missing_ok=True)
 
 

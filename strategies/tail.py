@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.cut import Tail
-from fl_split.flat import Flat, descend
+from fl_split.flat import Flat, copy_trained, descend
 from fl_split.flops import tail_step
 from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
@@ -53,7 +52,7 @@ class TrainedTail:
         The modules are made once and lent again in the next round.
         """
         while len(self._copies) < count:
-            self._copies.append(Flat(copy.deepcopy(self.flat.module)))
+            self._copies.append(Flat(copy_trained(self.flat.module)))
         for flat in self._copies[:count]:
             flat.load(self.flat.vector.detach())
         return [

@@ -369,3 +369,14 @@ def test_what_transformers_cannot_read_back_has_no_config(simulate):
         assert not (outcome.folder / "config.json").exists()
     own = build(LeNet(image_size=16))
     own.load_state_dict(simulate(**LENET).model)
+
+
+def test_without_peft_adapters_are_refused_with_the_remedy(monkeypatch, tmp_path):
+    import sys
+
+    from fl_split.vit import Pretrained, ViT
+
+    build(ViT(hidden_size=16, num_attention_heads=2), size=8).save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"lora needs peft: pip install 'fl-split\[lora\]'"):
+        build(Pretrained(path=str(tmp_path), lora=2), size=8)
