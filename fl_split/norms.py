@@ -83,13 +83,15 @@ class _Observed(torch.autograd.Function):
 def replace(model: nn.Module, norm: str, stats: str) -> None:
     """Put, in place of every batch norm of torch, ours ("batch") or group norm ("group").
 
-    Group norm (Wu and He, ECCV 2018) has 32 groups, or as many as divide the channels.
+    Group norm (Wu and He, ECCV 2018) has groups of 16 channels, one of the paper's settings:
+    a fixed number of groups would leave narrow layers on maps of one pixel nothing but signs.
     """
     for name, child in model.named_children():
         if not isinstance(child, nn.BatchNorm2d):
             replace(child, norm, stats)
         elif norm == "group":
             channels = child.num_features
-            setattr(model, name, nn.GroupNorm(math.gcd(32, channels), channels))
+            groups = math.gcd(channels, max(1, channels // 16))
+            setattr(model, name, nn.GroupNorm(groups, channels))
         else:
             setattr(model, name, BatchNorm(child, keeps_statistics=stats == "averaged"))

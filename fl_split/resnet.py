@@ -53,7 +53,7 @@ class ResNet18:
         0 takes the size of the data set's images; images are resized to it.
     """
 
-    width: Annotated[int, Field(ge=1)] = 64
+    width: Annotated[int, Field(ge=2)] = 64
     small_images: bool = False
     norm: Literal["batch", "group"] = "batch"
     stats: Literal["averaged", "batch"] = "averaged"

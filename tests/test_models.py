@@ -100,6 +100,21 @@ def test_smashed_data_go_position_by_position():
     assert torch.equal(tokens[1, 12 * 3 + 5], features[1, :, 3, 5])
 
 
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("width", [2, 3, 64])
+def test_a_batch_of_one_sample_goes_through_where_a_map_is_one_pixel(norm, width):
+    model = build(ResNet18(width=width, norm=norm), size=8)
+    assert logits(model, images(model, 1)).isfinite().all()
+    groups = {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)}
+    assert groups == ({4, 8, 16, 32} if norm == "group" else set()) or width < 64
+
+
+@pytest.mark.parametrize("arguments", [{"width": 8}, {"small_images": True}, {"norm": "group"}])
+def test_a_checkpoint_says_its_own_sizes(arguments):
+    with pytest.raises(ValueError, match="path takes width, stem and norm from the checkpoint"):
+        ResNet18(path="somewhere", **arguments)
+
+
 @pytest.mark.parametrize("cut", [0, 5, "linear3", "conv9", "Conv1"])
 def test_a_cut_that_is_no_stage_is_refused_with_the_list(cut):
     with pytest.raises(ValueError, match=r"1\.\.4 .*\(conv1, conv2, linear1, linear2\), got"):
