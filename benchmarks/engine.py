@@ -147,7 +147,7 @@ def bare(work: Work, rounds: int, keeps_memory: bool = False) -> tuple[float, fl
             tails[group[0]].descend(served.gradient)
             for k in group:
                 gradient = head_gradient(heads[k], sent.pop(k), served.cuts[k])
-                descend(optimizers[k], heads[k].vector, gradient)
+                descend(optimizers[k], heads[k], gradient)
         average(heads)
         if not is_joint:
             average([copied.flat for copied in tails])

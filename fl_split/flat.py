@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -9,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fl_split.norms import MOMENTUM, BatchNorm
+
 M = TypeVar("M", bound=nn.Module)
 
 
 class Flat(Generic[M]):
-    """Hold `module` with all its parameters as views of one float32 vector.
+    """Hold `module` with all that is trained as views of one float32 vector.
 
     Element-wise optimisers (SGD, Adam, AdamW) give the same bits on the vector as on
     the separate parameters, at a fraction of the dispatch cost. Gradients are returned, not
@@ -25,18 +28,20 @@ class Flat(Generic[M]):
     module : nn.Module
         The module itself; its parameters are views.
     vector : nn.Parameter
-        All parameters, in the order of ``module.parameters()``.
+        All :func:`trained` parameters, in the order of ``module.parameters()``; among them
+        running statistics of batch norms, which follow their own rule, see :func:`descend`.
     """
 
     def __init__(self, module: M) -> None:
         self.module = module
-        self._parameters = list(module.parameters())
+        self._parameters = trained(module)
         self.vector = nn.Parameter(flatten(self._parameters))
         offset = 0
         for parameter in self._parameters:
             window = slice(offset, offset + parameter.numel())
             parameter.data = self.vector.data[window].view_as(parameter)
             offset += parameter.numel()
+        self.statistics = _statistics(module, self._parameters)
 
     def differentiate(
         self,
@@ -82,8 +87,36 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
         return torch._utils._flatten_dense_tensors(tensors)
 
 
-def descend(optimizer: torch.optim.Optimizer, vector: nn.Parameter, gradient: Tensor) -> None:
-    """Take one step of the optimiser of `vector`."""
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of `module` that are not frozen."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def copy_trained(module: M) -> M:
+    """Copy `module`, all but what is frozen: that is shared."""
+    frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, frozen)
+
+
+def descend(optimizer: torch.optim.Optimizer, flat: Flat[M], gradient: Tensor) -> None:
+    """Take one step of the optimiser of ``flat.vector``, and move running statistics.
+
+    These go their gradient times MOMENTUM, whatever rate, moments or decay others have.
+    """
+    vector, where = flat.vector, flat.statistics
+    if where is not None:
+        moved = vector.detach()[where] - MOMENTUM * gradient[where]
+        gradient = gradient.index_fill(0, where, 0.0)
     vector.grad = gradient
     optimizer.step()
     vector.grad = None
+    if where is not None:
+        vector.detach()[where] = moved
+
+
+def _statistics(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+    """Return where in the vector running statistics are; None if there are none."""
+    norms = (part for part in module.modules() if isinstance(part, BatchNorm))
+    known = {id(statistic) for norm in norms for statistic in norm.statistics()}
+    flags = [torch.full((p.numel(),), id(p) in known) for p in parameters]
+    return torch.cat(flags).nonzero().flatten() if known else None

@@ -1,33 +1,49 @@
 """Floating-point operations of head and tail, by closed form; a multiply-add counts two.
 
 Per block and sample with N tokens of width D: 2 N times the weights of its linear layers,
-and 4 N^2 D for the two products of attention. Backward costs that again for the inputs and
-again for the weights; only pixels need no gradient. Norms, activations and softmax are
-left out, as by torch's counter; codecs' own arithmetic is measured in time instead.
+and 4 N^2 D for the two products of attention. Per convolution: twice its weights for every
+position of its output. Backward costs that again for the inputs and again for the weights;
+only pixels and frozen weights need none. Norms, activations, pooling and softmax are left
+out, as by torch's counter; codecs' own arithmetic is measured in time instead.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from fl_split.vit import Head, Tail
+from fl_split.conv import ConvHead, ConvTail
+from fl_split.cut import Head, Tail
+from fl_split.vit import ViTHead, ViTTail
 
 
 def head_step(head: Head, samples: int) -> int:
     """Operations of the head's forward and backward on so many images."""
     tokens, width = head.smashed_shape
-    patches = 2 * (tokens - 1) * head.embeddings.patch_embeddings.projection.weight.numel()
-    rest = tokens * _linear(head.encoder)
-    rest += sum(_block(block, tokens, width) for block in head.blocks)
-    return samples * (2 * patches + 3 * rest)
+    total = tokens * _linear(head.encoder)
+    if isinstance(head, ViTHead):
+        patches = head.embeddings.patch_embeddings.projection.weight
+        is_trained = patches.requires_grad
+        total += 2 * (tokens - 1) * patches.numel() * (1 + is_trained)
+        first, *others = head.blocks
+        total += _block(first, tokens, width, is_trained)
+        total += sum(_block(block, tokens, width) for block in others)
+    else:
+        assert isinstance(head, ConvHead)
+        total += 3 * sum(head.layer_flops) - head.layer_flops[0]
+    return samples * total
 
 
 def tail_step(tail: Tail, rows: int, tokens: int) -> int:
     """Operations of the tail's forward and backward on `rows` sequences of `tokens` tokens."""
-    width = tail.classifier.weight.shape[1]
-    forward = tokens * _linear(tail.decoder) + 2 * tail.classifier.weight.numel()
-    forward += sum(_block(block, tokens, width) for block in tail.blocks)
-    return 3 * rows * forward
+    total = tokens * _linear(tail.decoder)
+    if isinstance(tail, ViTTail):
+        width = tail.classifier.weight.shape[1]
+        total += _linear(tail.classifier)
+        total += sum(_block(block, tokens, width) for block in tail.blocks)
+    else:
+        assert isinstance(tail, ConvTail)
+        total += 3 * sum(tail.layer_flops)
+    return rows * total
 
 
 def whole_step(head: Head, tail: Tail, samples: int) -> int:
@@ -35,11 +51,27 @@ def whole_step(head: Head, tail: Tail, samples: int) -> int:
     return head_step(head, samples) + tail_step(tail, samples, head.smashed_shape[0])
 
 
-def _block(block: nn.Module, tokens: int, width: int) -> int:
-    return tokens * _linear(block) + 4 * tokens**2 * width
+def _block(block: nn.Module, tokens: int, width: int, needs_inputs: bool = True) -> int:
+    """Operations of a step on one sample.
+
+    Not `needs_inputs`: only frozen weights came before, so that a backward pass ends in the
+    adapters of queries and values, and keys need no gradient either.
+    """
+    if needs_inputs:
+        return tokens * _linear(block) + 12 * tokens**2 * width
+    linear = 0
+    for name, layer in block.named_modules():
+        if isinstance(layer, nn.Linear):
+            is_end = name.startswith("attention.") and "o_proj" not in name
+            linear += _step(layer, needs_inputs=not is_end or "lora_B" in name)
+    return tokens * linear + 10 * tokens**2 * width
 
 
 def _linear(module: nn.Module) -> int:
-    """Forward operations of all linear layers on one token."""
-    layers = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
-    return sum(2 * layer.weight.numel() for layer in layers)
+    """Operations of a step of all linear layers on one token."""
+    return sum(_step(layer) for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+def _step(layer: nn.Linear, needs_inputs: bool = True) -> int:
+    """Forward, gradient of the weights if they are trained, gradient of the inputs if needed."""
+    return 2 * layer.weight.numel() * (1 + layer.weight.requires_grad + needs_inputs)

@@ -12,18 +12,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_split.codecs import Codec, Smashed
+from fl_split.cut import Head
 from fl_split.flat import Flat
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.step import Place, compress, pair
-from fl_split.vit import Head
+from fl_split.vit import ViTHead
 
 MEMBERS = 8
 """Most clients in a group: more gain little, and their activations leave the cache."""
@@ -135,6 +136,15 @@ class Run:
         return torch.cat([part.flatten(1) for part in found], dim=1)
 
 
+def can_group(head: Head) -> TypeGuard[ViTHead]:
+    """Tell whether there is a grouped counterpart of `head`.
+
+    That is so for a ViT's, without dropout and with nothing frozen.
+    """
+    is_trained = all(parameter.requires_grad for parameter in head.parameters())
+    return isinstance(head, ViTHead) and not head.has_dropout and is_trained
+
+
 class GroupedHead:
     """Any number of copies of `head` with weights of their own.
 
@@ -145,7 +155,7 @@ class GroupedHead:
     """
 
     def __init__(self, head: Head) -> None:
-        if not isinstance(head, Head) or head.has_dropout:
+        if not can_group(head):
             raise ValueError("only ViT heads without dropout can be grouped")
         self._shapes = [parameter.shape for parameter in head.parameters()]
         names = [name for name, _ in head.named_parameters()]

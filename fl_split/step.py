@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_split.codecs import Codec, Received, Smashed
+from fl_split.cut import Head, Tail
 from fl_split.flat import Flat, descend
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
-from fl_split.vit import Head, Tail
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,11 @@ def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
     except (KeyError, IndexError, OverflowError, RuntimeError, TypeError) as error:
         raise ValueError(f"cannot be decoded: {error}") from None
     tokens, targets = received.tokens, received.targets
-    classes, width = len(tail.classifier.weight), tail.width
+    classes, width, count = tail.num_classes, tail.width, tail.num_tokens or "T"
     if tokens.dim() != 3 or not len(tokens) or tokens.shape[2] != width:
-        raise ValueError(f"tokens must be (K, T, {width}), got {tuple(tokens.shape)}")
+        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
+    if tail.num_tokens not in {None, tokens.shape[1]}:
+        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
     if targets.shape not in {(len(tokens),), (len(tokens), classes)}:
         raise ValueError(f"targets do not fit {len(tokens)} rows: {tuple(targets.shape)}")
     if targets.dim() == 1 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
@@ -166,14 +169,18 @@ def cut_gradients(
     """Server: losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
 
     All arrivals run through the tail as one batch, so they must have the same number of
-    tokens. Each cut gradient is that of the client's own loss.
+    tokens, and with batch norm each must come alone. Each cut gradient is that of the
+    client's own loss.
     """
+    assert len(arrivals) == 1 or not tail.module.has_batch_norm
     tokens = [arrival.received.tokens for arrival in arrivals]
     with _randomness(tail.module, "tail", place):
         logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
     total, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
     leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
     gradient, cuts = tail.differentiate([total], inputs=leaves)
+    if tail.statistics is not None:  # which know nothing of the weight in the joint loss
+        gradient[tail.statistics] *= weights[0]
     following = iter(cuts)
     payloads = [
         # Undo the weight in the joint loss: a head follows its own client's loss.
@@ -220,9 +227,14 @@ class Proximal:
         """Pull towards the present weights."""
         return cls(mu, head.vector.detach().clone(), tail.vector.detach().clone())
 
-    def add(self, gradient: Tensor, vector: Tensor, anchor: Tensor) -> Tensor:
-        """Return `gradient` with the pull on `vector` added."""
-        return gradient + self.mu * (vector.detach() - anchor) if self.mu else gradient
+    def add(self, gradient: Tensor, flat: Flat[Any], anchor: Tensor) -> Tensor:
+        """Return `gradient` with the pull on weights, not on running statistics, added."""
+        if not self.mu:
+            return gradient
+        pull = self.mu * (flat.vector.detach() - anchor)
+        if flat.statistics is not None:
+            pull[flat.statistics] = 0
+        return gradient + pull
 
 
 def train_step(
@@ -242,10 +254,10 @@ def train_step(
     losses, cuts, of_tail = cut_gradients(tail, [arrival], [1.0], place)
     of_head = head_gradient(head, payload, cuts[0])
     if proximal:
-        of_head = proximal.add(of_head, head.vector, proximal.head)
-        of_tail = proximal.add(of_tail, tail.vector, proximal.tail)
-    descend(optimizers[0], head.vector, of_head)
-    descend(optimizers[1], tail.vector, of_tail)
+        of_head = proximal.add(of_head, head, proximal.head)
+        of_tail = proximal.add(of_tail, tail, proximal.tail)
+    descend(optimizers[0], head, of_head)
+    descend(optimizers[1], tail, of_tail)
     return losses[0]
 
 

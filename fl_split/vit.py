@@ -1,4 +1,4 @@
-"""A transformers ViT, cut after any block: Head (client) and Tail (server).
+"""A transformers ViT, cut after any block.
 
 The two halves are made by composition: they hold the very modules of the
 ``ViTForImageClassification`` they come from, so the whole model keeps its own
@@ -8,11 +8,9 @@ state-dict names and sees every update.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,42 +18,37 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
-from transformers.image_processing_base import ImageProcessingMixin
 
-from fl_split.codecs import Codec
+from fl_split import pretrained
+from fl_split.cut import Head, Tail, draws, insert, num_stages
+from fl_split.lora import add_adapters
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
+
+__all__ = ["Head", "Pretrained", "Tail", "ViT", "adapt", "insert", "split"]
 
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Head(nn.Module):
-    """The client's part: patch embedding, the first `cut` blocks, and a codec's encoder."""
+class ViTHead(Head):
+    """Patch embedding and the first `cut` blocks."""
+
+    has_attention = True
 
     def __init__(self, model: ViTForImageClassification, cut: int) -> None:
         super().__init__()
         self.embeddings = model.vit.embeddings
         self.blocks = nn.ModuleList(model.vit.layers[:cut])
-        self.encoder: nn.Module = nn.Identity()
-        self.has_dropout = _has_dropout(self)
-
-    @property
-    def smashed_shape(self) -> tuple[int, int]:
-        """Tokens N and width D of the smashed data of one sample."""
+        self.encoder = nn.Identity()
+        self.has_dropout = draws(self)
         _, tokens, width = self.embeddings.position_embeddings.shape
-        return tokens, width
-
-    @property
-    def smashed_bytes(self) -> int:
-        """Bytes of the uncompressed fp32 smashed data of one sample."""
-        return 4 * math.prod(self.smashed_shape)
+        self.smashed_shape = tokens, width
+        size = model.config.image_size
+        self.image_shape = model.config.num_channels, size, size
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Return smashed tokens (B, N, D) and what gives the CLS attention of the last block.
-
-        `pixels` is (B, C, H, W). See :meth:`attention`, which only some codecs ask for.
-        """
+        """Return smashed tokens (B, N, D), CLS first, and what gives :meth:`attention`."""
         tokens = self.embeddings(pixels)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
@@ -70,23 +63,18 @@ class Head(nn.Module):
         return _cls_attention(self.blocks[-1], before)
 
 
-class Tail(nn.Module):
-    """The server's part: a codec's decoder, the other blocks, the final norm, the classifier.
-
-    Attributes
-    ----------
-    width : int
-        Of the tokens that come in: D, or what the encoder makes of it.
-    """
+class ViTTail(Tail):
+    """The other blocks, the final norm, the classifier."""
 
     def __init__(self, model: ViTForImageClassification, cut: int) -> None:
         super().__init__()
-        self.decoder: nn.Module = nn.Identity()
-        self.width: int = model.config.hidden_size
+        self.decoder = nn.Identity()
+        self.width = model.config.hidden_size
+        self.num_classes = model.config.num_labels
         self.blocks = nn.ModuleList(model.vit.layers[cut:])
         self.norm = model.vit.layernorm
         self.classifier = model.classifier
-        self.has_dropout = _has_dropout(self)
+        self.has_dropout = draws(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which the first is CLS."""
@@ -96,36 +84,17 @@ class Tail(nn.Module):
         return self.classifier(self.norm(tokens)[:, 0])
 
 
-def split(model: ViTForImageClassification, cut: int) -> tuple[Head, Tail]:
-    """Cut `model` after block `cut`; both halves share their modules with it.
+def split(model: ViTForImageClassification, cut: int | str) -> tuple[ViTHead, ViTTail]:
+    """Cut `model` after a block, by number or name; both halves share their modules with it.
 
     Raises
     ------
     ValueError
         `cut` leaves no block on one of the two sides.
     """
-    last = model.config.num_hidden_layers - 1
-    if not 1 <= cut <= last:
-        raise ValueError(f"cut must be in 1..{last} for a model of {last + 1} blocks, got {cut}")
-    return Head(model, cut), Tail(model, cut)
-
-
-def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:
-    """Put the trainable modules of `codec`, if it has any, on both sides of the cut."""
-    _, width = head.smashed_shape
-    with seeded(seed, "codec modules"):
-        found = codec.modules(width)
-    if found is not None:
-        head.encoder, tail.decoder = found
-        tail.width = head.encoder(torch.zeros(1, width)).shape[-1]
-
-
-def _has_dropout(module: nn.Module) -> bool:
-    """Tell whether a training forward of `module` draws random numbers."""
-    return any(
-        (isinstance(part, nn.Dropout) and part.p > 0) or getattr(part, "attention_dropout", 0) > 0
-        for part in module.modules()
-    )
+    names = [f"block{number + 1}" for number in range(model.config.num_hidden_layers)]
+    blocks = num_stages(names, cut)
+    return ViTHead(model, blocks), ViTTail(model, blocks)
 
 
 @torch.no_grad()
@@ -161,6 +130,8 @@ class ViT:
     image_size: Annotated[int, Field(ge=0)] = 0
     hidden_dropout_prob: Probability = 0.0
     attention_probs_dropout_prob: Probability = 0.0
+
+    is_transformers: ClassVar[bool] = True
 
     def build(
         self, *, image_size: int, channels: int, num_classes: int, seed: int
@@ -198,12 +169,16 @@ class Pretrained:
     """ViT or DeiT checkpoint from a local folder or a hub name, with a new classifier if needed.
 
     Images are resized to the checkpoint's input, unless `image_size` or `patch_size`
-    is given: then the model adapts (see :func:`adapt`).
+    is given: then the model adapts (see :func:`adapt`). `lora` above 0 freezes it but for
+    the classifier and adapters of that rank (see :mod:`fl_split.lora`).
     """
 
     path: str
     image_size: Annotated[int, Field(ge=0)] = 0
     patch_size: Annotated[int, Field(ge=0)] = 0
+    lora: Annotated[int, Field(ge=0)] = 0
+
+    is_transformers: ClassVar[bool] = True
 
     def build(
         self, *, image_size: int, channels: int, num_classes: int, seed: int
@@ -213,42 +188,22 @@ class Pretrained:
         Raises
         ------
         ValueError
-            Nothing to load at `path`, or sizes that do not fit each other.
+            Nothing to load at `path`, sizes that do not fit each other, or no `peft`.
         """
         del image_size, channels  # images come to the checkpoint, not the other way round
-        if self.path.startswith((".", "/", "~")) and not Path(self.path).is_dir():
-            raise ValueError(f"cannot load a ViT from {self.path!r}: no such folder")
-        try:
-            with seeded(seed, "model"):
-                model, found = ViTForImageClassification.from_pretrained(
-                    self.path,
-                    num_labels=num_classes,
-                    ignore_mismatched_sizes=True,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                )
-        except Exception as error:  # every file format fails in its own way
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise ValueError(f"cannot load a ViT from {self.path!r}: {reason}") from None
-        missing = [key for key in found["missing_keys"] if not key.startswith("classifier.")]
-        if missing:
-            raise ValueError(f"{self.path!r} holds no ViT: {missing[0]} is missing")
-        return adapt(
+        model = pretrained.load(ViTForImageClassification, "ViT", self.path, num_classes, seed)
+        model = adapt(
             model,
             image_size=self.image_size or model.config.image_size,
             patch_size=self.patch_size or model.config.patch_size,
         )
+        if self.lora:
+            add_adapters(model, self.lora, seed)
+        return model
 
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation, per channel, that the checkpoint was trained with."""
-        try:
-            settings, _ = ImageProcessingMixin.get_image_processor_dict(self.path)
-        except OSError:
-            settings = {}
-        return settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
-
-
-MODELS = {"pretrained": Pretrained, "vit": ViT}
+        return pretrained.normalisation(self.path)
 
 
 def adapt(

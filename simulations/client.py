@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,20 @@ from torch import Tensor
 
 from fl_split.activations import saved
 from fl_split.codecs import Codec, Identity
-from fl_split.flat import Flat, descend, flatten
-from fl_split.grouped import MEMBERS, GroupedHead, Seat, head_gradients, is_faster, smash_together
+from fl_split.cut import Head, Tail
+from fl_split.flat import Flat, copy_trained, descend, flatten, trained
+from fl_split.grouped import (
+    MEMBERS,
+    GroupedHead,
+    Seat,
+    can_group,
+    head_gradients,
+    is_faster,
+    smash_together,
+)
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
 from fl_split.step import Place, Proximal, head_gradient, pack, smash, train_step
-from fl_split.vit import Head, Tail
 from simulations.schedule import Schedule
 from simulations.table import Table
 
@@ -101,7 +108,7 @@ class Worker:
         """
         if self._apart > self._together + MOST_APART:
             return None
-        if self._grouped is None and not self.head.has_dropout:
+        if self._grouped is None and can_group(self.head):
             self._grouped = GroupedHead(self.head)
         numbers = samples * math.prod(self.head.smashed_shape)
         if self._grouped is None or numbers > MOST_NUMBERS or self._copies() > self.graph_bytes:
@@ -124,7 +131,7 @@ class Worker:
         """Return a client shell; its weights are whatever was left in it."""
         if self._idle:
             return self._idle.pop()
-        return Client(self, Flat(copy.deepcopy(self.head)))
+        return Client(self, Flat(copy_trained(self.head)))
 
     def give_back(self, client: Client) -> None:
         """Take a shell back whose round is over or whose state has been saved.
@@ -139,7 +146,7 @@ class Worker:
     def scratch_tail(self) -> Flat[Tail]:
         """Return the one tail in which clients of this process train locally, in turn."""
         if self._tail is None:
-            self._tail = Flat(copy.deepcopy(self.tail))
+            self._tail = Flat(copy_trained(self.tail))
         return self._tail
 
 
@@ -176,7 +183,7 @@ class Client:
         if head is None and self.has_own_head:
             return
         self.has_own_head = head is None
-        self.head.load(flatten(list(self.worker.head.parameters())) if head is None else head)
+        self.head.load(flatten(trained(self.worker.head)) if head is None else head)
         self.optimizer = self.worker.head_optimizer.build(self.head.vector)
 
     @property
@@ -249,7 +256,7 @@ class Client:
 
     def learn(self, gradient: Tensor) -> None:
         """Step the head on its gradient for the present step, and go on to the next."""
-        descend(self.optimizer, self.head.vector, gradient)
+        descend(self.optimizer, self.head, gradient)
         self.worker.release(self)
         self.place = self.here.next()
 
@@ -281,7 +288,7 @@ class Client:
 
     def present_tail(self) -> OwnTail:
         """Its own tail, or if it has none yet the one that every run starts from."""
-        weights = flatten(list(self.worker.tail.parameters())).numpy()
+        weights = flatten(trained(self.worker.tail)).numpy()
         return self.own_tail or OwnTail(weights, {})
 
     def save(self, state: RecordDict) -> None:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fl_split.codecs import CODECS, parse_codec, parse_downlink
+from fl_split.models import MODELS
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.specs import SpecError, canonical, parse, sentence, stages, unknown
-from fl_split.vit import MODELS
 from simulations import partition
 from simulations.data import DATASETS
 from simulations.engines import ENGINES
@@ -57,8 +57,10 @@ class Experiment(BaseModel):
     partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
     clients: Count = Field(100, description="virtual clients")
     fraction: Share = Field(1.0, description="share of the clients sampled per round")
-    model: str = Field("vit()", description="which Vision Transformer")
-    cut: Count = Field(2, description="blocks on the client, 1 .. blocks - 1")
+    model: str = Field("vit()", description="which model")
+    cut: int | str = Field(
+        2, description="blocks or stages on the client, or the name of the last of them"
+    )
     codec: str = Field("identity()", description="how smashed data are compressed")
     downlink: str = Field("identity()", description="how cut gradients are packed")
     strategy: str = Field("parallel()", description="who trains when, what is averaged")
@@ -98,6 +100,13 @@ class Experiment(BaseModel):
             return canonical(spec, table)
         build(spec)
         return " | ".join(canonical(stage, table) for stage in stages(spec))
+
+    @field_validator("cut", mode="before")
+    @classmethod
+    def _is_cut(cls, cut: Any) -> Any:
+        if (type(cut) is int and cut >= 1) or (isinstance(cut, str) and cut):
+            return cut
+        raise ValueError(f"must be a number of stages from 1, or a stage's name, got {cut!r}")
 
     @field_validator("partition")
     @classmethod

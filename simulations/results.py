@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import ViTForImageClassification
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fl_split import __version__
 from fl_split.codecs import Codec
@@ -159,7 +159,7 @@ class Recorder:
 
     def finish(
         self,
-        model: ViTForImageClassification,
+        model: nn.Module,
         status: str,
         codec: Mapping[str, Tensor],
         facts: Mapping[str, Any],
@@ -169,7 +169,8 @@ class Recorder:
         save_file(state, self.folder / MODEL, metadata={"format": "pt"})
         if codec:
             save_file(dict(codec), self.folder / CODEC)
-        model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
+        if isinstance(model, PreTrainedModel) and self.experiment.build("model").is_transformers:
+            model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
         summary = {**self._summary(status), **facts}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary

@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fl_split.flat import Flat
+from fl_split.lora import merged
 from simulations.checkpoint import FILE, Checkpoint
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
@@ -132,7 +133,7 @@ def run(grid: Grid, context: LocalContext) -> None:
             "activation_bytes": setup.activation_bytes(),
             "majority_accuracy": setup.majority_accuracy,
         }
-        recorder.finish(setup.model, status, setup.codec_weights(), facts)
+        recorder.finish(merged(setup.model), status, setup.codec_weights(), facts)
     (folder / FILE).unlink(missing_ok=True)
 
 

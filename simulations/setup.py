@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ViTForImageClassification
+from transformers import PreTrainedModel
 
 from fl_split.activations import activation_bytes, saved
-from fl_split.codecs import Codec, Identity, Smashed
-from fl_split.flat import Flat, flatten
+from fl_split.codecs import CODECS, Codec, Identity, Smashed
+from fl_split.cut import Head, Tail, insert
+from fl_split.flat import Flat, flatten, trained
 from fl_split.metrics import by_class
+from fl_split.models import split
 from fl_split.optimizers import moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
 from fl_split.specs import parse
 from fl_split.step import Place, compress, pack, predict, smash, train_step
-from fl_split.vit import Head, Tail, insert, split
 from simulations import partition
 from simulations.client import Worker
 from simulations.data import DATASETS, Source
@@ -47,12 +48,13 @@ class Setup:
     """
 
     experiment: Experiment
-    model: ViTForImageClassification
+    model: nn.Module
     head: Head
     tail: Tail
     train: Table
     test: Table
     shards: dict[int, NDArray[np.int64]]
+    class_names: list[str]
 
     @property
     def majority_accuracy(self) -> float:
@@ -70,15 +72,10 @@ class Setup:
             for name, weight in module.state_dict().items()
         }
 
-    @property
-    def class_names(self) -> list[str]:
-        """Names of class 0, 1, ..."""
-        return list(self.model.config.id2label.values())
-
     def activation_bytes(self) -> dict[str, int]:
         """Activation memory of one whole batch: of head and codec, and of the whole model."""
         e, codec = self.experiment, self.experiment.build("codec")
-        shape = e.batch_size, self.model.config.num_channels, *[self.model.config.image_size] * 2
+        shape = e.batch_size, *self.head.image_shape
         pixels = torch.randn(shape, generator=generator(0, "trial"))
         labels = torch.arange(e.batch_size) % self.train.num_classes
         batch = pixels, labels, self.train.num_classes, Place(0, 0, 0, 0)
@@ -137,14 +134,16 @@ def prepare(experiment: Experiment) -> Setup:
             seed=e.seed,
         )
         mean, std = spec.normalisation()
-    model.config.id2label = dict(enumerate(source.class_names))
-    model.config.label2id = {name: label for label, name in enumerate(source.class_names)}
+    if isinstance(model, PreTrainedModel):
+        model.config.id2label = dict(enumerate(source.class_names))
+        model.config.label2id = {name: label for label, name in enumerate(source.class_names)}
     model.train()  # checkpoints come in evaluation mode
     head, tail = split(model, e.cut)
     insert(head, tail, e.build("codec"), e.seed)
     with _named("codec"):
+        _check_attention(e.build("codec"), head, e.model.partition("(")[0])
         _try(e.build("codec"), e.build("downlink"), head, classes)
-    size, channels = model.config.image_size, model.config.num_channels
+    channels, size, _ = head.image_shape
     with _named("dataset"):
         train, test = _decode(source, size, channels)
     return Setup(
@@ -155,6 +154,7 @@ def prepare(experiment: Experiment) -> Setup:
         train=Table(*train, partitions, classes, mean, std),
         test=Table(*test, [], classes, mean, std),
         shards=shards,
+        class_names=source.class_names,
     )
 
 
@@ -170,6 +170,16 @@ def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labe
         (source.pixels(half, size, channels), source.labels(half))
         for half in (source.train, source.test)
     ]
+
+
+def _check_attention(codec: Codec, head: Head, model: str) -> None:
+    """Raise ValueError if `codec` asks for what the model does not have."""
+    if codec.needs_attention and not head.has_attention:
+        name = repr(codec).partition("(")[0].lower()
+        others = ", ".join(name for name, kind in CODECS.items() if not kind.needs_attention)
+        raise ValueError(
+            f"{name} needs CLS attention, which {model} does not have; use one of {others}"
+        )
 
 
 @torch.no_grad()
@@ -286,4 +296,4 @@ def _named(key: str) -> Iterator[None]:
 
 
 def _vector(module: torch.nn.Module) -> np.ndarray:
-    return flatten(list(module.parameters())).numpy()
+    return flatten(trained(module)).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fl_split.codecs import Codec
-from fl_split.flat import Flat, descend
+from fl_split.cut import Tail
+from fl_split.flat import Flat, copy_trained, descend
 from fl_split.flops import tail_step
 from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.step import Arrival, Place, arrive, cut_gradients
-from fl_split.vit import Tail
 
 MAX_TOKENS = 8192
 """Tokens that run through the tail at once: larger joins only fall out of the cache."""
@@ -60,7 +59,7 @@ class TrainedTail:
         The modules are made once and lent again in the next round.
         """
         while len(self._copies) < count:
-            self._copies.append(Flat(copy.deepcopy(self.flat.module)))
+            self._copies.append(Flat(copy_trained(self.flat.module)))
         for flat in self._copies[:count]:
             flat.load(self.flat.vector.detach())
         forks = [
@@ -85,11 +84,13 @@ class TrainedTail:
 
         Clients whose payloads have the same number of tokens run as one batch, in the
         order of `arrivals`, at most MAX_TOKENS tokens at once; gradients add up over batches.
+        Batch norm in the tail normalises every client's batch by itself: each runs alone.
         """
         losses: dict[int, float] = {}
         cuts: dict[int, Payload] = {}
         gradients = []
-        for clients in _batches(arrivals):
+        alone = self.flat.module.has_batch_norm
+        for clients in [[k] for k in arrivals] if alone else _batches(arrivals):
             place = Place(self.seed, server_round, clients[0], step)
             values, payloads, gradient = cut_gradients(
                 self.flat,
@@ -119,7 +120,7 @@ class TrainedTail:
         """Take one step of the optimiser."""
         if self.restarts:
             self.optimizer = self.spec.build(self.flat.vector)
-        descend(self.optimizer, self.flat.vector, gradient)
+        descend(self.optimizer, self.flat, gradient)
 
     def step(self, client: int, arrival: Arrival, server_round: int, step: int) -> Served:
         """Serve one client and step, unless its loss is not finite."""

@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fl_split.codecs import Codec
+from fl_split.cut import Head, Tail
 from fl_split.flat import Flat
 from fl_split.optimizers import Optimizer
-from fl_split.vit import Head, Tail
 from strategies.aggregation import Aggregator, fedavg
 from strategies.crew import Crew
 from strategies.mailbox import Traffic

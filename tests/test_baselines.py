@@ -5,6 +5,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from fl_split.flat import Flat
 from fl_split.payload import Payload
 from fl_split.step import Proximal
 from simulations import client_app
@@ -101,8 +102,10 @@ def test_fedprox_pulls_to_the_global_model(simulate):
     assert not close(
         simulate(strategy="fedprox(mu=3.0)", **two), simulate(strategy="fedavg", **two)
     )
+    flat = Flat(torch.nn.Linear(2, 1, bias=False))
+    flat.load(torch.tensor([3.0, 2.0]))
     pull = Proximal(0.5, torch.tensor([1.0, 2.0]), torch.tensor([0.0]))
-    found = pull.add(torch.tensor([10.0, 20.0]), torch.tensor([3.0, 2.0]), pull.head)
+    found = pull.add(torch.tensor([10.0, 20.0]), flat, pull.head)
     assert found.tolist() == [11.0, 20.0]
 
 

@@ -86,7 +86,7 @@ def test_bad_configuration_is_refused_with_help(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cut": 4}, "cut must be in 1..3 for a model of 4 blocks, got 4"),
+        ({"cut": 4}, "cut must be in 1..3 or the name of the client's last stage (block1, "),
         ({"partition": "size"}, "partition: 'size()': partition_sizes must be given"),
         ({"partition": "pathological(num_classes_per_partition=0)"}, "no client any sample"),
         ({"clients": 5000}, "clients: 5000 clients cannot share 1433 samples"),

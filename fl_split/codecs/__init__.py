@@ -17,7 +17,7 @@ from fl_split.codecs.uniform import Uniform
 from fl_split.codecs.zstd import Zstd
 from fl_split.specs import SpecError, parse, stages
 
-CODECS = {
+CODECS: dict[str, type[Codec]] = {
     "adc": ADC,
     "attended": Attended,
     "bf16": BF16,

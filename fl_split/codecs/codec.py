@@ -20,9 +20,10 @@ class Smashed:
     Attributes
     ----------
     tokens : Tensor
-        (B, N, D), with gradient; token 0 is CLS.
+        (B, N, D), with gradient; token 0 is CLS, in a model that has it.
     attention : Callable
-        Called, gives the CLS attention row (B, N) of the last head block, without gradient.
+        Called, gives the CLS attention row (B, N) of the last head block, without gradient;
+        only for codecs that say `needs_attention`.
     labels : Tensor
         (B,) int64 classes.
     num_classes : int
@@ -72,6 +73,9 @@ class Codec:
 
     error_feedback: bool = False
     """As `downlink`: add what packing left out to the client's next cut gradient of the round."""
+
+    needs_attention: ClassVar[bool] = False
+    """Works only for models with a CLS token, whose attention it asks for."""
 
     up: ClassVar[str] = "tokens (B, N, D) in fp32; labels"
     down: ClassVar[str] = "a gradient for every number that went up"
@@ -139,6 +143,11 @@ class Chain(Codec):
     def error_feedback(self) -> bool:  # type: ignore[override]
         """Whether the first has it."""
         return self.stages[0].error_feedback
+
+    @property
+    def needs_attention(self) -> bool:  # type: ignore[override]
+        """Whether the first does."""
+        return self.stages[0].needs_attention
 
     def for_gradients(self) -> Codec:
         """Let the first serve gradients, if it can."""

@@ -1,0 +1,48 @@
+"""Checkpoints of transformers, from a local folder or a hub name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.image_processing_base import ImageProcessingMixin
+
+from fl_split.seeds import seeded
+
+
+def load(architecture: Any, what: str, path: str, num_classes: int, seed: int) -> Any:
+    """Load an `architecture` of transformers; a classifier of another size is drawn from `seed`.
+
+    Raises
+    ------
+    ValueError
+        There is nothing to load at `path`, or no `what`.
+    """
+    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ValueError(f"cannot load a {what} from {path!r}: no such folder")
+    try:
+        with seeded(seed, "model"):
+            model, found = architecture.from_pretrained(
+                path,
+                num_labels=num_classes,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:  # every file format fails in its own way
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"cannot load a {what} from {path!r}: {reason}") from None
+    missing = [key for key in found["missing_keys"] if not key.startswith("classifier.")]
+    if missing:
+        raise ValueError(f"{path!r} holds no {what}: {missing[0]} is missing")
+    return model
+
+
+def normalisation(path: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation, per channel, that a checkpoint was trained with."""
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except OSError:
+        settings = {}
+    return settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
