@@ -56,6 +56,7 @@ class Round:
     losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
     server_flops: int = 0
     _own: dict[int, ArrayRecord] | None = None
+    _drift: float | None = None
 
     def __post_init__(self) -> None:
         self.downlink = Downlink(self.training.downlink)
@@ -230,6 +231,7 @@ class Round:
             if not found:
                 raise NoClientsLeft(f"round {self.number}: no client has a model to evaluate")
             self._own = dict(sorted(found.items()))
+            self._note_drift([own for client, own in self._own.items() if client in self.clients])
         return self._own
 
     def mean_of_own(self) -> ArrayRecord:
@@ -280,19 +282,17 @@ class Round:
             server_flops=self.server_flops,
             class_accuracy=[float(number) for number in lists.get(messages.CLASSES, [])],
             shard_accuracy={int(k): float(v) for k, v in zip(owners, shards, strict=True)},
-            drift=self._drift(),
+            drift=self._drift,
         )
 
-    def _drift(self) -> float | None:
-        """Distance of the heads of this round's clients from each other; None of fewer than two."""
-        own = self._own or {}
-        records = [own[client] for client in self.clients if client in own] or [
-            reply.content.array_records[messages.WEIGHTS]
-            for reply in self.replies()
-            if messages.WEIGHTS in reply.content
-        ]
-        heads = [messages.numbers(record[messages.HEAD]) for record in records]
-        return drift(heads) if len(heads) > 1 else None
+    def note_drift(self, replies: Sequence[Message]) -> None:
+        """Measure how far the heads in final replies are apart, while they are there."""
+        records = (reply.content.get(messages.WEIGHTS) for reply in replies)
+        self._note_drift([r for r in records if isinstance(r, ArrayRecord)])
+
+    def _note_drift(self, records: Sequence[ArrayRecord]) -> None:
+        heads = [messages.numbers(r[messages.HEAD]) for r in records if messages.HEAD in r]
+        self._drift = drift(heads) if len(heads) > 1 else None
 
     def _flops_per_sample(self) -> int:
         """Operations of a client, which for FedAvg holds the tail too."""

@@ -106,7 +106,9 @@ class SplitStrategy(Strategy):
             mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)
             clients = sample(samples, training.fraction, training.seed, number)
             round = Round(number, clients, samples, mailbox, training, tail, arrays)
-            arrays = self.aggregate_round(round, self.train_round(round))
+            replies = self.train_round(round)
+            round.note_drift(replies)  # before aggregation, which may consume them
+            arrays = self.aggregate_round(round, replies)
             tail.flat.load(messages.numbers(arrays[messages.TAIL]))
             metrics = self.evaluate(round, arrays, evaluate_fn)
             result.arrays, result.evaluate_metrics_serverapp[number] = arrays, metrics
