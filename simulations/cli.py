@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from simulations import study_commands
 from simulations.terminal import door, out, prepare_all, quiet, run_all, run_setups
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
@@ -37,6 +38,7 @@ OVERRIDES = typer.Argument(
 OUT = typer.Option(
     "--out", help="Output folder; must not hold a run yet. Default: runs/ and the time."
 )
+app.add_typer(study_commands.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
 

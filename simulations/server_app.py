@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fl_split.flat import Flat
+from simulations import partition_statistics
 from simulations.checkpoint import FILE, Checkpoint
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
@@ -74,6 +75,7 @@ def run(grid: Grid, context: LocalContext) -> None:
     pool.set_moments(before.moments)
     clock = getattr(grid, "cpu_seconds", None)
     recorder = Recorder(folder, experiment, clock, before.rounds)
+    partition_statistics.write(setup.train, folder)
     if isinstance(grid, LocalGrid) and before.clients:
         grid.restore(before.clients)
     finished = before.arrays

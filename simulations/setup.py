@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import ViTForImageClassification
@@ -105,10 +106,7 @@ def prepare(experiment: Experiment) -> Setup:
     e = experiment
     with _named("dataset"):
         source = _open(e.dataset, e.test_fraction, e.seed)
-    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
-    partitions = partition.split(
-        rows, e.partition, clients=e.clients, label=source.label, seed=e.seed
-    )
+    partitions = _partition(source, e)
     spec, classes = e.build("model"), len(source.class_names)
     with _named("model"):
         model = spec.build(
@@ -136,6 +134,28 @@ def prepare(experiment: Experiment) -> Setup:
         train=Table(*train, partitions, classes, mean, std),
         test=Table(*test, [], classes, mean, std),
     )
+
+
+def prepare_labels(experiment: Experiment) -> tuple[Table, list[str]]:
+    """Load and partition labels without decoding an image; return them and the classes' names.
+
+    Raises
+    ------
+    ValueError
+        Data that cannot be loaded, or a partition that cannot be satisfied.
+    """
+    e = experiment
+    with _named("dataset"):
+        source = _open(e.dataset, e.test_fraction, e.seed)
+        labels = source.labels(source.train)
+    partitions, names = _partition(source, e), source.class_names
+    pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
+    return Table(pixels, labels, partitions, len(names), [0.0], [1.0]), names
+
+
+def _partition(source: Source, e: Experiment) -> list[NDArray[np.int64]]:
+    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
+    return partition.split(rows, e.partition, clients=e.clients, label=source.label, seed=e.seed)
 
 
 @lru_cache(maxsize=1)
