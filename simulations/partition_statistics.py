@@ -106,6 +106,7 @@ def write(table: Table, folder: Path) -> None:
 def plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     """Draw clients against classes; colours differ in lightness too."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     clients, classes = counts.shape
     size = min(16.0, 3 + 0.12 * clients), min(12.0, 1.8 + 0.22 * classes)
@@ -116,7 +117,7 @@ def plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     axis.set_ylabel("class")
     if classes <= MOST_CLASSES:
         axis.set_yticks(range(classes), names)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, label="samples")
     figure.savefig(path)
 
