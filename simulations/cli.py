@@ -178,6 +178,7 @@ def list_() -> None:
         "Strategies (strategy)": TABLES["strategy"],
         "Budgets (budget)": TABLES["budget"],
         "Partitions (partition)": PARTITIONS,
+        "Skews (skew)": TABLES["skew"],
         "Data sets (dataset)": TABLES["dataset"],
         "Models (model)": TABLES["model"],
         "Optimisers (head_optimizer, tail_optimizer)": TABLES["head_optimizer"],

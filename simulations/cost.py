@@ -162,7 +162,7 @@ def _weights_of_a_client(setup: Setup, travels: str | None) -> int | None:
     arrays = setup.initial_arrays()
     if travels == "model":
         return 2 * messages.head_bytes(RecordDict({messages.WEIGHTS: arrays}))
-    has_own = not getattr(setup.experiment.build("strategy"), "average_head", True)
+    has_own = not getattr(setup.experiment.build("strategy"), "average_heads", True)
     if travels == "nothing" or has_own:
         return 0
     return 2 * messages.head_bytes(messages.start_of_round(1, arrays[messages.HEAD]))

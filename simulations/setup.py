@@ -30,6 +30,7 @@ from simulations import partition
 from simulations.client import Schedule, Worker
 from simulations.data import DATASETS, Source
 from simulations.experiment import Experiment
+from simulations.skew import skewed
 from simulations.table import Labels, Pixels, Table
 from strategies import messages
 from strategies.crew import Crew
@@ -131,7 +132,7 @@ def prepare(experiment: Experiment) -> Setup:
         model=model,
         head=head,
         tail=tail,
-        train=Table(*train, partitions, classes, mean, std),
+        train=skewed(Table(*train, partitions, classes, mean, std), e.build("skew"), e.seed),
         test=Table(*test, [], classes, mean, std),
     )
 
@@ -150,7 +151,8 @@ def prepare_labels(experiment: Experiment) -> tuple[Table, list[str]]:
         labels = source.labels(source.train)
     partitions, names = _partition(source, e), source.class_names
     pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
-    return Table(pixels, labels, partitions, len(names), [0.0], [1.0]), names
+    table = Table(pixels, labels, partitions, len(names), [0.0], [1.0])
+    return skewed(table, e.build("skew"), e.seed), names
 
 
 def _partition(source: Source, e: Experiment) -> list[NDArray[np.int64]]:
