@@ -249,7 +249,7 @@ def _view(seen: Sequence[Snapshot], pace: Pace, total: int) -> Group:
     from simulations.watch import headline, table
 
     left = pace.seconds_left(seen, total)
-    rest = "" if left is None else f"; some {timedelta(seconds=round(left))} left"
+    rest = "" if not left else f"; some {timedelta(seconds=round(left))} left"
     return Group(table(seen, max(3, out.height - AROUND)), headline(seen) + rest)
 
 
