@@ -67,7 +67,7 @@ class Rotation(Skew):
         """Turn."""
         angle = self.angle(owner)
         turned = ndimage.rotate(
-            pixels.astype(np.float32), angle, axes=(3, 2), reshape=False, order=1
+            pixels.astype(np.float32), angle, axes=(2, 3), reshape=False, order=1
         )
         return np.rint(turned).clip(0, 255).astype(np.uint8)
 

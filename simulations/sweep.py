@@ -175,11 +175,12 @@ def _label(key: str, value: Any) -> str:
     """Shorten a setting to what may stand in a folder's name: ``adc(ratio=0.1)`` to adc-0.1."""
     text = str(value)
     if key in SPECS:
-        text = re.sub(r"\w+\s*=\s*", "", text)
+        text = re.sub(r"\w+\s*=\s*(?!True|False)", "", text)  # a flag needs its name
         text = text if key in FIRST else f"{key}-{text}"
     else:
         text = f"{key}{text}"
-    return re.sub(r"[^A-Za-z0-9.+_]+", "-", text.replace("|", "+")).strip("-.") or "_"
+    safe = re.sub(r"[^A-Za-z0-9.|_]+", "-", text).strip("-.") or "_"
+    return re.sub(r"-*\|-*", "+", safe)
 
 
 def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.DataFrame:

@@ -54,7 +54,7 @@ def invoke(*arguments):
         ("parallel,sflv2(order='random', phi=1)", ["parallel", "sflv2(order='random', phi=1)"]),
         ("size(partition_sizes=[1, 2]),iid", ["size(partition_sizes=[1, 2])", "iid"]),
         ("adc(0.4) | uniform(bits=4), topk(0.1)", ["adc(0.4) | uniform(bits=4)", "topk(0.1)"]),
-        ("hub(name='a,b)'),digits", ["hub(name='a,b)')", "digits"]),
+        ("hub(name='a),b'),digits", ["hub(name='a),b')", "digits"]),
     ],
 )
 def test_values_are_split_at_commas_outside_brackets_and_quotes(text, values):
@@ -87,7 +87,7 @@ def test_cells_are_named_after_what_differs_in_an_order_of_their_own():
     found = names(**grid)
     assert len(found) == len(set(found)) == 16
     assert found[0] == "sflv1-adc-0.1-batch_size8-seed0"
-    assert found[-1] == "parallel-False-adc-0.4-+-uniform-4-channel-batch_size16-seed1"
+    assert found[-1] == "parallel-average_heads-False-adc-0.4+uniform-4-channel-batch_size16-seed1"
     assert names(**dict(reversed(grid.items()))) == found
     assert names({"seed": 4}) == ["seed4"]
     assert all(
