@@ -47,7 +47,7 @@ class Run:
 class Crowd:
     """Cells that wait, run and have ended; each :meth:`step` moves them on.
 
-    A cell is a process that trains on one thread, inline, since many small runs make better
+    A cell is a process that trains inline, with one torch thread, since many small runs make better
     use of cores than one run spread over them. Cells that name a Ray cluster run there, one
     after the other: each takes all the CPUs that it finds free.
 

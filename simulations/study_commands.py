@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +28,10 @@ if TYPE_CHECKING:  # importing costs seconds, which --help can do without
 app = typer.Typer()
 
 CONFIG = typer.Argument(help="TOML file; see configs/ for documented examples.", show_default=False)
+OUT = typer.Option("--out", help="Folder of all cells. Default: runs/ and the time.")
+JOBS = typer.Option(min=0, help="Most runs at once; 0 takes one per core, as memory allows.")
+DRY = typer.Option("--dry-run", help="Show the cells and what they will cost; run nothing.")
+
 INTERVAL = 1.0
 """Seconds between two looks at what runs."""
 
@@ -73,21 +77,15 @@ def partition(
 def sweep(
     config: Annotated[Path, CONFIG],
     grid: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE,VALUE...]...")] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Folder of all cells. Default: runs/ and the time.")
-    ] = None,
-    jobs: Annotated[
-        int, typer.Option(min=0, help="Most runs at once; 0 takes one per core, as memory allows.")
-    ] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the cells and what they will cost; run nothing.")
-    ] = False,
+    out_dir: Annotated[Path | None, OUT] = None,
+    jobs: Annotated[int, JOBS] = 0,
+    dry_run: Annotated[bool, DRY] = False,
 ) -> None:
     r"""Run a grid of experiments, several at once, each in a folder of its own.
 
     A key may have several values: separated by commas, or a range of whole numbers as
     [b]seed=0..4[/b]; also in the file, as lists in a [b]\[sweep][/b] table, which the command
-    line replaces. Each cell is a process with one thread and the [b]inline[/b] engine; with
+    line replaces. Each cell is a process with the [b]inline[/b] engine; with
     [b]engine="ray(address='auto')"[/b] cells run on that cluster, one after the other. The
     same command with the same [b]--out[/b] goes on with a stopped sweep: finished cells
     are kept, others continue from their last checkpoint.
@@ -159,6 +157,10 @@ def _missing(found: Sequence[Cell], folder: Path) -> list[Cell]:
     ]
 
 
+def _tracked(cells: Sequence[Cell], doing: str) -> Iterable[Cell]:
+    return track(cells, doing, console=err, transient=True, disable=not err.is_terminal)
+
+
 def _prepare(cell: Cell) -> Setup:
     from simulations.setup import prepare
 
@@ -177,7 +179,7 @@ def _check(missing: Sequence[Cell]) -> int:
         str({**cell.settings, "seed": None}): cell
         for cell in reversed(missing)  # the first of each stays
     }
-    for cell in combinations.values():
+    for cell in _tracked([*combinations.values()], "checking"):
         _prepare(cell)
     return resident_bytes(os.getpid())
 
@@ -275,7 +277,7 @@ def _show_cost(found: Sequence[Cell], missing: Sequence[Cell]) -> None:
         sheet.add_column(title, justify="right", no_wrap=True)
     start = time.process_time()  # imports: what every cell begins with too
     seconds = start * len(missing)
-    for cell in track(missing, "estimating", console=err, transient=True):
+    for cell in _tracked(missing, "estimating"):
         cost = estimate(_prepare(cell))
         seconds += cost.seconds
         flops = "-" if cost.client_flops is None else f"{cost.client_flops / 1e12:,.3g}"

@@ -38,6 +38,7 @@ def test_a_half_written_folder_is_a_running_run(simulate):
     assert (seen.status, seen.rounds, seen.total) == ("running", 2, 3)
     assert not is_over([seen])
     assert "2/3" in watch(folder.parent).output
+    assert "2/3" in CliRunner().invoke(cli.app, ["watch", str(folder), "--once"]).output
     (folder / "rounds.csv").unlink()
     assert look(folder, "begun").rounds == 0
     assert watch(folder).exit_code == 0
