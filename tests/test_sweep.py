@@ -251,7 +251,7 @@ def wait_until(condition, seconds=90):
 
 @pytest.mark.slow
 def test_a_stopped_or_killed_sweep_goes_on_and_ends_with_the_same_bits(config, simulate):
-    out, changes = config.parent / "out", {"rounds": 40, "checkpoint_every": 2, "local_steps": 4}
+    out, changes = config.parent / "out", {"rounds": 24, "checkpoint_every": 2, "local_steps": 4}
     command = [sys.executable, "-m", "simulations.cli", "sweep", str(config), "seed=0..1"]
     command += [*(f"{key}={value}" for key, value in changes.items()), "--out", str(out)]
     rows = [out / f"seed{seed}" / "rounds.csv" for seed in (0, 1)]
@@ -260,7 +260,7 @@ def test_a_stopped_or_killed_sweep_goes_on_and_ends_with_the_same_bits(config, s
         return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
     ends = []
-    for blow, rounds in ((signal.SIGINT, 4), (signal.SIGKILL, 12)):
+    for blow, rounds in ((signal.SIGINT, 3), (signal.SIGKILL, 9)):
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -273,13 +273,13 @@ def test_a_stopped_or_killed_sweep_goes_on_and_ends_with_the_same_bits(config, s
         process.send_signal(blow)
         ends.append((process.communicate(timeout=60)[1], process.returncode))
         wait_until(lambda: not children_of(out), 10)
-        assert done(rows[0]) < 40
+        assert done(rows[0]) < 24
     assert ends[0][1] == 130 and "to go on" in ends[0][0] and "Traceback" not in ends[0][0]
     assert ends[1][1] == -signal.SIGKILL
     last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert last.returncode == 0, last.stdout + last.stderr
     log = " ".join((out / "seed0" / "log.txt").read_text().split())
-    assert log.count("of 40 rounds done") == 2
+    assert log.count("of 24 rounds done") == 2
     for seed in (0, 1):
         undisturbed = simulate(**changes, seed=seed).model
         model = load_file(out / f"seed{seed}" / "model.safetensors")
