@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from simulations.terminal import door, out, prepare_all, quiet, run_all, run_setups
+from simulations import study_commands
+from simulations.terminal import chosen_folder, door, out, prepare_all, quiet, run_all, run_setups
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.pareto import Study
@@ -37,6 +37,7 @@ OVERRIDES = typer.Argument(
 OUT = typer.Option(
     "--out", help="Output folder; must not hold a run yet. Default: runs/ and the time."
 )
+app.add_typer(study_commands.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
 
@@ -50,6 +51,9 @@ def main() -> None:
     [b]fl-split run configs/quickstart.toml[/b]             one experiment
     [b]fl-split compare configs/splitfed_baselines.toml[/b] several, side by side
     [b]fl-split pareto configs/pareto_digits.toml[/b]       codecs at equal budgets
+    [b]fl-split sweep CONFIG seed=0..4[/b]                  a grid, several runs at once
+    [b]fl-split watch DIR[/b]                               what runs are doing
+    [b]fl-split partition CONFIG[/b]                        who would hold which samples
     [b]fl-split resume DIR[/b]                              go on with a stopped run
     [b]fl-split list[/b]                                    what can be combined
     """
@@ -70,10 +74,10 @@ def run(
 
     with door():
         values = {**read_toml(config), **read_overrides(overrides or [])}
-        if "compare" in values:
-            raise ValueError(f"{config} compares several runs; use: fl-split compare {config}")
+        for study in sorted(values.keys() & {"compare", "pareto", "sweep"}):
+            raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
         plans = {"": _with_options(values, engine)}
-    run_all(plans, _folder(values, out_dir))
+    run_all(plans, chosen_folder(values, out_dir))
 
 
 @app.command()
@@ -100,7 +104,7 @@ def compare(
                 plans[name] = _with_options(values, engine)
         if not plans:
             raise ValueError("give at least one configuration file")
-    run_all(plans, _folder(next(iter(plans.values())), out_dir))
+    run_all(plans, chosen_folder(next(iter(plans.values())), out_dir))
 
 
 @app.command()
@@ -135,7 +139,7 @@ def pareto(
             name: {**_with_options(values, engine), **settings}
             for name, settings in study.cells().items()
         }
-    folder = _folder(values, out_dir)
+    folder = chosen_folder(values, out_dir)
     _run_study(study, plans, folder)
 
 
@@ -175,6 +179,7 @@ def list_() -> None:
         "Aggregation (aggregation)": TABLES["aggregation"],
         "Budgets (budget)": TABLES["budget"],
         "Partitions (partition)": PARTITIONS,
+        "Skews (skew)": TABLES["skew"],
         "Data sets (dataset)": TABLES["dataset"],
         "Models (model)": TABLES["model"],
         "Optimisers (head_optimizer, tail_optimizer)": TABLES["head_optimizer"],
@@ -238,10 +243,6 @@ def _rows(
 
 def _with_options(values: dict[str, Any], engine: str | None) -> dict[str, Any]:
     return values if engine is None else {**values, "engine": engine}
-
-
-def _folder(values: dict[str, Any], option: Path | None) -> Path:
-    return option or Path(str(values.get("out") or time.strftime("runs/%Y%m%d-%H%M%S")))
 
 
 def _signature(name: str, entry: Callable[..., Any], filled_in: Iterable[str]) -> str:

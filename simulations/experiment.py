@@ -17,6 +17,7 @@ from fl_split.specs import SpecError, canonical, parse, sentence, stages, unknow
 from simulations import partition
 from simulations.data import DATASETS
 from simulations.engines import ENGINES
+from simulations.skew import SKEWS, parse_skew
 from strategies import STRATEGIES
 from strategies.aggregation import AGGREGATIONS
 from strategies.budget import BUDGETS, parse_budget
@@ -30,6 +31,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "engine": ENGINES,
     "head_optimizer": OPTIMIZERS,
     "model": MODELS,
+    "skew": SKEWS,
     "strategy": STRATEGIES,
     "tail_optimizer": OPTIMIZERS,
 }
@@ -39,6 +41,7 @@ CHAINS: dict[str, Callable[[str], Any]] = {
     "budget": parse_budget,
     "codec": parse_codec,
     "downlink": parse_downlink,
+    "skew": parse_skew,
 }
 """Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
 
@@ -55,6 +58,7 @@ class Experiment(BaseModel):
 
     dataset: str = Field("digits()", description="which images")
     partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
+    skew: str = Field("none()", description="how clients' training data differ beside that")
     clients: Count = Field(100, description="virtual clients")
     fraction: Share = Field(1.0, description="share of the clients sampled per round")
     model: str = Field("vit()", description="which model")

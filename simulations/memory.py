@@ -1,11 +1,16 @@
-"""How processes that train give memory back to the system: late."""
+"""Memory: how processes that train give it back to the system (late), and what there is."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
+
+import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names and numbers (mallopt(3))."""
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def keep_freed_memory() -> None:
@@ -18,3 +23,27 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
         mallopt(M_TRIM_THRESHOLD, 2**28)
+
+
+def available_bytes() -> int:
+    """Memory that new processes can have without swapping, of the machine and of the cgroup."""
+    free = psutil.virtual_memory().available
+    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else min(free, limit - used)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process and its children occupy now; 0 when it has ended."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        return sum(member.memory_info().rss for member in family)
+    except psutil.Error:
+        return 0
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such control, or no limit ("max")
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,9 +15,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from fl_split.specs import SpecError, sentence
-from simulations.checkpoint import FREE
-from simulations.experiment import Experiment, read_toml
-from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
+from simulations.cells import holds_run, is_complete
+from simulations.results import ROUNDS
 from strategies.budget import Bytes, ClientFlops, Limited, Nominal, Rounds
 
 Limit = Annotated[float, Field(gt=0)]
@@ -123,15 +121,9 @@ def is_finished(folder: Path, settings: Mapping[str, Any], study: Study) -> bool
     SpecError
         It holds a run of another experiment.
     """
-    if not (folder / EXPERIMENT).exists():
+    if not holds_run(folder, settings):
         return False
-    expected = Experiment.from_dict(settings).model_dump(exclude=FREE)
-    found = Experiment.from_dict(read_toml(folder / EXPERIMENT)).model_dump(exclude=FREE)
-    if found != expected:
-        raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
-    summary = folder / SUMMARY
-    is_whole = summary.exists() and json.loads(summary.read_text())["status"] == "complete"
-    if is_whole and study.covers(pd.read_csv(folder / ROUNDS)):
+    if is_complete(folder) and study.covers(pd.read_csv(folder / ROUNDS)):
         return True
     shutil.rmtree(folder)
     return False

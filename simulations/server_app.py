@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_split.flat import Flat
 from fl_split.lora import merged
+from simulations import partition_statistics
 from simulations.checkpoint import FILE, Checkpoint
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
@@ -75,6 +76,7 @@ def run(grid: Grid, context: LocalContext) -> None:
     pool.set_moments(before.moments)
     clock = getattr(grid, "cpu_seconds", None)
     recorder = Recorder(folder, experiment, setup.class_names, clock, before.rounds)
+    partition_statistics.write(setup.train, folder)
     if isinstance(grid, LocalGrid) and before.clients:
         grid.restore(before.clients)
     finished = before.arrays

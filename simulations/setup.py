@@ -32,6 +32,7 @@ from simulations.client import Worker
 from simulations.data import DATASETS, Source
 from simulations.experiment import Experiment
 from simulations.schedule import Schedule
+from simulations.skew import skewed
 from simulations.table import Labels, Pixels, Table
 from strategies import messages
 from strategies.crew import Crew
@@ -120,11 +121,7 @@ def prepare(experiment: Experiment) -> Setup:
     e = experiment
     with _named("dataset"):
         source = _open(e.dataset, e.test_fraction, e.seed)
-    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
-    partitions = partition.split(
-        rows, e.partition, clients=e.clients, label=source.label, seed=e.seed
-    )
-    partitions, shards = partition.hold_out(partitions, e.holdout, seed=e.seed)
+    partitions, shards = _partition(source, e)
     spec, classes = e.build("model"), len(source.class_names)
     with _named("model"):
         model = spec.build(
@@ -151,11 +148,41 @@ def prepare(experiment: Experiment) -> Setup:
         model=model,
         head=head,
         tail=tail,
-        train=Table(*train, partitions, classes, mean, std),
+        train=skewed(
+            Table(*train, partitions, classes, mean, std), e.build("skew"), e.seed, shards
+        ),
         test=Table(*test, [], classes, mean, std),
         shards=shards,
         class_names=source.class_names,
     )
+
+
+def prepare_labels(experiment: Experiment) -> tuple[Table, list[str]]:
+    """Load and partition labels without decoding an image; return them and the classes' names.
+
+    Raises
+    ------
+    ValueError
+        Data that cannot be loaded, or a partition that cannot be satisfied.
+    """
+    e = experiment
+    with _named("dataset"):
+        source = _open(e.dataset, e.test_fraction, e.seed)
+        labels = source.labels(source.train)
+    partitions, shards = _partition(source, e)
+    names = source.class_names
+    pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
+    table = Table(pixels, labels, partitions, len(names), [0.0], [1.0])
+    return skewed(table, e.build("skew"), e.seed, shards), names
+
+
+def _partition(
+    source: Source, e: Experiment
+) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]]]:
+    """Rows that clients train on, and those that they hold back."""
+    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
+    parts = partition.split(rows, e.partition, clients=e.clients, label=source.label, seed=e.seed)
+    return partition.hold_out(parts, e.holdout, seed=e.seed)
 
 
 @lru_cache(maxsize=1)

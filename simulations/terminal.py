@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -151,6 +152,11 @@ def _show(
     if not out.is_terminal and row["round"] % max(1, rounds // 10) == 0:
         text = f"{label}: round {row['round']}/{rounds} accuracy {news}"
         out.print(text, markup=False, highlight=False)
+
+
+def chosen_folder(values: dict[str, Any], option: Path | None) -> Path:
+    """Where results go: what is asked for, or a folder named after the time."""
+    return option or Path(str(values.get("out") or time.strftime("runs/%Y%m%d-%H%M%S")))
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
@@ -22,6 +24,8 @@ class Centralised(SplitStrategy):
     A round sees as many samples as the clients sampled for it would have. Both optimisers
     live as long as the run. In the results the server is client -1.
     """
+
+    trains: ClassVar[Literal["split", "whole", "pooled"]] = "pooled"
 
     def train_round(self, round: Round) -> list[Message]:
         """Train one round on the server."""

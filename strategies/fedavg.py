@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from flwr.app import ConfigRecord, Message, RecordDict
 from pydantic.dataclasses import dataclass
 
@@ -18,6 +20,8 @@ class FedAvg(SplitStrategy):
     Averaging is Flower's own FedAvg; sampling and order go by partition id. The codec does
     not apply: no smashed data travel. (A trainable codec is part of the model all the same.)
     """
+
+    trains: ClassVar[Literal["split", "whole", "pooled"]] = "whole"
 
     def train_round(self, round: Round) -> list[Message]:
         """Send the model, collect the trained ones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from flwr.app import Message, RecordDict
 from pydantic import Field
@@ -26,6 +26,8 @@ class FedProx(SplitStrategy):
     """
 
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+
+    trains: ClassVar[Literal["split", "whole", "pooled"]] = "whole"
 
     def train_round(self, round: Round) -> list[Message]:
         """Send the model and mu, collect the trained models."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from flwr.app import Message, RecordDict
 from pydantic.dataclasses import dataclass
 
@@ -23,6 +25,8 @@ class Local(SplitStrategy):
     def keeps_models(self) -> bool:
         """Whole ones."""
         return True
+
+    trains: ClassVar[Literal["split", "whole", "pooled"]] = "whole"
 
     def train_round(self, round: Round) -> list[Message]:
         """Ask clients to go on with what they have."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -28,6 +28,9 @@ from strategies.training import Training
 
 class SplitStrategy(Strategy):
     """Base of all strategies: Flower's interface, with :meth:`train_round` left to say."""
+
+    trains: ClassVar[Literal["split", "whole", "pooled"]] = "split"
+    """Heads on clients and tails on the server, whole models on clients, or all on the server."""
 
     @property
     def keeps_models(self) -> bool:

@@ -7,6 +7,7 @@ from fl_split.specs import SpecError, parse
 from simulations.experiment import TABLES, Experiment, read_overrides, read_toml
 from simulations.pareto import Study
 from simulations.setup import prepare
+from simulations.sweep import cells, read_grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,17 +36,18 @@ def test_a_resolved_experiment_reads_back_equal(tmp_path):
 def test_every_config_is_valid_and_says_how_to_run_it(file):
     values = read_toml(file)
     rows, study = values.pop("compare", [{}]), values.pop("pareto", None)
+    grid = values.pop("sweep", None)
     if study is not None:
         rows = list(Study.read(study).cells().values())
+    if grid is not None:
+        assert cells(values, read_grid(grid, []))
     for row in rows:
         row.pop("name", None)
         Experiment.from_dict({**values, **row})
+    command = "sweep" if grid else "pareto" if study else "compare" if rows != [{}] else "run"
     first, second = file.read_text().splitlines()[:2]
     assert first.startswith("# ")
-    assert second.startswith(
-        f"# fl-split {'pareto' if study else 'compare' if rows != [{}] else 'run'} "
-        f"configs/{file.name}"
-    )
+    assert second.startswith(f"# fl-split {command} configs/{file.name}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""What a run will cost, before it is run.
+
+Steps and samples are those of its own schedule and partition, FLOPs the closed form of the
+results. Bytes are counted on a payload of the untrained model, once for each size of batch
+and width of its labels: exact for codecs whose payloads have a fixed size, else near. A
+budget may end a run earlier, and clients may be dropped: then all of this is an upper bound.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import RecordDict
+
+from fl_split.flat import Flat
+from fl_split.flops import head_step, whole_step
+from fl_split.payload import Payload
+from fl_split.step import Place, pack, predict, smash, train_step
+from simulations.setup import EVALUATION_ROWS, Setup
+from strategies import messages
+from strategies.participants import sample
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole run.
+
+    `seconds` are those of one thread that trains and evaluates, without start and messages.
+    """
+
+    steps: int
+    samples: int
+    payload_bytes: int
+    head_bytes: int
+    client_flops: int
+    seconds: float
+    is_bound: bool
+
+
+class Estimator:
+    """Estimate runs; what is timed once serves all runs with the same model, cut and codec."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[object, ...], tuple[float, float]] = {}
+
+    def __call__(self, setup: Setup) -> Cost:
+        """Return the cost of the run that `setup` describes."""
+        e = setup.experiment
+        trains = e.build("strategy").trains
+        sizes: Counter[tuple[int, int]] = Counter()
+        examples: dict[tuple[int, int], np.ndarray] = {}
+        clients = 0
+        for _, chosen in _rounds(setup):
+            clients += len(chosen)
+            for key, rows in _batches(setup, chosen, trains):
+                sizes[key] += 1
+                examples.setdefault(key, rows)
+        steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
+        payload = 0
+        if trains == "split":
+            payload = sum(n * _exchange(setup, examples[key]) for key, n in sizes.items())
+        step, evaluation = self._timed(setup)
+        return Cost(
+            steps=steps,
+            samples=samples,
+            payload_bytes=payload,
+            head_bytes=clients * _weights_of_a_client(setup, trains),
+            client_flops=samples * _flops_of_a_sample(setup, trains),
+            seconds=steps * step + e.rounds * evaluation,
+            is_bound=e.budget != "none()",
+        )
+
+    def _timed(self, setup: Setup) -> tuple[float, float]:
+        """Seconds of one local step on a whole batch, and of an evaluation."""
+        e = setup.experiment
+        key = (e.dataset, e.model, e.cut, e.codec, e.batch_size, len(setup.test.labels))
+        if key not in self._seconds:
+            self._seconds[key] = _time(setup)
+        return self._seconds[key]
+
+
+def _rounds(setup: Setup) -> Iterator[tuple[int, list[Place]]]:
+    """Yield each round and where its clients begin."""
+    e = setup.experiment
+    held = {client: len(part) for client, part in enumerate(setup.train.partitions)}
+    for number in range(1, e.rounds + 1):
+        chosen = sample(held, e.fraction, e.seed, number)
+        yield number, [Place(e.seed, number, client, 0) for client in chosen]
+
+
+def _batches(
+    setup: Setup, chosen: list[Place], trains: str
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Yield, for each step of a round, what decides its cost and its rows.
+
+    That is the number of samples and the bits of the largest label.
+    """
+    schedule, train = setup.schedule(), setup.train
+    if trains == "pooled":
+        rows = np.concatenate(train.partitions)
+        left = sum(schedule.num_samples(len(train.partitions[p.client])) for p in chosen)
+        step = 0
+        while left > 0:
+            size = schedule.batch_samples(step, len(rows))
+            yield (size, 0), rows[:size]
+            left, step = left - size, step + 1
+        return
+    for start in chosen:
+        rows, place = train.partitions[start.client], start
+        for step in range(schedule.num_steps(len(rows))):
+            batch = rows[: schedule.batch_samples(step, len(rows))]
+            bits = 0
+            if trains == "split":
+                batch = rows[schedule.batch(place, len(rows))]
+                bits = int(train.labels[batch].max()).bit_length()
+            yield (len(batch), bits), batch
+            place = place.next()
+
+
+@torch.no_grad()
+def _exchange(setup: Setup, rows: np.ndarray) -> int:
+    """Bytes of one exchange, up and down; the values stand in for their gradient."""
+    build, place = setup.experiment.build, Place(0, 0, 0, 0)
+    codec, train = build("codec"), setup.train
+    payload = smash(setup.head, codec, *train.batch(rows), train.num_classes, place)
+    up = pack(codec, payload, place).to_bytes()
+    values = codec.unpack(Payload.from_bytes(up)).values
+    return len(up) + pack(build("downlink"), Payload(values), place).nbytes
+
+
+def _weights_of_a_client(setup: Setup, trains: str) -> int:
+    """Bytes of synchronised weights of a client and round, up and down."""
+    if trains == "pooled" or setup.experiment.build("strategy").keeps_models:
+        return 0
+    arrays = setup.initial_arrays()
+    if trains == "whole":
+        return 2 * messages.head_bytes(RecordDict({messages.WEIGHTS: arrays}))
+    return 2 * messages.head_bytes(messages.start_of_round(1, arrays[messages.HEAD]))
+
+
+def _flops_of_a_sample(setup: Setup, trains: str) -> int:
+    if trains == "split":
+        return head_step(setup.head, 1)
+    return whole_step(setup.head, setup.tail, 1) if trains == "whole" else 0
+
+
+def _time(setup: Setup) -> tuple[float, float]:
+    """Time a step on a whole batch, the second of two, and an evaluation from one batch."""
+    e, train, test = setup.experiment, setup.train, setup.test
+    head, tail = Flat(copy.deepcopy(setup.head)), Flat(copy.deepcopy(setup.tail))
+    optimizers = [
+        e.build("head_optimizer").build(head.vector),
+        e.build("tail_optimizer").build(tail.vector),
+    ]
+    rows = np.concatenate(train.partitions)[: e.batch_size]
+    batch = (e.build("codec"), *train.batch(rows), train.num_classes, Place(0, 0, 0, 0))
+    for _ in range(2):
+        began = time.perf_counter()
+        train_step(head, tail, optimizers, *batch)
+        step = time.perf_counter() - began
+    began = time.perf_counter()
+    predict(head.module, tail.module, test.batch(slice(0, EVALUATION_ROWS))[0])
+    parts = -(-len(test.labels) // EVALUATION_ROWS)
+    return step, parts * (time.perf_counter() - began)

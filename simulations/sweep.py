@@ -1,0 +1,226 @@
+"""Sweeps: a grid of experiments, one folder per cell, named after what differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE
+from rich.table import Table
+
+from fl_split.specs import SpecError, unknown
+from simulations.checkpoint import FREE
+from simulations.experiment import TABLES, Experiment, read_overrides
+from simulations.results import SUMMARY
+
+FILE = "sweep.csv"
+
+FIRST = ("strategy", "codec", "partition", "dataset", "model")
+"""Keys that come first in a cell's name, and whose specs are clear without the key."""
+
+SPECS = {*TABLES, "partition"}
+
+LONGEST_NAME = 120
+
+METRICS = [
+    "final_accuracy",
+    "best_accuracy",
+    "payload_bytes_up",
+    "payload_bytes_down",
+    "head_bytes_up",
+    "head_bytes_down",
+    "client_steps",
+    "client_flops",
+    "cpu_seconds",
+    "wall_seconds",
+]
+"""Columns of sweep.csv that come from each cell's summary."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a grid, its name, and the keys in which it differs from others."""
+
+    name: str
+    settings: Mapping[str, Any]
+    experiment: Experiment
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas that stand outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def read_values(key: str, text: str) -> list[Any]:
+    """Read ``a,b,c`` and ``0..4``, and what mixes them.
+
+    Raises
+    ------
+    SpecError
+        A value is empty, or a range runs backwards.
+    """
+    values: list[Any] = []
+    for part in split_values(text):
+        if not part:
+            raise SpecError(f"{key}: empty value in {text!r}")
+        if ends := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", part):
+            first, last = map(int, ends.groups())
+            if last < first:
+                raise SpecError(f"{key}: {part!r} runs backwards")
+            values += range(first, last + 1)
+            continue
+        value = read_overrides([f"{key}={part}"])[key]
+        values += value if isinstance(value, list) else [value]
+    return values
+
+
+def read_grid(table: Any, pairs: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of each key: those of a ``[sweep]`` table, replaced by ``key=values``.
+
+    Raises
+    ------
+    SpecError
+        An argument without ``=``, a key without a value, or no table at all.
+    """
+    if not isinstance(table, Mapping):
+        raise SpecError("sweep must be a table, [sweep], of lists")
+    found: dict[str, list[Any]] = {}
+    for key, value in table.items():
+        if isinstance(value, str):
+            value = read_values(key, value)
+        found[key] = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"expected key=value or key=value,value,..., got {pair!r}")
+        found[key] = read_values(key, text)
+    for key, values in found.items():
+        if key not in Experiment.model_fields:
+            raise SpecError(unknown("key", key, Experiment.model_fields))
+        if not values:
+            raise SpecError(f"{key}: no value")
+        if len(values) > 1 and key in FREE:
+            raise SpecError(f"{key} does not change a result; give one value")
+    return found
+
+
+def cells(base: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[Cell]:
+    """Make all experiments of a grid, every one of them checked; seeds vary fastest.
+
+    Raises
+    ------
+    SpecError
+        An experiment that makes no sense, or two that are the same; it names the cell.
+    """
+    values = {**base, **{key: entries[0] for key, entries in grid.items() if len(entries) == 1}}
+    axes = {key: grid[key] for key in sorted(grid, key=_place) if len(grid[key]) > 1}
+    found: list[Cell] = []
+    for chosen in product(*axes.values()):
+        settings = dict(zip(axes, chosen, strict=True))
+        settings.setdefault("seed", values.get("seed", Experiment.model_fields["seed"].default))
+        name = "-".join(_label(key, value) for key, value in settings.items())
+        try:
+            experiment = Experiment.from_dict({**values, **settings})
+        except SpecError as error:
+            raise SpecError(f"{name}: {error}") from None
+        found.append(Cell(name, settings, experiment))
+    return _told_apart(found)
+
+
+def _told_apart(found: list[Cell]) -> list[Cell]:
+    """Give cells whose names agree, or are too long, a name that ends in a digest."""
+    specs = [json.dumps(cell.experiment.model_dump(exclude=FREE)) for cell in found]
+    names = [cell.name for cell in found]
+    told_apart = []
+    for cell, spec in zip(found, specs, strict=True):
+        if specs.count(spec) > 1:
+            raise SpecError(f"{cell.name}: two cells are the same experiment")
+        name = cell.name
+        if names.count(name) > 1 or len(name) > LONGEST_NAME:
+            digest = hashlib.blake2b(spec.encode(), digest_size=4).hexdigest()
+            name = f"{name[:LONGEST_NAME]}-{digest}"
+        told_apart.append(Cell(name, cell.settings, cell.experiment))
+    return told_apart
+
+
+def _place(key: str) -> tuple[int, int]:
+    """Put the keys that studies are about first and seeds last, whatever was typed."""
+    if key == "seed":
+        return 2, 0
+    return (0, FIRST.index(key)) if key in FIRST else (1, [*Experiment.model_fields].index(key))
+
+
+def _label(key: str, value: Any) -> str:
+    """Shorten a setting to what may stand in a folder's name: ``adc(ratio=0.1)`` to adc-0.1."""
+    text = str(value)
+    if key in SPECS:
+        text = re.sub(r"\w+\s*=\s*(?!True|False)", "", text)  # a flag needs its name
+        text = text if key in FIRST else f"{key}-{text}"
+    else:
+        text = f"{key}{text}"
+    safe = re.sub(r"[^A-Za-z0-9.|_]+", "-", text).strip("-.") or "_"
+    return re.sub(r"-*\|-*", "+", safe)
+
+
+def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.DataFrame:
+    """One row per cell: what differs, its status, and what it gave and cost if it has ended."""
+    rows = []
+    for cell in found:
+        path = folder / cell.name / SUMMARY
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        row = {"cell": cell.name, **cell.settings, "status": status.get(cell.name, "waiting")}
+        row["rounds_done"] = summary.get("rounds")
+        rows.append({**row, **{key: summary.get(key) for key in METRICS}})
+    return pd.DataFrame(rows)
+
+
+def table(rows: pd.DataFrame) -> Table:
+    """Show mean and standard deviation over seeds of every combination that has finished."""
+    axes = list(rows.columns[1 : rows.columns.get_loc("status")].drop("seed"))
+    done = rows[rows["status"] == "complete"]
+    shown = Table(
+        title="Accuracy against bytes",
+        caption="Mean ± standard deviation over seeds. MB = 10^6 bytes, both directions.",
+        box=SIMPLE,
+    )
+    for axis in axes:
+        shown.add_column(axis, overflow="fold")
+    for title in ("seeds", "final %", "payload MB", "weights MB", "CPU s"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    groups = done.groupby(axes, sort=False) if axes else [((), done)]
+    for chosen, group in groups:
+        kinds = {
+            kind: (group[f"{kind}_bytes_up"] + group[f"{kind}_bytes_down"]) / 1e6
+            for kind in ("payload", "head")
+        }
+        accuracy = 100 * group["final_accuracy"].astype(float)
+        columns = [accuracy, kinds["payload"], kinds["head"], group["cpu_seconds"]]
+        numbers = [_mean_and_spread(column.astype(float)) for column in columns]
+        shown.add_row(*map(str, chosen), str(len(group)), *numbers)
+    return shown
+
+
+def _mean_and_spread(values: pd.Series[float]) -> str:
+    spread = "" if len(values) < 2 else f" ± {values.std():,.1f}"
+    return f"{values.mean():,.1f}{spread}" if len(values) else "-"

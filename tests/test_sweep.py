@@ -1,0 +1,287 @@
+"""Grids of experiments: how they are read, run, stopped and taken up again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fl_split.specs import SpecError
+from simulations import cli, crowd
+from simulations.cost import TRAVELS, Estimator
+from simulations.experiment import Experiment
+from simulations.setup import prepare
+from simulations.sweep import cells, frame, read_grid, read_values, table
+
+ROOT = Path(__file__).parents[1]
+TINY = {  # as in conftest.py, which cannot be imported
+    "clients": 6,
+    "rounds": 2,
+    "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
+    "cut": 1,
+    "batch_size": 64,
+}
+CONFIG = "".join(f"{key} = {value!r}\n" for key, value in TINY.items())
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "c.toml").write_text(CONFIG)
+    return tmp_path / "c.toml"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["sweep", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1", [1]),
+        ("0..3", [0, 1, 2, 3]),
+        ("0..1,7", [0, 1, 7]),
+        ("[0, 5]", [0, 5]),
+        ("0.1,1e3", [0.1, 1000.0]),
+        ("parallel,sflv2(order='random', phi=1)", ["parallel", "sflv2(order='random', phi=1)"]),
+        ("size(partition_sizes=[1, 2]),iid", ["size(partition_sizes=[1, 2])", "iid"]),
+        ("adc(0.4) | uniform(bits=4), topk(0.1)", ["adc(0.4) | uniform(bits=4)", "topk(0.1)"]),
+        ("hub(name='a),b'),digits", ["hub(name='a),b')", "digits"]),
+    ],
+)
+def test_values_are_split_at_commas_outside_brackets_and_quotes(text, values):
+    assert read_values("key", text) == values
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "3..1", "a,"])
+def test_values_that_are_none_are_refused(text):
+    with pytest.raises(SpecError, match="key: "):
+        read_values("key", text)
+
+
+def test_the_command_line_replaces_entries_of_the_file():
+    grid = read_grid({"seed": [0, 1, 2], "codec": "identity,fp16", "cut": 1}, ["seed=5", "cut=1,2"])
+    assert grid == {"seed": [5], "codec": ["identity", "fp16"], "cut": [1, 2]}
+
+
+def names(base=None, **grid):
+    return [cell.name for cell in cells(base or {}, grid)]
+
+
+def test_cells_are_named_after_what_differs_in_an_order_of_their_own():
+    grid = {
+        "seed": [0, 1],
+        "partition": ["dirichlet(alpha=0.3)"],
+        "codec": ["adc(ratio=0.1)", "adc(0.4) | uniform(bits=4, per='channel')"],
+        "strategy": ["sflv1", "parallel(average_heads=False)"],
+        "batch_size": [8, 16],
+    }
+    found = names(**grid)
+    assert len(found) == len(set(found)) == 16
+    assert found[0] == "sflv1-adc-0.1-batch_size8-seed0"
+    assert found[-1] == "parallel-average_heads-False-adc-0.4+uniform-4-channel-batch_size16-seed1"
+    assert names(**dict(reversed(grid.items()))) == found
+    assert names({"seed": 4}) == ["seed4"]
+    assert all(
+        cell.experiment.partition.startswith("dirichlet(alpha=0.3") for cell in cells({}, {})
+    )
+
+
+def test_names_that_would_be_the_same_or_too_long_end_in_a_digest():
+    alike = {"partition": ["dirichlet(alpha=0.3)", "dirichlet(min_partition_size=0.3)"]}
+    twins = names(codec=["splitfc(keep=0.5)", "splitfc(0.5, bits=2)"], **alike)
+    assert len(set(twins)) == 4
+    paths = [f"local(path='/{'x' * 300}/{end}')" for end in "ab"]
+    long = names(dataset=paths)
+    assert len(set(long)) == 2 and all(len(name) < 200 for name in long)
+    assert long == names(dataset=paths)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"codec": ["adc(0.1)", "adc(ratio=0.1)"]}, "same experiment"),
+        ({"codec": ["identity", "adk(0.1)"], "seed": [3]}, "adk-0.1-seed3: .*did you mean 'adc'"),
+        ({"clients": [5, "x"]}, "clientsx-seed0: clients"),
+    ],
+)
+def test_grids_that_make_no_sense_are_refused_by_cell(grid, message):
+    with pytest.raises(SpecError, match=message):
+        cells({}, grid)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["engine=ray,inline"], "engine does not change a result"),
+        (["sed=0..3"], "did you mean 'seed'?"),
+        (["codec=identity,adk"], "adk-seed0: "),
+        (["cut=1,9"], "cut9-seed0: cut must be in"),
+        (["seed"], "expected key=value"),
+    ],
+)
+def test_bad_sweeps_are_refused_at_the_door(config, arguments, message):
+    out = config.parent / "out"
+    result = invoke(config, *arguments, "--out", out)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"strategy": f"{name}()"} for name in TRAVELS),
+        {"strategy": "parallel(average_heads=False)"},
+        {"downlink": "fp16()", "local_epochs": 2, "batch_size": 50},
+        {"local_steps": 7, "fraction": 0.5, "rounds": 3},
+        {"codec": "c3sl(factor=4)"},
+    ],
+    ids=str,
+)
+def test_the_estimate_is_what_a_run_then_reports(simulate, changes):
+    outcome = simulate(**changes)
+    cost = Estimator()(prepare(Experiment.from_dict(outcome.summary["experiment"])))
+    found = outcome.summary
+    assert (cost.steps, cost.samples) == (found["client_steps"], found["samples"])
+    assert cost.payload_bytes == found["payload_bytes_up"] + found["payload_bytes_down"]
+    assert cost.head_bytes == found["head_bytes_up"] + found["head_bytes_down"]
+    assert cost.client_flops == found["client_flops"]
+    assert 0 < cost.seconds < 60
+
+
+def test_a_dry_run_shows_cells_and_cost_and_runs_nothing(config):
+    out = config.parent / "out"
+    result = invoke(config, "codec=identity,fp16", "seed=0..1", "--dry-run", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "fp16-seed1" in result.output and "4 cells, 4 to run" in result.output
+    setup = prepare(Experiment.from_dict(TINY))
+    assert f" {Estimator()(setup).steps} " in result.output
+    assert not out.exists()
+
+
+def test_another_cell_waits_for_memory(monkeypatch, tmp_path):
+    def start(self, cell):
+        process = SimpleNamespace(pid=len(self.running), poll=lambda: None)
+        self.running.append(crowd.Run(cell, tmp_path, process))
+
+    monkeypatch.setattr(crowd.Crowd, "_start", start)
+    monkeypatch.setattr(crowd, "resident_bytes", lambda pid: 40)
+    for free, expected in ((0, 1), (184, 1), (186, 2), (10_000, 4)):
+        # One runs, holds 40 of 100 and will take 60 more; the next must find 125 beside that.
+        monkeypatch.setattr(crowd, "available_bytes", lambda free=free: free)
+        several = crowd.Crowd(cells({}, {"seed": [*range(9)]}), tmp_path, jobs=4, need=100)
+        several.step()
+        assert len(several.running) == expected
+
+
+def test_two_sweeps_cannot_share_a_folder(tmp_path):
+    with (
+        crowd.alone(tmp_path),
+        pytest.raises(ValueError, match="another sweep"),
+        crowd.alone(tmp_path),
+    ):
+        pass
+
+
+def test_the_table_is_over_seeds(tmp_path):
+    found = cells({}, {"codec": ["identity", "fp16"], "seed": [0, 1]})
+    rows = frame(found, tmp_path, dict.fromkeys((cell.name for cell in found), "complete"))
+    rows["final_accuracy"] = [0.5, 0.7, 0.9, None]
+    rows.loc[3, "status"] = "failed"
+    for column in ("payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down"):
+        rows[column] = 1e6
+    shown = [list(column.cells) for column in table(rows.assign(cpu_seconds=3)).columns]
+    assert shown[0] == ["identity", "fp16"] and shown[1] == ["2", "1"]
+    assert shown[2] == ["60.0 ± 14.1", "90.0"] and shown[3] == ["2.0 ± 0.0", "2.0"]
+
+
+@pytest.mark.slow
+def test_a_failed_cell_stops_no_other_and_finished_ones_are_kept(config):
+    """The two whose heads are thrown to infinity lose all their clients."""
+    out = config.parent / "out"
+    grid = [config, "head_optimizer=sgd(lr=0.01),sgd(lr=1e30)", "seed=0..1", "--out", out]
+    result = invoke(*grid, "--jobs", "2")
+    assert result.exit_code == 1
+    good, bad = "head_optimizer-sgd-0.01-seed{}", "head_optimizer-sgd-1e30-seed{}"
+    rows = pd.read_csv(out / "sweep.csv").set_index("cell")
+    for seed in (0, 1):
+        assert rows.loc[good.format(seed), "status"] == "complete"
+        assert rows.loc[bad.format(seed), "status"] == "failed"
+        assert f"{bad.format(seed)}: round" in result.stderr
+        assert "clients were dropped" in (out / bad.format(seed) / "log.txt").read_text()
+    summary = json.loads((out / good.format(1) / "summary.json").read_text())
+    assert rows.loc[good.format(1), "final_accuracy"] == summary["final_accuracy"]
+    assert rows.loc[good.format(1), "seed"] == summary["seed"] == 1
+    times = [(out / good.format(seed) / "rounds.csv").stat().st_mtime_ns for seed in (0, 1)]
+    again = invoke(*grid)
+    assert again.exit_code == 1 and "2 of 4 cells are finished already" in again.output
+    assert times == [(out / good.format(s) / "rounds.csv").stat().st_mtime_ns for s in (0, 1)]
+    other = invoke(*grid, "batch_size=32")
+    assert other.exit_code == 2 and "holds another experiment" in other.stderr
+
+
+def children_of(out):
+    """Cells that are running in `out`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if any(str(out) in word for word in words) and {"run", "resume"} & set(words):
+            found.append(process)
+    return found
+
+
+def wait_until(condition, seconds=90):
+    for _ in range(seconds * 10):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+@pytest.mark.slow
+def test_a_stopped_or_killed_sweep_goes_on_and_ends_with_the_same_bits(config, simulate):
+    out, changes = config.parent / "out", {"rounds": 24, "checkpoint_every": 2, "local_steps": 4}
+    command = [sys.executable, "-m", "simulations.cli", "sweep", str(config), "seed=0..1"]
+    command += [*(f"{key}={value}" for key, value in changes.items()), "--out", str(out)]
+    rows = [out / f"seed{seed}" / "rounds.csv" for seed in (0, 1)]
+
+    def done(path):
+        return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+    ends = []
+    for blow, rounds in ((signal.SIGINT, 3), (signal.SIGKILL, 9)):
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        wait_until(lambda rounds=rounds: done(rows[0]) > rounds)
+        process.send_signal(blow)
+        ends.append((process.communicate(timeout=60)[1], process.returncode))
+        wait_until(lambda: not children_of(out), 10)
+        assert done(rows[0]) < 24
+    assert ends[0][1] == 130 and "to go on" in ends[0][0] and "Traceback" not in ends[0][0]
+    assert ends[1][1] == -signal.SIGKILL
+    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert last.returncode == 0, last.stdout + last.stderr
+    log = " ".join((out / "seed0" / "log.txt").read_text().split())
+    assert log.count("of 24 rounds done") == 2
+    for seed in (0, 1):
+        undisturbed = simulate(**changes, seed=seed).model
+        model = load_file(out / f"seed{seed}" / "model.safetensors")
+        assert model.keys() == undisturbed.keys()
+        assert all(torch.equal(model[key], undisturbed[key]) for key in model)
