@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,7 @@ def versions() -> dict[str, str]:
         "fl-split": __version__,
         "python": platform.python_version(),
         **{name: version(name) for name in names},
+        **{name: version(name) for name in ("peft",) if find_spec(name)},
     }
 
 

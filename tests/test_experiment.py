@@ -74,6 +74,9 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         ({"partition": "dirichlett"}, "did you mean 'dirichlet'?"),
         ({"partition": "dirichlet(beta=1)"}, "unknown argument 'beta'"),
         ({"model": "pretrained()"}, "path must be given"),
+        ({"cut": 0}, "cut must be a number of stages from 1, or a stage's name, got 0"),
+        ({"cut": True}, "cut must be a number of stages from 1, or a stage's name, got True"),
+        ({"model": "lenet(14, 3)"}, "2 values for 1 arguments"),
         ({"engine": "rays"}, "did you mean 'ray'?"),
     ],
 )
@@ -89,6 +92,8 @@ def test_bad_configuration_is_refused_with_help(values, message):
     ("values", "message"),
     [
         ({"cut": 4}, "cut must be in 1..3 or the name of the client's last stage (block1, "),
+        ({"cut": "block4"}, "got 'block4'; after 'block4' nothing is left for the server"),
+        ({"model": "lenet"}, "model: lenet needs images of 16 pixels a side, got 8"),
         ({"partition": "size"}, "partition: 'size()': partition_sizes must be given"),
         ({"partition": "pathological(num_classes_per_partition=0)"}, "no client any sample"),
         ({"clients": 5000}, "clients: 5000 clients cannot share 1433 samples"),

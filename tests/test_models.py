@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import ResNetForImageClassification
 
 from fl_split.codecs import CODECS, Identity, parse_codec
 from fl_split.flat import Flat, descend, flatten, trained
@@ -185,6 +186,30 @@ def test_running_statistics_follow_torchs_own_whatever_the_optimiser(optimizer):
     )
 
 
+def test_a_resnet_learns_as_transformers_own():
+    """The same weights, batches and rate; torch keeps running statistics in its own way."""
+    spec = ResNet18(width=4)
+    ours = build(spec, size=12, channels=3)
+    theirs = ResNetForImageClassification(ours.config)
+    theirs.load_state_dict(ours.state_dict())
+    head, tail = (Flat(half) for half in split(ours, "stage1.1"))
+    sgd = parse("sgd(lr=0.02, momentum=0.9)", OPTIMIZERS)
+    own = [sgd.build(head.vector), sgd.build(tail.vector)]
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.02, momentum=0.9)
+    labels = torch.arange(6)
+    for step in range(3):
+        pixels = images(ours, 6) + step
+        reference.zero_grad()
+        loss = functional.cross_entropy(theirs(pixels).logits, labels)
+        loss.backward()
+        reference.step()
+        got = train_step(head, tail, own, Identity(), pixels, labels, 10, Place(0, 1, 0, step))
+        assert got == pytest.approx(loss.item(), rel=1e-4)
+    for name, value in theirs.state_dict().items():
+        if "num_batches" not in name:
+            torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
 def test_batch_norm_is_torchs_in_result_and_gradient():
     theirs = nn.BatchNorm2d(5)
     nn.init.normal_(theirs.weight)
@@ -359,8 +384,6 @@ def test_a_resnet_goes_on_after_a_stop_with_the_same_bits(simulate, resume, tmp_
 
 
 def test_a_plain_resnet_is_read_back_by_transformers(simulate):
-    from transformers import ResNetForImageClassification
-
     outcome = simulate(**{**RESNET, "model": "resnet18(width=4)"})
     model, found = ResNetForImageClassification.from_pretrained(
         outcome.folder, output_loading_info=True
