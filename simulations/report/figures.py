@@ -1,0 +1,173 @@
+"""How figures look, and what a finished one is: SVG text beside the numbers it draws."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any
+
+import pandas as pd
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from simulations.report.labels import TASK, joined
+from simulations.report.runs import Configuration
+
+INK, PAPER = "#010203", "#fdfefd"
+"""Stand for the text and the page that a figure meets: a page may be light or dark."""
+
+COLOURS = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, safe for colour-blind readers, but for yellow, which paper swallows."""
+
+DASHES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*Xhd<>p8"
+
+LOOK = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": PAPER,
+    "grid.alpha": 0.2,
+    "grid.color": INK,
+    "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+MOST_LINES = 8
+"""In one panel, where configurations can be spread over several."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure.
+
+    Attributes
+    ----------
+    name : str
+        For file names.
+    alt : str
+        What one who cannot see it should know.
+    inline, file : str
+        SVG in the colours of the page around it, and on white, for a file.
+    data : DataFrame
+        The numbers drawn.
+    is_wide : bool
+        It has several panels and needs more than a column.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    inline: str
+    file: str
+    data: pd.DataFrame
+    is_wide: bool = False
+
+
+@contextmanager
+def look(name: str) -> Iterator[None]:
+    """Draw in our style, whatever the user's is; ids within the SVG depend on `name` only."""
+    with style.context(["default", {**LOOK, "svg.hashsalt": name}]):
+        yield
+
+
+def drawn(
+    figure: Figure, name: str, title: str, caption: str, alt: str, data: pd.DataFrame
+) -> Drawing:
+    """Turn a figure into text; call it within :func:`look`."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    svg = text[text.index("<svg") :]
+    for mark in ('id="', "url(#", 'href="#'):  # several figures share one page
+        svg = svg.replace(mark, f"{mark}{name}-")
+    return Drawing(
+        name, title, caption, alt,
+        inline=svg.replace(INK, "currentColor").replace(PAPER, "none"),
+        file=text.replace(INK, "#222222").replace(PAPER, "#ffffff"),
+        data=data,
+        is_wide=figure.get_figwidth() > 6,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some configurations under a title, each with what the title leaves unsaid."""
+
+    title: str
+    lines: Sequence[tuple[str, Configuration]]
+
+
+def panels(configurations: Sequence[Configuration]) -> list[Panel]:
+    """Spread configurations over panels: by task, and by another key where lines are too many."""
+    keys = list(configurations[0].differing)
+    split = [key for key in keys if key in TASK]
+    if len(split) == len(keys):
+        split = split[:-1]  # tasks alone differ: the last key makes the lines
+    if _most(configurations, split) > MOST_LINES:
+        shares = {key: _most(configurations, [*split, key]) for key in keys if key not in split}
+        good = [key for key, share in shares.items() if 1 < share <= MOST_LINES]
+        split += sorted(good, key=lambda key: -shares[key])[:1]
+    found: dict[str, list[tuple[str, Configuration]]] = {}
+    for one in configurations:
+        rest = [key for key in keys if key not in split]
+        line = (joined(one.differing, rest), one)
+        found.setdefault(joined(one.differing, split), []).append(line)
+    return [Panel(title, lines) for title, lines in found.items()]
+
+
+def _most(configurations: Sequence[Configuration], split: Sequence[str]) -> int:
+    """Lines in the fullest panel."""
+    return max(Counter(tuple(c.differing[key] for key in split) for c in configurations).values())
+
+
+def grid(found: Sequence[Panel], x: str, y: str) -> tuple[Figure, list[Any]]:
+    """Return a figure of these panels, with room for a legend below, and its axes."""
+    count, lines = len(found), len({label for panel in found for label, _ in panel.lines})
+    columns = 1 if count == 1 else 2 if count in {2, 4} else 3
+    rows = -(-count // columns)
+    is_full = lines > MOST_LINES
+    width = (7.6 if is_full else 4.8) if columns == 1 else 3.2 * columns
+    height = 4.0 if is_full and columns == 1 else 2.7
+    legend = 0.2 * -(-lines // legend_columns(width))
+    figure = Figure(figsize=(width, height * rows + legend), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
+    for number, axis in enumerate(axes.ravel()):
+        axis.set_visible(number < count)
+        if number + columns >= count:  # nothing below it
+            axis.set_xlabel(x)
+            axis.tick_params(labelbottom=True)
+    for axis, panel in zip(axes.flat, found, strict=False):
+        axis.set_title("\n".join(wrap(panel.title, 42)))
+    return figure, list(axes.flat)[:count]
+
+
+def legend_columns(width: float) -> int:
+    """How many names fit beside each other in a figure of so many inches."""
+    return 1 if width < 6 else 2
+
+
+def marks(number: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the line of that number: no two share all three."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
