@@ -19,6 +19,7 @@ from simulations.report.figures import (
     look,
     marks,
     panels,
+    wrapped,
 )
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import non_dominated
@@ -26,7 +27,7 @@ from simulations.report.statistics import non_dominated
 PAYLOAD = ("payload_bytes_up", "payload_bytes_down")
 HEAD = ("head_bytes_up", "head_bytes_down")
 ACCURACY = "test accuracy, %"
-MOST_POINTS = 120
+MOST_POINTS = 80
 """Of a curve; of a longer one rounds at equal distances are drawn."""
 
 
@@ -139,7 +140,7 @@ def _front(found: list[Panel], cost: Cost) -> Drawing | None:
         return drawn(
             figure, file, f"Pareto front: {cost.name}",
             "Final accuracy, mean over seeds; bars reach from the lowest seed to the highest. "
-            "The line joins what nothing else beats in both." + _absent(found, points),
+            "The line joins the points that no other dominates." + _absent(found, points),
             f"Points of final accuracy against {cost.axis}. On the front: {best}.", points,
         )  # fmt: skip
 
@@ -180,10 +181,11 @@ def _label(figure: Figure, axes: list[Any], is_log: bool) -> None:
             axis.xaxis.set_minor_formatter(lambda value, _: "")
         handles, labels = axis.get_legend_handles_labels()
         entries.update(zip(labels, handles, strict=True))
-    columns = legend_columns(figure.get_figwidth())
+    names = [wrapped(label) for label in entries]
     figure.legend(
-        entries.values(), entries, loc="outside lower left", fontsize="small", ncols=columns
-    )
+        entries.values(), names, loc="outside lower left", fontsize="small",
+        ncols=legend_columns(figure.get_figwidth(), names),
+    )  # fmt: skip
 
 
 def _numbers(found: list[Panel]) -> dict[str, int]:

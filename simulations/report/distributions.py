@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simulations.report.figures import INK, Drawing, drawn, look
+from simulations.report.figures import INK, Drawing, drawn, look, wrapped
 from simulations.report.runs import Collection, Configuration, Run
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
 """Samples by client and class; accuracy by round and class; accuracy by round and client."""
+
+MOST_NAMES = 80
+"""Of rows or columns that are all named."""
 
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9}
 
@@ -95,13 +98,16 @@ def _clients(study: Collection) -> Drawing | None:
 def _boxes(data: pd.DataFrame) -> Drawing:
     name = "accuracy-per-client"
     with look(name):
-        figure = Figure(figsize=(4.8, 1 + 0.3 * len(data)), layout="constrained")
+        names = [wrapped(label, 44) for label in data["configuration"]]
+        width = 4.8 if max(map(len, names)) < 30 else 7.0
+        height = 0.8 + 0.17 * sum(1.3 + name.count("\n") for name in names)
+        figure = Figure(figsize=(width, height), layout="constrained")
         axis = figure.subplots()
         boxes = [
-            {"label": row["configuration"], "med": row["median"], "q1": row["25 %"],
+            {"label": name, "med": row["median"], "q1": row["25 %"],
              "q3": row["75 %"], "whislo": row["10 %"], "whishi": row["90 %"],
              "fliers": [row["least"], row["greatest"]]}
-            for row in data.to_dict("records")
+            for name, row in zip(names, data.to_dict("records"), strict=True)
         ]  # fmt: skip
         lines = {"color": INK, "lw": 0.8}
         axis.bxp(
@@ -111,6 +117,7 @@ def _boxes(data: pd.DataFrame) -> Drawing:
             flierprops={"marker": "o", "ms": 3, "markeredgecolor": INK},
         )  # fmt: skip
         axis.invert_yaxis()
+        axis.tick_params(axis="y", labelsize="small")
         axis.set_xlabel("accuracy on the client's own held-out samples, %")
         axis.grid(axis="y", alpha=0)
         medians = zip(data["configuration"], data["median"], strict=True)
@@ -144,15 +151,17 @@ def _heat_map(
     data: pd.DataFrame,
 ) -> Drawing:
     with look(name):
-        height = min(9.0, 1.1 + 0.2 * len(table))
-        figure = Figure(figsize=(4.8, max(2.2, height)), layout="constrained")
+        names = [wrapped(str(name), 44) for name in table.index]
+        height = 1.1 + min(12.0, 0.16 * sum(1.3 + name.count("\n") for name in names))
+        width = 4.8 if max(map(len, names)) < 30 else 7.0
+        figure = Figure(figsize=(width, max(2.2, height)), layout="constrained")
         axis = figure.subplots()
         values = table.to_numpy(dtype=float)
         shown = np.ma.masked_where(np.isnan(values) | (values == 0), values)
         # an image: a thousand clients would be a hundred thousand rectangles
         image = axis.imshow(shown, aspect="auto", interpolation="none", cmap="cividis", vmin=0)
-        _ticks(axis.xaxis, table.columns, rotation=90 if _is_long(table.columns) else 0)
-        _ticks(axis.yaxis, table.index)
+        _ticks(axis.xaxis, [str(name) for name in table.columns])
+        _ticks(axis.yaxis, names)
         axis.set_xlabel(axes[0])
         axis.set_ylabel(axes[1])
         axis.grid(visible=False)
@@ -162,12 +171,10 @@ def _heat_map(
         return drawn(figure, name, title, caption, alt, data)
 
 
-def _ticks(axis: Any, names: pd.Index[Any], **style: Any) -> None:
+def _ticks(axis: Any, names: Sequence[str]) -> None:
     """Name every row or column where there is room, else some."""
-    step = -(-len(names) // 40)
-    places = range(0, len(names), step if step < 2 else 10 * -(-step // 10))
-    axis.set_ticks(places, [str(names[place]) for place in places], **style)
-
-
-def _is_long(names: pd.Index[Any]) -> bool:
-    return len(names) > 12 or max(len(str(name)) for name in names) > 3
+    step = 1 if len(names) <= MOST_NAMES else 10 * -(-len(names) // (10 * 12))
+    places = range(0, len(names), step)
+    is_long = axis.axis_name == "x" and max(map(len, names)) * len(places) > 50
+    shown = [names[place] for place in places]
+    axis.set_ticks(places, shown, rotation=90 if is_long else 0, fontsize="small")

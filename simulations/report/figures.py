@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import wrap
@@ -45,6 +46,9 @@ LOOK = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+
+PATH, LONG = re.compile(r' d="[^"]*"'), re.compile(r"(\.\d\d)\d+")
+"""Coordinates, and decimals beyond what can be seen."""
 
 MOST_LINES = 8
 """In one panel, where configurations can be spread over several."""
@@ -92,7 +96,7 @@ def drawn(
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
+    text = PATH.sub(lambda path: LONG.sub(r"\1", path.group()), buffer.getvalue())
     svg = text[text.index("<svg") :]
     for mark in ('id="', "url(#", 'href="#'):  # several figures share one page
         svg = svg.replace(mark, f"{mark}{name}-")
@@ -109,8 +113,13 @@ def drawn(
 class Panel:
     """Some configurations under a title, each with what the title leaves unsaid."""
 
-    title: str
+    split: tuple[str, ...]
     lines: Sequence[tuple[str, Configuration]]
+
+    @property
+    def title(self) -> str:
+        """What the configurations of this panel have in common."""
+        return joined(self.lines[0][1].differing, self.split)
 
 
 def panels(configurations: Sequence[Configuration]) -> list[Panel]:
@@ -123,12 +132,12 @@ def panels(configurations: Sequence[Configuration]) -> list[Panel]:
         shares = {key: _most(configurations, [*split, key]) for key in keys if key not in split}
         good = [key for key, share in shares.items() if 1 < share <= MOST_LINES]
         split += sorted(good, key=lambda key: -shares[key])[:1]
-    found: dict[str, list[tuple[str, Configuration]]] = {}
+    found: dict[tuple[str, ...], list[tuple[str, Configuration]]] = {}
     for one in configurations:
         rest = [key for key in keys if key not in split]
-        line = (joined(one.differing, rest), one)
-        found.setdefault(joined(one.differing, split), []).append(line)
-    return [Panel(title, lines) for title, lines in found.items()]
+        where = tuple(one.differing[key] for key in split)
+        found.setdefault(where, []).append((joined(one.differing, rest), one))
+    return [Panel(tuple(split), lines) for lines in found.values()]
 
 
 def _most(configurations: Sequence[Configuration], split: Sequence[str]) -> int:
@@ -138,30 +147,46 @@ def _most(configurations: Sequence[Configuration], split: Sequence[str]) -> int:
 
 def grid(found: Sequence[Panel], x: str, y: str) -> tuple[Figure, list[Any]]:
     """Return a figure of these panels, with room for a legend below, and its axes."""
-    count, lines = len(found), len({label for panel in found for label, _ in panel.lines})
-    columns = 1 if count == 1 else 2 if count in {2, 4} else 3
+    count, labels = len(found), {label for panel in found for label, _ in panel.lines}
+    columns = _columns(found)
     rows = -(-count // columns)
-    is_full = lines > MOST_LINES
-    width = (7.6 if is_full else 4.8) if columns == 1 else 3.2 * columns
-    height = 4.0 if is_full and columns == 1 else 2.7
-    legend = 0.2 * -(-lines // legend_columns(width))
-    figure = Figure(figsize=(width, height * rows + legend), layout="constrained")
+    width = 4.8 if columns == 1 else 3.2 * columns
+    height = 3.6 if columns == 1 and len(labels) > MOST_LINES else 2.7
+    names = [wrapped(label) for label in labels]
+    legend = 0.16 * sum(1 + name.count("\n") for name in names) / legend_columns(width, names)
+    figure = Figure(figsize=(width, height * rows + legend + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
     for axis in axes[:, 0]:
         axis.set_ylabel(y)
-    for number, axis in enumerate(axes.ravel()):
+    for number, axis in enumerate(axes.flat):
         axis.set_visible(number < count)
         if number + columns >= count:  # nothing below it
             axis.set_xlabel(x)
             axis.tick_params(labelbottom=True)
     for axis, panel in zip(axes.flat, found, strict=False):
-        axis.set_title("\n".join(wrap(panel.title, 42)))
+        axis.set_title(wrapped(panel.title, 42))
     return figure, list(axes.flat)[:count]
 
 
-def legend_columns(width: float) -> int:
+def _columns(found: Sequence[Panel]) -> int:
+    """One for each value of the last key, if that leaves no gaps; else some."""
+    split, count = found[0].split, len(found)
+    if len(split) > 1:
+        values = {panel.lines[0][1].differing[split[-1]] for panel in found}
+        if 1 < len(values) < 5 and count % len(values) == 0:
+            return len(values)
+    return 1 if count == 1 else 2 if count in {2, 4} else 3
+
+
+def wrapped(text: str, width: int = 58) -> str:
+    """Break a long label into lines."""
+    return "\n".join(wrap(text, width))
+
+
+def legend_columns(width: float, names: Iterable[str]) -> int:
     """How many names fit beside each other in a figure of so many inches."""
-    return 1 if width < 6 else 2
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    return max(1, int(width / (0.6 + 0.07 * longest)))
 
 
 def marks(number: int) -> dict[str, Any]:

@@ -103,7 +103,11 @@ def _facts(study: Collection, baselines: Mapping[str, Configuration]) -> dict[st
     runs = study.runs
     seeds = sorted({run.seed for run in runs})
     differing = {
-        key: "; ".join(dict.fromkeys(one.differing[key] for one in study.configurations))
+        key: "; ".join(
+            dict.fromkeys(
+                one.differing[key].removeprefix(f"{key}=") for one in study.configurations
+            )
+        )
         for key in study.keys
     }
     few = [one.label for one in study.configurations if len(one.runs) == 1]

@@ -177,7 +177,7 @@ def collect(folders: Iterable[Path]) -> Collection:
     configurations = [_configuration(shown, group) for group in groups.values()]
     if len({one.label for one in configurations}) < len(configurations):
         configurations = [_configuration(shown, group, False) for group in groups.values()]
-    configurations.sort(key=lambda one: [_natural(text) for text in one.differing.values()])
+    configurations.sort(key=_rank)
     common = {key: whole[0].settings.get(key) for key in keys if key not in differing}
     left_out = tuple(run for run in runs if run.flaw)
     return Collection(tuple(configurations), left_out, common)
@@ -237,6 +237,12 @@ def _unique(runs: list[Run]) -> list[Run]:
 def _configuration(keys: list[str], runs: list[Run], is_short: bool = True) -> Configuration:
     texts = {key: part(key, runs[0].settings.get(key), is_short) for key in keys}
     return Configuration(texts, tuple(sorted(runs, key=lambda run: run.seed)))
+
+
+def _rank(one: Configuration) -> list[tuple[bool, list[tuple[int, float, str]]]]:
+    """Sort key: those of one task stand together."""
+    keys = sorted(one.differing, key=lambda key: key not in TASK)  # stable
+    return [_natural(one.differing[key]) for key in keys]
 
 
 def _natural(text: str) -> tuple[bool, list[tuple[int, float, str]]]:

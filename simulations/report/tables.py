@@ -88,7 +88,7 @@ def results(study: Collection) -> Table:
     caption = (
         f"Accuracy on the test set: mean ± half of the {LEVEL:.0%} interval over seeds (Student's "
         "t); without ± there is one seed and no interval. Best: over the rounds of each run, "
-        "chosen on the test set and so too high. The rest are means over seeds of what all "
+        "chosen on the test set and so optimistic. The rest are means over seeds of what all "
         "clients and rounds took together. Payload: smashed data up, cut gradients down. "
         "Weights: synchronised heads, of fedavg models. Wire: whole messages, both ways. "
         "Ratio: payload over uncompressed fp32. MB are 10⁶ bytes."
