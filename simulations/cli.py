@@ -167,6 +167,8 @@ def report(
 
         if not output.absolute().parent.is_dir():
             raise ValueError(f"output: no folder {str(output.parent)!r}")
+        if output.is_dir():
+            raise ValueError(f"output: {str(output)!r} is a folder; give a file")
         page = build(folders, baseline)
         write(page, output, form or ("md" if output.suffix == ".md" else "html"))
     for skipped in page.study.left_out:

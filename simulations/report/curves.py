@@ -58,7 +58,8 @@ def figures(study: Collection) -> list[Drawing]:
     """All curves, then the fronts."""
     found = panels(study.configurations)
     curves = [_rounds(found), *(_curves(found, cost) for cost in COSTS)]
-    fronts = [_front(found, cost) for cost in COSTS[:2]]
+    whole = panels(study.configurations, most=len(study.configurations))
+    fronts = [_front(whole, cost) for cost in COSTS[:2]]  # points do not hide each other
     return [drawing for drawing in (*curves, *fronts) if drawing]
 
 

@@ -68,8 +68,8 @@ class Drawing:
         SVG in the colours of the page around it, and on white, for a file.
     data : DataFrame
         The numbers drawn.
-    is_wide : bool
-        It has several panels and needs more than a column.
+    width : float
+        Of the figure, in inches.
     """
 
     name: str
@@ -79,7 +79,12 @@ class Drawing:
     inline: str
     file: str
     data: pd.DataFrame
-    is_wide: bool = False
+    width: float
+
+    @property
+    def is_wide(self) -> bool:
+        """It needs more than a column."""
+        return self.width > 6
 
 
 @contextmanager
@@ -105,7 +110,7 @@ def drawn(
         inline=svg.replace(INK, "currentColor").replace(PAPER, "none"),
         file=text.replace(INK, "#222222").replace(PAPER, "#ffffff"),
         data=data,
-        is_wide=figure.get_figwidth() > 6,
+        width=figure.get_figwidth(),
     )  # fmt: skip
 
 
@@ -122,15 +127,15 @@ class Panel:
         return joined(self.lines[0][1].differing, self.split)
 
 
-def panels(configurations: Sequence[Configuration]) -> list[Panel]:
-    """Spread configurations over panels: by task, and by another key where lines are too many."""
+def panels(configurations: Sequence[Configuration], most: int = MOST_LINES) -> list[Panel]:
+    """Spread configurations over panels: by task, and by another key if lines are over `most`."""
     keys = list(configurations[0].differing)
     split = [key for key in keys if key in TASK]
     if len(split) == len(keys):
         split = split[:-1]  # tasks alone differ: the last key makes the lines
-    if _most(configurations, split) > MOST_LINES:
+    if _most(configurations, split) > most:
         shares = {key: _most(configurations, [*split, key]) for key in keys if key not in split}
-        good = [key for key, share in shares.items() if 1 < share <= MOST_LINES]
+        good = [key for key, share in shares.items() if 1 < share <= most]
         split += sorted(good, key=lambda key: -shares[key])[:1]
     found: dict[tuple[str, ...], list[tuple[str, Configuration]]] = {}
     for one in configurations:

@@ -154,5 +154,5 @@ def _data_uri(text: str, kind: str) -> str:
 
 def _labelled(drawing: Drawing) -> Markup:
     """Return the SVG for a page, with its description for screen readers."""
-    label = Markup('<svg role="img" aria-label="{}"').format(drawing.alt)
-    return label + Markup(drawing.inline.removeprefix("<svg"))
+    start = Markup('<svg role="img" aria-label="{}" style="max-width: {:.0f}px"')
+    return start.format(drawing.alt, 130 * drawing.width) + Markup(drawing.inline[len("<svg") :])
