@@ -11,6 +11,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -268,6 +269,22 @@ def test_figures_draw_what_was_measured(study):
     values = [10 * (i + 2 + seed) for i in range(4) for seed in range(3)]
     assert clients["clients"] == 12 and clients["median"] == pytest.approx(np.median(values))
     assert clients["10 %"] == pytest.approx(np.quantile(values, 0.1))
+
+
+def test_no_accuracy_is_drawn_and_no_sample_is_blank(tmp_path):
+    """Two images: as many colours as values, but for classes that nobody holds."""
+    write_run(tmp_path / "a", [0.5])
+    frame = pd.DataFrame({"client": [0, 0], "class": [0, 1], "samples": [0, 5]})
+    frame.to_csv(tmp_path / "a" / "partition.csv", index=False)
+    frame = pd.DataFrame({"round": 1, "class": [0, 1], "samples": 9, "accuracy": [0.0, 1.0]})
+    frame.to_csv(tmp_path / "a" / "classes.csv", index=False)
+    figures = {drawing.name: drawing.file for drawing in build([tmp_path]).drawings}
+    opaque = {}
+    for name in ("partition-1", "accuracy-per-class"):
+        data = re.search(r'base64,([^"]+)"', figures[name].replace("\n", "")).group(1)
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+        opaque[name] = (pixels[..., 3] > 0).mean()
+    assert opaque == {"partition-1": 0.5, "accuracy-per-class": 1.0}
 
 
 def test_fedavg_has_no_payload_and_is_named_where_it_is_missing(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from simulations.report.figures import (
     Drawing,
@@ -178,6 +179,8 @@ def _label(figure: Figure, axes: list[Any], is_log: bool) -> None:
     for axis in axes:
         if is_log:
             axis.set_xscale("log")
+            low, high = axis.get_xlim()
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             axis.xaxis.set_minor_formatter(lambda value, _: "")
         handles, labels = axis.get_legend_handles_labels()

@@ -49,7 +49,7 @@ def _partitions(study: Collection) -> list[Drawing]:
         )
         data = frame[["client", "class", "samples"]]
         drawing = _heat_map(
-            held, f"partition-{number}", f"Who holds what: {where}",
+            held.where(held > 0), f"partition-{number}", f"Who holds what: {where}",
             "Training samples of every class (rows) at every client (columns); none is blank.",
             alt, ("client", "class", "samples"), data,
         )  # fmt: skip
@@ -100,7 +100,7 @@ def _boxes(data: pd.DataFrame) -> Drawing:
     with look(name):
         names = [wrapped(label, 44) for label in data["configuration"]]
         width = 4.8 if max(map(len, names)) < 30 else 7.0
-        height = 0.8 + 0.17 * sum(1.3 + name.count("\n") for name in names)
+        height = 0.8 + _height(names)
         figure = Figure(figsize=(width, height), layout="constrained")
         axis = figure.subplots()
         boxes = [
@@ -152,12 +152,11 @@ def _heat_map(
 ) -> Drawing:
     with look(name):
         names = [wrapped(str(name), 44) for name in table.index]
-        height = 1.1 + min(12.0, 0.16 * sum(1.3 + name.count("\n") for name in names))
+        height = 1.1 + min(14.0, _height(names))
         width = 4.8 if max(map(len, names)) < 30 else 7.0
         figure = Figure(figsize=(width, max(2.2, height)), layout="constrained")
         axis = figure.subplots()
-        values = table.to_numpy(dtype=float)
-        shown = np.ma.masked_where(np.isnan(values) | (values == 0), values)
+        shown = np.ma.masked_invalid(table.to_numpy(dtype=float))
         # an image: a thousand clients would be a hundred thousand rectangles
         image = axis.imshow(shown, aspect="auto", interpolation="none", cmap="cividis", vmin=0)
         _ticks(axis.xaxis, [str(name) for name in table.columns])
@@ -165,10 +164,16 @@ def _heat_map(
         axis.set_xlabel(axes[0])
         axis.set_ylabel(axes[1])
         axis.grid(visible=False)
-        bar = figure.colorbar(image, ax=axis, pad=0.02)
+        place: dict[str, Any] = {"location": "top"} if len(names) > 20 else {"pad": 0.02}
+        bar = figure.colorbar(image, ax=axis, aspect=30, **place)
         bar.set_label(axes[2])
         bar.outline.set_visible(False)
         return drawn(figure, name, title, caption, alt, data)
+
+
+def _height(names: Sequence[str]) -> float:
+    """Inches for as many rows of equal height, none lower than its name."""
+    return len(names) * (0.08 + 0.12 * max(1 + name.count("\n") for name in names))
 
 
 def _ticks(axis: Any, names: Sequence[str]) -> None:

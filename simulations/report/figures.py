@@ -25,7 +25,7 @@ COLOURS = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 """Okabe and Ito's, safe for colour-blind readers, but for yellow, which paper swallows."""
 
 DASHES = ("-", "--", ":", "-.")
-MARKERS = "osD^vP*Xhd<>p8"
+MARKERS = "osD^vP*Xhd<>8"
 
 LOOK = {
     "svg.fonttype": "none",
@@ -195,7 +195,7 @@ def legend_columns(width: float, names: Iterable[str]) -> int:
 
 
 def marks(number: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the line of that number: no two share all three."""
+    """Colour, dashes and marker of a line; 7 colours and 13 markers make 91 pairs."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],

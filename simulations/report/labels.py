@@ -10,7 +10,7 @@ from fl_split.specs import SpecError, resolve, stages
 from simulations.experiment import TABLES, Experiment
 from simulations.partition import PARTITIONS
 
-TASK = ("dataset", "partition", "clients", "test_fraction")
+TASK = ("dataset", "partition", "clients", "fraction", "test_fraction")
 """Keys that say what is to be learnt, and by whom; the others say how."""
 
 SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")
