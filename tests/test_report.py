@@ -109,6 +109,7 @@ def test_what_cannot_be_tested_has_no_p():
     one = paired({0: 0.7}, {0: 0.5})
     assert one.mean == pytest.approx(0.2) and math.isnan(one.half) and math.isnan(one.p)
     assert paired({0: 0.7}, {1: 0.5}).seeds == ()
+    assert paired({0: 0.7, 1: math.nan}, {0: 0.5, 1: 0.5}).seeds == (0,)
 
 
 def test_holm_by_hand():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from simulations.report.figures import (
     Drawing,
@@ -108,6 +108,8 @@ def _draw(
         if not data:
             return None
         drawn_numbers = pd.concat(data, ignore_index=True)
+        if x == "round":
+            axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         is_log = name.startswith("payload") and _is_spread(drawn_numbers, x)
         _label(figure, axes, is_log)
         absent = _absent(found, drawn_numbers)

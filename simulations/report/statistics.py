@@ -45,8 +45,12 @@ class Difference:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """Compare two configurations over the seeds that both have, `values` minus `baseline`."""
-    seeds = tuple(sorted(values.keys() & baseline.keys()))
+    """Compare two configurations over the seeds that both have, `values` minus `baseline`.
+
+    A value that is missing (nan) is as good as no seed.
+    """
+    common = sorted(values.keys() & baseline.keys())
+    seeds = tuple(seed for seed in common if not math.isnan(values[seed] - baseline[seed]))
     differences = [values[seed] - baseline[seed] for seed in seeds]
     mean, half = interval(differences)
     is_same = bool(seeds) and not any(differences)
