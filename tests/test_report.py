@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from simulations import cli
 from simulations.experiment import Experiment
+from simulations.report.figures import grid, panels
 from simulations.report.labels import short
 from simulations.report.page import attachments, build, html, write
 from simulations.report.runs import collect
@@ -308,10 +309,15 @@ def test_many_configurations_are_spread_over_panels(tmp_path):
                 place = tmp_path / f"{alpha}-{codec}-{strategy}"
                 task = f"dirichlet(alpha={alpha})"
                 write_run(place, [0.5], codec=codec, strategy=strategy, partition=task)
-    figure = build([tmp_path]).drawings[0]
-    titles = re.findall(r">([^<>]*dirichlet[^<>]*)<", figure.inline)
-    assert len(titles) == 6 and "dirichlet(alpha=0.1), topk(ratio=0.1)" in titles
-    assert figure.is_wide
+    found = panels(collect([tmp_path]).configurations)
+    assert [panel.title for panel in found] == [
+        f"dirichlet(alpha={alpha}), {codec}"
+        for alpha in (0.1, 1.0)
+        for codec in ("identity", "adc(ratio=0.1)", "topk(ratio=0.1)")
+    ]
+    lines = ["parallel", "sequential", "sflv1", "sflv2"]
+    assert all([label for label, _ in panel.lines] == lines for panel in found)
+    assert len(grid(found, "x", "y")[1]) == 6
 
 
 def test_the_page_needs_no_network_and_is_the_same_twice(study):

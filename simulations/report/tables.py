@@ -40,6 +40,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{",
     "}": r"\}", "$": r"\$", "±": r"$\pm$", "|": r"\textbar{}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}",
 }  # fmt: skip
 
 
