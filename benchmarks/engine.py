@@ -260,8 +260,8 @@ def empty_exchange(clients: int, engine: str) -> float:
 
 
 FIRST_EXCHANGE = """
-from simulations import cli
-with cli._quiet():
+from simulations import terminal
+with terminal.quiet():
     from simulations import client_app, report
     from simulations.experiment import Experiment
     from simulations.setup import prepare

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # importing costs seconds, which --help can do without
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+Form = Literal["html", "md"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,6 +55,7 @@ def main() -> None:
     [b]fl-split pareto configs/pareto_digits.toml[/b]       codecs at equal budgets
     [b]fl-split sweep CONFIG seed=0..4[/b]                  a grid, several runs at once
     [b]fl-split watch DIR[/b]                               what runs are doing
+    [b]fl-split report DIR -o report.html[/b]               tables and figures of finished runs
     [b]fl-split partition CONFIG[/b]                        who would hold which samples
     [b]fl-split resume DIR[/b]                              go on with a stopped run
     [b]fl-split list[/b]                                    what can be combined
@@ -141,6 +144,41 @@ def pareto(
         }
     folder = chosen_folder(values, out_dir)
     _run_study(study, plans, folder)
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, at any depth.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
+        "report.html"
+    ),
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Whom to compare with: part of a configuration's label."),
+    ] = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="By default from the name of the file.")
+    ] = None,
+) -> None:
+    """Make one page of tables and figures from finished runs; runs differing in seed are grouped.
+
+    Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
+    """
+    with door():
+        from simulations.report.page import build, write
+
+        if not output.absolute().parent.is_dir():
+            raise ValueError(f"output: no folder {str(output.parent)!r}")
+        if output.is_dir():
+            raise ValueError(f"output: {str(output)!r} is a folder; give a file")
+        page = build(folders, baseline)
+        write(page, output, form or ("md" if output.suffix == ".md" else "html"))
+    for skipped in page.study.left_out:
+        out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)
+    text = f"{page.facts['runs']}: {output}"
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """What makes clients' training data differ beside who holds which samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def table(clients=4, each=50, size=8):
 def test_a_quarter_turn_is_that_of_numpy(monkeypatch):
     monkeypatch.setattr(Rotation, "angle", lambda self, owner: 90.0)
     before = table()
-    after = skewed(before, [Rotation()], 0)
+    after = skewed(before, [Rotation()], 0, {})
     assert np.array_equal(after.pixels, np.rot90(before.pixels, axes=(2, 3)))
 
 
@@ -36,7 +38,7 @@ def test_every_client_has_an_angle_of_its_own_for_good(monkeypatch):
 
     monkeypatch.setattr(Rotation, "angle", angle)
     before = table()
-    first, again, other = (skewed(before, [Rotation(30)], seed).pixels for seed in (0, 0, 1))
+    first, again, other = (skewed(before, [Rotation(30)], seed, {}).pixels for seed in (0, 0, 1))
     assert seen[:4] == seen[4:8] and len(set(seen)) == 8
     assert all(-30 <= angle <= 30 for angle in seen)
     assert np.array_equal(first, again) and not np.array_equal(first, other)
@@ -44,7 +46,7 @@ def test_every_client_has_an_angle_of_its_own_for_good(monkeypatch):
 
 def test_noise_grows_with_the_client():
     before = table()
-    after = skewed(before, [Noise(std=0.1)], 0)
+    after = skewed(before, [Noise(std=0.1)], 0, {})
     differences = after.pixels.astype(int) - before.pixels
     spread = [differences[part].std() for part in before.partitions[:4]]
     # Client 0 of 5 (one has no samples) has none, client 3 has 0.1 * 3 / 5 of 255.
@@ -53,7 +55,7 @@ def test_noise_grows_with_the_client():
 
 def test_label_noise_replaces_a_share_by_any_other_class():
     before = table(each=4000, size=1)
-    after = skewed(before, [LabelNoise(rate=0.3)], 0)
+    after = skewed(before, [LabelNoise(rate=0.3)], 0, {})
     assert after.pixels.tolist() == before.pixels.tolist()
     for part in before.partitions:
         is_wrong = after.labels[part] != before.labels[part]
@@ -66,11 +68,11 @@ def test_label_noise_replaces_a_share_by_any_other_class():
 def test_skews_come_one_after_the_other_and_leave_the_table_as_it_was():
     before = table()
     kept = before.pixels.copy(), before.labels.copy()
-    both = skewed(before, parse_skew("rotation() | label_noise(rate=1)"), 0)
-    assert np.array_equal(both.pixels, skewed(before, [Rotation()], 0).pixels)
-    assert np.array_equal(both.labels, skewed(before, [LabelNoise(1.0)], 0).labels)
+    both = skewed(before, parse_skew("rotation() | label_noise(rate=1)"), 0, {})
+    assert np.array_equal(both.pixels, skewed(before, [Rotation()], 0, {}).pixels)
+    assert np.array_equal(both.labels, skewed(before, [LabelNoise(1.0)], 0, {}).labels)
     assert np.array_equal(before.pixels, kept[0]) and np.array_equal(before.labels, kept[1])
-    assert skewed(before, parse_skew("none()"), 0) is before
+    assert skewed(before, parse_skew("none()"), 0, {}) is before
 
 
 @pytest.mark.parametrize(
@@ -108,3 +110,15 @@ def test_a_skewed_run_is_reproducible_and_another_one(simulate):
         simulate(rounds=1, skew=skew) for skew in ("noise(0.3)", "noise(std=0.3)", "none")
     )
     assert first.equals(again) and not first.equals(plain)
+
+
+def test_held_out_samples_are_seen_as_the_client_sees_its_own():
+    """Same angle as the client's training images; labels stay right."""
+    before = table()
+    shard = {1: before.partitions[1][:2]}
+    kept = [p if k != 1 else p[2:] for k, p in enumerate(before.partitions)]
+    smaller = replace(before, partitions=kept)
+    turned = skewed(smaller, [Rotation()], 0, shard)
+    assert np.array_equal(turned.pixels, skewed(before, [Rotation()], 0, {}).pixels)
+    noisy = skewed(smaller, [LabelNoise(rate=1.0)], 0, shard)
+    assert np.array_equal(noisy.labels[shard[1]], before.labels[shard[1]])

@@ -1,0 +1,5 @@
+"""Finished runs, for people: the table and plot of `compare`, and pages from folders of runs."""
+
+from simulations.report.comparison import BYTES_SENT, comparison, comparison_table, plot
+
+__all__ = ["BYTES_SENT", "comparison", "comparison_table", "plot"]

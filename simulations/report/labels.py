@@ -1,0 +1,63 @@
+"""Short texts for settings: `sflv2, adc(ratio=0.1)` for the keys that matter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fl_split.specs import SpecError, resolve, stages
+from simulations.experiment import TABLES, Experiment
+from simulations.partition import PARTITIONS
+
+TASK = ("dataset", "partition", "clients", "fraction", "test_fraction")
+"""Keys that say what is to be learnt, and by whom; the others say how."""
+
+SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")
+"""Keys whose value speaks for itself; it comes first, and without the key."""
+
+SPECS: Mapping[str, Mapping[str, Callable[..., Any]]] = {**TABLES, "partition": PARTITIONS}
+
+
+def ordered(keys: Iterable[str]) -> list[str]:
+    """Put keys in the order in which labels name them."""
+    known = [*SELF_EVIDENT, *(key for key in Experiment.model_fields if key not in SELF_EVIDENT)]
+    return sorted(keys, key=lambda key: (known.index(key) if key in known else len(known), key))
+
+
+def joined(differing: Mapping[str, str], keys: Iterable[str]) -> str:
+    """Join the texts of `keys`; what says that there is nothing is only said if alone."""
+    texts = [differing[key] for key in keys]
+    told = [text for text in texts if text not in {"downlink=identity", "budget=none"}]
+    return ", ".join(told or texts)
+
+
+def part(key: str, value: Any, is_short: bool = True) -> str:
+    """Return what a label says of a key, without the defaults of a spec if it is to be short."""
+    if value is None:
+        return f"{key} not given"
+    text = short(key, value) if is_short else str(value)
+    return text if key in SELF_EVIDENT else f"{key}={text}"
+
+
+def short(key: str, value: Any) -> str:
+    """Spell a setting without what is its default; a spec of unknown names stays as it is."""
+    if key not in SPECS or not isinstance(value, str):
+        return str(value)
+    try:
+        return " | ".join(_stage(stage, SPECS[key]) for stage in stages(value))
+    except SpecError:
+        return value
+
+
+def _stage(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
+    """Keep what is no default, and a number that comes first: `adc(ratio=0.1)`."""
+    name, arguments = resolve(spec, table)
+    parameters = inspect.signature(table[name]).parameters
+    first = next(iter(arguments), None)
+    told = [
+        f"{key}={value!r}"
+        for key, value in arguments.items()
+        if value != parameters[key].default or (key == first and type(value) in {int, float})
+    ]
+    return f"{name}({', '.join(told)})" if told else name

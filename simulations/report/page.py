@@ -1,0 +1,158 @@
+"""One page from folders of runs: HTML that needs nothing else, or Markdown and its files."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from simulations.report import curves, distributions, tables
+from simulations.report.figures import Drawing
+from simulations.report.labels import ordered, short
+from simulations.report.runs import Collection, Configuration, collect
+from simulations.results import write_whole
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a report shows, ready to be laid out."""
+
+    study: Collection
+    facts: Mapping[str, str]
+    tables: Sequence[tables.Table]
+    drawings: Sequence[Drawing]
+
+    @property
+    def title(self) -> str:
+        """What the page is about, in a few words."""
+        count = len(self.study.configurations)
+        names = ", ".join(one.label for one in self.study.configurations)
+        return names if count < 3 else f"{count} configurations"
+
+
+def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
+    """Read all runs below `folders` and work out what is to be shown.
+
+    `baseline` names whom to compare with, as `Collection.baselines` says.
+
+    Raises
+    ------
+    ValueError
+        No complete run, or an unknown baseline.
+    """
+    study = collect(folders)
+    against = study.baselines(baseline)
+    found = (tables.results(study), tables.differences(study, against), tables.metrics(study))
+    shown = [table for table in (*found, tables.runs(study)) if table]
+    drawings = [*curves.figures(study), *distributions.figures(study)]
+    return Page(study, _facts(study, against), shown, drawings)
+
+
+def html(page: Page) -> str:
+    """Lay `page` out as one file that needs no other."""
+    return _environment().get_template("page.html.jinja").render(page=page)
+
+
+def markdown(page: Page, files: str) -> str:
+    """Lay `page` out as Markdown that shows figures from the folder `files`."""
+    return _environment().get_template("page.md.jinja").render(page=page, files=files)
+
+
+def write(page: Page, path: Path, form: str) -> None:
+    """Write `page` to `path` as html or md; Markdown's files go to a folder beside it.
+
+    Raises
+    ------
+    ValueError
+        `path` cannot be written to.
+    """
+    try:
+        if form == "html":
+            return write_whole(path, html(page).encode())
+        folder = path.with_name(f"{path.stem}_files")
+        folder.mkdir(exist_ok=True)
+        for name, text in attachments(page).items():
+            write_whole(folder / name, text.encode())
+        write_whole(path, markdown(page, folder.name).encode())
+    except OSError as error:
+        raise ValueError(f"output: cannot write {str(path)!r}: {error.strerror}") from None
+
+
+def attachments(page: Page) -> dict[str, str]:
+    """Everything that can be downloaded, by file name."""
+    files = {f"{table.name}.csv": numbers(table.data) for table in page.tables}
+    files |= {f"{table.name}.tex": table.latex() for table in page.tables}
+    files |= {f"{drawing.name}.csv": numbers(drawing.data) for drawing in page.drawings}
+    return files | {f"{drawing.name}.svg": drawing.file for drawing in page.drawings}
+
+
+def numbers(data: pd.DataFrame) -> str:
+    """Return a table as CSV; what reads it back gets the same numbers."""
+    return data.to_csv(index=False, lineterminator="\n")
+
+
+def _facts(study: Collection, baselines: Mapping[str, Configuration]) -> dict[str, str]:
+    """What was run, by heading."""
+    runs = study.runs
+    seeds = sorted({run.seed for run in runs})
+    differing = {
+        key: "; ".join(
+            dict.fromkeys(
+                one.differing[key].removeprefix(f"{key}=") for one in study.configurations
+            )
+        )
+        for key in study.keys
+    }
+    few = [one.label for one in study.configurations if len(one.runs) == 1]
+    facts = {
+        "runs": f"{len(runs)} runs of {len(study.configurations)} configurations",
+        "seeds": ", ".join(map(str, seeds)),
+        "one seed only, so no interval": "; ".join(few),
+        "baseline": "; ".join(dict.fromkeys(one.label for one in baselines.values())),
+        **{f"{key} (differs)": text for key, text in differing.items()},
+        **{key: short(key, study.common[key]) for key in ordered(study.common)},
+        "left out": "; ".join(f"{run.name} ({run.flaw})" for run in study.left_out),
+        "versions": _merged([run.summary.get("versions", {}) for run in runs]),
+        "machine": _merged([run.summary.get("machine", {}) for run in runs]),
+        "engine": "; ".join(sorted({short("engine", run.settings.get("engine")) for run in runs})),
+    }
+    return {name: text for name, text in facts.items() if text not in {"", "None"}}
+
+
+def _merged(dictionaries: Sequence[Mapping[str, Any]]) -> str:
+    """Name every value of every key once."""
+    found: dict[str, dict[str, None]] = {}
+    for one in dictionaries:
+        for key, value in one.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            found.setdefault(key, {})[text] = None
+    return ", ".join(f"{key.replace('_', ' ')} {' / '.join(vs)}" for key, vs in found.items())
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("simulations.report", "templates"),
+        autoescape=lambda name: bool(name and ".html" in name),
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["numbers"] = numbers
+    environment.filters["labelled"] = _labelled
+    return environment
+
+
+def _data_uri(text: str, kind: str) -> str:
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _labelled(drawing: Drawing) -> Markup:
+    """Return the SVG for a page, with its description for screen readers."""
+    start = Markup('<svg role="img" aria-label="{}" style="max-width: {:.0f}px"')
+    return start.format(drawing.alt, 130 * drawing.width) + Markup(drawing.inline[len("<svg") :])

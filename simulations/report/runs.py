@@ -1,0 +1,257 @@
+"""Reading runs from folders of any depth, and grouping those that differ only in their seed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from simulations.checkpoint import FREE
+from simulations.experiment import read_toml
+from simulations.report.labels import TASK, joined, ordered, part
+from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
+
+IGNORED = FREE | {"seed"}
+"""Keys in which the runs of one configuration may differ."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one output folder holds.
+
+    Attributes
+    ----------
+    name : str
+        The folder, from the one that the report was asked for.
+    flaw : str
+        Why the run is not counted; empty if it is.
+    """
+
+    name: str
+    folder: Path
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    rounds: pd.DataFrame
+    flaw: str
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings.get("seed", 0))
+
+    def total(self, key: str) -> float:
+        """Return a number of the summary; nan where it has none."""
+        value = self.summary.get(key)
+        return float("nan") if value is None else float(value)
+
+    def table(self, file: str) -> pd.DataFrame | None:
+        """Read another table of the run, if it is there and has rows."""
+        frame = _csv(self.folder / file)
+        return None if frame is None or frame.empty else frame
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ only in their seed.
+
+    Attributes
+    ----------
+    differing : Mapping[str, str]
+        Key to short text, for the keys in which the configurations of the study differ.
+    """
+
+    differing: Mapping[str, str]
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        """All that tells this configuration from the others."""
+        return joined(self.differing, self.differing)
+
+    @property
+    def task(self) -> str:
+        """The part of the label that says what was to be learnt, by whom."""
+        return joined(self.differing, [key for key in self.differing if key in TASK])
+
+    @property
+    def method(self) -> str:
+        """The part of the label that says how."""
+        keys = [key for key in self.differing if key not in TASK]
+        return joined(self.differing, keys) or self.label
+
+    def values(self, key: str) -> list[float]:
+        """Return a number of each run's summary."""
+        return [run.total(key) for run in self.runs]
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """Return a number of each run's summary, by seed."""
+        return {run.seed: run.total(key) for run in self.runs}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All runs of a report, grouped; `common` are the keys in which none differs."""
+
+    configurations: tuple[Configuration, ...]
+    left_out: tuple[Run, ...]
+    common: Mapping[str, Any]
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs that count."""
+        return [run for one in self.configurations for run in one.runs]
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys in which configurations differ."""
+        return list(self.configurations[0].differing)
+
+    def baselines(self, name: str | None) -> dict[str, Configuration]:
+        """Choose whom to compare with, by task.
+
+        Parameters
+        ----------
+        name : str, optional
+            A label or one of its parts or, if none is just so, part of a label. If it fits
+            several, they must be of different tasks, one for each; a single one serves all
+            tasks. Without it, the first method, or in a task that lacks it the first there.
+
+        Raises
+        ------
+        ValueError
+            Nothing is called so, or it is not clear which is meant.
+        """
+        if name is None:
+            return self._first_methods()
+        exact = [
+            one
+            for one in self.configurations
+            if name in {one.label, one.method, *one.differing.values()}
+        ]
+        chosen = exact or [one for one in self.configurations if name in one.label]
+        if not chosen:
+            known = _listed([one.label for one in self.configurations])
+            raise ValueError(f"no configuration is called {name!r}; there are: {known}")
+        found = {one.task: one for one in chosen}
+        if len(found) < len(chosen):
+            fitting = _listed([one.label for one in chosen])
+            raise ValueError(f"{name!r} fits {len(chosen)} configurations: {fitting}; say more")
+        if len(chosen) == 1:
+            return {one.task: chosen[0] for one in self.configurations}
+        return found
+
+    def _first_methods(self) -> dict[str, Configuration]:
+        first = self.configurations[0].method
+        found: dict[str, Configuration] = {}
+        for one in self.configurations:
+            if one.task not in found or one.method == first:
+                found[one.task] = one
+        return found
+
+
+def collect(folders: Iterable[Path]) -> Collection:
+    """Find all runs in and below `folders`, and group them.
+
+    Raises
+    ------
+    ValueError
+        A folder is missing or holds no run, or no run is complete.
+    """
+    runs = _unique([run for folder in folders for run in _find(folder)])
+    whole = [run for run in runs if not run.flaw]
+    if not whole:
+        flaws = _listed([f"{run.name} ({run.flaw})" for run in runs])
+        raise ValueError(f"no run is complete: {flaws}")
+    keys = sorted({key for run in whole for key in run.settings} - IGNORED)
+    differing = [key for key in keys if len({str(r.settings.get(key)) for r in whole}) > 1]
+    groups: dict[str, list[Run]] = {}
+    for run in whole:
+        groups.setdefault(str([run.settings.get(key) for key in differing]), []).append(run)
+    shown = ordered(differing) or ["strategy", "codec"]
+    configurations = [_configuration(shown, group) for group in groups.values()]
+    if len({one.label for one in configurations}) < len(configurations):
+        configurations = [_configuration(shown, group, False) for group in groups.values()]
+    configurations.sort(key=_rank)
+    common = {key: whole[0].settings.get(key) for key in keys if key not in differing}
+    left_out = tuple(run for run in runs if run.flaw)
+    return Collection(tuple(configurations), left_out, common)
+
+
+def _find(folder: Path) -> list[Run]:
+    if not folder.is_dir():
+        raise ValueError(f"no folder {str(folder)!r}")
+    places = [path.parent for path in folder.rglob(EXPERIMENT)]
+    if not places:
+        raise ValueError(f"no runs in {str(folder)!r}: no {EXPERIMENT} in it or below")
+    root = folder.resolve().name
+    named = {f"{root}/{place.relative_to(folder).as_posix()}": place for place in places}
+    return [_read(name.removesuffix("/."), named[name]) for name in sorted(named, key=_natural)]
+
+
+def _read(name: str, folder: Path) -> Run:
+    settings = read_toml(folder / EXPERIMENT)
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        flaw = "" if summary["status"] == "complete" else str(summary["status"])
+    except FileNotFoundError:
+        summary, flaw = {}, "unfinished"
+    except (ValueError, KeyError, TypeError):
+        summary, flaw = {}, f"{SUMMARY} is damaged"
+    rounds = _csv(folder / ROUNDS)
+    if rounds is None or "accuracy" not in rounds:
+        flaw = flaw or f"{ROUNDS} is missing or damaged"
+    elif rounds.empty:
+        flaw = flaw or "no rounds"
+    return Run(name, folder, settings, summary, pd.DataFrame() if rounds is None else rounds, flaw)
+
+
+def _csv(path: Path) -> pd.DataFrame | None:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+        return None
+
+
+def _unique(runs: list[Run]) -> list[Run]:
+    """Drop folders that were given twice; mark runs whose seed their configuration has."""
+    found: dict[Path, Run] = {}
+    seen: dict[str, str] = {}
+    for run in runs:
+        place = run.folder.resolve()
+        if place in found:
+            continue
+        same = str(sorted((k, str(v)) for k, v in run.settings.items() if k not in FREE))
+        flaw = run.flaw or (f"same experiment as {seen[same]}" if same in seen else "")
+        if not flaw:
+            seen[same] = run.name
+        found[place] = replace(run, flaw=flaw)
+    return list(found.values())
+
+
+def _configuration(keys: list[str], runs: list[Run], is_short: bool = True) -> Configuration:
+    texts = {key: part(key, runs[0].settings.get(key), is_short) for key in keys}
+    return Configuration(texts, tuple(sorted(runs, key=lambda run: run.seed)))
+
+
+def _rank(one: Configuration) -> list[tuple[bool, list[tuple[int, float, str]]]]:
+    """Sort key: those of one task stand together."""
+    keys = sorted(one.differing, key=lambda key: key not in TASK)  # stable
+    return [_natural(one.differing[key]) for key in keys]
+
+
+def _natural(text: str) -> tuple[bool, list[tuple[int, float, str]]]:
+    """Sort key: no compression first, then by name, numbers by value."""
+    pieces = re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?|[^\d]+", text)
+    keys = [(0, float(p), "") if p[0].isdigit() else (1, 0.0, p) for p in pieces]
+    return text != "identity", keys
+
+
+def _listed(texts: list[str]) -> str:
+    shown = "; ".join(texts[:40])
+    return shown + ("; ..." if len(texts) > 40 else "")

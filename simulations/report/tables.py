@@ -1,0 +1,214 @@
+"""Tables of a report: text for people, numbers for programs, LaTeX for papers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from simulations.report.curves import HEAD, PAYLOAD
+from simulations.report.runs import Collection, Configuration
+from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
+from simulations.results import BYTES
+
+SHOWN = {
+    "round", "accuracy", "clients", "samples", "client_steps", *BYTES, "smashed_bytes", "ratio",
+    "nominal_samples", "client_flops", "server_flops", "wall_seconds", "cpu_seconds", "dropped",
+}  # fmt: skip
+"""Columns of rounds.csv that other tables tell of; whatever else is there is a metric."""
+
+WIRE = ("wire_bytes_up", "wire_bytes_down")
+
+MEANS: Mapping[str, tuple[tuple[str, ...], float, str]] = {
+    "payload up, MB": (PAYLOAD[:1], 1e-6, ",.1f"),
+    "payload down, MB": (PAYLOAD[1:], 1e-6, ",.1f"),
+    "weights up, MB": (HEAD[:1], 1e-6, ",.1f"),
+    "weights down, MB": (HEAD[1:], 1e-6, ",.1f"),
+    "wire, MB": (WIRE, 1e-6, ",.1f"),
+    "ratio": (("ratio",), 1.0, ".3f"),
+    "client GFLOP": (("client_flops",), 1e-9, ",.1f"),
+    "server GFLOP": (("server_flops",), 1e-9, ",.1f"),
+    "wall s": (("wall_seconds",), 1.0, ",.0f"),
+    "CPU s": (("cpu_seconds",), 1.0, ",.0f"),
+}
+"""Columns of the result table that are means over seeds: sums of the summary, factor, format."""
+
+LATEX = {
+    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{",
+    "}": r"\}", "$": r"\$", "±": r"$\pm$", "|": r"\textbar{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, the first cell naming the row, and the numbers behind them."""
+
+    name: str
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    data: pd.DataFrame
+
+    def latex(self) -> str:
+        """Return the table for LaTeX's booktabs."""
+        lines = [" & ".join(map(_escaped, cells)) + r" \\" for cells in (self.columns, *self.rows)]
+        body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}"
+        return "\n".join([begin, *body, r"\end{tabular}", ""])
+
+    def markdown(self) -> str:
+        """Return the table for Markdown."""
+        rule = ["---", *["---:"] * (len(self.columns) - 1)]
+        rows = (self.columns, rule, *self.rows)
+        return "\n".join(
+            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows
+        )
+
+
+def results(study: Collection) -> Table:
+    """Accuracy, and what it cost, by configuration."""
+    rows, data = [], []
+    for one in study.configurations:
+        cells, numbers = [one.label, str(len(one.runs))], {"seeds": float(len(one.runs))}
+        for key in ("final", "best"):
+            mean, half = interval([100 * value for value in one.values(f"{key}_accuracy")])
+            cells.append(_with_interval(mean, half))
+            numbers |= {f"{key} accuracy, %": mean, f"{key} accuracy, half interval": half}
+        for column, (keys, factor, form) in MEANS.items():
+            mean = factor * interval([sum(run.total(key) for key in keys) for run in one.runs])[0]
+            cells.append(_number(mean, form))
+            numbers[column] = mean
+        rows.append(cells)
+        data.append({"configuration": one.label, **numbers})
+    caption = (
+        f"Accuracy on the test set: mean ± half of the {LEVEL:.0%} interval over seeds (Student's "
+        "t); without ± there is one seed and no interval. Best: over the rounds of each run, "
+        "chosen on the test set and so optimistic. The rest are means over seeds of what all "
+        "clients and rounds took together. Payload: smashed data up, cut gradients down. "
+        "Weights: synchronised heads, of fedavg models. Wire: whole messages, both ways. "
+        "Ratio: payload over uncompressed fp32. MB are 10⁶ bytes."
+    )
+    columns = ["configuration", "seeds", "final, %", "best, %", *MEANS]
+    return Table("results", "Results", caption, columns, rows, pd.DataFrame(data))
+
+
+def differences(study: Collection, baselines: Mapping[str, Configuration]) -> Table | None:
+    """Final accuracy less that of the baseline, over common seeds; None without a second one."""
+    compared = [
+        (one, baselines[one.task], _difference(one, baselines[one.task]))
+        for one in study.configurations
+        if one.task in baselines and baselines[one.task] is not one
+    ]
+    if not compared:
+        return None
+    adjusted = holm([difference.p for _, _, difference in compared])
+    bases = {base.label for _, base, _ in compared}
+    against = f" ({next(iter(bases))})" if len(bases) == 1 else ""
+    rows, data = [], []
+    for (one, base, found), p_holm in zip(compared, adjusted, strict=True):
+        told = [_difference_text(found), _p(found.p), _p(p_holm)]
+        names = [one.label] if len(bases) == 1 else [one.label, base.label]
+        rows.append([*names, str(len(found.seeds)), *told])
+        data.append(
+            {
+                "configuration": one.label,
+                "baseline": base.label,
+                "seeds": len(found.seeds),
+                "difference, points": found.mean,
+                "half interval": found.half,
+                "p": found.p,
+                "p (Holm)": p_holm,
+            }
+        )
+    names = ["configuration"] if len(bases) == 1 else ["configuration", "baseline"]
+    columns = [*names, "common seeds", "difference, points", "p", "p (Holm)"]
+    tests = sum(not math.isnan(p) for p in adjusted)
+    caption = (
+        f"Final accuracy less the baseline's{against} with the same seed: mean ± half of the "
+        f"{LEVEL:.0%} interval, two-sided paired t-test, and p after Holm's correction for the "
+        f"{tests} test{'s' * (tests != 1)} of this table. {_few_seeds(compared)}"
+    )
+    return Table("differences", "Differences", caption.strip(), columns, rows, pd.DataFrame(data))
+
+
+def metrics(study: Collection) -> Table | None:
+    """Whatever else the rounds recorded, after the last one."""
+    keys: dict[str, None] = {}
+    for run in study.runs:
+        numeric = run.rounds.select_dtypes("number").dropna(axis="columns", how="all")
+        keys.update(dict.fromkeys(str(name) for name in numeric if name not in SHOWN))
+    if not keys:
+        return None
+    rows, data = [], []
+    for one in study.configurations:
+        cells: list[str] = [one.label]
+        numbers: dict[str, float] = {}
+        for key in keys:
+            values = [_last(run.rounds, key) for run in one.runs]
+            mean, half = interval(values)
+            cells.append(_with_interval(mean, half, ".3f"))
+            numbers |= {key: mean, f"{key}, half interval": half}
+        rows.append(cells)
+        data.append({"configuration": one.label, **numbers})
+    caption = f"After the last round: mean ± half of the {LEVEL:.0%} interval over seeds."
+    columns = ["configuration", *(key.replace("_", " ") for key in keys)]
+    return Table("metrics", "More metrics", caption, columns, rows, pd.DataFrame(data))
+
+
+def runs(study: Collection) -> Table:
+    """Every run that counts: where it lies, and clients that it lost."""
+    rows = []
+    for one in study.configurations:
+        for run in one.runs:
+            dropped = run.rounds["dropped"].sum() if "dropped" in run.rounds else 0
+            final = _number(100 * run.total("final_accuracy"), ".1f")
+            counts = [str(run.seed), str(len(run.rounds)), f"{dropped:,.0f}"]
+            rows.append([run.name, one.label, *counts, final])
+    columns = ["run", "configuration", "seed", "rounds", "clients dropped", "final, %"]
+    caption = "Clients dropped: summed over rounds."
+    return Table("runs", "Runs", caption, columns, rows, pd.DataFrame(rows, columns=columns))
+
+
+def _difference(one: Configuration, base: Configuration) -> Difference:
+    mine, its = ({s: 100 * v for s, v in c.by_seed("final_accuracy").items()} for c in (one, base))
+    return paired(mine, its)
+
+
+def _few_seeds(compared: Sequence[tuple[Any, Any, Difference]]) -> str:
+    told = {len(difference.seeds) for _, _, difference in compared}
+    one = "One common seed gives no interval and no test. " if 1 in told else ""
+    return one + ("Without a common seed there is no difference." if 0 in told else "")
+
+
+def _difference_text(found: Difference) -> str:
+    if found.is_same and len(found.seeds) > 1:
+        return "0, equal in every seed"
+    return _with_interval(found.mean, found.half, "+.1f")
+
+
+def _with_interval(mean: float, half: float, form: str = ".1f") -> str:
+    shown = _number(mean, form)
+    return shown if math.isnan(half) else f"{shown} ± {half:{form.lstrip('+')}}"
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{form}}"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _last(rounds: pd.DataFrame, key: str) -> float:
+    known = rounds[key].dropna() if key in rounds else pd.Series(dtype=float)
+    return float(known.iloc[-1]) if len(known) else math.nan
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
