@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from simulations import checkpoint
@@ -31,7 +31,8 @@ PATIENCE = 60.0
 DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
-_LIBC = ctypes.CDLL(None)  # loaded here, since a forked process should load nothing
+PRELOADED = ["simulations.cli", "simulations.client_app", "simulations.server_app"]
+"""What cells need, imported once: they are forked from a process that has it."""
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Run:
 
     cell: Cell
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
 
 
 @dataclass
@@ -73,11 +74,14 @@ class Crowd:
 
     def __post_init__(self) -> None:
         self.waiting = list(self.cells)
+        os.environ["OMP_NUM_THREADS"] = "1"  # which torch reads when it is imported
+        self._fork = multiprocessing.get_context("forkserver")
+        self._fork.set_forkserver_preload(PRELOADED)
         self._peaks: dict[int, int] = {}
 
     def step(self) -> bool:
         """Note what has ended, start what there is room for; tell whether something goes on."""
-        for run in [run for run in self.running if run.process.poll() is not None]:
+        for run in [run for run in self.running if not run.process.is_alive()]:
             self.running.remove(run)
             self._note(run)
         while self.waiting and len(self.running) < self.jobs and self._has_room():
@@ -91,13 +95,11 @@ class Crowd:
     def stop(self) -> None:
         """Interrupt what runs, and wait until it has written what it has."""
         for run in self.running:
-            run.process.send_signal(signal.SIGINT)
+            os.kill(_pid(run), signal.SIGINT)
         for run in self.running:
-            try:
-                run.process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                run.process.kill()
-                run.process.wait()
+            run.process.join(PATIENCE)
+            run.process.kill()
+            run.process.join()
             self.status[run.cell.name] = "complete" if is_complete(run.folder) else "stopped"
         self.running = []
 
@@ -105,7 +107,7 @@ class Crowd:
         """Tell whether memory is left for one more; one always runs."""
         if not self.running:
             return True
-        sizes = {run.process.pid: resident_bytes(run.process.pid) for run in self.running}
+        sizes = {_pid(run): resident_bytes(_pid(run)) for run in self.running}
         for pid, size in sizes.items():
             self._peaks[pid] = max(size, self._peaks.get(pid, 0))
         most = max(self.need, *self._peaks.values())
@@ -123,22 +125,15 @@ class Crowd:
             make_folder(folder)
             (folder / CONFIG).write_text(cell.experiment.to_toml(), encoding="utf-8")
             command = ["run", str(folder / CONFIG), "--out", str(folder)]
-        with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "simulations.cli", *command, "--engine", engine],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is ours to hand on
-                preexec_fn=_prepare_child,
-            )
+        arguments = ([*command, "--engine", engine], str(folder / LOG))
+        process = self._fork.Process(target=_run_cell, args=arguments)
+        process.start()
         self.running.append(Run(cell, folder, process))
         self.status[cell.name] = "running"
 
     def _note(self, run: Run) -> None:
         name = run.cell.name
-        if run.process.returncode == 0 and is_complete(run.folder):
+        if run.process.exitcode == 0 and is_complete(run.folder):
             self.status[name] = "complete"
         else:
             self.status[name] = "failed"
@@ -176,17 +171,33 @@ def can_resume(folder: Path) -> bool:
     return False
 
 
-def _prepare_child() -> None:
-    """Die with the sweep, even if that is killed, and hear interrupts, even in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which Python takes as its own
-    prctl = getattr(_LIBC, "prctl", None)
+def _run_cell(arguments: list[str], log: str) -> None:
+    """Be ``fl-split`` in a process of its own, which writes to `log`.
+
+    It dies with the sweep, even if that is killed: then the process that forked it ends
+    too. Ctrl-C is the sweep's to hand on.
+    """
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    from simulations.cli import app
+
+    app(arguments)
+
+
+def _pid(run: Run) -> int:
+    assert run.process.pid is not None  # it has been started
+    return run.process.pid
 
 
 def _reason(run: Run) -> str:
     """What the log says about the end of a cell."""
-    code = run.process.returncode
+    code = run.process.exitcode or 0
     text = (run.folder / LOG).read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

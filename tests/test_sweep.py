@@ -167,9 +167,22 @@ def test_a_dry_run_shows_cells_and_cost_and_runs_nothing(config):
     assert not out.exists()
 
 
+def test_codecs_multiply_only_strategies_that_send_smashed_data():
+    grid = {
+        "strategy": ["parallel()", "fedavg()"],
+        "codec": ["identity()", "fp16()"],
+        "seed": [0, 1],
+    }
+    names = [cell.name for cell in cells({}, grid)]
+    assert names == [
+        "parallel-identity-seed0", "parallel-identity-seed1", "parallel-fp16-seed0",
+        "parallel-fp16-seed1", "fedavg-identity-seed0", "fedavg-identity-seed1",
+    ]  # fmt: skip
+
+
 def test_another_cell_waits_for_memory(monkeypatch, tmp_path):
     def start(self, cell):
-        process = SimpleNamespace(pid=len(self.running), poll=lambda: None)
+        process = SimpleNamespace(pid=len(self.running), is_alive=lambda: True)
         self.running.append(crowd.Run(cell, tmp_path, process))
 
     monkeypatch.setattr(crowd.Crowd, "_start", start)
