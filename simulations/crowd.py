@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -27,9 +28,6 @@ MARGIN = 1.25
 
 PATIENCE = 60.0
 """Seconds that interrupted cells have to write what they have."""
-
-DIE_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
 
 PRELOADED = ["simulations.cli", "simulations.client_app", "simulations.server_app"]
 """What cells need, imported once: they are forked from a process that has it."""
@@ -77,6 +75,7 @@ class Crowd:
         os.environ["OMP_NUM_THREADS"] = "1"  # which torch reads when it is imported
         self._fork = multiprocessing.get_context("forkserver")
         self._fork.set_forkserver_preload(PRELOADED)
+        self._lifeline, self._held = self._fork.Pipe(duplex=False)  # breaks when we die
         self._peaks: dict[int, int] = {}
 
     def step(self) -> bool:
@@ -125,7 +124,7 @@ class Crowd:
             make_folder(folder)
             (folder / CONFIG).write_text(cell.experiment.to_toml(), encoding="utf-8")
             command = ["run", str(folder / CONFIG), "--out", str(folder)]
-        arguments = ([*command, "--engine", engine], str(folder / LOG))
+        arguments = ([*command, "--engine", engine], str(folder / LOG), self._lifeline)
         process = self._fork.Process(target=_run_cell, args=arguments)
         process.start()
         self.running.append(Run(cell, folder, process))
@@ -171,23 +170,27 @@ def can_resume(folder: Path) -> bool:
     return False
 
 
-def _run_cell(arguments: list[str], log: str) -> None:
-    """Be ``fl-split`` in a process of its own, which writes to `log`.
+def _run_cell(arguments: list[str], log: str, lifeline: Connection) -> None:
+    """Be ``fl-split`` in a process of its own, which writes to `log` and dies with the sweep.
 
-    It dies with the sweep, even if that is killed: then the process that forked it ends
-    too. Ctrl-C is the sweep's to hand on.
+    Ctrl-C is the sweep's to hand on.
     """
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
     from simulations.cli import app
 
     app(arguments)
+
+
+def _die_with(lifeline: Connection) -> None:
+    """Wait for the other end to break, as it does even if the sweep is killed."""
+    with suppress(EOFError, OSError):
+        lifeline.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _pid(run: Run) -> int:
