@@ -20,7 +20,7 @@ from strategies import messages
 
 FILE = "checkpoint.safetensors"
 
-FREE = {"out", "engine", "timeout", "checkpoint_every"}
+FREE = {"out", "engine", "timeout", "checkpoint_every", "tracking"}
 """Keys that do not change a result, so a run may go on with other values."""
 
 

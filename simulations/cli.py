@@ -222,6 +222,7 @@ def list_() -> None:
         "Models (model)": TABLES["model"],
         "Optimisers (head_optimizer, tail_optimizer)": TABLES["head_optimizer"],
         "Engines (engine)": TABLES["engine"],
+        "Tracking (tracking)": TABLES["tracking"],
     }
     for title, entries in tables.items():
         table = Table(title=title, title_justify="left", show_lines=True)

@@ -18,6 +18,7 @@ from simulations import partition
 from simulations.data import DATASETS
 from simulations.engines import ENGINES
 from simulations.skew import SKEWS, parse_skew
+from simulations.tracking import TRACKING
 from strategies import STRATEGIES
 from strategies.aggregation import AGGREGATIONS
 from strategies.budget import BUDGETS, parse_budget
@@ -34,6 +35,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "skew": SKEWS,
     "strategy": STRATEGIES,
     "tail_optimizer": OPTIMIZERS,
+    "tracking": TRACKING,
 }
 """Keys whose value is a spec string, and the table it names an entry of."""
 
@@ -93,6 +95,7 @@ class Experiment(BaseModel):
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(
         10, description="rounds between checkpoints, for `fl-split resume`; 0 writes none"
     )
+    tracking: str = Field("none()", description="where rows go beside the folder")
     out: str = Field("", description="output folder; must not hold a run yet")
 
     @field_validator(*TABLES)

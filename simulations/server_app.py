@@ -77,6 +77,8 @@ def run(grid: Grid, context: LocalContext) -> None:
     clock = getattr(grid, "cpu_seconds", None)
     recorder = Recorder(folder, experiment, setup.class_names, clock, before.rounds)
     partition_statistics.write(setup.train, folder)
+    settings = experiment.model_dump(exclude={"out"})
+    log = experiment.build("tracking").open(settings, folder)
     if isinstance(grid, LocalGrid) and before.clients:
         grid.restore(before.clients)
     finished = before.arrays
@@ -87,6 +89,7 @@ def run(grid: Grid, context: LocalContext) -> None:
         nonlocal finished
         finished = report.arrays
         row = recorder.add(report)
+        log.add(row)
         every = experiment.checkpoint_every
         if every and report.round % every == 0 and isinstance(grid, LocalGrid):
             states = grid.states()
@@ -130,6 +133,7 @@ def run(grid: Grid, context: LocalContext) -> None:
         raise
     finally:
         crew.close()
+        log.close(status)
         evaluator.load(finished)  # training stopped half-way may have gone on from there
         facts = {
             "activation_bytes": setup.activation_bytes(),
