@@ -97,3 +97,10 @@ def resume():
         execute(Experiment.from_dict(values), resumed=found)
 
     return run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that start processes of their own in one worker: `-n 2 --dist loadgroup`."""
+    for item in items:
+        if item.get_closest_marker("slow") or "ray" in item.name:
+            item.add_marker(pytest.mark.xdist_group("processes"))
