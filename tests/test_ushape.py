@@ -1,6 +1,8 @@
 """U-shaped split: labels stay on the client, and nothing else changes."""
 
 import copy
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -297,7 +299,7 @@ def test_compressed_u_shapes_learn(simulate, strategy, codec):
     assert (outcome.rounds["ratio"] < 0.4).all()
 
 
-@pytest.mark.parametrize("strategy", SPLIT)
+@pytest.mark.parametrize("strategy", ["parallel", PRIVATE, "sflv1", "sflv2", "sglr"])
 def test_clients_served_through_their_state_equal_live_ones(simulate, monkeypatch, strategy):
     """Each message meets a context that went through bytes; nor does any graph survive."""
     states = {}
@@ -341,7 +343,7 @@ def test_the_number_of_server_threads_changes_nothing(simulate, monkeypatch, str
     assert one.rounds[COUNTED].equals(four.rounds[COUNTED])
 
 
-@pytest.mark.parametrize("strategy", SPLIT)
+@pytest.mark.parametrize("strategy", [PRIVATE, "sflv1", "sflv2"])
 def test_stopped_and_resumed_equals_never_stopped(simulate, resume, tmp_path, strategy):
     changes = {**VARIED, "strategy": strategy, "rounds": 3, "checkpoint_every": 1}
     whole = simulate(**changes)
@@ -403,7 +405,7 @@ def another_shape(reply):
     return reply
 
 
-@pytest.mark.parametrize("strategy", SPLIT)
+@pytest.mark.parametrize("strategy", [PRIVATE, "sflv1", "sflv2"])
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [(fail, "battery"), (no_gradient, "finite"), (no_loss, "finite"), (another_shape, "sent ")],
@@ -480,3 +482,27 @@ def test_the_estimate_is_what_a_run_then_reports(simulate, changes):
     assert cost.client_flops == found["client_flops"]
     kept = found["activation_bytes"]
     assert 0 < kept["head"] <= kept["whole"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "number"), [("parallel", 2), (PRIVATE, 18), ("sflv1", 21)])
+def test_a_worker_killed_in_either_half_changes_nothing(simulate, tmp_path, strategy, number):
+    changes = {**VARIED, "strategy": strategy, "local_steps": 11, "batch_size": 32, "rounds": 1}
+    undisturbed, marker, seen = simulate(**changes), tmp_path / "killed", 0
+    victim = int(undisturbed.clients["client"][0])
+
+    def app(message, context):
+        nonlocal seen
+        if context.node_config["partition-id"] == victim and messages.STEP in str(
+            message.metadata.message_type
+        ):
+            seen += 1
+            if seen == number and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return client_app.app(message, context)
+
+    disturbed = simulate(app, engine="ray(workers=2)", **changes)
+    assert marker.exists() and not disturbed.clients["dropped"].any()
+    assert disturbed.equals(undisturbed)
+    assert disturbed.rounds[COUNTED].equals(undisturbed.rounds[COUNTED])
