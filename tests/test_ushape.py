@@ -22,7 +22,7 @@ from fl_split.step import Place, pack, smash
 from fl_split.ushape import smash_unlabelled
 from fl_split.vit import ViT
 from fl_split.whole import joined
-from simulations import client_app
+from simulations import checkpoint, client_app
 from simulations.cost import Estimator
 from simulations.experiment import Experiment
 from simulations.setup import prepare
@@ -358,6 +358,19 @@ def test_stopped_and_resumed_equals_never_stopped(simulate, resume, tmp_path, st
     resume(half)
     assert half.equals(whole)
     assert half.rounds[COUNTED].equals(whole.rounds[COUNTED])
+
+
+def test_a_run_from_before_there_were_ends_goes_on(simulate, resume, tmp_path, monkeypatch):
+    def stop(row, report):
+        raise KeyError("stop")
+
+    with monkeypatch.context() as before, pytest.raises(KeyError):
+        before.setattr(checkpoint, "FREE", {*checkpoint.FREE, "end"})
+        simulate(watch=stop, checkpoint_every=1)
+    whole = simulate()
+    half = type(whole)(tmp_path / "run1")
+    resume(half)
+    assert half.equals(whole)
 
 
 class Spoilt:
