@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fl_split.cut import Head, Tail, draws, normalises_batches, num_stages
+from fl_split.cut import Head, Tail, draws, normalises_batches, num_before_end, num_stages
 
 Shape = tuple[int, ...]
 
@@ -52,17 +52,17 @@ class ConvHead(Head):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return smashed tokens (B, H W, C) and what refuses to give attention."""
-        features = self.stages(pixels)
-        tokens = features.flatten(2) if features.dim() > 2 else features[..., None]
-        tokens = tokens.transpose(1, 2).contiguous()
+        tokens = _tokens(self.stages(pixels))
         return self.encoder(tokens), partial(self.attention, tokens)
 
 
-class ConvTail(Tail):
-    """The other stages, for features of `shape`, (C, H, W) or (C,).
+class ConvMiddle(Tail):
+    """The stages between the cuts of a U-shape, for features of `shape`, (C, H, W) or (C,).
 
     Attributes
     ----------
+    features : tuple
+        (C, H, W) or (C,), what the last stage makes of one image.
     layer_flops : list[int]
         Operations of the forward of one sample, by convolution or linear layer.
     """
@@ -73,28 +73,59 @@ class ConvTail(Tail):
         self.stages = nn.Sequential(*stages.values())
         self.shape = shape
         self.width, self.num_tokens = shape[0], math.prod(shape[1:])
-        (self.num_classes,), self.layer_flops = trial(self.stages, shape)
+        self.features, self.layer_flops = trial(self.stages, shape)
         self.has_dropout = draws(self)
         self.has_batch_norm = normalises_batches(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (B, classes) for tokens (B, H W, C)."""
+        """Return tokens (B, H W, C) for tokens (B, H W, C)."""
+        return _tokens(self.run(tokens))
+
+    def run(self, tokens: Tensor) -> Tensor:
+        """Return what the last stage makes of tokens (B, H W, C)."""
         features = self.decoder(tokens).transpose(1, 2).contiguous()
         return self.stages(features.view(-1, *self.shape))
 
 
-def split(model: Staged, cut: int | str) -> tuple[ConvHead, ConvTail]:
-    """Cut `model` after a stage, by number or name; both halves share their modules with it.
+class ConvTail(ConvMiddle):
+    """All other stages, to the last."""
+
+    def __init__(self, stages: Mapping[str, nn.Module], shape: Shape) -> None:
+        super().__init__(stages, shape)
+        (self.num_classes,) = self.features
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, classes) for tokens (B, H W, C)."""
+        return self.run(tokens)
+
+
+def split(model: Staged, cut: int | str, end: int | str = 0) -> tuple[ConvHead, ConvMiddle]:
+    """Cut `model` after a stage and, if `end` is given, before another one.
+
+    Stages are given by number or name. Both halves share their modules with the model.
 
     Raises
     ------
     ValueError
-        `cut` leaves no stage on one of the two sides, or names none.
+        A cut leaves no stage on one of its two sides, or names none.
     """
     stages = list(model.stages().items())
-    count = num_stages([name for name, _ in stages], cut)
+    names = [name for name, _ in stages]
+    count = num_stages(names, cut)
     head = ConvHead(dict(stages[:count]), model.image_shape)
-    return head, ConvTail(dict(stages[count:]), head.features)
+    if not end:
+        return head, ConvTail(dict(stages[count:]), head.features)
+    last = num_before_end(names, count, end)
+    middle = ConvMiddle(dict(stages[count:last]), head.features)
+    head.end = ConvTail(dict(stages[last:]), middle.features)
+    middle.num_classes = head.end.num_classes
+    return head, middle
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """Turn feature maps (B, C, H, W) or vectors (B, C) into tokens (B, H W, C)."""
+    tokens = features.flatten(2) if features.dim() > 2 else features[..., None]
+    return tokens.transpose(1, 2).contiguous()
 
 
 @torch.no_grad()

@@ -1,4 +1,8 @@
-"""The two halves of a model cut after one of its stages: Head (client) and Tail (server)."""
+"""The two halves of a model cut after one of its stages: Head (client) and Tail (server).
+
+Cut twice, in a U-shape, the last stages are the client's again: the head has an end, and the
+tail is but the middle.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,9 @@ class Head(nn.Module, ABC):
         Whether there is a CLS token whose attention codecs can ask for.
     has_dropout : bool
         Whether a training forward draws random numbers.
+    end : Tail or None
+        In a U-shape the last stages, which :meth:`forward` does not run through. Its weights
+        are the head's last: they travel, are averaged and optimised with the others.
     """
 
     smashed_shape: tuple[int, int]
@@ -35,10 +42,21 @@ class Head(nn.Module, ABC):
     has_dropout: bool = False
     encoder: nn.Module
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.end: Tail | None = None
+
     @property
     def smashed_bytes(self) -> int:
         """Bytes of the uncompressed fp32 smashed data of one sample."""
         return 4 * math.prod(self.smashed_shape)
+
+    @property
+    def output_bytes(self) -> int:
+        """The same of the middle's output; 0 without one."""
+        if self.end is None:
+            return 0
+        return 4 * (self.end.num_tokens or self.smashed_shape[0]) * self.end.width
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
@@ -53,7 +71,7 @@ class Head(nn.Module, ABC):
 
 
 class Tail(nn.Module, ABC):
-    """The server's part: a codec's decoder, the other stages.
+    """The server's part: a codec's decoder, the other stages; the end of a U-shape is one too.
 
     Attributes
     ----------
@@ -62,7 +80,7 @@ class Tail(nn.Module, ABC):
     num_tokens : int, optional
         How many tokens of a sample must come in; None takes any number.
     num_classes : int
-        Logits that come out.
+        Logits that come out, in a U-shape of the end.
     has_dropout : bool
         Whether a training forward draws random numbers.
     has_batch_norm : bool
@@ -78,7 +96,7 @@ class Tail(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (B, C) for tokens (B, T, D)."""
+        """Return logits (B, C) for tokens (B, T, D); a middle returns tokens again."""
 
 
 def num_stages(names: Sequence[str], cut: int | str) -> int:
@@ -98,6 +116,28 @@ def num_stages(names: Sequence[str], cut: int | str) -> int:
     raise ValueError(
         f"cut must be in 1..{len(possible)} or the name of the client's last stage "
         f"({', '.join(possible)}), got {cut!r}{hint}"
+    )
+
+
+def num_before_end(names: Sequence[str], cut: int, end: int | str) -> int:
+    """Return how many of the stages `names` come before the client's again; `end` may name it.
+
+    Raises
+    ------
+    ValueError
+        `end` leaves the server or the client none of the stages after `cut`, or names none.
+    """
+    possible = range(cut + 1, len(names))
+    found = names.index(end) if isinstance(end, str) and end in names else end
+    if isinstance(found, int) and found in possible:
+        return found
+    if not possible:
+        raise ValueError(
+            f"end needs a stage of the server after the cut, and {names[-1]!r} after it"
+        )
+    raise ValueError(
+        f"end must be in {possible[0]}..{possible[-1]}, stages before the client's again, or the "
+        f"name of the first of these ({', '.join(names[i] for i in possible)}), got {end!r}"
     )
 
 

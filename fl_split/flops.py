@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from fl_split.conv import ConvHead, ConvTail
+from fl_split.conv import ConvHead, ConvMiddle
 from fl_split.cut import Head, Tail
-from fl_split.vit import ViTHead, ViTTail
+from fl_split.vit import ViTHead, ViTMiddle, ViTTail
 
 
 def head_step(head: Head, samples: int) -> int:
-    """Operations of the head's forward and backward on so many images."""
+    """Operations of the head's forward and backward on so many images, without its end."""
     tokens, width = head.smashed_shape
     total = tokens * _linear(head.encoder)
     if isinstance(head, ViTHead):
@@ -36,19 +36,20 @@ def head_step(head: Head, samples: int) -> int:
 def tail_step(tail: Tail, rows: int, tokens: int) -> int:
     """Operations of the tail's forward and backward on `rows` sequences of `tokens` tokens."""
     total = tokens * _linear(tail.decoder)
-    if isinstance(tail, ViTTail):
-        width = tail.classifier.weight.shape[1]
-        total += _linear(tail.classifier)
-        total += sum(_block(block, tokens, width) for block in tail.blocks)
+    if isinstance(tail, ViTMiddle):
+        total += sum(_block(block, tokens, tail.hidden_size) for block in tail.blocks)
+        total += _linear(tail.classifier) if isinstance(tail, ViTTail) else 0
     else:
-        assert isinstance(tail, ConvTail)
+        assert isinstance(tail, ConvMiddle)
         total += 3 * sum(tail.layer_flops)
     return rows * total
 
 
 def whole_step(head: Head, tail: Tail, samples: int) -> int:
-    """Operations of head and tail together on so many images, uncompressed."""
-    return head_step(head, samples) + tail_step(tail, samples, head.smashed_shape[0])
+    """Operations of head, tail and end together on so many images, uncompressed."""
+    tokens = head.smashed_shape[0]
+    total = head_step(head, samples) + tail_step(tail, samples, tokens)
+    return total + (tail_step(head.end, samples, tokens) if head.end else 0)
 
 
 def _block(block: nn.Module, tokens: int, width: int, needs_inputs: bool = True) -> int:

@@ -139,10 +139,11 @@ class Run:
 def can_group(head: Head) -> TypeGuard[ViTHead]:
     """Tell whether there is a grouped counterpart of `head`.
 
-    That is so for a ViT's, without dropout and with nothing frozen.
+    That is so for a ViT's, without dropout, with nothing frozen and no end.
     """
     is_trained = all(parameter.requires_grad for parameter in head.parameters())
-    return isinstance(head, ViTHead) and not head.has_dropout and is_trained
+    is_plain = not head.has_dropout and head.end is None
+    return isinstance(head, ViTHead) and is_plain and is_trained
 
 
 class GroupedHead:

@@ -34,19 +34,20 @@ class Model(Protocol):
 MODELS = {"lenet": LeNet, "pretrained": Pretrained, "resnet18": ResNet18, "vit": ViT}
 
 
-def split(model: Any, cut: int | str) -> tuple[Head, Tail]:
+def split(model: Any, cut: int | str, end: int | str = 0) -> tuple[Head, Tail]:
     """Cut a ViT after a block, any other model after one of its stages, by number or name.
 
-    Both halves share their modules with `model`.
+    With `end` it is cut once more, before that stage, in a U-shape: the head has an end and
+    the tail is but the middle. Both halves share their modules with `model`.
 
     Raises
     ------
     ValueError
-        `cut` leaves nothing on one of the two sides, or names no stage.
+        A cut leaves nothing on one of its two sides, or names no stage.
     """
     if isinstance(model, ViTForImageClassification):
-        return vit.split(model, cut)
-    return conv.split(model, cut)
+        return vit.split(model, cut, end)
+    return conv.split(model, cut, end)
 
 
 __all__ = ["MODELS", "Head", "Model", "Tail", "insert", "split"]

@@ -12,16 +12,15 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fl_split.codecs import Codec, Received, Smashed
 from fl_split.cut import Head, Tail
-from fl_split.flat import Flat, descend
+from fl_split.flat import Flat
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
 
@@ -52,7 +51,7 @@ def smash(
     The same arguments and weights give the same payload, bit for bit, so the forward can be
     repeated later when the graph could not be kept.
     """
-    with _randomness(head, "head", place):
+    with randomness(head, "head", place):
         tokens, attention = head(pixels)
     return compress(codec, Smashed(tokens, attention, labels, num_classes), place)
 
@@ -174,7 +173,7 @@ def cut_gradients(
     """
     assert len(arrivals) == 1 or not tail.module.has_batch_norm
     tokens = [arrival.received.tokens for arrival in arrivals]
-    with _randomness(tail.module, "tail", place):
+    with randomness(tail.module, "tail", place):
         logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
     total, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
     leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
@@ -214,58 +213,6 @@ def _shares(received: Received) -> Tensor:
     return torch.full((count,), 1 / count) if weights is None else weights / weights.sum()
 
 
-@dataclass(frozen=True)
-class Proximal:
-    """The gradient of mu / 2 ||w - w_0||^2, which FedProx adds (Li et al., MLSys 2020)."""
-
-    mu: float
-    head: Tensor
-    tail: Tensor
-
-    @classmethod
-    def at(cls, mu: float, head: Flat[Head], tail: Flat[Tail]) -> Proximal:
-        """Pull towards the present weights."""
-        return cls(mu, head.vector.detach().clone(), tail.vector.detach().clone())
-
-    def add(self, gradient: Tensor, flat: Flat[Any], anchor: Tensor) -> Tensor:
-        """Return `gradient` with the pull on weights, not on running statistics, added."""
-        if not self.mu:
-            return gradient
-        pull = self.mu * (flat.vector.detach() - anchor)
-        if flat.statistics is not None:
-            pull[flat.statistics] = 0
-        return gradient + pull
-
-
-def train_step(
-    head: Flat[Head],
-    tail: Flat[Tail],
-    optimizers: Sequence[torch.optim.Optimizer],
-    codec: Codec,
-    pixels: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    place: Place,
-    proximal: Proximal | None = None,
-) -> float:
-    """One whole exchange in one process and a step of both optimisers; return the loss."""
-    payload = smash(head.module, codec, pixels, labels, num_classes, place)
-    arrival = arrive(tail.module, codec, pack(codec, payload, place))
-    losses, cuts, of_tail = cut_gradients(tail, [arrival], [1.0], place)
-    of_head = head_gradient(head, payload, cuts[0])
-    if proximal:
-        of_head = proximal.add(of_head, head, proximal.head)
-        of_tail = proximal.add(of_tail, tail, proximal.tail)
-    descend(optimizers[0], head, of_head)
-    descend(optimizers[1], tail, of_tail)
-    return losses[0]
-
-
-@torch.no_grad()
-def predict(head: nn.Module, tail: nn.Module, pixels: Tensor) -> Tensor:
-    """Logits (B, C) without compression, as in evaluation."""
-    return tail(head(pixels)[0])
-
-
-def _randomness(module: Head | Tail, purpose: str, place: Place) -> AbstractContextManager[None]:
+def randomness(module: Head | Tail, purpose: str, place: Place) -> AbstractContextManager[None]:
+    """Seed what `module` draws in a training forward, if it draws anything."""
     return seeded(place.seed, purpose, *place.path()) if module.has_dropout else nullcontext()

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 
 from fl_split import pretrained
-from fl_split.cut import Head, Tail, draws, insert, num_stages
+from fl_split.cut import Head, Tail, draws, insert, num_before_end, num_stages
 from fl_split.lora import add_adapters
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
@@ -63,38 +63,58 @@ class ViTHead(Head):
         return _cls_attention(self.blocks[-1], before)
 
 
-class ViTTail(Tail):
-    """The other blocks, the final norm, the classifier."""
+class ViTMiddle(Tail):
+    """The blocks between the cuts of a U-shape."""
 
-    def __init__(self, model: ViTForImageClassification, cut: int) -> None:
+    def __init__(self, model: ViTForImageClassification, cut: int, end: int | None) -> None:
         super().__init__()
         self.decoder = nn.Identity()
-        self.width = model.config.hidden_size
+        self.width = self.hidden_size = model.config.hidden_size
         self.num_classes = model.config.num_labels
-        self.blocks = nn.ModuleList(model.vit.layers[cut:])
-        self.norm = model.vit.layernorm
-        self.classifier = model.classifier
+        self.blocks = nn.ModuleList(model.vit.layers[cut:end])
         self.has_dropout = draws(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (B, C) for tokens (B, T, D), of which the first is CLS."""
+        """Return tokens (B, T, D) for tokens (B, T, D), of which the first is CLS."""
         tokens = self.decoder(tokens)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.classifier(self.norm(tokens)[:, 0])
+        return tokens
 
 
-def split(model: ViTForImageClassification, cut: int | str) -> tuple[ViTHead, ViTTail]:
-    """Cut `model` after a block, by number or name; both halves share their modules with it.
+class ViTTail(ViTMiddle):
+    """All blocks after `cut`, if there are any, the final norm, the classifier."""
+
+    def __init__(self, model: ViTForImageClassification, cut: int) -> None:
+        super().__init__(model, cut, None)
+        self.norm = model.vit.layernorm
+        self.classifier = model.classifier
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, C) for tokens (B, T, D), of which the first is CLS."""
+        return self.classifier(self.norm(super().forward(tokens))[:, 0])
+
+
+def split(
+    model: ViTForImageClassification, cut: int | str, end: int | str = 0
+) -> tuple[ViTHead, ViTMiddle]:
+    """Cut `model` after a block and, if `end` is given, before another one or the classifier.
+
+    Blocks are given by number or name. Both halves share their modules with the model.
 
     Raises
     ------
     ValueError
-        `cut` leaves no block on one of the two sides.
+        A cut leaves no block on one of its two sides.
     """
     names = [f"block{number + 1}" for number in range(model.config.num_hidden_layers)]
     blocks = num_stages(names, cut)
-    return ViTHead(model, blocks), ViTTail(model, blocks)
+    head = ViTHead(model, blocks)
+    if not end:
+        return head, ViTTail(model, blocks)
+    last = num_before_end([*names, "classifier"], blocks, end)
+    head.end = ViTTail(model, last)
+    return head, ViTMiddle(model, blocks, last)
 
 
 @torch.no_grad()

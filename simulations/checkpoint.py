@@ -95,7 +95,9 @@ def read(folder: Path) -> tuple[Experiment, Checkpoint]:
         raise CheckpointError(f"{path} is torn or no checkpoint: {error}") from None
     if metadata.pop("digest", None) != _digest(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its contents are not those that were written")
-    theirs, ours = json.loads(metadata["experiment"]), _fixed(experiment)
+    # Keys that came later were at their defaults.
+    theirs = {**_fixed(Experiment()), **json.loads(metadata["experiment"])}
+    ours = _fixed(experiment)
     for key in {*theirs, *ours}:
         if theirs.get(key) != ours.get(key):
             raise CheckpointError(

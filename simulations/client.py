@@ -27,9 +27,12 @@ from fl_split.grouped import (
 )
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.payload import Payload
-from fl_split.step import Place, Proximal, head_gradient, pack, smash, train_step
+from fl_split.step import Place, head_gradient, pack, smash
+from fl_split.ushape import add_end, smash_unlabelled
+from fl_split.whole import Proximal, train_step
 from simulations.schedule import Schedule
 from simulations.table import Table
+from simulations.ushape import HalfWay
 
 PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
 """Records of ``context.state``: where in the run, flat head weights, optimiser state."""
@@ -140,6 +143,7 @@ class Worker:
         """
         self.release(client)
         client.place, client.has_own_head, client.own_tail = None, False, None
+        client.half_way = HalfWay()
         vars(client).pop("optimizer", None)  # with its moments; a round begins with a new one
         self._idle.append(client)
 
@@ -175,11 +179,13 @@ class Client:
     seat: Seat | None = None
     has_own_head: bool = False
     own_tail: OwnTail | None = None
+    half_way: HalfWay = field(default_factory=HalfWay)
 
     def begin(self, partition: int, server_round: int, head: np.ndarray | None) -> None:
         """Enter a round with the server's head, or (None) with the client's own."""
         self.place = Place(self.worker.schedule.seed, server_round, partition, 0)
         self.worker.release(self)
+        self.half_way = HalfWay()
         if head is None and self.has_own_head:
             return
         self.has_own_head = head is None
@@ -239,7 +245,10 @@ class Client:
         batch = (self.worker.codec, pixels, labels, classes, self.here)
         self.worker.release(self)
         with self.worker.measure(1, len(labels)):
-            payload = smash(self.head.module, *batch)
+            if self.head.module.end is None:
+                payload = smash(self.head.module, *batch)
+            else:
+                payload, self.half_way.targets = smash_unlabelled(self.head.module, *batch)
         self.worker.keep(self, len(labels), payload)
         return payload
 
@@ -255,7 +264,13 @@ class Client:
         return head_gradient(self.head, self.graph or self._smash(), gradient)
 
     def learn(self, gradient: Tensor) -> None:
-        """Step the head on its gradient for the present step, and go on to the next."""
+        """Step the head on its gradient for the present step, and go on to the next.
+
+        In a U-shape the end steps with it: the same as if it had stepped at once.
+        """
+        if self.half_way.gradient is not None:
+            gradient = add_end(self.head, gradient, self.half_way.gradient)
+        self.half_way = HalfWay()
         descend(self.optimizer, self.head, gradient)
         self.worker.release(self)
         self.place = self.here.next()
@@ -301,6 +316,7 @@ class Client:
         state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
         found = moments(self.optimizer, self.head.vector)
         state[OPTIMIZER] = _record(found)
+        self.half_way.save(state)
         if self.own_tail:
             state[TAIL] = ArrayRecord({TAIL: Array(self.own_tail.weights)})
             state[TAIL_OPTIMIZER] = _record(self.own_tail.moments)
@@ -316,6 +332,7 @@ class Client:
         self.head.load(state.array_records[HEAD][HEAD].numpy())
         self.optimizer = self.worker.head_optimizer.build(self.head.vector)
         set_moments(self.optimizer, self.head.vector, _tensors(state.array_records[OPTIMIZER]))
+        self.half_way = HalfWay.restored(state)
         if TAIL in state:
             weights = state.array_records[TAIL][TAIL].numpy()
             self.own_tail = OwnTail(weights, _tensors(state.array_records[TAIL_OPTIMIZER]))

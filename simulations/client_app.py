@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from simulations.client import Client, ResidentContext, Worker
 from simulations.grouping import Plan, finish
+from simulations.ushape import finish_forward
 from strategies import messages
 
 
@@ -71,6 +72,12 @@ def exchange(message: Message, context: Context) -> Plan:
                 _round(message),
                 None if head is None else messages.numbers(head[messages.HEAD]),
             )
+        if messages.PAYLOAD in arrays:
+            output = client.worker.downlink.unpack(messages.unwrap(arrays[messages.PAYLOAD]))
+            back, loss = finish_forward(client, output)
+            reference = client.batch_samples * client.head.module.output_bytes
+            work = {**_work(0, 0, reference, started), messages.LOSS: loss}
+            return _reply(message, work, messages.wrap(back), messages.GRADIENT)
         if messages.GRADIENT in arrays:
             gradient = client.worker.downlink.unpack(messages.unwrap(arrays[messages.GRADIENT]))
             paused = time.thread_time()

@@ -19,9 +19,11 @@ import torch
 from flwr.app import RecordDict
 
 from fl_split.flat import Flat
-from fl_split.flops import head_step, whole_step
+from fl_split.flops import head_step, tail_step, whole_step
 from fl_split.payload import Payload
-from fl_split.step import Place, pack, predict, smash, train_step
+from fl_split.step import Place, arrive, pack, smash
+from fl_split.ushape import traverse
+from fl_split.whole import predict, train_step
 from simulations.setup import EVALUATION_ROWS, Setup
 from strategies import messages
 from strategies.participants import sample
@@ -62,16 +64,18 @@ class Estimator:
                 sizes[key] += 1
                 examples.setdefault(key, rows)
         steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
-        payload = 0
+        payload = of_ends = 0
         if trains == "split":
-            payload = sum(n * _exchange(setup, examples[key]) for key, n in sizes.items())
+            exchanges = [(n, *_exchange(setup, examples[key])) for key, n in sizes.items()]
+            payload = sum(n * size for n, size, _ in exchanges)
+            of_ends = sum(n * flops for n, _, flops in exchanges)
         step, evaluation = self._timed(setup)
         return Cost(
             steps=steps,
             samples=samples,
             payload_bytes=payload,
             head_bytes=clients * _weights_of_a_client(setup, trains),
-            client_flops=samples * _flops_of_a_sample(setup, trains),
+            client_flops=samples * _flops_of_a_sample(setup, trains) + of_ends,
             seconds=steps * step + e.rounds * evaluation,
             is_bound=e.budget != "none()",
         )
@@ -79,7 +83,7 @@ class Estimator:
     def _timed(self, setup: Setup) -> tuple[float, float]:
         """Seconds of one local step on a whole batch, and of an evaluation."""
         e = setup.experiment
-        key = (e.dataset, e.model, e.cut, e.codec, e.batch_size, len(setup.test.labels))
+        key = (e.dataset, e.model, e.cut, e.end, e.codec, e.batch_size, len(setup.test.labels))
         if key not in self._seconds:
             self._seconds[key] = _time(setup)
         return self._seconds[key]
@@ -118,20 +122,29 @@ def _batches(
             bits = 0
             if trains == "split":
                 batch = rows[schedule.batch(place, len(rows))]
-                bits = int(train.labels[batch].max()).bit_length()
+                if setup.head.end is None:  # else labels stay where they are
+                    bits = int(train.labels[batch].max()).bit_length()
             yield (len(batch), bits), batch
             place = place.next()
 
 
 @torch.no_grad()
-def _exchange(setup: Setup, rows: np.ndarray) -> int:
-    """Bytes of one exchange, up and down; the values stand in for their gradient."""
-    build, place = setup.experiment.build, Place(0, 0, 0, 0)
-    codec, train = build("codec"), setup.train
-    payload = smash(setup.head, codec, *train.batch(rows), train.num_classes, place)
+def _exchange(setup: Setup, rows: np.ndarray) -> tuple[int, int]:
+    """Bytes of one exchange, all ways, and FLOPs of the end; values stand in for gradients."""
+    build, place, head = setup.experiment.build, Place(0, 0, 0, 0), setup.head
+    codec, downlink, train = build("codec"), build("downlink"), setup.train
+    pixels, labels = train.batch(rows)
+    sent = labels if head.end is None else torch.zeros_like(labels)
+    payload = smash(head, codec, pixels, sent, train.num_classes, place)
     up = pack(codec, payload, place).to_bytes()
     values = codec.unpack(Payload.from_bytes(up)).values
-    return len(up) + pack(build("downlink"), Payload(values), place).nbytes
+    size = len(up) + pack(downlink, Payload(values), place).nbytes
+    if head.end is None:
+        return size, 0
+    arrival = arrive(setup.tail, codec, Payload.from_bytes(up))
+    output = traverse(setup.tail, [arrival], place).output
+    size += 2 * pack(downlink, Payload({"tokens": output}), place).nbytes
+    return size, tail_step(head.end, *output.shape[:2])
 
 
 def _weights_of_a_client(setup: Setup, trains: str) -> int:

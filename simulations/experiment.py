@@ -67,6 +67,9 @@ class Experiment(BaseModel):
     cut: int | str = Field(
         2, description="blocks or stages on the client, or the name of the last of them"
     )
+    end: int | str = Field(
+        0, description="U-shape: stages before the client's again, or the first of them; 0 is off"
+    )
     codec: str = Field("identity()", description="how smashed data are compressed")
     downlink: str = Field("identity()", description="how cut gradients are packed")
     strategy: str = Field("parallel()", description="who trains when, what is averaged")
@@ -114,6 +117,13 @@ class Experiment(BaseModel):
         if (type(cut) is int and cut >= 1) or (isinstance(cut, str) and cut):
             return cut
         raise ValueError(f"must be a number of stages from 1, or a stage's name, got {cut!r}")
+
+    @field_validator("end", mode="before")
+    @classmethod
+    def _is_end(cls, end: Any) -> Any:
+        if (type(end) is int and end >= 0) or (isinstance(end, str) and end):
+            return end
+        raise ValueError(f"must be a number of stages, a stage's name, or 0, got {end!r}")
 
     @field_validator("partition")
     @classmethod

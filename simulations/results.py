@@ -57,8 +57,9 @@ COLUMNS = [
     "cpu_seconds",
     *details.COLUMNS,
 ]
-"""Columns of rounds.csv. `smashed_bytes`: what the same smashed data are in fp32,
-uncompressed, one way. `ratio`: payload bytes of both directions over twice that.
+"""Columns of rounds.csv. `smashed_bytes`: what the same smashed data, and in a U-shape the
+middle's output, are in fp32, uncompressed, one way. `ratio`: payload bytes of both directions
+over twice that.
 `nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
 Flops: of training, closed form (see fl_split/flops.py); the clients' all together. The last
 columns are those of details.py."""

@@ -26,7 +26,8 @@ from fl_split.optimizers import moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
 from fl_split.specs import parse
-from fl_split.step import Place, compress, pack, predict, smash, train_step
+from fl_split.step import Place, arrive, compress, pack, smash
+from fl_split.whole import joined, predict, train_step
 from simulations import partition
 from simulations.client import Worker
 from simulations.data import DATASETS, Source
@@ -74,7 +75,7 @@ class Setup:
         }
 
     def activation_bytes(self) -> dict[str, int]:
-        """Activation memory of one whole batch: of head and codec, and of the whole model."""
+        """Activation memory of one whole batch: of the client's part, and of the whole model."""
         e, codec = self.experiment, self.experiment.build("codec")
         shape = e.batch_size, *self.head.image_shape
         pixels = torch.randn(shape, generator=generator(0, "trial"))
@@ -82,9 +83,16 @@ class Setup:
         batch = pixels, labels, self.train.num_classes, Place(0, 0, 0, 0)
         weights = [*self.head.parameters(), *self.tail.parameters()]
         with saved() as of_head:
-            payload = smash(self.head, codec, *batch)  # noqa: F841  (keeps the graph)
+            payload = smash(self.head, codec, *batch)
+        if self.head.end:  # whose graph comes on top of the head's
+            arrival = arrive(self.tail, codec, pack(codec, payload, batch[-1]))
+            with seeded(0, "trial"):
+                output = self.tail(arrival.received.tokens).detach().requires_grad_()
+                with saved() as of_end:
+                    logits = self.head.end(output)
+            of_head |= of_end
         with saved() as of_all, seeded(0, "trial"):
-            logits = self.tail(self.head(pixels)[0])  # noqa: F841
+            logits = joined(self.head, self.tail, pixels)  # noqa: F841  (keeps the graph)
         return {
             "head": activation_bytes(of_head, weights),
             "whole": activation_bytes(of_all, weights),
@@ -135,7 +143,7 @@ def prepare(experiment: Experiment) -> Setup:
         model.config.id2label = dict(enumerate(source.class_names))
         model.config.label2id = {name: label for label, name in enumerate(source.class_names)}
     model.train()  # checkpoints come in evaluation mode
-    head, tail = split(model, e.cut)
+    head, tail = split(model, e.cut, e.end)
     insert(head, tail, e.build("codec"), e.seed)
     with _named("codec"):
         _check_attention(e.build("codec"), head, e.model.partition("(")[0])

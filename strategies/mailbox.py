@@ -24,7 +24,7 @@ PUSH_AT = 8
 
 
 def ratio(payload_bytes: int, smashed_bytes: int) -> float | None:
-    """Payload bytes of both directions over twice the fp32 smashed data; None without any."""
+    """Payload bytes of both directions over twice the fp32 data one way; None without any."""
     return payload_bytes / (2 * smashed_bytes) if smashed_bytes else None
 
 

@@ -33,7 +33,8 @@ REPORT = "query.report"
 """Ask a node for the head it keeps, or with SETTINGS for its whole model; a measurement, not
 counted as traffic."""
 STEP = "train.step"
-"""Fused exchange: cut gradient of the last batch down, payload of the next batch up."""
+"""Fused exchange: cut gradient of the last batch down, payload of the next batch up. In a
+U-shape also the other half: the middle's output down, its gradient up."""
 LOCAL = "train.local"
 """Train head and tail on the client for one round; without WEIGHTS those that it keeps."""
 
@@ -41,13 +42,14 @@ LOCAL = "train.local"
 WEIGHTS = "weights"
 """ArrayRecord with the flat float32 vectors HEAD and TAIL."""
 PAYLOAD = "payload"
-"""ArrayRecord with one array DATA, the bytes of a payload."""
+"""ArrayRecord with one array DATA, the bytes of a payload: what goes forward over a cut."""
 GRADIENT = "gradient"
-"""ArrayRecord with one array DATA, the bytes of a cut gradient."""
+"""ArrayRecord with one array DATA, the bytes of a gradient: what goes back over a cut."""
 SETTINGS = "settings"
 """ConfigRecord with ROUND, and MU for FedProx, on the message that starts a round."""
 METRICS = "metrics"
-"""MetricRecord of a reply."""
+"""MetricRecord of a reply; LOSS where the client has it: of its round of whole models, or in a
+U-shape of the batch, beside the gradient of the output."""
 
 # Keys inside records.
 HEAD, TAIL, DATA, ROUND, MU = "head", "tail", "data", "round", "mu"

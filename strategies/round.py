@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -33,6 +33,9 @@ starts late, unless it takes more clients to be worth a job and a message to eac
 Mix = Callable[[dict[int, Payload]], dict[int, Payload]]
 """What becomes of the cut gradients of an exchange, by client, before they are sent."""
 
+Job = tuple[list[int], Callable[[], Served]]
+"""A group of clients, and what serves them together."""
+
 
 @dataclass
 class Round:
@@ -40,7 +43,7 @@ class Round:
 
     `returned` names the weights that a client must end its round with, `is_local` tells
     whether clients train the whole model; `losses` holds, by client and step, how much a
-    loss counts and the loss.
+    loss counts and the loss. `end_flops` are those of clients' ends, in a U-shape.
     """
 
     number: int
@@ -55,6 +58,7 @@ class Round:
     finals: dict[int, Message] = field(default_factory=dict)
     losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
     server_flops: int = 0
+    end_flops: int = 0
     _own: dict[int, ArrayRecord] | None = None
     _drift: float | None = None
 
@@ -140,11 +144,9 @@ class Round:
             else:
                 self._send(step, result)
 
-        for number, payloads in enumerate(self._groups(clients)):
-            weights = {client: self.samples[client] / whole for client in payloads}
-            work = partial(self.tail.serve, payloads, weights, self.number, step)
+        for number, (group, work) in enumerate(self._jobs(clients, step)):
             self.training.crew.submit(work, partial(then, number))
-            served += payloads
+            served += group
         self.mailbox.settle()
         if mix:
             mixed = mix({client: cut for result in held for client, cut in result.cuts.items()})
@@ -157,6 +159,19 @@ class Round:
             part = sum(self.samples[client] for client in served)
             self.tail.descend(gradient if part == whole else gradient * (whole / part))
         return served
+
+    def _jobs(self, clients: Sequence[int], step: int) -> Iterator[Job]:
+        """Yield groups of clients as their payloads come, and what serves each."""
+        for payloads in self._groups(clients):
+            yield (
+                list(payloads),
+                partial(self.tail.serve, payloads, self._shares(payloads), self.number, step),
+            )
+
+    def _shares(self, clients: Iterable[int]) -> dict[int, float]:
+        """Return n_k / n, which sums to 1 over all clients of the round."""
+        whole = sum(self.samples[client] for client in self.clients)
+        return {client: self.samples[client] / whole for client in clients}
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
         """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
@@ -278,7 +293,7 @@ class Round:
             train_loss=loss,
             traffic=traffic,
             progress=progress,
-            client_flops=client_flops * samples,
+            client_flops=client_flops * samples + self.end_flops,
             server_flops=self.server_flops,
             class_accuracy=[float(number) for number in lists.get(messages.CLASSES, [])],
             shard_accuracy={int(k): float(v) for k, v in zip(owners, shards, strict=True)},

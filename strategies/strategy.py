@@ -24,6 +24,7 @@ from strategies.participants import NoClientsLeft, roll_call, sample
 from strategies.round import Round
 from strategies.tail import TrainedTail
 from strategies.training import Training
+from strategies.ushape import UShapedRound
 
 
 class SplitStrategy(Strategy):
@@ -103,12 +104,13 @@ class SplitStrategy(Strategy):
         tail.flat.load(messages.numbers(arrays[messages.TAIL]))
         training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
         nodes, samples = roll_call(grid, training.clients, timeout, training.crew)
+        kind = UShapedRound if training.head.module.end else Round
         set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
         training.aggregator.set_state(training.progress.aggregator)
         for number in range(training.progress.rounds + 1, num_rounds + 1):
             mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)
             clients = sample(samples, training.fraction, training.seed, number)
-            round = Round(number, clients, samples, mailbox, training, tail, arrays)
+            round = kind(number, clients, samples, mailbox, training, tail, arrays)
             replies = self.train_round(round)
             round.note_drift(replies)  # before aggregation, which may consume them
             arrays = self.aggregate_round(round, replies)

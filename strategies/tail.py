@@ -89,8 +89,7 @@ class TrainedTail:
         losses: dict[int, float] = {}
         cuts: dict[int, Payload] = {}
         gradients = []
-        alone = self.flat.module.has_batch_norm
-        for clients in [[k] for k in arrivals] if alone else _batches(arrivals):
+        for clients in self.batches(arrivals):
             place = Place(self.seed, server_round, clients[0], step)
             values, payloads, gradient = cut_gradients(
                 self.flat,
@@ -107,9 +106,15 @@ class TrainedTail:
             if not rest:
                 return Served({}, {}, torch.zeros_like(self.flat.vector), 0, failed)
             return replace(self.serve(rest, weights, server_round, step), failed=failed)
-        return Served(losses, cuts, total(gradients), self._flops(arrivals))
+        return Served(losses, cuts, total(gradients), self.flops(arrivals))
 
-    def _flops(self, arrivals: Mapping[int, Arrival]) -> int:
+    def batches(self, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
+        """Return which clients run as one batch; see :meth:`serve`."""
+        alone = self.flat.module.has_batch_norm
+        return [[client] for client in arrivals] if alone else _batches(arrivals)
+
+    def flops(self, arrivals: Mapping[int, Arrival]) -> int:
+        """Operations of a step on `arrivals`."""
         rows: dict[int, int] = {}
         for arrival in arrivals.values():
             count, tokens, _ = arrival.received.tokens.shape

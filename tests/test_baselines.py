@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from fl_split.flat import Flat
 from fl_split.payload import Payload
-from fl_split.step import Proximal
+from fl_split.whole import Proximal
 from simulations import client_app
 from strategies import messages
 from strategies.aggregation import Aggregator, dp, fedadam, fedavgm, krum, median, trimmed_mean

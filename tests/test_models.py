@@ -20,7 +20,8 @@ from fl_split.optimizers import OPTIMIZERS
 from fl_split.payload import Payload
 from fl_split.resnet import ResNet18
 from fl_split.specs import parse
-from fl_split.step import Place, arrive, train_step
+from fl_split.step import Place, arrive
+from fl_split.whole import train_step
 from simulations.experiment import Experiment
 from simulations.setup import prepare
 from strategies import STRATEGIES

@@ -8,8 +8,9 @@ from fl_split.codecs import Identity
 from fl_split.flat import Flat
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.specs import parse
-from fl_split.step import Place, train_step
+from fl_split.step import Place
 from fl_split.vit import ViT, adapt, split
+from fl_split.whole import train_step
 
 SMALL = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=4)
 

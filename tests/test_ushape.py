@@ -1,0 +1,521 @@
+"""U-shaped split: labels stay on the client, and nothing else changes."""
+
+import copy
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, Context, RecordDict
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from fl_split.codecs import parse_codec
+from fl_split.flops import head_step, tail_step, whole_step
+from fl_split.lenet import LeNet
+from fl_split.models import insert, split
+from fl_split.payload import Payload
+from fl_split.resnet import ResNet18
+from fl_split.seeds import generator
+from fl_split.step import Place, pack, smash
+from fl_split.ushape import smash_unlabelled
+from fl_split.vit import ViT
+from fl_split.whole import joined
+from simulations import checkpoint, client_app
+from simulations.cost import Estimator
+from simulations.experiment import Experiment
+from simulations.setup import prepare
+from simulations.table import Table
+from strategies import STRATEGIES, messages
+
+SGD = {"head_optimizer": "sgd(lr=0.1)", "tail_optimizer": "sgd(lr=0.1)"}
+ADAM = {"head_optimizer": "adam(lr=0.003)", "tail_optimizer": "adam(lr=0.003)"}
+PRIVATE = "parallel(average_heads=False)"
+SPLIT = ["parallel", PRIVATE, "sequential", "sflv1", "sflv2", "sflv3", "sglr"]
+DROPOUT = (
+    "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4, "
+    "hidden_dropout_prob=0.1)"
+)
+VARIED = {
+    "end": 2,
+    "codec": "adc(ratio=0.25, weighted_loss=True)",
+    "downlink": "uniform(bits=6, rounding='stochastic')",
+    "model": DROPOUT,
+    "fraction": 0.7,
+    **ADAM,
+}
+COUNTED = [
+    "round", "accuracy", "loss", "train_loss", "clients", "samples", "client_steps",
+    "payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down",
+    "wire_bytes_up", "wire_bytes_down", "smashed_bytes", "client_flops", "server_flops",
+]  # fmt: skip
+CODECS = [
+    "identity()", "adc(ratio=0.3)", "adc(ratio=0.3, weighted_loss=True)", "topk(ratio=0.2)",
+    "randtopk(ratio=0.2)", "c3sl()", "attended(ratio=0.5) | uniform(bits=4) | rans()",
+    "bottlenet(ratio=0.5)", "fedlite()", "splitfc()", "slicer()",
+]  # fmt: skip
+
+
+def vit():
+    spec = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=4)
+    return spec.build(image_size=8, channels=3, num_classes=5, seed=0)
+
+
+def lenet():
+    return LeNet().build(image_size=28, channels=3, num_classes=5, seed=0)
+
+
+def resnet():
+    spec = ResNet18(width=4, small_images=True)
+    return spec.build(image_size=16, channels=3, num_classes=5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "cut", "end"),
+    [
+        (vit, 1, 2), (vit, 1, "block4"), (vit, 2, 4), (vit, 3, "classifier"),
+        (lenet, "conv1", "linear1"), (lenet, 3, 4), (resnet, "stem", "stage4.2"),
+        (resnet, "stage2.1", "classifier"),
+    ],
+)  # fmt: skip
+def test_head_middle_and_end_are_the_whole_model(make, cut, end):
+    model = make()
+    size = {vit: 8, lenet: 28, resnet: 16}[make]
+    pixels = torch.randn(3, 3, size, size, generator=generator(0, "test"))
+    found = model(pixels)
+    logits = found if isinstance(found, torch.Tensor) else found.logits
+    head, middle = split(model, cut, end)
+    assert torch.equal(joined(head, middle, pixels), logits)
+    parts = [*head.parameters(), *middle.parameters()]
+    assert {id(p) for p in parts} == {id(p) for p in model.parameters()}
+    assert len(parts) == len(list(model.parameters()))
+    assert head.output_bytes == 4 * middle(head(pixels)[0])[0].numel()
+    plain = whole_step(*split(model, cut), 5)
+    assert whole_step(head, middle, 5) == plain
+    tokens = head.smashed_shape[0]
+    ours = head_step(head, 5), tail_step(middle, 5, tokens), tail_step(head.end, 5, tokens)
+    assert sum(ours) == plain and min(ours) > 0
+
+
+@pytest.mark.parametrize(("make", "cut", "end"), [(vit, 1, 3), (lenet, "conv1", "linear2")])
+def test_flops_of_middle_and_end_equal_the_counter(make, cut, end):
+    model = make()
+    if make is vit:
+        model.set_attn_implementation("eager")
+    head, middle = split(model, cut, end)
+    for part, rows in ((middle, 3), (head.end, 2)):
+        tokens = part.num_tokens or 5
+        leaf = torch.randn(rows, tokens, part.width, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            part(leaf).sum().backward()
+        assert tail_step(part, rows, tokens) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("cut", "end", "message"),
+    [
+        (1, 1, r"end must be in 2\.\.3, .*\(block3, classifier\), got 1"),
+        (1, 4, r"got 4"),
+        (1, "block2", r"got 'block2'"),
+        (1, "stage", r"got 'stage'"),
+        (1, -1, r"end must be a number of stages, a stage's name, or 0, got -1"),
+        (1, True, r"got True"),
+    ],
+)
+def test_an_end_that_leaves_somebody_nothing_is_refused(simulate, cut, end, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(cut=cut, end=end)
+
+
+@pytest.mark.parametrize("spec", CODECS)
+def test_what_is_sent_knows_no_labels_and_the_client_knows_its_targets(spec):
+    codec, place, draw = parse_codec(spec), Place(0, 1, 2, 3), generator(0, "test")
+    head, middle = split(vit(), 1, 2)
+    insert(head, middle, codec, 0)
+    pixels = torch.randn(9, 3, 8, 8, generator=draw)
+    sent, targets = set(), []
+    for labels in (torch.arange(9) % 5, torch.arange(9) // 2, torch.zeros(9).long()):
+        payload, found = smash_unlabelled(head, codec, pixels, labels, 5, place)
+        sent.add(pack(codec, payload, place).to_bytes())
+        labelled = smash(head, codec, pixels, labels, 5, place)
+        known = codec.decode(labelled)
+        assert all(torch.equal(v, labelled.values[k]) for k, v in payload.values.items())
+        assert torch.equal(found.targets, known.targets)
+        assert (found.weights is None) == (known.weights is None)
+        assert found.weights is None or torch.equal(found.weights, known.weights)
+        there = codec.decode(codec.unpack(Payload.from_bytes(next(iter(sent)))))
+        assert len(there.tokens) == len(found.targets)
+        targets.append(found.targets)
+    assert len(sent) == 1
+    assert not torch.equal(targets[0], targets[1])
+
+
+@pytest.mark.parametrize("codec", ["identity()", "adc(ratio=0.25)"])
+def test_another_labelling_sends_the_same_first_payload(simulate, monkeypatch, codec):
+    def first_payloads():
+        found = {}
+
+        def watch(message, context):
+            reply = client_app.app(message, context)
+            if messages.PAYLOAD in reply.content:
+                data = reply.content[messages.PAYLOAD][messages.DATA].data
+                found.setdefault(context.node_config["partition-id"], data)
+            return reply
+
+        simulate(watch, end=2, codec=codec, rounds=1, local_steps=1)
+        return found
+
+    usual, batch = first_payloads(), Table.batch
+
+    def shifted(self, rows):
+        pixels, labels = batch(self, rows)
+        return pixels, (labels + 3) % self.num_classes
+
+    monkeypatch.setattr(Table, "batch", shifted)
+    assert first_payloads() == usual and len(usual) == 6
+
+
+@pytest.mark.parametrize("optimizers", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("strategy", ["sflv1", "fedavg", "centralised", "local"])
+def test_where_nobody_shares_a_tail_the_end_may_be_anywhere(simulate, strategy, optimizers):
+    """Bit for bit, any number of clients: arithmetic has moved and nothing else."""
+    without = simulate(strategy=strategy, **optimizers)
+    for end in (2, "classifier"):
+        other = simulate(strategy=strategy, end=end, **optimizers)
+        assert other.equals(without)
+        same = ["accuracy", "loss", "train_loss", "samples"]
+        assert other.rounds[same].equals(without.rounds[same])
+        for found in (other, without):
+            found.flops = found.rounds["client_flops"] + found.rounds["server_flops"]
+        assert other.flops.equals(without.flops)
+
+
+def test_fedavg_equals_sflv1_in_a_u_shape(simulate):
+    changes = {"end": 2, "head_optimizer": "adam(lr=0.01)", "tail_optimizer": "sgd(lr=0.1)"}
+    assert simulate(strategy="sflv1", **changes).equals(simulate(strategy="fedavg", **changes))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_client_trains_what_it_trains_without_an_end(simulate, strategy):
+    one = {"clients": 1, "rounds": 1, "partition": "iid", "batch_size": 256, **SGD}
+    without = simulate(strategy=strategy, **one)
+    assert simulate(strategy=strategy, end=2, **one).equals(without)
+
+
+def test_an_end_handed_over_with_the_head_equals_a_shared_one(simulate):
+    assert simulate(strategy="sequential", end=2, **SGD).equals(
+        simulate(strategy="sequential", **SGD)
+    )
+
+
+def test_the_mean_of_ends_after_one_sgd_step_is_the_shared_step(simulate):
+    """w - lr sum_k n_k/n g_k, whether weights or gradients are averaged."""
+    one = {"strategy": "parallel", "rounds": 1, "local_steps": 1, "batch_size": 2000, **SGD}
+    first, second = simulate(**one), simulate(end=2, **one)
+    for name, value in first.model.items():
+        torch.testing.assert_close(second.model[name], value, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sflv2(order='cyclic', phi=1)"])
+def test_shared_middles_and_own_ends_by_the_formulas(simulate, strategy):
+    """Two clients, three exchanges, SGD, written out on whole models."""
+    values = {
+        "clients": 2, "rounds": 1, "local_steps": 3, "batch_size": 50, "strategy": strategy,
+        "partition": "dirichlet(alpha=0.5)", "end": 2, "cut": 1,
+        "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
+        "head_optimizer": "sgd(lr=0.5)", "tail_optimizer": "sgd(lr=0.3)",
+    }  # fmt: skip
+    outcome, setup = simulate(**values), prepare(Experiment.from_dict(values))
+    counts = [len(rows) for rows in setup.train.partitions]
+    shares = [count / sum(counts) for count in counts]
+    models = [copy.deepcopy(setup.model) for _ in counts]
+    is_middle = {name: "layers.1." in name for name, _ in models[0].named_parameters()}
+
+    @torch.no_grad()
+    def move(name, gradient, rate, where):
+        for model in where:
+            model.get_parameter(name).sub_(rate * gradient)
+
+    for step in range(3):
+        joint = {}
+        for client, rows in enumerate(setup.train.partitions):
+            chosen = setup.schedule().batch(Place(0, 1, client, step), len(rows))
+            pixels, labels = setup.train.batch(rows[chosen])
+            model = models[client]
+            model.zero_grad()
+            functional.cross_entropy(model(pixels).logits, labels).backward()
+            for name, parameter in model.named_parameters():
+                gradient = parameter.grad.clone()
+                if not is_middle[name]:
+                    move(name, gradient, 0.5, [model])
+                elif strategy == "parallel":
+                    joint[name] = joint.get(name, 0) + shares[client] * gradient
+                else:
+                    move(name, gradient, 0.3, models)
+        for name, gradient in joint.items():
+            move(name, gradient, 0.3, models)
+    for name, value in outcome.model.items():
+        mean = sum(s * m.get_parameter(name) for s, m in zip(shares, models, strict=True))
+        torch.testing.assert_close(value, mean.detach(), atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2"])
+def test_four_transfers_are_counted_from_their_shapes(simulate, strategy):
+    """5 tokens of 16 numbers each way; a tensor's header is 7 bytes, 12 of shape, its name."""
+    changes = {"strategy": strategy, "batch_size": 50, "rounds": 1, "codec": "fp16()"}
+    rows = simulate(end=2, **changes).clients
+    numbers, header = 5 * 16, 1 + 3 + 4 * 3 + len("tokens")
+    labels = 3 + 4 + len("labels")  # all zero: no data
+    up = 2 * numbers * rows["samples"] + 4 * numbers * rows["samples"]
+    up += (2 * header + labels) * rows["steps"]
+    assert rows["payload_bytes_up"].tolist() == up.tolist()
+    down = 2 * 4 * numbers * rows["samples"] + 2 * header * rows["steps"]
+    assert rows["payload_bytes_down"].tolist() == down.tolist()
+    assert (rows["smashed_bytes"] == 2 * 4 * numbers * rows["samples"]).all()
+    packed = simulate(end=2, **{**changes, "codec": "identity()"}, downlink="fp16()").clients
+    halved = (packed["payload_bytes_down"] - 2 * header * packed["steps"]) / packed["samples"]
+    assert np.allclose(halved, 2 * 2 * numbers)
+    assert (simulate(end=2, **{**changes, "codec": "identity()"}).rounds["ratio"] < 1.005).all()
+
+
+def test_the_end_travels_and_counts_with_the_head(simulate):
+    with_end, without = simulate(end=2, rounds=1), simulate(rounds=1)
+    assert with_end.rounds["head_bytes_up"][0] > 1.5 * without.rounds["head_bytes_up"][0]
+    private = simulate(end=2, rounds=3, strategy=PRIVATE)
+    assert private.rounds["head_bytes_up"].sum() == private.rounds["head_bytes_down"].sum() == 0
+    assert not private.equals(simulate(end=2, rounds=3))
+
+
+@pytest.mark.parametrize("codec", ["adc(ratio=0.3)", "attended(ratio=0.5) | uniform(bits=8)"])
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2"])
+def test_compressed_u_shapes_learn(simulate, strategy, codec):
+    outcome = simulate(
+        strategy=strategy, codec=codec, downlink="uniform(bits=8)", end="classifier", rounds=6,
+        partition="iid()", **ADAM,
+    )  # fmt: skip
+    losses = outcome.rounds["train_loss"].tolist()
+    assert losses[-1] < losses[0] - 0.1
+    assert (outcome.rounds["ratio"] < 0.4).all()
+
+
+@pytest.mark.parametrize("strategy", ["parallel", PRIVATE, "sflv1", "sflv2", "sglr"])
+def test_clients_served_through_their_state_equal_live_ones(simulate, monkeypatch, strategy):
+    """Each message meets a context that went through bytes; nor does any graph survive."""
+    states = {}
+
+    def stateless(message, context):
+        partition = context.node_config["partition-id"]
+        config = {**experiment.model_dump(), "out": "", "engine": "inline()"}
+        state = states.get(partition, RecordDict())
+        fresh = Context(1, context.node_id, {"partition-id": partition}, state, config)
+        reply = client_app.app(message, fresh)
+        states[partition] = messages.record_from_bytes(messages.record_to_bytes(fresh.state))
+        return messages.from_wire(messages.to_wire(reply))
+
+    live = simulate(strategy=strategy, **VARIED)
+    experiment = Experiment.from_dict(live.summary["experiment"])
+    other = simulate(stateless, strategy=strategy, **VARIED)
+    assert live.equals(other)
+    assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
+    monkeypatch.setattr("simulations.client.Worker.keep", lambda *arguments: None)
+    repeated = simulate(strategy=strategy, **VARIED)
+    assert live.equals(repeated)
+
+
+@pytest.mark.slow
+def test_ray_equals_inline(simulate):
+    for strategy in SPLIT:
+        inline = simulate(strategy=strategy, **VARIED)
+        ray = simulate(strategy=strategy, engine="ray(workers=2)", **VARIED)
+        assert inline.equals(ray), strategy
+        assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1"])
+def test_the_number_of_server_threads_changes_nothing(simulate, monkeypatch, strategy):
+    changes = {"strategy": strategy, **VARIED, "clients": 20, "batch_size": 16}
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    one = simulate(**changes)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3})
+    four = simulate(**changes)
+    assert one.equals(four)
+    assert one.rounds[COUNTED].equals(four.rounds[COUNTED])
+
+
+@pytest.mark.parametrize("strategy", [PRIVATE, "sflv1", "sflv2"])
+def test_stopped_and_resumed_equals_never_stopped(simulate, resume, tmp_path, strategy):
+    changes = {**VARIED, "strategy": strategy, "rounds": 3, "checkpoint_every": 1}
+    whole = simulate(**changes)
+
+    def stop(row, report):
+        if row["round"] == 2:
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        simulate(watch=stop, **changes)
+    half = type(whole)(tmp_path / "run2")
+    resume(half)
+    assert half.equals(whole)
+    assert half.rounds[COUNTED].equals(whole.rounds[COUNTED])
+
+
+def test_a_run_from_before_there_were_ends_goes_on(simulate, resume, tmp_path, monkeypatch):
+    def stop(row, report):
+        raise KeyError("stop")
+
+    with monkeypatch.context() as before, pytest.raises(KeyError):
+        before.setattr(checkpoint, "FREE", {*checkpoint.FREE, "end"})
+        simulate(watch=stop, checkpoint_every=1)
+    whole = simulate()
+    half = type(whole)(tmp_path / "run1")
+    resume(half)
+    assert half.equals(whole)
+
+
+class Spoilt:
+    """The client app, with one partition's replies spoilt from a given message on."""
+
+    def __init__(self, partition, spoil, after):
+        self.partition, self.spoil, self.after, self.seen = partition, spoil, after, 0
+
+    def __call__(self, message, context):
+        reply = client_app.app(message, context)
+        is_ours = context.node_config["partition-id"] == self.partition
+        if is_ours and message.metadata.message_type.startswith("train"):
+            self.seen += 1
+            if self.seen > self.after:
+                return self.spoil(reply)
+        return reply
+
+
+def fail(reply):
+    raise RuntimeError("battery is empty")
+
+
+def no_gradient(reply):
+    """Put a NaN into whatever the reply carries."""
+    for name in (messages.PAYLOAD, messages.GRADIENT):
+        if name in reply.content:
+            payload = messages.unwrap(reply.content[name])
+            payload.values["tokens"][0, 0, 0] = torch.nan
+            reply.content[name] = messages.wrap(payload)
+    if messages.WEIGHTS in reply.content:
+        record = reply.content[messages.WEIGHTS]
+        record[messages.HEAD] = Array(record[messages.HEAD].numpy() * np.nan)
+    return reply
+
+
+def no_loss(reply):
+    reply.content[messages.METRICS][messages.LOSS] = float("nan")
+    return no_gradient(reply) if messages.GRADIENT not in reply.content else reply
+
+
+def another_shape(reply):
+    for name in (messages.PAYLOAD, messages.GRADIENT, messages.WEIGHTS):
+        if name in reply.content:
+            reply.content[name] = messages.wrap(Payload({"tokens": torch.ones(2, 3)}))
+    return reply
+
+
+@pytest.mark.parametrize("strategy", [PRIVATE, "sflv1", "sflv2"])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(fail, "battery"), (no_gradient, "finite"), (no_loss, "finite"), (another_shape, "sent ")],
+)
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_client_that_fails_in_any_message_is_dropped(simulate, strategy, spoil, reason, after):
+    changes = {"strategy": strategy, "batch_size": 128, "end": 2}
+    outcome = simulate(Spoilt(2, spoil, after), **changes)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [2, 2]
+    assert dropped["dropped"].str.contains(reason).all()
+    assert all(value.isfinite().all() for value in outcome.model.values())
+    assert outcome.summary["status"] == "complete"
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2"])
+def test_a_loss_that_is_not_finite_drops_its_client(simulate, monkeypatch, strategy):
+    from simulations import ushape
+
+    original = ushape.conclude
+
+    def spoilt(head, output, targets, place):
+        value, of_end, of_output = original(head, output, targets, place)
+        return (torch.nan, of_end, of_output) if place.client == 1 else (value, of_end, of_output)
+
+    monkeypatch.setattr(ushape, "conclude", spoilt)
+    outcome = simulate(strategy=strategy, end=2)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [1, 1]
+    assert dropped["dropped"].str.contains("a loss that is not finite").all()
+
+
+def test_a_client_without_the_first_half_of_an_exchange_says_so(simulate):
+    """As after a worker lost its clients."""
+
+    def forgetful(message, context):
+        if messages.PAYLOAD in message.content and context.node_config["partition-id"] == 1:
+            context.client = None
+        return client_app.app(message, context)
+
+    dropped = simulate(forgetful, end=2, rounds=1).clients.query("dropped != ''")
+    assert dropped["client"].tolist() == [1]
+    assert "no exchange in progress" in dropped["dropped"].iloc[0]
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1"])
+def test_batch_norm_in_every_part(simulate, strategy):
+    changes = {
+        "model": "resnet18(width=2, small_images=True)", "cut": "stage1.1", "clients": 2,
+        "rounds": 1, "local_steps": 2, "strategy": strategy, **SGD,
+    }  # fmt: skip
+    outcome = simulate(end="stage4.1", **changes)
+    if strategy == "sflv1":
+        assert outcome.equals(simulate(**changes))
+    assert all(value.isfinite().all() for value in outcome.model.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy": "parallel()"},
+        {"strategy": PRIVATE, "codec": "c3sl(factor=4)"},
+        {"strategy": "sflv2()", "downlink": "fp16()"},
+        {"strategy": "fedavg()"},
+        {"strategy": "sflv1()", "model": "lenet(image_size=16)", "cut": 1, "end": "linear2"},
+    ],
+    ids=str,
+)
+def test_the_estimate_is_what_a_run_then_reports(simulate, changes):
+    found = simulate(**{"end": 2, **changes}).summary
+    cost = Estimator()(prepare(Experiment.from_dict(found["experiment"])))
+    assert cost.payload_bytes == found["payload_bytes_up"] + found["payload_bytes_down"]
+    assert cost.head_bytes == found["head_bytes_up"] + found["head_bytes_down"]
+    assert cost.client_flops == found["client_flops"]
+    kept = found["activation_bytes"]
+    assert 0 < kept["head"] <= kept["whole"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "number"), [("parallel", 2), (PRIVATE, 18), ("sflv1", 21)])
+def test_a_worker_killed_in_either_half_changes_nothing(simulate, tmp_path, strategy, number):
+    changes = {**VARIED, "strategy": strategy, "local_steps": 11, "batch_size": 32, "rounds": 1}
+    undisturbed, marker, seen = simulate(**changes), tmp_path / "killed", 0
+    victim = int(undisturbed.clients["client"][0])
+
+    def app(message, context):
+        nonlocal seen
+        if context.node_config["partition-id"] == victim and messages.STEP in str(
+            message.metadata.message_type
+        ):
+            seen += 1
+            if seen == number and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return client_app.app(message, context)
+
+    disturbed = simulate(app, engine="ray(workers=2)", **changes)
+    assert marker.exists() and not disturbed.clients["dropped"].any()
+    assert disturbed.equals(undisturbed)
+    assert disturbed.rounds[COUNTED].equals(undisturbed.rounds[COUNTED])
