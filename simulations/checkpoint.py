@@ -96,7 +96,7 @@ def read(folder: Path) -> tuple[Experiment, Checkpoint]:
     if metadata.pop("digest", None) != _digest(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its contents are not those that were written")
     # Keys that came later were at their defaults.
-    theirs = {**_fixed(Experiment()), **json.loads(metadata["experiment"])}
+    theirs = {**_fixed(Experiment.from_dict({})), **json.loads(metadata["experiment"])}
     ours = _fixed(experiment)
     for key in {*theirs, *ours}:
         if theirs.get(key) != ours.get(key):
