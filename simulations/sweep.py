@@ -211,8 +211,8 @@ def table(rows: pd.DataFrame) -> Table:
         caption="Mean ± standard deviation over seeds. MB = 10^6 bytes, both directions.",
         box=SIMPLE,
     )
-    for axis in axes:
-        shown.add_column(axis, overflow="fold")
+    if axes:
+        shown.add_column(", ".join(axes), overflow="fold")
     for title in ("seeds", "final %", "payload MB", "weights MB", "CPU s"):
         shown.add_column(title, justify="right", no_wrap=True)
     groups = done.groupby(axes, sort=False) if axes else [((), done)]
@@ -224,7 +224,8 @@ def table(rows: pd.DataFrame) -> Table:
         accuracy = 100 * group["final_accuracy"].astype(float)
         columns = [accuracy, kinds["payload"], kinds["head"], group["cpu_seconds"]]
         numbers = [_mean_and_spread(column.astype(float)) for column in columns]
-        shown.add_row(*map(str, chosen), str(len(group)), *numbers)
+        label = ", ".join(map(_label, axes, chosen))
+        shown.add_row(*([label] if axes else []), str(len(group)), *numbers)
     return shown
 
 
