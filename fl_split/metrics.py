@@ -21,9 +21,9 @@ def by_class(
 
 
 def worst(accuracies: Numbers, share: float = 0.1) -> float:
-    """Mean of the worst `share` of the clients, at least one."""
+    """Mean of the worst `share` of the clients, rounded up."""
     ordered = np.sort(np.asarray(accuracies, dtype=float))
-    return float(ordered[: max(1, round(share * len(ordered)))].mean())
+    return float(ordered[: max(1, math.ceil(share * len(ordered)))].mean())
 
 
 def jain(accuracies: Numbers) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -191,6 +191,10 @@ class Client:
         self.has_own_head = head is None
         self.head.load(flatten(trained(self.worker.head)) if head is None else head)
         self.optimizer = self.worker.head_optimizer.build(self.head.vector)
+
+    def sit_out(self) -> None:
+        """Be at the end of the round, so that nothing of it is kept live."""
+        self.place = replace(self.here, step=self.worker.schedule.num_steps(self.num_samples))
 
     @property
     def num_samples(self) -> int:

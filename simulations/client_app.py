@@ -51,6 +51,7 @@ def report(message: Message, context: Context) -> Message:
         record = messages.weights(head=client.head.numpy())
         if messages.SETTINGS in message.content:  # the tail too
             record.update(messages.weights(tail=client.present_tail().weights))
+        client.sit_out()
         return _reply(message, {}, record)
 
 

@@ -76,7 +76,7 @@ class Estimator:
             payload_bytes=payload,
             head_bytes=clients * _weights_of_a_client(setup, trains),
             client_flops=samples * _flops_of_a_sample(setup, trains) + of_ends,
-            seconds=steps * step + e.rounds * evaluation,
+            seconds=steps * step + e.rounds * evaluation * _evaluated(setup),
             is_bound=e.budget != "none()",
         )
 
@@ -87,6 +87,12 @@ class Estimator:
         if key not in self._seconds:
             self._seconds[key] = _time(setup)
         return self._seconds[key]
+
+
+def _evaluated(setup: Setup) -> int:
+    """Models that are evaluated each round: all clients' where they keep their own."""
+    own = sum(len(part) > 0 for part in setup.train.partitions)
+    return own if setup.experiment.build("strategy").keeps_models else 1
 
 
 def _rounds(setup: Setup) -> Iterator[tuple[int, list[Place]]]:

@@ -94,7 +94,8 @@ class Crowd:
     def stop(self) -> None:
         """Interrupt what runs, and wait until it has written what it has."""
         for run in self.running:
-            os.kill(_pid(run), signal.SIGINT)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(_pid(run), signal.SIGINT)
         for run in self.running:
             run.process.join(PATIENCE)
             run.process.kill()
@@ -201,7 +202,8 @@ def _pid(run: Run) -> int:
 def _reason(run: Run) -> str:
     """What the log says about the end of a cell."""
     code = run.process.exitcode or 0
-    text = (run.folder / LOG).read_text(encoding="utf-8", errors="replace")
+    log = run.folder / LOG
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code < 0:

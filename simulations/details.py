@@ -47,7 +47,8 @@ class Details:
             path = folder / name
             if rounds_done and path.exists():
                 frame = pd.read_csv(path)
-                frame[frame["round"] <= rounds_done].to_csv(path, index=False)
+                frame = frame[frame["round"] <= rounds_done]
+                frame.to_csv(path, index=False)
                 if name == CLASSES:
                     self.best = frame.groupby("class")["accuracy"].max().to_numpy(dtype=float)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
 from simulations.results import Recorder
 from simulations.setup import Evaluator, Pool, Setup, prepare
+from simulations.tracking import Log, NoLog
 from strategies import Progress, RoundReport, Training
 from strategies.budget import Budget, First, NoBudget
 from strategies.crew import Crew
@@ -78,10 +80,22 @@ def run(grid: Grid, context: LocalContext) -> None:
     recorder = Recorder(folder, experiment, setup.class_names, clock, before.rounds)
     partition_statistics.write(setup.train, folder)
     settings = experiment.model_dump(exclude={"out"})
-    log = experiment.build("tracking").open(settings, folder)
+    log: Log = experiment.build("tracking").open(settings, folder)
     if isinstance(grid, LocalGrid) and before.clients:
         grid.restore(before.clients)
     finished = before.arrays
+    facts = {
+        "activation_bytes": setup.activation_bytes(),
+        "majority_accuracy": setup.majority_accuracy,
+    }
+
+    def track(row: dict[str, Any]) -> None:
+        nonlocal log
+        try:
+            log.add(row)
+        except Exception as error:  # of a library or a network; results are in the folder
+            warnings.warn(f"tracking ended in round {row['round']}: {error}", stacklevel=2)
+            log = NoLog()
 
     budget = First((experiment.build("budget"), context.budget))
 
@@ -89,7 +103,7 @@ def run(grid: Grid, context: LocalContext) -> None:
         nonlocal finished
         finished = report.arrays
         row = recorder.add(report)
-        log.add(row)
+        track(row)
         every = experiment.checkpoint_every
         if every and report.round % every == 0 and isinstance(grid, LocalGrid):
             states = grid.states()
@@ -133,13 +147,9 @@ def run(grid: Grid, context: LocalContext) -> None:
         raise
     finally:
         crew.close()
-        log.close(status)
         evaluator.load(finished)  # training stopped half-way may have gone on from there
-        facts = {
-            "activation_bytes": setup.activation_bytes(),
-            "majority_accuracy": setup.majority_accuracy,
-        }
         recorder.finish(merged(setup.model), status, setup.codec_weights(), facts)
+        log.close(status)
     (folder / FILE).unlink(missing_ok=True)
 
 

@@ -147,6 +147,11 @@ def prepare(experiment: Experiment) -> Setup:
     with _named("codec"):
         _check_attention(e.build("codec"), head, e.model.partition("(")[0])
         _try(e.build("codec"), e.build("downlink"), head, classes)
+    strategy = e.build("strategy")
+    with _named("strategy"):
+        strategy.check(e.build("codec"))
+    if e.aggregation != "fedavg()" and not strategy.averages:
+        raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     channels, size, _ = head.image_shape
     with _named("dataset"):
         train, test = _decode(source, size, channels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -40,9 +40,17 @@ class Aggregator:
         inner.fraction_train = 0.0  # whom to sample is ours to say
 
     def __call__(
-        self, number: int, replies: Iterable[Message], before: ArrayRecord, seed: int
+        self,
+        number: int,
+        replies: Iterable[Message],
+        before: ArrayRecord,
+        seed: int,
+        statistics: Mapping[str, Tensor | None] | None = None,
     ) -> ArrayRecord:
         """Return the weights after round `number`, given those `before`.
+
+        `statistics` tells where, by name of a vector, running statistics of batch norms
+        are: these are no weights to step or to blur, and always become the mean.
 
         Raises
         ------
@@ -51,15 +59,21 @@ class Aggregator:
         """
         replies = list(replies)
         names = list(replies[0].content.array_records[messages.WEIGHTS])
+        places = {k: v for k, v in (statistics or {}).items() if k in names and v is not None}
+        means = {name: _mean(replies, name)[where] for name, where in places.items()}
         start = messages.weights(**{name: before[name] for name in names})
         self.strategy.configure_train(number, start, ConfigRecord(), None)
         if isinstance(self.strategy, flower.DifferentialPrivacyServerSideFixedClipping):
             self.strategy.num_sampled_clients = len(replies)
+            for reply in replies:  # the noise is for clients that count equally
+                reply.content.metric_records[messages.METRICS][messages.NUM_EXAMPLES] = 1
         with seeded(seed, "aggregation", number):  # noise of differential privacy
             found, _ = self.strategy.aggregate_train(number, replies)
         if found is None:
             raise ValueError(f"aggregation gave nothing for {len(replies)} clients")
-        vectors = {name: np.asarray(array.numpy(), np.float32) for name, array in found.items()}
+        vectors = {name: np.array(array.numpy(), np.float32) for name, array in found.items()}
+        for name, where in places.items():
+            vectors[name][where] = means[name]
         return messages.weights(**vectors)
 
     def state(self) -> dict[str, Tensor]:
@@ -83,6 +97,13 @@ class Aggregator:
                 is_list = name == "momentum_vector"
                 memory = [part[key] for key in sorted(part, key=int)] if is_list else part
                 setattr(self.strategy, name, memory)
+
+
+def _mean(replies: list[Message], name: str) -> np.ndarray:
+    """Mean of one vector with weights n_k / n."""
+    counts = [messages.metric(reply, messages.NUM_EXAMPLES) for reply in replies]
+    vectors = [messages.numbers(messages.vector(reply, name)) for reply in replies]
+    return np.average(vectors, axis=0, weights=counts).astype(np.float32)
 
 
 @validate_call(config=STRICT)
@@ -141,8 +162,9 @@ def krum(malicious: Count = 0) -> Aggregator:
 def dp(noise_multiplier: Annotated[float, Field(ge=0)], clipping_norm: Positive) -> Aggregator:
     """Clip every client's update, average, add Gaussian noise (McMahan et al., ICLR 2018).
 
-    The noise has a standard deviation of noise_multiplier * clipping_norm / clients. It
-    protects weights only: what crosses the cut is not noisy.
+    Clients count equally, and the noise has a standard deviation of noise_multiplier *
+    clipping_norm / clients. It protects weights only: what crosses the cut is not noisy,
+    nor are running statistics of batch norms.
     """
     kind = flower.DifferentialPrivacyServerSideFixedClipping
     return Aggregator(kind(flower.FedAvg(**OURS), noise_multiplier, clipping_norm, 1))

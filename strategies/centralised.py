@@ -27,6 +27,11 @@ class Centralised(SplitStrategy):
 
     trains: ClassVar[Literal["split", "whole", "pooled"]] = "pooled"
 
+    @property
+    def averages(self) -> bool:
+        """Nothing is averaged."""
+        return False
+
     def train_round(self, round: Round) -> list[Message]:
         """Train one round on the server."""
         loss, samples, steps = round.training.pooled_round(round.number, round.clients)

@@ -30,6 +30,11 @@ class Sequential(SplitStrategy):
     order: Order = "random"
     compat: bool = False
 
+    @property
+    def averages(self) -> bool:
+        """Nothing is averaged."""
+        return False
+
     def train_round(self, round: Round) -> list[Message]:
         """Visit one client after the other; a dropped client hands nothing over."""
         head, last = round.head, []

@@ -26,6 +26,11 @@ class SFLV3(SplitStrategy):
         """Heads are private."""
         return True
 
+    @property
+    def averages(self) -> bool:
+        """Tails are."""
+        return True
+
     def train_round(self, round: Round) -> list[Message]:
         """Serve payloads as they come: no client's tail depends on another's."""
         round.returned = []

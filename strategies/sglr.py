@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from flwr.app import Message
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fl_split.codecs import Codec
 from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.seeds import generator
@@ -50,9 +52,16 @@ class SGLR(SplitStrategy):
         """Heads are private."""
         return True
 
-    def tail_optimizer(self, training: Training) -> Optimizer:
+    def check(self, codec: Codec) -> None:
+        """Refuse codecs whose numbers stand for other places with every client."""
+        if self.phi and not codec.in_place:
+            raise ValueError(
+                f"sglr averages cut gradients place by place, and {codec!r} sends other places "
+                "of every sample; use one that sends all tokens, as uniform(bits=4), or phi=0.0"
+            )
+
+    def tail_optimizer(self, training: Training, clients: int) -> Optimizer:
         """Scale the learning rate."""
-        clients = max(1, round(training.fraction * training.clients))
         spec: Any = training.tail_optimizer
         return replace(spec, lr=spec.lr * clients**self.alpha)
 
@@ -62,16 +71,17 @@ class SGLR(SplitStrategy):
         round.returned = []
         round.begin(active, None)
         while active:
-            drawn = self._draw(round, active, step)
-            active = round.serve_together(active, step, partial(average, drawn) if drawn else None)
+            draw = generator(round.training.seed, "split average", round.number, step)
+            mix = partial(self._mix, draw) if self.phi else None
+            active = round.serve_together(active, step, mix)
             step += 1
         return round.replies()
 
-    def _draw(self, round_: Round, clients: list[int], step: int) -> list[int]:
-        """Draw the clients whose cut gradients are averaged."""
-        draw = generator(round_.training.seed, "split average", round_.number, step)
-        chosen = torch.randperm(len(clients), generator=draw)[: round(self.phi * len(clients))]
-        return sorted(clients[i] for i in chosen.tolist())
+    def _mix(self, draw: torch.Generator, cuts: Mapping[int, Payload]) -> dict[int, Payload]:
+        """Draw clients of this exchange and average their cut gradients."""
+        clients, count = sorted(cuts), math.floor(self.phi * len(cuts) + 0.5)
+        chosen = torch.randperm(len(clients), generator=draw)[:count].tolist()
+        return average([clients[i] for i in chosen], cuts)
 
 
 def average(clients: list[int], cuts: Mapping[int, Payload]) -> dict[int, Payload]:

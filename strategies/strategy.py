@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl_split.codecs import Codec
 from fl_split.optimizers import Optimizer, set_moments
 from strategies import messages
 from strategies.mailbox import Mailbox
@@ -42,14 +43,26 @@ class SplitStrategy(Strategy):
     def train_round(self, round: Round) -> list[Message]:
         """Exchange messages until every client of `round` has ended; return final replies."""
 
-    def tail_optimizer(self, training: Training) -> Optimizer:
-        """Return the optimiser of the server's tail: the experiment's."""
+    @property
+    def averages(self) -> bool:
+        """Whether the experiment's `aggregation` has anything to do."""
+        return not self.keeps_models
+
+    def check(self, codec: Codec) -> None:
+        """Raise ValueError if this strategy cannot work with `codec`."""
+
+    def tail_optimizer(self, training: Training, clients: int) -> Optimizer:
+        """Return the optimiser of the server's tail, `clients` per round: the experiment's."""
         return training.tail_optimizer
 
     def average(self, round: Round, replies: list[Message]) -> ArrayRecord:
         """Average whatever weights the replies carry, by one of Flower's strategies."""
         training = round.training
-        return training.aggregator(round.number, replies, round.arrays, training.seed)
+        statistics = {
+            messages.HEAD: training.head.statistics,
+            messages.TAIL: training.tail.statistics,
+        }
+        return training.aggregator(round.number, replies, round.arrays, training.seed, statistics)
 
     def evaluate(
         self,
@@ -68,14 +81,11 @@ class SplitStrategy(Strategy):
             or MetricRecord()
             for client, own in round.own_weights().items()
         ]
-        found = MetricRecord()
-        for key in rows[0]:
-            values: list[Any] = [row[key] for row in rows]
-            if key.startswith(messages.SHARDS):
-                found[key] = [number for value in values for number in value]
-            else:
-                found[key] = np.mean(values, axis=0).tolist()
-        return found
+        shards = (messages.SHARDS, messages.SHARD_CLIENTS)  # which some clients have not
+        found = {key: _joined(row.get(key, []) for row in rows) for key in shards}
+        for key in rows[0].keys() - found.keys():
+            found[key] = np.mean([row[key] for row in rows], axis=0).tolist()
+        return MetricRecord({key: value for key, value in found.items() if value != []})
 
     def start(
         self,
@@ -99,11 +109,12 @@ class SplitStrategy(Strategy):
         assert training is not None, "Training says which tail to train, and on what"
         assert evaluate_fn is not None
         result, arrays = Result(), initial_arrays
-        optimizer = self.tail_optimizer(training)
-        tail = TrainedTail(training.tail, optimizer, training.codec, training.seed)
-        tail.flat.load(messages.numbers(arrays[messages.TAIL]))
         training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
         nodes, samples = roll_call(grid, training.clients, timeout, training.crew)
+        per_round = len(sample(samples, training.fraction, training.seed, 1))
+        optimizer = self.tail_optimizer(training, per_round)
+        tail = TrainedTail(training.tail, optimizer, training.codec, training.seed)
+        tail.flat.load(messages.numbers(arrays[messages.TAIL]))
         kind = UShapedRound if training.head.module.end else Round
         set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
         training.aggregator.set_state(training.progress.aggregator)
@@ -168,3 +179,7 @@ class SplitStrategy(Strategy):
 
     def summary(self) -> None:
         """Log nothing: the ``repr`` of a strategy says all."""
+
+
+def _joined(lists: Iterable[Any]) -> list[Any]:
+    return [number for numbers in lists for number in numbers]

@@ -196,6 +196,34 @@ def test_differential_privacy_clips_and_adds_seeded_noise():
     assert draws[0].std() == pytest.approx(2.0, rel=0.03)
 
 
+def test_differential_privacy_counts_clients_equally():
+    found = dp(0.0, 100.0)(1, replies([1.0], [3.0], examples=[99, 1]), start(0.0), 0)
+    assert head(found).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("make", [fedavgm, fedadam, lambda: dp(3.0, 1.0), median])
+def test_running_statistics_are_averaged_whatever_becomes_of_weights(make):
+    """Number 1 of the vector is one: its mean is (3 * 0.2 + 0.6) / 4."""
+    aggregator, statistics = make(), {messages.HEAD: torch.tensor([1])}
+    for number in (1, 2):
+        clients = replies([5.0, 0.2], [7.0, 0.6], examples=[3, 1])
+        found = head(aggregator(number, clients, start(1.0, 1.0), 0, statistics))
+        assert found[1] == pytest.approx(0.3, rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["sequential()", "local()", "parallel(average_heads=False)"])
+def test_an_aggregation_of_nothing_is_refused(simulate, strategy):
+    with pytest.raises(ValueError, match="averages nothing"):
+        simulate(strategy=strategy, aggregation="median()")
+
+
+@pytest.mark.parametrize("codec", ["adc(ratio=0.5)", "topk(ratio=0.5) | fp16()", "splitfc()"])
+def test_sglr_refuses_codecs_that_send_other_places_of_every_sample(simulate, codec):
+    with pytest.raises(ValueError, match="place by place"):
+        simulate(strategy="sglr", codec=codec)
+    assert simulate(strategy="sglr(phi=0.0)", codec=codec, rounds=1).summary["rounds"] == 1
+
+
 @pytest.mark.parametrize("make", [fedavgm, fedadam])
 def test_what_an_aggregation_remembers_can_be_set(make):
     whole, weights = make(), start(1.0, 2.0)

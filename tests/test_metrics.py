@@ -23,6 +23,7 @@ def test_metrics_by_hand():
     assert backward_transfer(found, best) == pytest.approx(-0.25 / 3)
     assert worst([0.9, 0.1, 0.5] * 10, 0.1) == pytest.approx(0.1)
     assert worst([0.4, 0.8], 0.1) == 0.4
+    assert worst([0.2, 0.4, *[0.9] * 13], 0.1) == pytest.approx(0.3)  # two of fifteen
     assert jain([0.5, 0.5, 0.5]) == pytest.approx(1)
     assert jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(1 / 4)
     assert jain([0.0, 0.0]) == 1
@@ -98,16 +99,30 @@ def test_private_models_are_tested_on_their_own_shards(simulate, strategy):
     assert last["drift"] > 0
 
 
+@pytest.mark.parametrize("sizes", [[400, 1, 200], [1, 400, 200]])
+def test_clients_too_small_to_hold_anything_back_are_left_out(simulate, sizes):
+    changes = {"clients": 3, "holdout": 0.2, "partition": f"size(partition_sizes={sizes})"}
+    for strategy in ("sflv3", "sflv1"):
+        outcome = simulate(strategy=strategy, **changes)
+        shards = pd.read_csv(outcome.folder / "shards.csv").query("round == 2")
+        assert shards["client"].tolist() == [k for k, size in enumerate(sizes) if size > 1]
+
+
 def test_forgetting_goes_on_after_a_resume(simulate, resume):
-    changes = {"rounds": 4, "checkpoint_every": 2, "holdout": 0.2}
+    """Also from a checkpoint long before the last row: what came later never was."""
+    changes = {"rounds": 7, "checkpoint_every": 2, "holdout": 0.2}
     whole = simulate(**changes)
 
     def stop(row, report):
-        if row["round"] == 3:
+        if row["round"] == 3:  # the checkpoint is that of round 2
+            early.append((whole.folder.parent / "run2" / "checkpoint.safetensors").read_bytes())
+        if row["round"] == 6:
             raise KeyboardInterrupt
 
+    early = []
     with pytest.raises(KeyboardInterrupt):
         simulate(watch=stop, **changes)
+    (whole.folder.parent / "run2" / "checkpoint.safetensors").write_bytes(early[0])
     stopped = type(whole)(whole.folder.parent / "run2")
     resume(stopped)
     for name in ("classes.csv", "shards.csv"):

@@ -51,6 +51,7 @@ class ADC(Codec):
     token_ratio: Ratio | None = None
     weighted_loss: bool = False
 
+    in_place: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = True
     up: ClassVar[str] = "K merged samples of T tokens in fp32; their members' labels"
 

@@ -35,6 +35,7 @@ class Attended(Codec):
     ratio: Ratio = 0.4
     rest: bool = True
 
+    in_place: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = True
     up: ClassVar[str] = "T tokens per sample in fp32; labels"
     down: ClassVar[str] = "a gradient for every number that went up"

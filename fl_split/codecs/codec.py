@@ -74,6 +74,9 @@ class Codec:
     error_feedback: bool = False
     """As `downlink`: add what packing left out to the client's next cut gradient of the round."""
 
+    in_place: ClassVar[bool] = True
+    """The values of all samples stand for the same places, whatever the samples are."""
+
     needs_attention: ClassVar[bool] = False
     """Works only for models with a CLS token, whose attention it asks for."""
 
@@ -143,6 +146,11 @@ class Chain(Codec):
     def error_feedback(self) -> bool:  # type: ignore[override]
         """Whether the first has it."""
         return self.stages[0].error_feedback
+
+    @property
+    def in_place(self) -> bool:  # type: ignore[override]
+        """Whether those of the first do."""
+        return self.stages[0].in_place
 
     @property
     def needs_attention(self) -> bool:  # type: ignore[override]

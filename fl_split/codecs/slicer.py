@@ -53,6 +53,7 @@ class SLICER(Codec):
     asymmetry: Annotated[float, Field(ge=0, le=1)] | None = None
     guard: Literal["abs", "int"] = "abs"
 
+    in_place: ClassVar[bool] = False
     up: ClassVar[str] = "survivors in sign and few bits; places, blocks, ranges; labels"
     down: ClassVar[str] = "gradients of the survivors"
 

@@ -25,6 +25,7 @@ class Sparsifier(Codec):
     ratio: float
     error_feedback: bool
 
+    in_place: ClassVar[bool] = False
     up: ClassVar[str] = "k entries per sample in fp32; bitmap or packed indices; labels"
     down: ClassVar[str] = "gradients of the kept entries"
 

@@ -42,6 +42,7 @@ class SplitFC(Codec):
     keep: Ratio = 0.5
     bits: Annotated[float, Field(gt=0, le=MOST_BITS)] = 4.0
 
+    in_place: ClassVar[bool] = False
     up: ClassVar[str] = "kept columns in bits of their own; which, range, bits; labels"
     down: ClassVar[str] = "gradients of the kept columns"
 

@@ -10,8 +10,11 @@ from fl_split.specs import SpecError, resolve, stages
 from simulations.experiment import TABLES, Experiment
 from simulations.partition import PARTITIONS
 
-TASK = ("dataset", "partition", "clients", "fraction", "test_fraction")
+TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
 """Keys that say what is to be learnt, and by whom; the others say how."""
+
+NOTHING = ("downlink=identity", "budget=none", "skew=none", "aggregation=fedavg")
+"""What is not worth saying beside anything else."""
 
 SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")
 """Keys whose value speaks for itself; it comes first, and without the key."""
@@ -28,7 +31,7 @@ def ordered(keys: Iterable[str]) -> list[str]:
 def joined(differing: Mapping[str, str], keys: Iterable[str]) -> str:
     """Join the texts of `keys`; what says that there is nothing is only said if alone."""
     texts = [differing[key] for key in keys]
-    told = [text for text in texts if text not in {"downlink=identity", "budget=none"}]
+    told = [text for text in texts if text not in NOTHING]
     return ", ".join(told or texts)
 
 

@@ -56,7 +56,7 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     is_same = bool(seeds) and not any(differences)
     if len(seeds) < 2:
         p = math.nan
-    elif len(set(differences)) == 1:
+    elif max(differences) - min(differences) < 1e-9:  # equal, but for rounding
         p = 1.0 if is_same else math.nan
     else:
         pairs = ([values[seed] for seed in seeds], [baseline[seed] for seed in seeds])
