@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,25 @@ def holds_run(folder: Path, settings: Mapping[str, Any]) -> bool:
     if found != expected:
         raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
     return True
+
+
+def check_others(folder: Path, settings: Mapping[str, Any], axes: Collection[str]) -> None:
+    """Let a folder hold other runs only if these differ in `axes` alone, as more seeds do.
+
+    Raises
+    ------
+    SpecError
+        One is of another study.
+    """
+    expected = Experiment.from_dict(settings).model_dump(exclude={*FREE, *axes})
+    for path in sorted(folder.glob(f"*/{EXPERIMENT}")):
+        found = Experiment.from_dict(read_toml(path)).model_dump(exclude={*FREE, *axes})
+        for key, value in expected.items():
+            if found[key] != value:
+                raise SpecError(
+                    f"{str(path.parent)!r} is of another study, with {key}={found[key]!r}; "
+                    "give another --out"
+                )
 
 
 def is_complete(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -93,6 +94,7 @@ def sweep(
     Example: [b]fl-split sweep configs/quickstart.toml strategy=parallel,sflv1 seed=0..2[/b]
     """
     with quiet():
+        from simulations.cells import check_others
         from simulations.experiment import read_toml
         from simulations.results import check_folder
         from simulations.sweep import cells, read_grid
@@ -104,7 +106,10 @@ def sweep(
         found = cells(values, found_grid)
         folder = chosen_folder({"out": found[0].experiment.out}, out_dir)
         check_folder(folder)
+        check_others(folder, found[0].experiment.model_dump(), found_grid)
         missing = _missing(found, folder)
+        if left_out := math.prod(map(len, found_grid.values())) - len(found):
+            out.print(f"{left_out} cells left out: without smashed data codecs change nothing")
         if dry_run:
             _show_cost(found, missing)
             return

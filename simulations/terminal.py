@@ -112,7 +112,8 @@ def _train(grid: Any, setup: Setup, name: str, resumed: Any, study: Study | None
     from simulations import server_app
 
     experiment = setup.experiment
-    specs = (experiment.strategy, experiment.codec)
+    is_split = experiment.build("strategy").trains == "split"
+    specs = (experiment.strategy, *([experiment.codec] if is_split else []))
     label = name or " ".join(spec.partition("(")[0] for spec in specs)
     columns = (
         TextColumn("[b]{task.description}[/b]"),

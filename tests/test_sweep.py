@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fl_split.specs import SpecError
 from simulations import cli, crowd
+from simulations.cells import check_others
 from simulations.cost import Estimator
 from simulations.experiment import Experiment
 from simulations.setup import prepare
@@ -178,6 +179,18 @@ def test_codecs_multiply_only_strategies_that_send_smashed_data():
         "parallel-identity-seed0", "parallel-identity-seed1", "parallel-fp16-seed0",
         "parallel-fp16-seed1", "fedavg-identity-seed0", "fedavg-identity-seed1",
     ]  # fmt: skip
+
+
+def test_a_folder_of_another_study_is_refused_and_more_seeds_are_not(tmp_path):
+    base = {**TINY, "out": ""}
+    cell = tmp_path / "seed7"
+    cell.mkdir()
+    (cell / "experiment.toml").write_text(Experiment.from_dict({**base, "seed": 7}).to_toml())
+    check_others(tmp_path, base, ["seed"])
+    with pytest.raises(SpecError, match="seed7' is of another study, with clients=6"):
+        check_others(tmp_path, {**base, "clients": 5}, ["seed"])
+    with pytest.raises(SpecError, match="seed=7"):
+        check_others(tmp_path, base, ["codec"])
 
 
 def test_another_cell_waits_for_memory(monkeypatch, tmp_path):
