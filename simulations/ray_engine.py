@@ -382,7 +382,8 @@ class Ray:
             except (OSError, ValueError) as error:
                 raise EngineError(f"no Ray cluster at {self.address!r}: {_reason(error)}") from None
         else:
-            ray.init(num_cpus=count, include_dashboard=False, **quiet)
+            # "local": of our own, even on a machine that belongs to a cluster
+            ray.init("local", num_cpus=count, include_dashboard=False, **quiet)
         grids: list[RayGrid] = []
         try:
             if self.address:

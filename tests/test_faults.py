@@ -176,7 +176,7 @@ def test_a_lost_node_takes_its_clients_along_and_the_run_goes_on(simulate):
         if row["round"] == 1:
             cluster.remove_node(other, allow_graceful=False)
             for _ in range(300):  # its worker notices in a while
-                if sum("ray::Host" in process.name() for process in psutil.process_iter()) < 2:
+                if sum("ray::Host" in p.info["name"] for p in psutil.process_iter(["name"])) < 2:
                     break
                 time.sleep(0.1)
 
