@@ -141,7 +141,7 @@ def front(cells: list[Cell], budgets: Mapping[str, Limited]) -> pd.DataFrame:
         sent = rounds[["payload_bytes_up", "payload_bytes_down"]].sum().sum()
         for name, budget in budgets.items():
             spent = budget.spent(rounds).cumsum()
-            paid = rounds[spent <= budget.limit]
+            paid = rounds[budget.pays(spent)]
             rows.append(
                 {
                     "codec": cell.label,
@@ -151,7 +151,7 @@ def front(cells: list[Cell], budgets: Mapping[str, Limited]) -> pd.DataFrame:
                     "ratio": sent / (2 * rounds["smashed_bytes"].sum()) if sent else math.nan,
                     "budget": name,
                     "limit": budget.limit,
-                    "reached": bool((spent >= budget.limit).any()),
+                    "reached": bool(budget.uses_up(spent).any()),
                     "rounds": len(paid),
                     "accuracy": paid["accuracy"].iloc[-1] if len(paid) else math.nan,
                 }

@@ -13,6 +13,10 @@ from fl_split.specs import STRICT, parse, stages
 Limit = Annotated[float, Field(gt=0)]
 
 
+ROUNDING = 1e-9
+"""Share of a limit that sums of floating-point numbers may be off."""
+
+
 class Budget(Protocol):
     """Something that runs out."""
 
@@ -32,7 +36,15 @@ class Limited:
 
     def is_spent(self, totals: Mapping[str, Any]) -> bool:
         """Compare with the limit."""
-        return bool(self.spent(totals) >= self.limit)
+        return bool(self.uses_up(self.spent(totals)))
+
+    def uses_up(self, spent: Any) -> Any:
+        """Tell whether so much, of each row of a frame, is all there is."""
+        return spent >= self.limit * (1 - ROUNDING)
+
+    def pays(self, spent: Any) -> Any:
+        """Tell whether so much, of each row of a frame, is within the limit."""
+        return spent <= self.limit * (1 + ROUNDING)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -10,6 +10,7 @@ from fl_split.flops import head_step, tail_step
 from simulations import cli
 from simulations.experiment import Experiment
 from simulations.setup import prepare
+from strategies.budget import Nominal
 
 CONFIG = """
 dataset = "digits()"
@@ -53,6 +54,13 @@ def test_nominal_samples_are_samples_times_the_ratio_of_the_paper(simulate):
     other = simulate(rounds=1, codec="fp16()").rounds.iloc[0]  # the paper has no such codec
     assert other["nominal_samples"] == pytest.approx(other["ratio"] * other["samples"])
     assert (simulate(rounds=1, strategy="fedavg()").rounds["nominal_samples"] == 0).all()
+
+
+def test_a_budget_of_fractions_is_used_up_to_the_last_round():
+    """Ten times 0.1 is a little less than 1, and three times a little more than 0.3."""
+    tenths = pd.DataFrame({"nominal_samples": [0.1] * 10})
+    assert Nominal(1.0).is_spent(tenths.cumsum().iloc[-1])
+    assert Nominal(0.3).pays(tenths["nominal_samples"].cumsum()).sum() == 3
 
 
 @pytest.mark.parametrize("strategy", ["parallel()", "fedavg()", "centralised()"])
