@@ -58,7 +58,7 @@ class Estimator:
         sizes: Counter[tuple[int, int]] = Counter()
         examples: dict[tuple[int, int], np.ndarray] = {}
         clients = 0
-        for _, chosen in _rounds(setup):
+        for chosen in _rounds(setup):
             clients += len(chosen)
             for key, rows in _batches(setup, chosen, trains):
                 sizes[key] += 1
@@ -95,13 +95,13 @@ def _evaluated(setup: Setup) -> int:
     return own if setup.experiment.build("strategy").keeps_models else 1
 
 
-def _rounds(setup: Setup) -> Iterator[tuple[int, list[Place]]]:
-    """Yield each round and where its clients begin."""
+def _rounds(setup: Setup) -> Iterator[list[Place]]:
+    """Yield, for each round, where its clients begin."""
     e = setup.experiment
     held = {client: len(part) for client, part in enumerate(setup.train.partitions)}
     for number in range(1, e.rounds + 1):
         chosen = sample(held, e.fraction, e.seed, number)
-        yield number, [Place(e.seed, number, client, 0) for client in chosen]
+        yield [Place(e.seed, number, client, 0) for client in chosen]
 
 
 def _batches(

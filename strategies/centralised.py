@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
@@ -25,7 +23,7 @@ class Centralised(SplitStrategy):
     live as long as the run. In the results the server is client -1.
     """
 
-    trains: ClassVar[Literal["split", "whole", "pooled"]] = "pooled"
+    trains = "pooled"
 
     @property
     def averages(self) -> bool:

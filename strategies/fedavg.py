@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from flwr.app import ConfigRecord, Message, RecordDict
 from pydantic.dataclasses import dataclass
 
@@ -21,7 +19,7 @@ class FedAvg(SplitStrategy):
     not apply: no smashed data travel. (A trainable codec is part of the model all the same.)
     """
 
-    trains: ClassVar[Literal["split", "whole", "pooled"]] = "whole"
+    trains = "whole"
 
     def train_round(self, round: Round) -> list[Message]:
         """Send the model, collect the trained ones."""

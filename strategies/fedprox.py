@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 from flwr.app import Message, RecordDict
 from pydantic import Field
@@ -27,7 +27,7 @@ class FedProx(SplitStrategy):
 
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
 
-    trains: ClassVar[Literal["split", "whole", "pooled"]] = "whole"
+    trains = "whole"
 
     def train_round(self, round: Round) -> list[Message]:
         """Send the model and mu, collect the trained models."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from flwr.app import Message, RecordDict
 from pydantic.dataclasses import dataclass
 
@@ -26,7 +24,7 @@ class Local(SplitStrategy):
         """Whole ones."""
         return True
 
-    trains: ClassVar[Literal["split", "whole", "pooled"]] = "whole"
+    trains = "whole"
 
     def train_round(self, round: Round) -> list[Message]:
         """Ask clients to go on with what they have."""

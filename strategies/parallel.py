@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from flwr.app import Message
+from collections.abc import Callable
+
+from flwr.app import Array, Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
 from strategies import messages
-from strategies.round import Round
+from strategies.round import Mix, Round
 from strategies.strategy import SplitStrategy
 
 
@@ -36,14 +38,20 @@ class Parallel(SplitStrategy):
 
     def train_round(self, round: Round) -> list[Message]:
         """Exchange in lockstep until the last client has run out of batches."""
-        active, step = round.clients, 0
         round.returned = [messages.HEAD] if self.average_heads else []
-        round.begin(active, round.head if self.average_heads else None)
-        while active:
-            active = self.exchange(round, active, step)
-            step += 1
-        return round.replies()
+        return lockstep(round, round.head if self.average_heads else None)
 
-    def exchange(self, round: Round, active: list[int], step: int) -> list[int]:
-        """Let all active clients step together; return those that did."""
-        return round.serve_together(active, step)
+
+def lockstep(
+    round: Round, head: Array | None, mix_of: Callable[[int], Mix | None] = lambda step: None
+) -> list[Message]:
+    """Let all clients, with `head` or their own, step together until none has a batch left.
+
+    `mix_of` tells, by step, what becomes of the cut gradients before they are sent.
+    """
+    active, step = round.clients, 0
+    round.begin(active, head)
+    while active:
+        active = round.serve_together(active, step, mix_of(step))
+        step += 1
+    return round.replies()

@@ -252,10 +252,10 @@ class Round:
     def mean_of_own(self) -> ArrayRecord:
         """Mean of what clients keep, weights n_k / n, only to be saved."""
         own = self.own_weights()
-        total = sum(self.samples[client] for client in own)
+        whole = sum(self.samples[client] for client in own)
         mean = {
             name: sum(
-                messages.numbers(record[name]) * (self.samples[client] / total)
+                messages.numbers(record[name]) * (self.samples[client] / whole)
                 for client, record in own.items()
             )
             for name in next(iter(own.values()))

@@ -18,7 +18,8 @@ from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
-from strategies.round import Round
+from strategies.parallel import lockstep
+from strategies.round import Mix, Round
 from strategies.strategy import SplitStrategy
 from strategies.training import Training
 
@@ -67,15 +68,14 @@ class SGLR(SplitStrategy):
 
     def train_round(self, round: Round) -> list[Message]:
         """Exchange in lockstep until the last client has run out of batches."""
-        active, step = round.clients, 0
         round.returned = []
-        round.begin(active, None)
-        while active:
-            draw = generator(round.training.seed, "split average", round.number, step)
-            mix = partial(self._mix, draw) if self.phi else None
-            active = round.serve_together(active, step, mix)
-            step += 1
-        return round.replies()
+        seed, number = round.training.seed, round.number
+
+        def mix_of(step: int) -> Mix | None:
+            draw = generator(seed, "split average", number, step)
+            return partial(self._mix, draw) if self.phi else None
+
+        return lockstep(round, None, mix_of)
 
     def _mix(self, draw: torch.Generator, cuts: Mapping[int, Payload]) -> dict[int, Payload]:
         """Draw clients of this exchange and average their cut gradients."""
