@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from dataclasses import replace
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -68,6 +69,12 @@ class AdamW:
         return torch.optim.AdamW(
             [vector], lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
         )
+
+
+def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
+    """Return `optimizer` with a learning rate so many times as large."""
+    spec: Any = optimizer
+    return replace(spec, lr=spec.lr * factor)
 
 
 def moments(optimizer: torch.optim.Optimizer, vector: nn.Parameter) -> dict[str, Tensor]:

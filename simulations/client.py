@@ -25,7 +25,7 @@ from fl_split.grouped import (
     is_faster,
     smash_together,
 )
-from fl_split.optimizers import Optimizer, moments, set_moments
+from fl_split.optimizers import Optimizer, moments, scaled, set_moments
 from fl_split.payload import Payload
 from fl_split.step import Place, head_gradient, pack, smash
 from fl_split.ushape import add_end, smash_unlabelled
@@ -174,6 +174,7 @@ class Client:
     head: Flat[Head]
     optimizer: torch.optim.Optimizer = field(init=False)
     place: Place | None = None
+    share: float = 1.0
     graph: Payload | None = None
     graph_size: int = 0
     seat: Seat | None = None
@@ -181,20 +182,33 @@ class Client:
     own_tail: OwnTail | None = None
     half_way: HalfWay = field(default_factory=HalfWay)
 
-    def begin(self, partition: int, server_round: int, head: np.ndarray | None) -> None:
-        """Enter a round with the server's head, or (None) with the client's own."""
+    def begin(
+        self, partition: int, server_round: int, head: np.ndarray | None, share: float = 1.0
+    ) -> None:
+        """Enter a round with the server's head, or (None) with the client's own.
+
+        `share` is that of the batch size; the learning rate is reduced with it.
+        """
         self.place = Place(self.worker.schedule.seed, server_round, partition, 0)
         self.worker.release(self)
-        self.half_way = HalfWay()
+        self.half_way, self.share = HalfWay(), share
         if head is None and self.has_own_head:
             return
         self.has_own_head = head is None
         self.head.load(flatten(trained(self.worker.head)) if head is None else head)
-        self.optimizer = self.worker.head_optimizer.build(self.head.vector)
+        self.optimizer = self._fresh_optimizer()
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        return scaled(self.worker.head_optimizer, self.share).build(self.head.vector)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which samples make up which step of this client's round."""
+        return self.worker.schedule.reduced(self.share)
 
     def sit_out(self) -> None:
         """Be at the end of the round, so that nothing of it is kept live."""
-        self.place = replace(self.here, step=self.worker.schedule.num_steps(self.num_samples))
+        self.place = replace(self.here, step=self.schedule.num_steps(self.num_samples))
 
     @property
     def num_samples(self) -> int:
@@ -205,17 +219,17 @@ class Client:
         """Tell whether a round is going on that has another step for this client."""
         if self.place is None:
             return False
-        return self.place.step < self.worker.schedule.num_steps(self.num_samples)
+        return self.place.step < self.schedule.num_steps(self.num_samples)
 
     @property
     def batch_samples(self) -> int:
         """Samples of the present step."""
-        return self.worker.schedule.batch_samples(self.here.step, self.num_samples)
+        return self.schedule.batch_samples(self.here.step, self.num_samples)
 
     def rows(self) -> np.ndarray:
         """Row numbers (B,) of the present step's samples in the data."""
         rows = self.worker.data.partitions[self.here.client]
-        return rows[self.worker.schedule.batch(self.here, len(rows))]
+        return rows[self.schedule.batch(self.here, len(rows))]
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) of the present step."""
@@ -316,7 +330,7 @@ class Client:
         if not self.has_own_head and not self.has_batch():
             return  # the round is over and the head is with the server
         place = dict(zip(("round", "client", "step"), self.here.path(), strict=True))
-        state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head})
+        state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head, "share": self.share})
         state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
         found = moments(self.optimizer, self.head.vector)
         state[OPTIMIZER] = _record(found)
@@ -332,9 +346,9 @@ class Client:
         place = state.config_records[PLACE]
         numbers = [int(str(place[key])) for key in ("round", "client", "step")]
         self.place = Place(self.worker.schedule.seed, *numbers)
-        self.has_own_head = bool(place["own-head"])
+        self.has_own_head, self.share = bool(place["own-head"]), float(str(place["share"]))
         self.head.load(state.array_records[HEAD][HEAD].numpy())
-        self.optimizer = self.worker.head_optimizer.build(self.head.vector)
+        self.optimizer = self._fresh_optimizer()
         set_moments(self.optimizer, self.head.vector, _tensors(state.array_records[OPTIMIZER]))
         self.half_way = HalfWay.restored(state)
         if TAIL in state:

@@ -7,12 +7,21 @@ lies in ``context.state``, so any process may serve any message.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict, UserConfigValue
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+    UserConfigValue,
+)
 from flwr.clientapp import ClientApp
 
 from simulations.client import Client, ResidentContext, Worker
@@ -36,10 +45,13 @@ app = SplitApp()
 
 @app.query("roll_call")
 def roll_call(message: Message, context: Context) -> Message:
-    """Say which partition this node holds and how many samples."""
-    partition = _partition(context)
-    samples = len(_worker(context).data.partitions[partition])
-    return _reply(message, {messages.PARTITION: partition, messages.NUM_EXAMPLES: samples})
+    """Say which partition this node holds and how many samples, if asked of each class."""
+    partition, data = _partition(context), _worker(context).data
+    rows = data.partitions[partition]
+    found: dict[str, Any] = {messages.PARTITION: partition, messages.NUM_EXAMPLES: len(rows)}
+    if messages.SETTINGS in message.content:
+        found[messages.NUM_LABELS] = data.label_counts(rows)
+    return _reply(message, found)
 
 
 @app.query("report")
@@ -72,6 +84,7 @@ def exchange(message: Message, context: Context) -> Plan:
                 _partition(context),
                 _round(message),
                 None if head is None else messages.numbers(head[messages.HEAD]),
+                float(str(_settings(message).get(messages.SHARE, 1.0))),
             )
         if messages.PAYLOAD in arrays:
             output = client.worker.downlink.unpack(messages.unwrap(arrays[messages.PAYLOAD]))
@@ -101,7 +114,7 @@ def local(message: Message, context: Context) -> Message:
     """Train a whole model for one round: the one that came, or the client's own."""
     started = time.thread_time()
     model = message.content.array_records.get(messages.WEIGHTS, ArrayRecord())
-    mu = float(str(message.content.config_records[messages.SETTINGS][messages.MU]))
+    mu = float(str(_settings(message)[messages.MU]))
     with _client(context) as client:
         weights = {name: messages.numbers(vector) for name, vector in model.items()}
         client.begin(_partition(context), _round(message), weights.get(messages.HEAD))
@@ -155,7 +168,11 @@ def _partition(context: Context) -> int:
 
 
 def _round(message: Message) -> int:
-    return int(str(message.content.config_records[messages.SETTINGS][messages.ROUND]))
+    return int(str(_settings(message)[messages.ROUND]))
+
+
+def _settings(message: Message) -> ConfigRecord:
+    return message.content.config_records[messages.SETTINGS]
 
 
 def _work(
@@ -173,7 +190,7 @@ def _work(
 
 def _reply(
     message: Message,
-    metrics: dict[str, float],
+    metrics: Mapping[str, Any],
     record: ArrayRecord | None = None,
     name: str = messages.WEIGHTS,
 ) -> Message:

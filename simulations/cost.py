@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,8 @@ from fl_split.step import Place, arrive, pack, smash
 from fl_split.ushape import traverse
 from fl_split.whole import predict, train_step
 from simulations.setup import EVALUATION_ROWS, Setup
-from strategies import messages
-from strategies.participants import sample
+from strategies import SplitStrategy, messages
+from strategies.participants import Population
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,18 @@ class Estimator:
     def __call__(self, setup: Setup) -> Cost:
         """Return the cost of the run that `setup` describes."""
         e = setup.experiment
-        trains = e.build("strategy").trains
         sizes: Counter[tuple[int, int]] = Counter()
         examples: dict[tuple[int, int], np.ndarray] = {}
         clients = 0
-        for chosen in _rounds(setup):
+        strategy = e.build("strategy")
+        for chosen in _rounds(setup, strategy):
             clients += len(chosen)
-            for key, rows in _batches(setup, chosen, trains):
+            for key, rows in _batches(setup, chosen, strategy.trains):
                 sizes[key] += 1
                 examples.setdefault(key, rows)
         steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
         payload = of_ends = 0
+        trains = strategy.trains
         if trains == "split":
             exchanges = [(n, *_exchange(setup, examples[key])) for key, n in sizes.items()]
             payload = sum(n * size for n, size, _ in exchanges)
@@ -95,17 +96,21 @@ def _evaluated(setup: Setup) -> int:
     return own if setup.experiment.build("strategy").keeps_models else 1
 
 
-def _rounds(setup: Setup) -> Iterator[list[Place]]:
-    """Yield, for each round, where its clients begin."""
-    e = setup.experiment
-    held = {client: len(part) for client, part in enumerate(setup.train.partitions)}
+def _rounds(setup: Setup, strategy: SplitStrategy) -> Iterator[dict[Place, float]]:
+    """Yield, for each round, where its clients begin, each with its share of the batch size."""
+    e, train = setup.experiment, setup.train
+    parts = dict(enumerate(train.partitions))
+    population = Population(
+        {client: len(part) for client, part in parts.items()},
+        {client: train.label_counts(part) for client, part in parts.items()},
+    )
     for number in range(1, e.rounds + 1):
-        chosen = sample(held, e.fraction, e.seed, number)
-        yield [Place(e.seed, number, client, 0) for client in chosen]
+        chosen = strategy.choose(population, e.fraction, e.seed, number)
+        yield {Place(e.seed, number, client, 0): share for client, share in chosen.items()}
 
 
 def _batches(
-    setup: Setup, chosen: list[Place], trains: str
+    setup: Setup, chosen: Mapping[Place, float], trains: str
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Yield, for each step of a round, what decides its cost and its rows.
 
@@ -121,8 +126,8 @@ def _batches(
             yield (size, 0), rows[:size]
             left, step = left - size, step + 1
         return
-    for start in chosen:
-        rows, place = train.partitions[start.client], start
+    for place, share in chosen.items():
+        rows, schedule = train.partitions[place.client], setup.schedule().reduced(share)
         for step in range(schedule.num_steps(len(rows))):
             batch = rows[: schedule.batch_samples(step, len(rows))]
             bits = 0

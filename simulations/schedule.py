@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ class Schedule:
     batch_size: int
     local_epochs: int
     local_steps: int
+
+    def reduced(self, share: float) -> Schedule:
+        """Return the schedule of a client that takes a share of the batch size."""
+        return replace(self, batch_size=max(1, int(share * self.batch_size)))
 
     def num_steps(self, num_samples: int) -> int:
         """Steps of a round: `local_steps`, or if 0 `local_epochs` passes over the samples."""

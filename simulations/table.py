@@ -43,6 +43,10 @@ class Table:
         mean, std = self._scale
         return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
 
+    def label_counts(self, rows: NDArray[np.int64]) -> list[int]:
+        """Return how many of `rows` each class has."""
+        return np.bincount(self.labels[rows], minlength=self.num_classes).tolist()
+
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
         mean, std = (255 * torch.tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))

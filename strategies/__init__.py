@@ -4,6 +4,7 @@ from strategies.centralised import Centralised
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
 from strategies.local import Local
+from strategies.mergesfl import MergeSFL
 from strategies.parallel import Parallel
 from strategies.participants import NoClientsLeft
 from strategies.sequential import Sequential
@@ -19,6 +20,7 @@ STRATEGIES = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "local": Local,
+    "mergesfl": MergeSFL,
     "parallel": Parallel,
     "sequential": Sequential,
     "sflv1": SFLV1,

@@ -28,7 +28,7 @@ from fl_split.payload import Payload
 
 # Actions, as Flower message types.
 ROLL_CALL = "query.roll_call"
-"""Ask a node which partition it holds and how many samples."""
+"""Ask a node which partition it holds and how many samples; with SETTINGS, of each class too."""
 REPORT = "query.report"
 """Ask a node for the head it keeps, or with SETTINGS for its whole model; a measurement, not
 counted as traffic."""
@@ -46,14 +46,15 @@ PAYLOAD = "payload"
 GRADIENT = "gradient"
 """ArrayRecord with one array DATA, the bytes of a gradient: what goes back over a cut."""
 SETTINGS = "settings"
-"""ConfigRecord with ROUND, and MU for FedProx, on the message that starts a round."""
+"""ConfigRecord on the message that starts a round: ROUND, MU for FedProx, and SHARE where a client
+takes smaller batches than the experiment says."""
 METRICS = "metrics"
 """MetricRecord of a reply; LOSS where the client has it: of its round of whole models, or in a
 U-shape of the batch, beside the gradient of the output."""
 
 # Keys inside records.
-HEAD, TAIL, DATA, ROUND, MU = "head", "tail", "data", "round", "mu"
-PARTITION, NUM_EXAMPLES = "partition-id", "num-examples"
+HEAD, TAIL, DATA, ROUND, MU, SHARE = "head", "tail", "data", "round", "mu", "share"
+PARTITION, NUM_EXAMPLES, NUM_LABELS = "partition-id", "num-examples", "num-labels"
 NUM_SAMPLES, NUM_STEPS, SMASHED_BYTES, LOSS = "num-samples", "num-steps", "smashed-bytes", "loss"
 CPU_SECONDS = "cpu-seconds"
 
@@ -116,9 +117,14 @@ def unwrap(record: ArrayRecord) -> Payload:
     return Payload.from_bytes(record[DATA].data)
 
 
-def start_of_round(server_round: int, head: Array | None) -> RecordDict:
-    """Content of the message that starts a client's round; `head` None keeps its own."""
+def start_of_round(server_round: int, head: Array | None, share: float = 1.0) -> RecordDict:
+    """Content of the message that starts a client's round; `head` None keeps its own.
+
+    `share` is that of the batch size which the client is to take.
+    """
     content = RecordDict({SETTINGS: ConfigRecord({ROUND: server_round})})
+    if share != 1.0:
+        content.config_records[SETTINGS][SHARE] = share
     if head is not None:
         content[WEIGHTS] = weights(head=head)
     return content
@@ -130,6 +136,13 @@ def metric(message: Message, key: str) -> float:
     value = record.get(key, 0) if isinstance(record, MetricRecord) else 0
     assert not isinstance(value, list)
     return value
+
+
+def metrics(message: Message, key: str) -> list[float]:
+    """Read a list of numbers from the metrics of a reply, empty if it is not there."""
+    record = message.content.get(METRICS)
+    value = record.get(key, []) if isinstance(record, MetricRecord) else []
+    return [float(number) for number in value] if isinstance(value, list) else []
 
 
 def vector(message: Message, key: str) -> Array:

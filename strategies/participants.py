@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fl_split.seeds import generator
@@ -18,10 +20,18 @@ class NoClientsLeft(RuntimeError):
     """Every client of a round was dropped: there is nothing to aggregate."""
 
 
+@dataclass(frozen=True)
+class Population:
+    """Who is there, by partition id: numbers of samples, and (if asked) of each class."""
+
+    samples: dict[int, int]
+    labels: Mapping[int, Sequence[float]]
+
+
 def roll_call(
-    grid: Grid, clients: int, timeout: float, crew: Crew
-) -> tuple[dict[int, int], dict[int, int]]:
-    """Wait for all nodes, then map partition ids to node ids and to numbers of samples.
+    grid: Grid, clients: int, timeout: float, crew: Crew, with_labels: bool = False
+) -> tuple[dict[int, int], Population]:
+    """Wait for all nodes, then map partition ids to node ids, and to what they hold.
 
     Node ids are random; everything that affects a result goes by partition id.
 
@@ -37,23 +47,34 @@ def roll_call(
         time.sleep(0.1)
     mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout, crew)
     for node in found:
-        mailbox.send(node, messages.ROLL_CALL, RecordDict())
-    nodes, samples = {}, {}
+        content = RecordDict({messages.SETTINGS: ConfigRecord()} if with_labels else {})
+        mailbox.send(node, messages.ROLL_CALL, content)
+    nodes, samples, labels = {}, dict[int, int](), dict[int, list[float]]()
     for node, reply in mailbox.arrivals():
         partition = int(messages.metric(reply, messages.PARTITION))
         nodes[partition] = node
         samples[partition] = int(messages.metric(reply, messages.NUM_EXAMPLES))
+        labels[partition] = messages.metrics(reply, messages.NUM_LABELS)
     missing = sorted(set(range(clients)) - set(nodes))
     if missing:
         reasons = sorted({t.dropped for t in mailbox.traffic.values() if t.dropped})
         raise NoClientsLeft(f"clients {missing} did not come up: {'; '.join(reasons)}")
-    return nodes, samples
+    return nodes, Population(samples, labels)
 
 
 def sample(samples: dict[int, int], fraction: float, seed: int, server_round: int) -> list[int]:
     """Draw the clients of a round, without those that hold no samples; sorted."""
+    drawn = shuffled(samples, seed, server_round)
+    return sorted(drawn[: per_round(samples, fraction)])
+
+
+def shuffled(samples: dict[int, int], seed: int, server_round: int) -> list[int]:
+    """Clients that hold samples, in the order in which a round draws them."""
     eligible = sorted(client for client, count in samples.items() if count > 0)
-    wanted = min(len(eligible), max(1, round(fraction * len(samples))))
     draw = generator(seed, "sample", server_round)
-    chosen = torch.randperm(len(eligible), generator=draw)[:wanted]
-    return sorted(eligible[i] for i in chosen.tolist())
+    return [eligible[i] for i in torch.randperm(len(eligible), generator=draw).tolist()]
+
+
+def per_round(samples: dict[int, int], fraction: float) -> int:
+    """How many clients a round asks for; there may be fewer that hold samples."""
+    return max(1, round(fraction * len(samples)))

@@ -44,10 +44,12 @@ class Round:
     `returned` names the weights that a client must end its round with, `is_local` tells
     whether clients train the whole model; `losses` holds, by client and step, how much a
     loss counts and the loss. `end_flops` are those of clients' ends, in a U-shape.
+    `shares` are the clients, each with its share of the batch size. With `merges` a joint
+    step counts clients by the samples of their batch instead of by all they hold.
     """
 
     number: int
-    clients: list[int]
+    shares: Mapping[int, float]
     samples: dict[int, int]
     mailbox: Mailbox
     training: Training
@@ -55,15 +57,18 @@ class Round:
     arrays: ArrayRecord
     returned: Sequence[str] = (messages.HEAD,)
     is_local: bool = False
+    merges: bool = False
     finals: dict[int, Message] = field(default_factory=dict)
     losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
     server_flops: int = 0
     end_flops: int = 0
+    _batches: dict[int, int] = field(default_factory=dict)
     _own: dict[int, ArrayRecord] | None = None
     _drift: float | None = None
 
     def __post_init__(self) -> None:
         self.downlink = Downlink(self.training.downlink)
+        self.clients = list(self.shares)
 
     @property
     def head(self) -> Array:
@@ -78,7 +83,7 @@ class Round:
         """
         size = _group_size(len(clients))
         for number, client in enumerate(clients, start=1):
-            content = messages.start_of_round(self.number, head)
+            content = messages.start_of_round(self.number, head, self.shares[client])
             self.mailbox.send(client, messages.STEP, content)
             if number % size == 0:
                 self.mailbox.push()
@@ -125,6 +130,8 @@ class Round:
     ) -> list[int]:
         """Take one step of the tail on the payloads of all `clients`, weights n_k / n.
 
+        n_k are all samples that client k holds, or (`merges`) those of its batch.
+
         Returns those that had one; n sums over them. Groups of clients go through the tail
         as soon as they are complete, and get their cut gradients as soon as these are
         there: neither depends on the other groups. The tail's gradient adds up in order.
@@ -156,7 +163,7 @@ class Round:
         served = [client for client in served if client not in failed]
         if served:
             gradient = total([gradients[number] for number in sorted(gradients)])
-            part = sum(self.samples[client] for client in served)
+            part = sum(self._count(client) for client in served)
             self.tail.descend(gradient if part == whole else gradient * (whole / part))
         return served
 
@@ -165,13 +172,17 @@ class Round:
         for payloads in self._groups(clients):
             yield (
                 list(payloads),
-                partial(self.tail.serve, payloads, self._shares(payloads), self.number, step),
+                partial(self.tail.serve, payloads, self._weights_of(payloads), self.number, step),
             )
 
-    def _shares(self, clients: Iterable[int]) -> dict[int, float]:
-        """Return n_k / n, which sums to 1 over all clients of the round."""
+    def _count(self, client: int) -> int:
+        """Return n_k."""
+        return self._batches[client] if self.merges else self.samples[client]
+
+    def _weights_of(self, clients: Iterable[int]) -> dict[int, float]:
+        """Return n_k / n, n being all that the clients of the round hold."""
         whole = sum(self.samples[client] for client in self.clients)
-        return {client: self.samples[client] / whole for client in clients}
+        return {client: self._count(client) / whole for client in clients}
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
         """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
@@ -199,7 +210,7 @@ class Round:
             except ValueError as error:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue
-            self.losses[client, step] = self.samples[client], served.losses[client]
+            self.losses[client, step] = self._count(client), served.losses[client]
             content = RecordDict({messages.GRADIENT: messages.wrap(packed)})
             self.mailbox.send(client, messages.STEP, content)
 
@@ -213,10 +224,11 @@ class Round:
         """Final replies by partition id, so that sums do not depend on arrival."""
         return [self.finals[client] for client in sorted(self.finals)]
 
-    def equally(self) -> list[Message]:
-        """Final replies whose clients count equally, whatever they hold."""
-        for reply in self.finals.values():
-            reply.content.metric_records[messages.METRICS][messages.NUM_EXAMPLES] = 1
+    def weighted(self, weight: Callable[[int], int]) -> list[Message]:
+        """Final replies whose clients count as `weight` says, whatever they hold."""
+        for client, reply in self.finals.items():
+            metrics = reply.content.metric_records[messages.METRICS]
+            metrics[messages.NUM_EXAMPLES] = weight(client)
         return self.replies()
 
     def own_weights(self) -> dict[int, ArrayRecord]:
@@ -318,6 +330,9 @@ class Round:
         """Tell a payload from a final reply; drop the client if it is neither."""
         try:
             if messages.PAYLOAD in reply.content:
+                self._batches[client] = size = int(messages.metric(reply, messages.NUM_SAMPLES))
+                if not 0 < size <= self.samples[client]:
+                    raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
                 return self.tail.arrive(
                     messages.unwrap(reply.content.array_records[messages.PAYLOAD])
                 )

@@ -35,7 +35,7 @@ class SFLV1(SplitStrategy):
         for client, reply in round.finals.items():
             weights = reply.content.array_records[messages.WEIGHTS]
             weights.update(messages.weights(tail=tails[client].flat.numpy()))
-        return round.equally() if self.compat else round.replies()
+        return round.weighted(lambda client: 1) if self.compat else round.replies()
 
 
 def train_apart(round: Round, head: Array | None) -> dict[int, TrainedTail]:

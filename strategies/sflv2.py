@@ -44,7 +44,7 @@ class SFLV2(SplitStrategy):
         queue, steps = round.order(self.order), dict.fromkeys(round.clients, 0)
         while queue:
             queue = [client for client in queue if self._turn(round, client, steps)]
-        return round.equally() if self.compat else round.replies()
+        return round.weighted(lambda client: 1) if self.compat else round.replies()
 
     def _turn(self, round: Round, client: int, steps: dict[int, int]) -> bool:
         """Serve one turn of `client`; tell whether it may have more batches."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.codecs import Codec
-from fl_split.optimizers import Optimizer
+from fl_split.optimizers import Optimizer, scaled
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
@@ -63,8 +62,7 @@ class SGLR(SplitStrategy):
 
     def tail_optimizer(self, training: Training, clients: int) -> Optimizer:
         """Scale the learning rate."""
-        spec: Any = training.tail_optimizer
-        return replace(spec, lr=spec.lr * clients**self.alpha)
+        return scaled(training.tail_optimizer, clients**self.alpha)
 
     def train_round(self, round: Round) -> list[Message]:
         """Exchange in lockstep until the last client has run out of batches."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from fl_split.codecs import Codec
 from fl_split.optimizers import Optimizer, set_moments
 from strategies import messages
 from strategies.mailbox import Mailbox
-from strategies.participants import NoClientsLeft, roll_call, sample
+from strategies.participants import NoClientsLeft, Population, roll_call, sample
 from strategies.round import Round
 from strategies.tail import TrainedTail
 from strategies.training import Training
@@ -33,6 +34,9 @@ class SplitStrategy(Strategy):
 
     trains: ClassVar[Literal["split", "whole", "pooled"]] = "split"
     """Heads on clients and tails on the server, whole models on clients, or all on the server."""
+
+    needs_labels: ClassVar[bool] = False
+    """Whether clients tell how many samples of each class they hold."""
 
     @property
     def keeps_models(self) -> bool:
@@ -54,6 +58,12 @@ class SplitStrategy(Strategy):
     def tail_optimizer(self, training: Training, clients: int) -> Optimizer:
         """Return the optimiser of the server's tail, `clients` per round: the experiment's."""
         return training.tail_optimizer
+
+    def choose(
+        self, population: Population, fraction: float, seed: int, server_round: int
+    ) -> dict[int, float]:
+        """Return the clients of a round, in order, each with its share of the batch size."""
+        return dict.fromkeys(sample(population.samples, fraction, seed, server_round), 1.0)
 
     def average(self, round: Round, replies: list[Message]) -> ArrayRecord:
         """Average whatever weights the replies carry, by one of Flower's strategies."""
@@ -110,8 +120,11 @@ class SplitStrategy(Strategy):
         assert evaluate_fn is not None
         result, arrays = Result(), initial_arrays
         training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
-        nodes, samples = roll_call(grid, training.clients, timeout, training.crew)
-        per_round = len(sample(samples, training.fraction, training.seed, 1))
+        nodes, population = roll_call(
+            grid, training.clients, timeout, training.crew, self.needs_labels
+        )
+        choose = partial(self.choose, population, training.fraction, training.seed)
+        per_round = len(choose(1))
         optimizer = self.tail_optimizer(training, per_round)
         tail = TrainedTail(training.tail, optimizer, training.codec, training.seed)
         tail.flat.load(messages.numbers(arrays[messages.TAIL]))
@@ -120,8 +133,8 @@ class SplitStrategy(Strategy):
         training.aggregator.set_state(training.progress.aggregator)
         for number in range(training.progress.rounds + 1, num_rounds + 1):
             mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)
-            clients = sample(samples, training.fraction, training.seed, number)
-            round = kind(number, clients, samples, mailbox, training, tail, arrays)
+            shares, samples = choose(number), population.samples
+            round = kind(number, shares, samples, mailbox, training, tail, arrays)
             replies = self.train_round(round)
             round.note_drift(replies)  # before aggregation, which may consume them
             arrays = self.aggregate_round(round, replies)

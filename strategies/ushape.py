@@ -169,7 +169,7 @@ class UShapedRound(Round):
             if backs:
                 yield (
                     list(backs),
-                    partial(cross_back, self.tail, crossing, backs, self._shares(backs)),
+                    partial(cross_back, self.tail, crossing, backs, self._weights_of(backs)),
                 )
 
     def _send_outputs(self, crossing: Crossing, step: int) -> None:

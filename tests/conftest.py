@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import datasets
 import pandas as pd
 import pytest
 import torch
+from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
 from simulations import checkpoint, client_app, server_app
 from simulations.experiment import Experiment
 from simulations.setup import prepare
+from strategies import messages
 
 TINY = {
     "clients": 6,
@@ -85,6 +88,51 @@ def execute(
     with experiment.build("engine").session(app) as session:
         grid = session(setup.worker(), experiment.clients, experiment.timeout)
         server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
+
+
+class Spoilt:
+    """The client app, with replies of some partitions spoilt from a given message on."""
+
+    def __init__(self, partitions: set[int], spoil: Callable[[Message], Message], after: int = 1):
+        self.partitions, self.spoil, self.after, self.seen = partitions, spoil, after, 0
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app.app(message, context)
+        is_ours = context.node_config["partition-id"] in self.partitions
+        if is_ours and message.metadata.message_type.startswith("train"):
+            self.seen += 1
+            if self.seen > self.after:
+                return self.spoil(reply)
+        return reply
+
+
+@pytest.fixture
+def spoilt() -> type[Spoilt]:
+    """Make client apps that fail."""
+    return Spoilt
+
+
+@pytest.fixture
+def through_state(simulate) -> Callable[..., Outcome]:
+    """Play Flower's stock runtime: each message meets a context that went through bytes."""
+
+    def run(**changes: Any) -> Outcome:
+        config = {**TINY, **changes, "out": "", "engine": "inline()"}
+        run_config = Experiment.from_dict(config).model_dump()
+        states: dict[int, RecordDict] = {}
+
+        def stateless(message: Message, context: Context) -> Message:
+            partition = int(context.node_config["partition-id"])
+            state = states.get(partition, RecordDict())
+            fresh = Context(1, context.node_id, {"partition-id": partition}, state, run_config)
+            reply = client_app.app(message, fresh)
+            data = messages.record_to_bytes(fresh.state)
+            states[partition] = messages.record_from_bytes(data)
+            return messages.from_wire(messages.to_wire(reply))
+
+        return simulate(stateless, **changes)
+
+    return run
 
 
 @pytest.fixture

@@ -39,26 +39,11 @@ COUNTED = [
 
 @pytest.mark.parametrize(
     "strategy",
-    ["parallel", "parallel(average_heads=False)", "sflv1", "sflv2", "sequential", "fedavg"],
-)
-def test_clients_served_through_their_state_equal_live_ones(simulate, strategy):
-    """Play Flower's stock runtime: each message meets a context that went through bytes."""
-    from flwr.app import Context
-
-    states = {}
-
-    def stateless(message, context):
-        partition = context.node_config["partition-id"]
-        config = {**experiment.model_dump(), "out": "", "engine": "inline()"}
-        state = states.get(partition, RecordDict())
-        fresh = Context(1, context.node_id, {"partition-id": partition}, state, config)
-        reply = client_app.app(message, fresh)
-        states[partition] = fresh.state
-        return messages.from_wire(messages.to_wire(reply))
-
-    live = simulate(strategy=strategy, **VARIED)
-    experiment = Experiment.from_dict(live.summary["experiment"])
-    other = simulate(stateless, strategy=strategy, **VARIED)
+    ["parallel", "parallel(average_heads=False)", "mergesfl(slowest=0.3)", "sflv1", "sflv2",
+     "sequential", "fedavg"],
+)  # fmt: skip
+def test_clients_served_through_their_state_equal_live_ones(simulate, through_state, strategy):
+    live, other = (run(strategy=strategy, **VARIED) for run in (simulate, through_state))
     assert live.equals(other)
     assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
 
@@ -66,7 +51,7 @@ def test_clients_served_through_their_state_equal_live_ones(simulate, strategy):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ray_equals_inline_with_any_number_of_workers(simulate, workers):
-    for strategy in [*STRATEGIES, "parallel(average_heads=False)"]:
+    for strategy in [*STRATEGIES, "parallel(average_heads=False)", "mergesfl(slowest=0.3)"]:
         codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
         changes = {**VARIED, "strategy": strategy, "codec": codec}
         inline = simulate(**changes)

@@ -337,26 +337,13 @@ def test_a_parallel_tail_moves_its_statistics_by_the_weighted_mean(simulate):
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv2", "fedavg"])
 @pytest.mark.parametrize("model", [LENET, RESNET], ids=["lenet", "resnet"])
-def test_a_client_that_lives_in_its_state_alone_gives_the_same_bits(simulate, model, strategy):
+def test_a_client_that_lives_in_its_state_alone_gives_the_same_bits(
+    simulate, through_state, model, strategy
+):
     """Every message meets a context that knows nothing but its state: forwards are repeated."""
-    from flwr.app import Context, RecordDict
 
-    from simulations import client_app
-
-    states = {}
-
-    def stateless(message, context):
-        partition = context.node_config["partition-id"]
-        config = {**experiment.model_dump(), "out": "", "engine": "inline()"}
-        state = states.get(partition, RecordDict())
-        fresh = Context(1, context.node_id, {"partition-id": partition}, state, config)
-        reply = client_app.app(message, fresh)
-        states[partition] = fresh.state
-        return reply
-
-    live = simulate(**model, strategy=strategy)
-    experiment = Experiment.from_dict(live.summary["experiment"])
-    assert live.equals(simulate(stateless, **model, strategy=strategy))
+    live, other = (run(**model, strategy=strategy) for run in (simulate, through_state))
+    assert live.equals(other)
 
 
 @pytest.mark.slow

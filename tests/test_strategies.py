@@ -15,22 +15,6 @@ WHOLE = ["fedavg", "fedprox", "local"]
 SPLIT = [name for name in STRATEGIES if name not in {"centralised", *WHOLE}]
 
 
-class Spoilt:
-    """The client app, with one partition's replies spoilt from a given message on."""
-
-    def __init__(self, partition, spoil, after=1):
-        self.partition, self.spoil, self.after, self.seen = partition, spoil, after, 0
-
-    def __call__(self, message, context):
-        reply = client_app.app(message, context)
-        is_ours = context.node_config["partition-id"] in self.partition
-        if is_ours and message.metadata.message_type.startswith("train"):
-            self.seen += 1
-            if self.seen > self.after:
-                return self.spoil(reply)
-        return reply
-
-
 def fail(reply):
     raise RuntimeError("battery is empty")
 
@@ -98,12 +82,12 @@ PRIVATE = "parallel(average_heads=False)"
 @pytest.mark.parametrize("name", [*SPLIT, PRIVATE, *WHOLE])
 @pytest.mark.parametrize("spoil", [fail, not_finite, no_class])
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, name, spoil, after):
+def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, spoilt, name, spoil, after):
     if name in WHOLE and (after or spoil is no_class):
         pytest.skip("one message per round, without labels")
     if name == "local" and spoil is not_finite:
         pytest.skip("sends nothing")
-    outcome = simulate(Spoilt({2}, spoil, after), strategy=name, batch_size=128)
+    outcome = simulate(spoilt({2}, spoil, after), strategy=name, batch_size=128)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [2, 2]
     reason = {fail: "battery is empty", not_finite: "finite", no_class: "labels"}[spoil]
@@ -113,9 +97,9 @@ def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, name, spo
 
 
 @pytest.mark.parametrize("name", [*SPLIT, PRIVATE, *WHOLE])
-def test_when_no_client_is_left_the_run_ends_with_what_it_has(simulate, name, tmp_path):
+def test_when_no_client_is_left_the_run_ends_with_what_it_has(simulate, spoilt, name, tmp_path):
     with pytest.raises(NoClientsLeft, match="battery is empty"):
-        simulate(Spoilt(set(range(6)), fail, 0), strategy=name)
+        simulate(spoilt(set(range(6)), fail, 0), strategy=name)
     assert (tmp_path / "run1" / "summary.json").exists()
 
 
@@ -309,7 +293,7 @@ def test_a_gradient_without_a_round_is_refused(simulate):
 
 @pytest.mark.parametrize("name", ["parallel", "sflv1", "fedavg"])
 @pytest.mark.parametrize("how", ["missing", "short", "metric", "weight"])
-def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, name, how):
+def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, spoilt, name, how):
     def malformed(reply):
         if messages.WEIGHTS not in reply.content:
             return reply
@@ -324,7 +308,7 @@ def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, name, h
             reply.content[messages.METRICS][messages.NUM_EXAMPLES] = 10**9
         return reply
 
-    outcome = simulate(Spoilt({4}, malformed, 0), strategy=name)
+    outcome = simulate(spoilt({4}, malformed, 0), strategy=name)
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [4, 4]
     assert outcome.summary["status"] == "complete"
 

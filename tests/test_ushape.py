@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, Context, RecordDict
+from flwr.app import Array
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +32,16 @@ from strategies import STRATEGIES, messages
 SGD = {"head_optimizer": "sgd(lr=0.1)", "tail_optimizer": "sgd(lr=0.1)"}
 ADAM = {"head_optimizer": "adam(lr=0.003)", "tail_optimizer": "adam(lr=0.003)"}
 PRIVATE = "parallel(average_heads=False)"
-SPLIT = ["parallel", PRIVATE, "sequential", "sflv1", "sflv2", "sflv3", "sglr"]
+SPLIT = [
+    "mergesfl(slowest=0.5)",
+    "parallel",
+    PRIVATE,
+    "sequential",
+    "sflv1",
+    "sflv2",
+    "sflv3",
+    "sglr",
+]
 DROPOUT = (
     "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4, "
     "hidden_dropout_prob=0.1)"
@@ -300,22 +309,11 @@ def test_compressed_u_shapes_learn(simulate, strategy, codec):
 
 
 @pytest.mark.parametrize("strategy", ["parallel", PRIVATE, "sflv1", "sflv2", "sglr(phi=0.0)"])
-def test_clients_served_through_their_state_equal_live_ones(simulate, monkeypatch, strategy):
-    """Each message meets a context that went through bytes; nor does any graph survive."""
-    states = {}
-
-    def stateless(message, context):
-        partition = context.node_config["partition-id"]
-        config = {**experiment.model_dump(), "out": "", "engine": "inline()"}
-        state = states.get(partition, RecordDict())
-        fresh = Context(1, context.node_id, {"partition-id": partition}, state, config)
-        reply = client_app.app(message, fresh)
-        states[partition] = messages.record_from_bytes(messages.record_to_bytes(fresh.state))
-        return messages.from_wire(messages.to_wire(reply))
-
-    live = simulate(strategy=strategy, **VARIED)
-    experiment = Experiment.from_dict(live.summary["experiment"])
-    other = simulate(stateless, strategy=strategy, **VARIED)
+def test_clients_served_through_their_state_equal_live_ones(
+    simulate, through_state, monkeypatch, strategy
+):
+    """Nor does it matter whether any graph survives."""
+    live, other = (run(strategy=strategy, **VARIED) for run in (simulate, through_state))
     assert live.equals(other)
     assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
     monkeypatch.setattr("simulations.client.Worker.keep", lambda *arguments: None)
@@ -375,22 +373,6 @@ def test_a_run_from_before_there_were_ends_goes_on(simulate, resume, tmp_path, m
     assert half.equals(whole)
 
 
-class Spoilt:
-    """The client app, with one partition's replies spoilt from a given message on."""
-
-    def __init__(self, partition, spoil, after):
-        self.partition, self.spoil, self.after, self.seen = partition, spoil, after, 0
-
-    def __call__(self, message, context):
-        reply = client_app.app(message, context)
-        is_ours = context.node_config["partition-id"] == self.partition
-        if is_ours and message.metadata.message_type.startswith("train"):
-            self.seen += 1
-            if self.seen > self.after:
-                return self.spoil(reply)
-        return reply
-
-
 def fail(reply):
     raise RuntimeError("battery is empty")
 
@@ -426,9 +408,11 @@ def another_shape(reply):
     [(fail, "battery"), (no_gradient, "finite"), (no_loss, "finite"), (another_shape, "sent ")],
 )
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_client_that_fails_in_any_message_is_dropped(simulate, strategy, spoil, reason, after):
+def test_a_client_that_fails_in_any_message_is_dropped(
+    simulate, spoilt, strategy, spoil, reason, after
+):
     changes = {"strategy": strategy, "batch_size": 128, "end": 2}
-    outcome = simulate(Spoilt(2, spoil, after), **changes)
+    outcome = simulate(spoilt({2}, spoil, after), **changes)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [2, 2]
     assert dropped["dropped"].str.contains(reason).all()

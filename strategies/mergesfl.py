@@ -1,0 +1,103 @@
+"""After MergeSFL (Liao et al., ICDE 2024, arXiv 2311.13348): batches merged to be near IID."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from flwr.app import Message
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from scipy.special import rel_entr
+
+from fl_split.seeds import generator
+from fl_split.specs import STRICT
+from strategies import messages
+from strategies.parallel import lockstep
+from strategies.participants import Population, per_round, shuffled
+from strategies.round import Round
+from strategies.strategy import SplitStrategy
+
+
+@dataclass(frozen=True, config=STRICT)
+class MergeSFL(SplitStrategy):
+    """All clients step together on one merged batch; who takes part keeps its labels near IID.
+
+    The tail takes one step per exchange on the mean over the samples of all batches. A
+    client's batch, and with it the learning rate of its head, is as small as its device is
+    slow, so that none waits. Heads are averaged with weights of the samples they learnt from.
+    Each client gets the cut gradient of its own mean loss, as in `parallel`.
+
+    Reconstructed: the paper chooses clients by a genetic algorithm and then changes batch
+    sizes a little; here they are chosen one by one, each the one that brings the merged
+    labels nearest to those of all clients (Kullback-Leibler divergence), among more than
+    are needed, drawn anew for each round. Speeds are drawn instead of measured. The server
+    learns how many samples of each class a client holds.
+
+    Parameters
+    ----------
+    candidates : float
+        Clients drawn for each one that is needed; 1 leaves no choice.
+    slowest : float
+        Speed of the slowest device, that of the fastest being 1; others lie between, evenly
+        on a logarithmic scale. A client takes its speed, over that of the fastest in the
+        round, times `batch_size`. There is no clock: speeds change batches, not times.
+    """
+
+    candidates: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    slowest: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    needs_labels = True
+
+    def choose(
+        self, population: Population, fraction: float, seed: int, server_round: int
+    ) -> dict[int, float]:
+        """Draw candidates, then choose those whose merged labels are nearest to all labels."""
+        wanted = per_round(population.samples, fraction)
+        order = shuffled(population.samples, seed, server_round)
+        drawn = order[: math.ceil(self.candidates * wanted)]
+        speeds = {client: self._speed(seed, client) for client in drawn}
+        chosen = nearest_to_all(drawn, wanted, speeds, population.labels)
+        fastest = max(speeds[client] for client in chosen)
+        return {client: speeds[client] / fastest for client in sorted(chosen)}
+
+    def _speed(self, seed: int, client: int) -> float:
+        place = torch.rand((), dtype=torch.float64, generator=generator(seed, "speed", client))
+        return self.slowest ** place.item()
+
+    def train_round(self, round: Round) -> list[Message]:
+        """Exchange in lockstep until the last client has run out of batches."""
+        round.returned, round.merges = [messages.HEAD], True
+        lockstep(round, round.head)
+        return round.weighted(lambda client: round.mailbox.traffic[client].samples)
+
+
+def nearest_to_all(
+    drawn: Sequence[int],
+    wanted: int,
+    sizes: Mapping[int, float],
+    labels: Mapping[int, Sequence[float]],
+) -> list[int]:
+    """Choose `wanted` of `drawn` whose labels, merged, are nearest to those of all clients.
+
+    Starts from the first, then takes the one that leaves the least Kullback-Leibler
+    divergence of the merged batch from all labels; ties go to the one drawn earlier.
+    `sizes` tells how much of a batch is a client's.
+    """
+    everyone = np.sum([*labels.values()], axis=0, dtype=float)
+    target = everyone / everyone.sum()
+    parts = {k: sizes[k] * np.asarray(labels[k], float) / np.sum(labels[k]) for k in drawn}
+    chosen, rest = [drawn[0]], list(drawn[1:])
+    merged = parts[drawn[0]]
+    while rest and len(chosen) < wanted:
+        distances = [
+            float(rel_entr(whole / whole.sum(), target).sum())
+            for whole in (merged + parts[client] for client in rest)
+        ]
+        best = rest.pop(int(np.argmin(distances)))
+        chosen.append(best)
+        merged = merged + parts[best]
+    return chosen

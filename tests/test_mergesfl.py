@@ -1,0 +1,160 @@
+"""MergeSFL: one merged batch, sizes by speed, clients whose labels add up to everyone's."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from scipy.stats import entropy
+from torch.nn import functional
+
+from fl_split.seeds import generator
+from simulations import client_app
+from simulations.experiment import Experiment
+from simulations.schedule import Schedule
+from simulations.setup import prepare
+from strategies import messages
+from strategies.mergesfl import MergeSFL, nearest_to_all
+from strategies.participants import Population
+
+FOUR = {
+    "strategy": "mergesfl(slowest=0.1)",
+    "clients": 4,
+    "rounds": 1,
+    "local_steps": 1,
+    "batch_size": 40,
+    "partition": "dirichlet(alpha=0.5)",
+}
+
+
+def test_one_exchange_is_one_step_on_the_concatenated_batches(simulate):
+    """The tail as in a bare loop over one batch; heads as their own losses and rates say."""
+    values = {**FOUR, "head_optimizer": "sgd(lr=0.5)", "tail_optimizer": "sgd(lr=0.3)", "cut": 1}
+    outcome = simulate(**values)
+    setup = prepare(Experiment.from_dict(outcome.summary["experiment"]))
+    shares = MergeSFL(slowest=0.1).choose(population(setup.train), 1.0, 0, 1)
+    model, batches = setup.model, []
+    for client, rows in enumerate(setup.train.partitions):
+        order = torch.randperm(len(rows), generator=generator(0, "batches", 1, client, 0))
+        size = max(1, math.floor(40 * shares[client]))
+        batches.append(setup.train.batch(rows[order.numpy()][:size]))
+    pixels, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert len({len(labels) for _, labels in batches}) > 1
+    functional.cross_entropy(model(pixels).logits, labels).backward()
+    merged = {name: p.grad.clone() for name, p in model.named_parameters()}
+    heads = []
+    for client, (pixels, targets) in enumerate(batches):
+        model.zero_grad()
+        functional.cross_entropy(model(pixels).logits, targets).backward()
+        rate = 0.5 * shares[client] * len(targets) / len(labels)
+        heads.append({name: rate * p.grad for name, p in model.named_parameters()})
+    for name, before in model.state_dict().items():
+        is_head = "embeddings" in name or "layers.0." in name
+        step = sum(head[name] for head in heads) if is_head else 0.3 * merged[name]
+        torch.testing.assert_close(outcome.model[name], before - step, atol=1e-5, rtol=1e-4)
+
+
+def population(train) -> Population:
+    parts = dict(enumerate(train.partitions))
+    labels = {
+        k: np.bincount(train.labels[rows], minlength=10).tolist() for k, rows in parts.items()
+    }
+    return Population({k: len(rows) for k, rows in parts.items()}, labels)
+
+
+def test_batches_are_as_small_as_devices_are_slow(simulate):
+    outcome = simulate(**FOUR)
+    taken = outcome.clients.sort_values("client")["samples"].tolist()
+    draws = [
+        torch.rand((), dtype=torch.float64, generator=generator(0, "speed", k)).item()
+        for k in range(4)
+    ]
+    speeds = [0.1**draw for draw in draws]
+    held = [len(rows) for rows in prepare(experiment(outcome)).train.partitions]
+    assert taken == [
+        min(n, math.floor(40 * v / max(speeds))) for n, v in zip(held, speeds, strict=True)
+    ]
+    assert min(taken) < max(taken) == 40
+
+
+def experiment(outcome) -> Experiment:
+    return Experiment.from_dict(outcome.summary["experiment"])
+
+
+def test_equal_devices_that_all_take_part_are_sfl(simulate):
+    """Batches of one size and clients that hold (nearly) the same: n_k / n is the same."""
+    even = {"partition": "iid", "local_steps": 3, "rounds": 2}
+    even |= {"head_optimizer": "sgd(lr=0.1)", "tail_optimizer": "sgd(lr=0.1)"}
+    first, second = simulate(strategy="mergesfl", **even), simulate(strategy="parallel", **even)
+    for name, value in first.model.items():
+        torch.testing.assert_close(value, second.model[name], atol=1e-4, rtol=1e-2)
+    assert first.rounds["samples"].tolist() == second.rounds["samples"].tolist()
+
+
+def test_chooses_the_clients_whose_labels_add_up():
+    """Two of four halves make a whole: greedy finds the partner that exhaustive search finds."""
+    labels = {0: [10, 10, 0, 0], 1: [9, 11, 0, 0], 2: [0, 0, 8, 8], 3: [10, 0, 10, 0]}
+    sizes = dict.fromkeys(labels, 1.0)
+    assert nearest_to_all([0, 1, 3, 2], 2, sizes, labels) == [0, 2]
+
+    def distance(pair):
+        merged = sum(np.array(labels[k]) / sum(labels[k]) for k in pair)
+        return entropy(merged, np.sum([*labels.values()], axis=0))
+
+    assert min(combinations(labels, 2), key=distance) == (0, 2)
+
+
+def test_a_slow_device_counts_for_less_in_the_merged_labels():
+    """Beside client 0, a small batch of the other class is further from half and half."""
+    labels = {0: [10, 0], 1: [0, 10], 2: [4, 6]}
+    assert nearest_to_all([0, 1, 2], 2, {0: 1.0, 1: 1.0, 2: 1.0}, labels) == [0, 1]
+    assert nearest_to_all([0, 1, 2], 2, {0: 1.0, 1: 0.1, 2: 1.0}, labels) == [0, 2]
+
+
+def test_merged_labels_are_nearer_to_all_than_those_of_a_random_draw(simulate):
+    train = prepare(
+        Experiment.from_dict({"clients": 50, "partition": "dirichlet(alpha=0.1)"})
+    ).train
+    people = population(train)
+    whole = np.sum([*people.labels.values()], axis=0)
+
+    def distances(strategy):
+        for number in range(1, 21):
+            chosen = strategy.choose(people, 0.2, 0, number)
+            assert len(chosen) == 10 and list(chosen) == sorted(chosen)
+            merged = sum(np.array(people.labels[k]) / people.samples[k] for k in chosen)
+            yield entropy(merged, whole)
+
+    random, near = (np.mean([*distances(MergeSFL(candidates=c))]) for c in (1.0, 3.0))
+    assert near < random / 2
+
+
+def test_everyone_is_chosen_at_some_time():
+    people = Population(dict.fromkeys(range(20), 5), {k: [k % 2, 1 - k % 2] for k in range(20)})
+    rounds = [MergeSFL().choose(people, 0.2, 0, number) for number in range(1, 41)]
+    assert {client for chosen in rounds for client in chosen} == set(range(20))
+
+
+def test_only_strategies_that_need_label_counts_are_told_them(simulate):
+    told = {}
+
+    def watch(message: Message, context):
+        reply = client_app.app(message, context)
+        if message.metadata.message_type == messages.ROLL_CALL:
+            told[context.node_config["partition-id"]] = messages.metrics(reply, messages.NUM_LABELS)
+        return reply
+
+    simulate(watch, rounds=1, local_steps=1)
+    assert set(map(tuple, told.values())) == {()}
+    outcome = simulate(watch, **FOUR)
+    train = prepare(experiment(outcome)).train
+    assert {k: told[k] for k in range(4)} == population(train).labels
+
+
+@pytest.mark.parametrize(("share", "size"), [(1.0, 16), (0.5, 8), (0.3, 4), (0.01, 1)])
+def test_a_share_of_the_batch_size_is_rounded_down_but_never_to_nothing(share, size):
+    schedule = Schedule(0, 16, 1, 0).reduced(share)
+    assert schedule.batch_samples(0, 100) == size
+    assert schedule.num_steps(100) == math.ceil(100 / size)
