@@ -137,7 +137,6 @@ class Round:
         there: neither depends on the other groups. The tail's gradient adds up in order.
         With `mix` cut gradients wait for each other, and what it makes of them is sent.
         """
-        whole = sum(self.samples[client] for client in self.clients)
         gradients: dict[int, Tensor] = {}
         served: list[int] = []
         failed: set[int] = set()
@@ -163,7 +162,7 @@ class Round:
         served = [client for client in served if client not in failed]
         if served:
             gradient = total([gradients[number] for number in sorted(gradients)])
-            part = sum(self._count(client) for client in served)
+            whole, part = self._whole(), sum(self._count(client) for client in served)
             self.tail.descend(gradient if part == whole else gradient * (whole / part))
         return served
 
@@ -179,9 +178,18 @@ class Round:
         """Return n_k."""
         return self._batches[client] if self.merges else self.samples[client]
 
+    def _whole(self) -> int:
+        """Return n, known before all clients have come.
+
+        Of merged batches it is that of the first client; a gradient is put right in the end.
+        """
+        if self.merges:
+            return next(self._batches[client] for client in self.clients if client in self._batches)
+        return sum(self.samples[client] for client in self.clients)
+
     def _weights_of(self, clients: Iterable[int]) -> dict[int, float]:
-        """Return n_k / n, n being all that the clients of the round hold."""
-        whole = sum(self.samples[client] for client in self.clients)
+        """Return n_k / n."""
+        whole = self._whole()
         return {client: self._count(client) / whole for client in clients}
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
