@@ -3,6 +3,9 @@
 Strategies do not know. Where they have a client served, the middle's output goes down, its
 gradient comes up, and then the middle steps and the cut gradient goes down. Outputs and their
 gradients are packed as cut gradients are, but without error feedback: samples change.
+
+Meanwhile the middle's graphs are kept, as far as there is room; else its forward is repeated,
+with the same weights and so the same bits.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from flwr.app import Message, RecordDict
 from torch import Tensor
 
+from fl_split.activations import activation_bytes, saved
 from fl_split.flops import tail_step
 from fl_split.payload import Payload
 from fl_split.step import Arrival, Place, check_finite, pack
@@ -23,6 +27,9 @@ from fl_split.ushape import Passage, retrace, traverse
 from strategies import messages
 from strategies.round import Job, Round
 from strategies.tail import Served, TrainedTail, total
+
+GRAPH_BYTES = 2 * 2**30
+"""Bytes of graphs that are kept while clients' ends compute."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,18 @@ class Back:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Payloads half-way: they ran through the middle, and their graphs are kept.
+    """Payloads half-way: they ran through the middle in a round and step.
 
-    `failed` are clients whose output was not finite, left out of all else.
+    `passages` have the graphs, `size` bytes of them; none if these were not kept. `failed`
+    are clients whose output was not finite, left out of all else.
     """
 
+    round: int
+    step: int
     arrivals: Mapping[int, Arrival]
     passages: Sequence[tuple[list[int], Passage]]
     outputs: Mapping[int, Tensor]
+    size: int
     failed: Sequence[int] = ()
 
 
@@ -50,17 +61,19 @@ def cross(
     middle: TrainedTail, arrivals: Mapping[int, Arrival], server_round: int, step: int
 ) -> Crossing:
     """Run payloads through the middle, in the batches of :meth:`TrainedTail.serve`."""
-    passages, outputs = [], dict[int, Tensor]()
-    for clients in middle.batches(arrivals):
-        place = Place(middle.seed, server_round, clients[0], step)
-        passage = traverse(middle.flat.module, [arrivals[k] for k in clients], place)
-        passages.append((clients, passage))
-        outputs.update(zip(clients, passage.outputs(), strict=True))
+    passages, outputs, module = [], dict[int, Tensor](), middle.flat.module
+    with saved() as sizes:
+        for clients in middle.batches(arrivals):
+            place = Place(middle.seed, server_round, clients[0], step)
+            passage = traverse(module, [arrivals[k] for k in clients], place)
+            passages.append((clients, passage))
+            outputs.update(zip(clients, passage.outputs(), strict=True))
     failed = [client for client, output in outputs.items() if not bool(output.isfinite().all())]
     if failed:  # which would spoil the gradient of the others: once more without
         rest = {k: arrival for k, arrival in arrivals.items() if k not in failed}
         return replace(cross(middle, rest, server_round, step), failed=failed)
-    return Crossing(arrivals, passages, outputs)
+    size = activation_bytes(sizes, module.parameters())
+    return Crossing(server_round, step, arrivals, passages, outputs, size)
 
 
 def cross_back(
@@ -70,6 +83,8 @@ def cross_back(
     weights: Mapping[int, float],
 ) -> Served:
     """Differentiate sum_k weights[k] loss_k over the clients of `backs`; the others are gone."""
+    if not crossing.passages:
+        crossing = cross(middle, crossing.arrivals, crossing.round, crossing.step)
     cuts: dict[int, Payload] = {}
     gradients = []
     for clients, passage in crossing.passages:
@@ -100,11 +115,10 @@ def cross_back_and_step(middle: TrainedTail, crossing: Crossing, client: int, ba
 
 @dataclass(frozen=True)
 class Waiting:
-    """A middle that waits for a client: which, in which step, and with which graph."""
+    """A middle that waits for a client: which, and with which graph."""
 
     middle: TrainedTail
     crossing: Crossing
-    step: int
 
 
 @dataclass
@@ -112,11 +126,12 @@ class UShapedRound(Round):
     """A round in progress whose clients have the end of the model, and the labels."""
 
     _waiting: dict[int, Waiting] = field(default_factory=dict)
+    _kept: int = 0
 
     def serve(self, client: int, payload: Arrival, step: int) -> None:
         """Take one step of the middle on one payload and send the cut gradient."""
         crossing = cross(self.tail, {client: payload}, self.number, step)
-        self._send_outputs(crossing, step)
+        self._send_outputs(crossing)
         back = self._back(client, crossing)
         if back is not None:
             self._send(step, cross_back_and_step(self.tail, crossing, client, back))
@@ -134,9 +149,9 @@ class UShapedRound(Round):
             return [cross(tails[c], {c: payload}, self.number, step) for step, c, payload in jobs]
 
         def then(results: list[Crossing]) -> None:
-            for (step, client, _), crossing in zip(jobs, results, strict=True):
-                self._waiting[client] = Waiting(tails[client], crossing, step)
-                self._send_outputs(crossing, step)
+            for (_, client, _), crossing in zip(jobs, results, strict=True):
+                self._waiting[client] = Waiting(tails[client], self._keep(crossing))
+                self._send_outputs(crossing)
 
         self.training.crew.submit(work, then)
 
@@ -145,10 +160,11 @@ class UShapedRound(Round):
         waiting = self._waiting.pop(client, None)
         if waiting is None:
             return super()._sort(client, reply)
+        self._release(waiting.crossing)
         back = self._read(client, reply, waiting.crossing)
         if back is not None:
             work = partial(cross_back_and_step, waiting.middle, waiting.crossing, client, back)
-            self.training.crew.submit(work, partial(self._send, waiting.step))
+            self.training.crew.submit(work, partial(self._send, waiting.crossing.step))
         return None
 
     def _jobs(self, clients: Sequence[int], step: int) -> Iterator[Job]:
@@ -156,14 +172,15 @@ class UShapedRound(Round):
         crossings: dict[int, Crossing] = {}
 
         def then(number: int, crossing: Crossing) -> None:
-            crossings[number] = crossing
-            self._send_outputs(crossing, step)
+            crossings[number] = self._keep(crossing)
+            self._send_outputs(crossing)
 
         for number, payloads in enumerate(self._groups(clients)):
             work = partial(cross, self.tail, payloads, self.number, step)
             self.training.crew.submit(work, partial(then, number))
         self.mailbox.settle()
         for _, crossing in sorted(crossings.items()):
+            self._release(crossing)
             found = {client: self._back(client, crossing) for client in crossing.outputs}
             backs = {client: back for client, back in found.items() if back is not None}
             if backs:
@@ -172,13 +189,23 @@ class UShapedRound(Round):
                     partial(cross_back, self.tail, crossing, backs, self._weights_of(backs)),
                 )
 
-    def _send_outputs(self, crossing: Crossing, step: int) -> None:
+    def _keep(self, crossing: Crossing) -> Crossing:
+        """Return `crossing`, without its graphs if there is no room for them."""
+        if self._kept + crossing.size > GRAPH_BYTES:
+            return replace(crossing, passages=(), size=0)
+        self._kept += crossing.size
+        return crossing
+
+    def _release(self, crossing: Crossing) -> None:
+        self._kept -= crossing.size
+
+    def _send_outputs(self, crossing: Crossing) -> None:
         for client in crossing.failed:
             self.mailbox.drop(client, "sent what gives an output that is not finite")
         end = self.training.head.module.end
         assert end is not None
         for client, output in crossing.outputs.items():
-            place = Place(self.training.seed, self.number, client, step)
+            place = Place(self.training.seed, self.number, client, crossing.step)
             packed = pack(self.training.downlink, Payload({"tokens": output}), place, "output")
             self.end_flops += tail_step(end, *output.shape[:2])
             content = RecordDict({messages.PAYLOAD: messages.wrap(packed)})

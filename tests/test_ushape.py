@@ -321,6 +321,33 @@ def test_clients_served_through_their_state_equal_live_ones(
     assert live.equals(repeated)
 
 
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sglr"])
+@pytest.mark.parametrize("room", [0, 1.5])
+def test_middles_whose_graphs_find_no_room_run_again(simulate, monkeypatch, strategy, room):
+    """Same bits; of graphs that all are of one size as many are kept as fit, whatever ends."""
+    from strategies import ushape
+
+    changes = {"strategy": strategy, "end": 2, "rounds": 1, "local_steps": 3, "batch_size": 50}
+    changes |= {"codec": "fp16()", "model": VARIED["model"], "cut": 1, "partition": "iid"}
+    monkeypatch.setattr("strategies.round.LEAST_TOKENS", 0)  # a group of each client
+    kept, sizes, keep = [], [], ushape.UShapedRound._keep
+
+    def watch(self, crossing):
+        found = keep(self, crossing)
+        sizes.append(crossing.size)
+        kept.append(bool(found.passages))
+        assert self._kept <= ushape.GRAPH_BYTES
+        return found
+
+    monkeypatch.setattr(ushape.UShapedRound, "_keep", watch)
+    live = simulate(**changes)
+    assert all(kept) and len(kept) == 18 and len(set(sizes)) == 1
+    kept.clear()
+    monkeypatch.setattr(ushape, "GRAPH_BYTES", room * sizes[0])
+    assert live.equals(simulate(**changes))
+    assert not any(kept) if room == 0 else any(kept) and not all(kept)
+
+
 @pytest.mark.slow
 def test_ray_equals_inline(simulate):
     for strategy in SPLIT:
