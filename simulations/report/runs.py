@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from simulations.checkpoint import FREE
-from simulations.experiment import read_toml
+from simulations.experiment import Experiment, read_toml
 from simulations.report.labels import TASK, joined, ordered, part
 from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
 
@@ -195,7 +195,8 @@ def _find(folder: Path) -> list[Run]:
 
 
 def _read(name: str, folder: Path) -> Run:
-    settings = read_toml(folder / EXPERIMENT)
+    defaults = {key: field.default for key, field in Experiment.model_fields.items()}
+    settings = {**defaults, **read_toml(folder / EXPERIMENT)}  # keys may be newer than the run
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         flaw = "" if summary["status"] == "complete" else str(summary["status"])
