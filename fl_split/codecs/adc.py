@@ -229,8 +229,9 @@ def merge_and_select(
     scores, sizes = _means(attention, cluster, num_clusters)
     best = scores[:, 1:].topk(min(num_tokens, scores.shape[1]) - 1, dim=1).indices + 1
     kept = functional.pad(best, (1, 0))  # clusters tokens, CLS = 0 first
-    rows = torch.arange(len(tokens))[:, None]
-    selected = tokens[rows, kept[cluster]]  # batch kept dim
+    places = torch.arange(len(tokens))[:, None] * tokens.shape[1] + kept[cluster]
+    selected = tokens.flatten(0, 1).index_select(0, places.flatten())
+    selected = selected.view(*places.shape, -1)  # batch kept dim
     total = selected.new_zeros(num_clusters, *selected.shape[1:]).index_add(0, cluster, selected)
     return total / sizes[:, None, None].to(total.dtype), kept
 
