@@ -131,8 +131,10 @@ def _decode(buffer: bytearray, code: int, size: int, offset: int) -> tuple[Tenso
         if end > len(buffer):
             raise ValueError(f"expected {end} bytes, got {len(buffer)}")
         data = np.frombuffer(buffer, np.uint8, end - offset, offset)
-        numbers = unpack_bits(data, max(1, bits), size)
-        return torch.from_numpy(numbers if bits else numbers.astype(bool)), end
+        if bits == 0:
+            flags = np.unpackbits(data, count=size, bitorder="little")
+            return torch.from_numpy(flags.view(bool)), end
+        return torch.from_numpy(unpack_bits(data, bits, size)), end
     dtype = DTYPES[code]
     if size == 0:
         return torch.empty(0, dtype=dtype), offset
@@ -142,32 +144,38 @@ def _decode(buffer: bytearray, code: int, size: int, offset: int) -> tuple[Tenso
 
 def pack_bits(numbers: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
     """Write numbers in 0..2^bits-1 one after the other, `bits` bits each, little end first."""
+    octets = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)
     if bits % 8 == 0:
-        octets = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)
         return np.ascontiguousarray(octets[:, : bits // 8]).reshape(-1)
-    width = -(-bits // 8)
-    octets = numbers.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :width]
-    if width == 1:
-        per_byte = 8 // bits
-        if bits * per_byte == 8:  # 1, 2 or 4: several numbers fill a byte
-            padded = np.zeros(-(-len(octets) // per_byte) * per_byte, np.uint8)
-            padded[: len(octets)] = octets[:, 0]
-            shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-            return np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1)
-    flags = np.unpackbits(np.ascontiguousarray(octets), axis=1, bitorder="little")[:, :bits]
-    return np.packbits(flags.reshape(-1), bitorder="little")
+    if bits > 8:
+        octets = np.ascontiguousarray(octets[:, : -(-bits // 8)])
+        flags = np.unpackbits(octets, axis=1, bitorder="little")[:, :bits]
+        return np.packbits(flags.reshape(-1), bitorder="little")
+    eights = np.zeros((-(-len(numbers) // 8), 8), "<i8")
+    eights.reshape(-1)[: len(numbers)] = numbers
+    words = (eights @ (1 << _shifts(bits))).view(np.uint8).reshape(-1, 8)
+    packed = np.ascontiguousarray(words[:, :bits]).reshape(-1)
+    return packed[: -(-len(numbers) * bits // 8)]
 
 
 def unpack_bits(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
     """Read back `count` numbers that :func:`pack_bits` wrote."""
     if bits in (8, 16, 32):
         return data[: count * bits // 8].view(f"<u{bits // 8}").astype(np.int64)
-    if bits in (1, 2, 4):
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        parts = (data[:, None] >> shifts) & np.uint8(2**bits - 1)
-        return parts.reshape(-1)[:count].astype(np.int64)
-    flags = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
-    octets = np.zeros((count, 8), np.uint8)
-    packed = np.packbits(flags, axis=1, bitorder="little")
-    octets[:, : packed.shape[1]] = packed
-    return octets.view("<i8").reshape(count).astype(np.int64)
+    if bits > 8:
+        flags = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
+        octets = np.zeros((count, 8), np.uint8)
+        packed = np.packbits(flags, axis=1, bitorder="little")
+        octets[:, : packed.shape[1]] = packed
+        return octets.view("<i8").reshape(count).astype(np.int64)
+    padded = np.zeros((-(-count // 8), bits), np.uint8)
+    padded.reshape(-1)[: len(data)] = data
+    words = np.zeros((len(padded), 8), np.uint8)
+    words[:, :bits] = padded
+    eights = words.view("<i8") >> _shifts(bits) & (1 << bits) - 1
+    return eights.reshape(-1)[:count].astype(np.int64, copy=False)
+
+
+def _shifts(bits: int) -> NDArray[np.int64]:
+    """Where in a word of `bits` bytes each of eight numbers begins."""
+    return bits * np.arange(8, dtype="<i8")

@@ -229,10 +229,13 @@ def merge_and_select(
     scores, sizes = _means(attention, cluster, num_clusters)
     best = scores[:, 1:].topk(min(num_tokens, scores.shape[1]) - 1, dim=1).indices + 1
     kept = functional.pad(best, (1, 0))  # clusters tokens, CLS = 0 first
-    rows = torch.arange(len(tokens))[:, None]
-    selected = tokens[rows, kept[cluster]]  # batch kept dim
-    total = selected.new_zeros(num_clusters, *selected.shape[1:]).index_add(0, cluster, selected)
-    return total / sizes[:, None, None].to(total.dtype), kept
+    places = torch.arange(len(tokens))[:, None] * tokens.shape[1] + kept[cluster]
+    bags = (cluster[:, None] * kept.shape[1] + torch.arange(kept.shape[1])).flatten()
+    members = places.flatten()[bags.argsort(stable=True)]  # by cluster, then by token
+    counts = sizes.repeat_interleave(kept.shape[1])
+    rows = tokens.flatten(0, 1)  # which are summed without a copy of what is selected
+    total = functional.embedding_bag(members, rows, counts.cumsum(0) - counts, mode="sum")
+    return (total / counts[:, None].to(total.dtype)).view(*kept.shape, -1), kept
 
 
 def _consecutive(assignment: Tensor) -> Tensor:
@@ -241,7 +244,7 @@ def _consecutive(assignment: Tensor) -> Tensor:
 
 
 def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
-    return (points[:, None] - centroids).square().sum(dim=-1)  # batch clusters
+    return (points[:, None] - centroids).square_().sum(dim=-1)  # batch clusters
 
 
 def _means(points: Tensor, assignment: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:

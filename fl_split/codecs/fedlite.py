@@ -80,12 +80,25 @@ class FedLite(Codec):
         """Lloyd's algorithm on (P, length); at most as many centroids as points."""
         count = min(self.centroids, len(points))
         book = points[torch.randperm(len(points), generator=generator)[:count]]
+        columns = torch.cat([points.T, points.new_ones(1, len(points))])  # 1 adds up to sizes
         for _ in range(self.iterations):
-            codes = torch.cdist(points, book).argmin(dim=1)
-            sizes = torch.bincount(codes, minlength=count)
-            sums = torch.zeros_like(book).index_add_(0, codes, points)
-            book = torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), book)
-        return torch.cdist(points, book).argmin(dim=1), book
+            sums = (columns @ _nearest(columns, book).T).T
+            sizes = sums[:, -1:]
+            book = torch.where(sizes > 0, sums[:, :-1] / sizes.clamp(min=1), book)
+        numbers = torch.arange(count, dtype=points.dtype)
+        return (numbers @ _nearest(columns, book)).long(), book
+
+
+def _nearest(columns: Tensor, book: Tensor) -> Tensor:
+    """One-hot (L, P) of the centroid nearest to each point (length + 1, P), the first of equals.
+
+    Least |x - c|^2 is greatest c . x - |c|^2 / 2.
+    """
+    closeness = torch.cat([book, book.square().sum(dim=1, keepdim=True) / -2], dim=1) @ columns
+    nearest = closeness.eq_(closeness.amax(dim=0))
+    if int(nearest.sum()) != nearest.shape[1]:
+        nearest *= nearest.cumsum(dim=0) == 1
+    return nearest
 
 
 class _Corrected(torch.autograd.Function):

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fl_split.codecs.codec import Ratio
-from fl_split.codecs.sparse import Sparsifier
+from fl_split.codecs.sparse import Sparsifier, largest
 from fl_split.specs import STRICT
 
 
@@ -36,12 +36,15 @@ class RandTopK(Sparsifier):
     error_feedback: bool = False
 
     def choose(self, magnitude: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Draw k places.
+        """Draw k entries.
 
-        Drawing without replacement, weights w, is taking the k largest of w / E with E
-        exponential (Efraimidis and Spirakis, 2006).
+        Drawing without replacement, weights w, is taking the k largest of log(U) / w with U
+        uniform in (0, 1] (Efraimidis and Spirakis, 2006).
         """
-        weights = torch.full_like(magnitude, self.alpha / max(1, magnitude.shape[1] - count))
-        weights.scatter_(1, magnitude.topk(count, dim=1).indices, (1 - self.alpha) / count)
-        noise = torch.empty_like(magnitude).exponential_(generator=generator)
-        return (weights / noise).topk(count, dim=1).indices
+        top = largest(magnitude, count, generator)
+        if self.alpha == 0:
+            return top
+        others = self.alpha / max(1, magnitude.shape[1] - count)
+        weights = others + top * ((1 - self.alpha) / count - others)
+        draws = 1 - torch.rand(magnitude.shape, generator=generator)
+        return largest(draws.log_() / weights, count, generator)

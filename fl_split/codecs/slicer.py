@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fl_split.codecs.codec import Codec, Received, Smashed
-from fl_split.codecs.sparse import KEPT, keep, num_kept, restore
+from fl_split.codecs.sparse import KEPT, keep, largest, num_kept, places, restore
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -64,15 +66,13 @@ class SLICER(Codec):
         """
         flat = smashed.tokens.detach().flatten(1)
         count = num_kept(1 - self.sparsity, smashed.tokens)
-        shuffle = torch.randperm(flat.shape[1], generator=generator)
-        score = flat[:, shuffle]
-        if self.asymmetry is None:
-            order = score.abs()
-        else:  # the quota of each side comes first, then whatever is largest
+        score = flat.abs()
+        if self.asymmetry is not None:  # each side's quota comes first, then what is largest
             quota = round(self.asymmetry * count)
-            order = score.abs() + _first(score, quota) + _first(-score, count - quota)
-        payload = keep(smashed, shuffle[order.topk(count, dim=1).indices])
-        payload.side[DEVIATION] = flat.std(dim=1, correction=0)
+            score += _first(flat, quota, generator) + _first(-flat, count - quota, generator)
+        payload = keep(smashed, largest(score, count, generator))
+        spread = torch.linalg.vector_norm(flat - flat.mean(dim=1, keepdim=True), dim=1)
+        payload.side[DEVIATION] = spread / math.sqrt(flat.shape[1])
         return payload
 
     def decode(self, payload: Payload) -> Received:
@@ -80,27 +80,27 @@ class SLICER(Codec):
         return restore(payload)
 
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
-        """Split into blocks and quantise."""
-        kept = payload.values[KEPT].detach()
+        """Split into blocks and quantise; of a tie between blocks, all go to the lower one."""
+        kept, side = payload.values[KEPT].detach(), dict(payload.side)
         size, count = kept.abs(), min(self.blocks, kept.shape[1])
-        order = size.argsort(dim=1)
-        rank = torch.zeros_like(order)
-        rank.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-        block = rank * count // kept.shape[1]
-        low = size.new_full((len(kept), count), torch.inf).scatter_reduce(1, block, size, "amin")
-        high = size.new_zeros(len(kept), count).scatter_reduce(1, block, size, "amax")
-        bounds = torch.stack([low, high]).clamp(max=65504).half()
-        low, high = (part.gather(1, block) for part in bounds.float())
-        width = high - low
-        share = (size - low) / torch.where(width > 0, width, torch.ones_like(width))
-        share = share.clamp(0, 1)
-        side = dict(payload.side)
-        bits = self._bits(share, width, block, count, side.pop(DEVIATION))
+        parts = torch.from_numpy(np.sort(size.numpy(), axis=1)).tensor_split(count, dim=1)
+        least, greatest = ([part[:, end] for part in parts] for end in (0, -1))
+        bounds = torch.stack([torch.stack(least, 1), torch.stack(greatest, 1)])
+        bounds = bounds.clamp(max=65504).half()
+        deviation = side.pop(DEVIATION)
+        allowed = self.threshold * (deviation if self.guard == "abs" else 1.0)
+        ranges = bounds.float().unbind(2)
+        found = [self._bits(*both, allowed) for both in zip(parts, ranges, strict=True)]
+        bits = torch.stack(found, dim=1)
+        block = torch.zeros(size.shape, dtype=torch.int64)
+        for edge in greatest[:-1]:
+            block += size > edge[:, None]
         side |= {NEGATIVE: kept < 0, BLOCKS: block, BITS: bits, RANGE: bounds}
-        own = bits.gather(1, block)
-        levels = (share * (2.0**own - 1)).round().long()
+        low, high, top = (part.gather(1, block) for part in (*bounds.float(), 2.0**bits - 1))
+        levels = _share(size, low, high).mul_(top).round_().long()
         for number in bits[bits > 0].unique().tolist():
-            side[f"{LEVELS}{number}"] = levels[own == number]
+            own = places(top == 2**number - 1)
+            side[f"{LEVELS}{number}"] = levels.flatten().index_select(0, own)
         return Payload({}, side)
 
     def unpack(self, packed: Payload) -> Payload:
@@ -109,41 +109,42 @@ class SLICER(Codec):
         negative, block, bits = (side.pop(name) for name in (NEGATIVE, BLOCKS, BITS))
         low, high = (part.gather(1, block) for part in side.pop(RANGE).float())
         own = bits.gather(1, block)
-        share = torch.full(block.shape, 0.5)
+        share = torch.full((block.numel(),), 0.5)
         for number in bits[bits > 0].unique().tolist():
-            share[own == number] = side.pop(f"{LEVELS}{number}").float() / (2**number - 1)
-        size = low + share * (high - low)
-        return Payload({KEPT: torch.where(negative, -size, size), **packed.values}, side)
+            levels = side.pop(f"{LEVELS}{number}").float()
+            share.index_copy_(0, places(own == number), levels / (2**number - 1))
+        size = low + share.view(block.shape) * (high - low)
+        return Payload({KEPT: size * (1 - 2 * negative.float()), **packed.values}, side)
 
-    def _bits(
-        self, share: Tensor, width: Tensor, block: Tensor, count: int, deviation: Tensor
-    ) -> Tensor:
-        """Return the fewest bits (B, M), coming from 8, that keep within the threshold.
+    def _bits(self, size: Tensor, ends: Tensor, allowed: Tensor | float) -> Tensor:
+        """Return the fewest bits (B,), coming from 8, that keep within the threshold.
 
-        `share` (B, k) is where an entry lies in its block's range, `width` that range.
+        `size` (B, n) are the entries of a block, `ends` (2, B) its range.
         """
-        empty = share.new_zeros(len(share), count)
-        finest = (share * (2**MOST_BITS - 1)).round()
-        bound = self.threshold * (deviation[:, None] if self.guard == "abs" else 1.0)
-        bits, is_fine = torch.full(empty.shape, MOST_BITS), empty == 0
+        share = _share(size, *ends[..., None])
+        width = ends[1] - ends[0]
+        bits, is_fine = torch.full(width.shape, MOST_BITS), torch.full(width.shape, True)
         for number in range(MOST_BITS - 1, -1, -1):
+            top = 2**number - 1
             if self.guard == "int":
-                error = finest % 2 ** (MOST_BITS - number) / 2**MOST_BITS
-            else:
-                top = 2**number - 1
-                nearest = (share * top).round() / top if top else 0.5
-                error = (share - nearest).abs() * width
-            mean = empty.scatter_reduce(1, block, error, "mean", include_self=False)
-            is_fine &= mean <= bound
+                error = (share * (2**MOST_BITS - 1)).round_() % 2 ** (MOST_BITS - number)
+                is_fine &= error.mean(dim=1) / 2**MOST_BITS <= allowed
+            elif not (width <= 2 * top * allowed).all():  # else half a step is allowed
+                nearest = (share * top).round_().div_(top) if top else 0.5
+                is_fine &= (share - nearest).abs_().mean(dim=1) * width <= allowed
             bits = torch.where(is_fine, number, bits)
         return bits
 
 
-def _first(score: Tensor, quota: int) -> Tensor:
+def _share(size: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Where entries lie in the range of their block, from 0 to 1."""
+    width = high - low
+    width += width == 0
+    return ((size - low).div_(width)).clamp_(0, 1)
+
+
+def _first(score: Tensor, quota: int, generator: torch.Generator) -> Tensor:
     """Infinity at the `quota` largest positive scores of every row, 0 elsewhere."""
-    order = torch.zeros_like(score)
-    if quota:
-        found = score.topk(quota, dim=1)
-        lift = torch.where(found.values > 0, torch.inf, 0.0)
-        order.scatter_(1, found.indices, lift)
-    return order
+    if not quota:
+        return torch.zeros_like(score)
+    return torch.where(largest(score, quota, generator) & (score > 0), torch.inf, 0.0)

@@ -100,7 +100,8 @@ def keep_probabilities(rows: Tensor, keep: float) -> Tensor:
     Proportional to standard deviation + c, with the least c >= 0 for which none exceeds 1.
     """
     width = rows.shape[1]
-    deviation = rows.std(dim=0, correction=0)
+    moved = rows - rows[0]  # exactly zero where all are equal
+    deviation = torch.linalg.vector_norm(moved - moved.mean(dim=0), dim=0) / math.sqrt(len(rows))
     wanted = keep * width
     if wanted >= width or float(deviation.sum()) == 0:
         return torch.full((width,), keep)
@@ -119,17 +120,16 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
     if not bool((a > 0).any()):
         return torch.zeros(len(a), dtype=torch.int64)
     low, high = -80.0, 80.0  # of log2 nu
-    for _ in range(40):
+    for _ in range(20):
         middle = (low + high) / 2
         real = _levels(a, middle).log2()
         low, high = (middle, high) if float(real.sum()) > total else (low, middle)
     bits = _levels(a, high).log2().floor().clamp(0, MOST_BITS).long()
-    while int(bits.sum()) + 1 <= total:  # left over by rounding down
-        gain = torch.where(bits < MOST_BITS, a.square() * 4.0 ** -bits.double(), -torch.ones(1))
-        if float(gain.max()) <= 0:
-            break
-        bits[gain.argmax()] += 1
-    return bits
+    places = torch.arange(MOST_BITS)  # what is left over by rounding down
+    gains = a.square()[:, None] * 4.0**-places * (places >= bits[:, None])
+    best = gains.flatten().topk(min(int(total - bits.sum()), gains.numel()))
+    chosen = best.indices[best.values > 0] // MOST_BITS
+    return bits + torch.bincount(chosen, minlength=len(a))
 
 
 def _levels(ranges: Tensor, log2_nu: float) -> Tensor:

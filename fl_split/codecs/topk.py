@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fl_split.codecs.codec import Ratio
-from fl_split.codecs.sparse import Sparsifier
+from fl_split.codecs.sparse import Sparsifier, largest
 from fl_split.specs import STRICT
 
 
@@ -27,5 +27,5 @@ class TopK(Sparsifier):
     error_feedback: bool = False
 
     def choose(self, magnitude: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Return the places of the k largest."""
-        return magnitude.topk(count, dim=1).indices
+        """Mark the k largest."""
+        return largest(magnitude, count, generator)
