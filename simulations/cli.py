@@ -167,14 +167,13 @@ def report(
     Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
     """
     with door():
-        from simulations.report.page import build, write
+        from simulations.report.page import build, form_of, write
 
-        if not output.absolute().parent.is_dir():
-            raise ValueError(f"output: no folder {str(output.parent)!r}")
         if output.is_dir():
             raise ValueError(f"output: {str(output)!r} is a folder; give a file")
+        chosen = form or form_of(output)
         page = build(folders, baseline)
-        write(page, output, form or ("md" if output.suffix == ".md" else "html"))
+        write(page, output, chosen)
     for skipped in page.study.left_out:
         out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)
     text = f"{page.facts['runs']}: {output}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -163,17 +163,23 @@ class Recorder:
         self,
         model: nn.Module,
         status: str,
+        ended_by: str,
         codec: Mapping[str, Tensor],
         facts: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Write weights and summary; `status` is complete, interrupted or failed."""
+        """Write weights and summary; `status` is complete, interrupted or failed.
+
+        `ended_by` is "rounds" if all were done, or the budget that was used up, or what
+        stopped the run.
+        `client_accuracy` is that of the last row: of clients on their own held-out samples.
+        """
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        save_file(state, self.folder / MODEL, metadata={"format": "pt"})
+        write_whole(self.folder / MODEL, save(state, metadata={"format": "pt"}))
         if codec:
-            save_file(dict(codec), self.folder / CODEC)
+            write_whole(self.folder / CODEC, save(dict(codec)))
         if isinstance(model, PreTrainedModel) and self.experiment.build("model").is_transformers:
             model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
-        summary = {**self._summary(status), **facts}
+        summary = {**self._summary(status, ended_by), **facts}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
 
@@ -205,13 +211,15 @@ class Recorder:
         self._cpu, self._wall = cpu, wall
         return row
 
-    def _summary(self, status: str) -> dict[str, Any]:
+    def _summary(self, status: str, ended_by: str) -> dict[str, Any]:
         accuracies = [row["accuracy"] for row in self.rows]
         sums = self.totals()
         return {
             "status": status,
+            "ended_by": ended_by,
             "final_accuracy": accuracies[-1] if accuracies else None,
             "best_accuracy": max(accuracies, default=None),
+            "client_accuracy": self.rows[-1]["client_accuracy"] if self.rows else None,
             **sums,
             "ratio": _ratio(sums),
             "wall_seconds": round(sum(row["wall_seconds"] for row in self.rows), 3),
