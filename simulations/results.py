@@ -79,6 +79,9 @@ ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
 MODEL, CODEC, SUMMARY = "model.safetensors", "codec.safetensors", "summary.json"
 COMPARISON = "comparison.csv"
 
+BEFORE = {CLIENTS, "cell.toml", "log.txt"}
+"""What may lie in a folder before its run has written anything: a sweep puts it there."""
+
 
 class OutputError(ValueError):
     """An output folder that cannot be used."""
@@ -245,6 +248,18 @@ def check_folder(folder: Path) -> None:
     if any((folder / name).exists() for name in (EXPERIMENT, ROUNDS, SUMMARY, COMPARISON)):
         raise OutputError(
             f"out: {str(folder)!r} already holds a run; give another folder or remove it"
+        )
+
+
+def check_empty(folder: Path) -> None:
+    """Raise OutputError if `folder` holds files that are not ours; hidden ones do not count."""
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in found if not name.startswith(".") and name not in BEFORE]
+    if foreign:
+        others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise OutputError(
+            f"out: {str(folder)!r} holds no run but other files ({foreign[0]}{others}); "
+            "give a new or an empty folder"
         )
 
 

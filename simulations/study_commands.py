@@ -92,9 +92,9 @@ def sweep(
     Example: [b]fl-split sweep configs/quickstart.toml strategy=parallel,sflv1 seed=0..2[/b]
     """
     with quiet():
-        from simulations.cells import check_others
+        from simulations.cells import check_others, holds_cells
         from simulations.experiment import read_toml
-        from simulations.results import check_folder
+        from simulations.results import check_empty, check_folder
         from simulations.sweep import cells, read_grid
     with door():
         values = read_toml(config)
@@ -105,6 +105,8 @@ def sweep(
         folder = chosen_folder({"out": found[0].experiment.out}, out_dir)
         check_folder(folder)
         check_others(folder, found[0].experiment.model_dump(), found_grid)
+        if not holds_cells(folder):
+            check_empty(folder)
         missing = _missing(found, folder)
         if left_out := math.prod(map(len, found_grid.values())) - len(found):
             out.print(f"{left_out} cells left out: without smashed data codecs change nothing")

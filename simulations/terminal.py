@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,10 @@ out, err = Console(), Console(stderr=True)
 def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Check all plans, then run one after the other on the same workers."""
     with quiet():
-        from simulations.results import check_folder
+        from simulations.results import check_empty, check_folder
     with door():
         check_folder(folder)
+        check_empty(folder)
     setups, folders = prepare_all(plans, folder)
     run_setups(setups, folders, folder)
 
@@ -245,6 +247,7 @@ def ends(folder: Path, runs: Iterable[Path], is_study: bool) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep libraries from printing into our output."""
+    _load()
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -254,3 +257,11 @@ def quiet() -> Iterator[None]:
     for name in ("flwr", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     yield
+
+
+def _load() -> None:
+    """Import what takes seconds, torch and data set libraries; say so to who waits for it."""
+    if "simulations.experiment" in sys.modules:
+        return
+    with err.status("loading ...") if err.is_terminal else nullcontext():
+        import simulations.experiment  # noqa: F401
