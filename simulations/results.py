@@ -5,25 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fl_split import __version__
 from fl_split.codecs import Codec
 from simulations import details
 from simulations.details import Details
 from simulations.experiment import Experiment
+from simulations.provenance import machine, versions
 from strategies import RoundReport
 from strategies.mailbox import ratio
 
@@ -269,26 +265,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"out: cannot make {str(folder)!r}: {error.strerror}") from None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what affects a result."""
-    names = ("flwr", "flwr-datasets", "numpy", "ray", "torch", "transformers")
-    return {
-        "fl-split": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        **{name: version(name) for name in ("peft",) if find_spec(name)},
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-    }
 
 
 def _ratio(total: dict[str, Any]) -> float | None:
