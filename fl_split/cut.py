@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fl_split.codecs import Codec
 from fl_split.norms import BatchNorm
 from fl_split.seeds import seeded
+from fl_split.specs import nearest
 
 
 class Head(nn.Module, ABC):
@@ -112,7 +113,7 @@ def num_stages(names: Sequence[str], cut: int | str) -> int:
         return cut
     if cut in possible:
         return names.index(str(cut)) + 1
-    hint = f"; after {last!r} nothing is left for the server" if cut == last else ""
+    hint = f"; after {last!r} nothing is left for the server" if cut == last else _meant(cut, names)
     raise ValueError(
         f"cut must be in 1..{len(possible)} or the name of the client's last stage "
         f"({', '.join(possible)}), got {cut!r}{hint}"
@@ -138,7 +139,13 @@ def num_before_end(names: Sequence[str], cut: int, end: int | str) -> int:
     raise ValueError(
         f"end must be in {possible[0]}..{possible[-1]}, stages before the client's again, or the "
         f"name of the first of these ({', '.join(names[i] for i in possible)}), got {end!r}"
+        f"{_meant(end, names[cut + 1 :])}"
     )
+
+
+def _meant(stage: int | str, names: Sequence[str]) -> str:
+    near = nearest(stage, names) if isinstance(stage, str) and stage not in names else ""
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:

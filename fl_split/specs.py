@@ -63,7 +63,9 @@ def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, di
         arguments[key] = value
     for key in arguments:
         if key not in known:
-            raise SpecError(f"{spec!r}: {unknown('argument', key, known)}")
+            others = [other for other, entry in table.items() if key in parameters(entry)]
+            hint = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            raise SpecError(f"{spec!r}: {unknown('argument', key, known)}{hint if others else ''}")
     return name, arguments
 
 
@@ -105,9 +107,14 @@ def parameters(entry: Callable[..., Any]) -> list[str]:
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is unknown, what was probably meant, and what is known."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, names)
+    hint = f"did you mean {near!r}? " if near else ""
     return f"unknown {what} {name!r}; {hint}Known: {', '.join(names) or 'none'}"
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return which of the names `known` was probably meant; nothing if none is like it."""
+    return next(iter(difflib.get_close_matches(str(name), [*known], n=1, cutoff=0.5)), "")
 
 
 def sentence(error: ValidationError) -> str:

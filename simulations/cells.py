@@ -12,6 +12,9 @@ from simulations.checkpoint import FREE
 from simulations.experiment import Experiment, read_toml
 from simulations.results import EXPERIMENT, SUMMARY
 
+LOCK = ".sweep.lock"
+"""A file that a sweep holds while it runs, and leaves."""
+
 
 def holds_run(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Tell whether `folder` holds a run of this experiment, finished or not.
@@ -47,6 +50,11 @@ def check_others(folder: Path, settings: Mapping[str, Any], axes: Collection[str
                     f"{str(path.parent)!r} is of another study, with {key}={found[key]!r}; "
                     "give another --out"
                 )
+
+
+def holds_cells(folder: Path) -> bool:
+    """Tell whether a sweep has begun in `folder`, or other runs lie in it."""
+    return (folder / LOCK).exists() or any(folder.glob(f"*/{EXPERIMENT}"))
 
 
 def is_complete(folder: Path) -> bool:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from simulations import study_commands
+from simulations import list_command, study_commands
 from simulations.terminal import chosen_folder, door, out, prepare_all, quiet, run_all, run_setups
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
@@ -40,22 +36,23 @@ OUT = typer.Option(
     "--out", help="Output folder; must not hold a run yet. Default: runs/ and the time."
 )
 app.add_typer(study_commands.app)
+app.add_typer(list_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
 
 @app.callback()
 def main() -> None:
-    """Simulate federated split learning of a Vision Transformer, and count every byte.
+    """Simulate federated split learning of ViTs, ResNet-18 and LeNet, and count every byte.
 
-    Hundreds of Flower virtual clients hold the first blocks of the model (the head) and
-    send compressed activations to a server that trains the rest (the tail).
+    Hundreds of Flower virtual clients hold the first layers of the model (the
+    head) and send compressed activations to a server that trains the rest (the tail).
 
     [b]fl-split run configs/quickstart.toml[/b]             one experiment
     [b]fl-split compare configs/splitfed_baselines.toml[/b] several, side by side
     [b]fl-split pareto configs/pareto_digits.toml[/b]       codecs at equal budgets
     [b]fl-split sweep CONFIG seed=0..4[/b]                  a grid, several runs at once
     [b]fl-split watch DIR[/b]                               what runs are doing
-    [b]fl-split report DIR -o report.html[/b]               tables and figures of finished runs
+    [b]fl-split report DIR -o report.html[/b]               tables and figures of runs
     [b]fl-split partition CONFIG[/b]                        who would hold which samples
     [b]fl-split resume DIR[/b]                              go on with a stopped run
     [b]fl-split list[/b]                                    what can be combined
@@ -73,9 +70,9 @@ def run(
 
     Example: [b]fl-split run configs/quickstart.toml strategy=fedavg clients=6 rounds=2[/b]
     """
-    from simulations.experiment import read_overrides, read_toml
-
     with door():
+        from simulations.experiment import read_overrides, read_toml
+
         values = {**read_toml(config), **read_overrides(overrides or [])}
         for study in sorted(values.keys() & {"compare", "pareto", "sweep"}):
             raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
@@ -94,9 +91,9 @@ def compare(
     Give several files, or one file with [b]\[\[compare]][/b] tables: each is a run, with a
     name and the keys in which it differs. KEY=VALUE holds for all runs.
     """
-    from simulations.experiment import read_overrides, read_toml
-
     with door():
+        from simulations.experiment import read_overrides, read_toml
+
         files = [Path(text) for text in configs if "=" not in text]
         overrides = read_overrides([text for text in configs if "=" in text])
         plans = {}
@@ -126,9 +123,8 @@ def pareto(
 
     Example: [b]fl-split pareto configs/pareto_digits.toml[/b]
     """
-    from simulations.experiment import read_overrides, read_toml
-
     with door():
+        from simulations.experiment import read_overrides, read_toml
         from simulations.pareto import Study
 
         replaced = read_overrides(overrides or [])
@@ -167,14 +163,13 @@ def report(
     Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
     """
     with door():
-        from simulations.report.page import build, write
+        from simulations.report.page import build, form_of, write
 
-        if not output.absolute().parent.is_dir():
-            raise ValueError(f"output: no folder {str(output.parent)!r}")
         if output.is_dir():
             raise ValueError(f"output: {str(output)!r} is a folder; give a file")
+        chosen = form or form_of(output)
         page = build(folders, baseline)
-        write(page, output, form or ("md" if output.suffix == ".md" else "html"))
+        write(page, output, chosen)
     for skipped in page.study.left_out:
         out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)
     text = f"{page.facts['runs']}: {output}"
@@ -202,43 +197,6 @@ def resume(
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
     run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint)
-
-
-@app.command("list")
-def list_() -> None:
-    """Show every codec, strategy, partition, data set, model, optimiser and key."""
-    with quiet():
-        from simulations.experiment import TABLES, Experiment
-        from simulations.partition import FILLED_IN, PARTITIONS
-
-    tables = {
-        "Codecs (codec, and what only packs also as downlink)": TABLES["codec"],
-        "Strategies (strategy)": TABLES["strategy"],
-        "Aggregation (aggregation)": TABLES["aggregation"],
-        "Budgets (budget)": TABLES["budget"],
-        "Partitions (partition)": PARTITIONS,
-        "Skews (skew)": TABLES["skew"],
-        "Data sets (dataset)": TABLES["dataset"],
-        "Models (model)": TABLES["model"],
-        "Optimisers (head_optimizer, tail_optimizer)": TABLES["head_optimizer"],
-        "Engines (engine)": TABLES["engine"],
-        "Tracking (tracking)": TABLES["tracking"],
-    }
-    for title, entries in tables.items():
-        table = Table(title=title, title_justify="left", show_lines=True)
-        for column in ("spec", "what it is"):
-            table.add_column(column, overflow="fold")
-        for name, entry in entries.items():
-            filled_in = FILLED_IN if entries is PARTITIONS else ()
-            about = _summary(entry)
-            if entries is TABLES["codec"]:
-                about += f"\nUp: {entry.up}. Down: {entry.down}."
-            table.add_row(escape(_signature(name, entry, filled_in)), escape(about))
-        out.print(table)
-    keys = Table("key", "default", "what it is", title="Keys", title_justify="left")
-    for name, field in Experiment.model_fields.items():
-        keys.add_row(name, repr(field.default), field.description)
-    out.print(keys)
 
 
 def _run_study(study: Study, plans: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -282,20 +240,6 @@ def _rows(
 
 def _with_options(values: dict[str, Any], engine: str | None) -> dict[str, Any]:
     return values if engine is None else {**values, "engine": engine}
-
-
-def _signature(name: str, entry: Callable[..., Any], filled_in: Iterable[str]) -> str:
-    parts = []
-    for key, parameter in inspect.signature(entry).parameters.items():
-        if key not in filled_in:
-            is_needed = parameter.default is inspect.Parameter.empty
-            parts.append(key if is_needed else f"{key}={parameter.default!r}")
-    return f"{name}({', '.join(parts)})"
-
-
-def _summary(entry: Callable[..., Any]) -> str:
-    target = entry.func if isinstance(entry, partial) else entry
-    return (target.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
 if __name__ == "__main__":

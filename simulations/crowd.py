@@ -16,12 +16,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from simulations import checkpoint
-from simulations.cells import holds_run, is_complete
+from simulations.cells import LOCK, holds_run, is_complete
 from simulations.memory import available_bytes, resident_bytes
 from simulations.results import OutputError, make_folder
 from simulations.sweep import Cell
 
-LOG, CONFIG, LOCK = "log.txt", "cell.toml", ".sweep.lock"
+LOG, CONFIG = "log.txt", "cell.toml"
 
 MARGIN = 1.25
 """Free memory that a new cell must find, over the most that one has taken so far."""

@@ -17,7 +17,7 @@ from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.seeds import derive
-from fl_split.specs import SpecError, canonical, parameters, parse
+from fl_split.specs import SpecError, canonical, parameters, parse, resolve
 
 
 def _distribution(
@@ -86,7 +86,8 @@ def split(
     try:
         partitioner = _build(spec, clients, label, seed)
     except SpecError as error:
-        raise PartitionError(f"partition: {error}") from None
+        raise PartitionError(f"partition: {_first_sentence(error)}") from None
+    _check_columns(spec, table.column_names)
     columns = table.with_format("arrow")[:].replace_schema_metadata(None)
     numbered = columns.append_column(ROW, [np.arange(len(table))])
     # A fingerprint of our own, since computing one costs more than partitioning.
@@ -98,9 +99,9 @@ def split(
             count = partitioner.num_partitions
             parts = [partitioner.load_partition(number) for number in range(count)]
     except Exception as error:  # each partitioner raises its own types
-        reason = " ".join(str(error).split())
         raise PartitionError(
-            f"partition: {spec!r} cannot be satisfied with {clients} clients: {reason}"
+            f"partition: {spec!r} cannot be satisfied with {clients} clients: "
+            f"{_first_sentence(error)}"
         ) from None
     if count != clients:
         raise PartitionError(f"partition: {spec!r} makes {count} partitions; set clients={count}")
@@ -140,6 +141,22 @@ def _build(spec: str, clients: int, label: str, seed: int) -> Partitioner:
     given = {"num_partitions": clients, "partition_by": label, "seed": derive(seed, "partition")}
     table = {name: _filled(entry, given) for name, entry in PARTITIONS.items()}
     return parse(spec, table)
+
+
+def _check_columns(spec: str, columns: list[str]) -> None:
+    """Raise PartitionError if `spec` goes by a column that the data do not have."""
+    wanted = resolve(spec, PARTITIONS)[1].get("partition_by", [])
+    for column in [wanted] if isinstance(wanted, str) else wanted:
+        if column not in columns:
+            raise PartitionError(
+                f"partition: {spec!r}: the data set has no column {column!r}; beside images it "
+                f"has {', '.join(columns)}"
+            )
+
+
+def _first_sentence(error: Exception) -> str:
+    """Take what a partitioner says at first; what follows may be a page of numbers."""
+    return " ".join(str(error).split()).partition(". ")[0]
 
 
 def _filled(entry: Callable[..., Partitioner], given: dict[str, Any]) -> Callable[..., Partitioner]:

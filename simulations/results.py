@@ -5,25 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fl_split import __version__
 from fl_split.codecs import Codec
 from simulations import details
 from simulations.details import Details
 from simulations.experiment import Experiment
+from simulations.provenance import machine, versions
 from strategies import RoundReport
 from strategies.mailbox import ratio
 
@@ -78,6 +74,9 @@ SUMS = (
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
 MODEL, CODEC, SUMMARY = "model.safetensors", "codec.safetensors", "summary.json"
 COMPARISON = "comparison.csv"
+
+BEFORE = {CLIENTS, "cell.toml", "log.txt"}
+"""What may lie in a folder before its run has written anything: a sweep puts it there."""
 
 
 class OutputError(ValueError):
@@ -163,17 +162,23 @@ class Recorder:
         self,
         model: nn.Module,
         status: str,
+        ended_by: str,
         codec: Mapping[str, Tensor],
         facts: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Write weights and summary; `status` is complete, interrupted or failed."""
+        """Write weights and summary; `status` is complete, interrupted or failed.
+
+        `ended_by` is "rounds" if all were done, or the budget that was used up, or what
+        stopped the run.
+        `client_accuracy` is that of the last row: of clients on their own held-out samples.
+        """
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        save_file(state, self.folder / MODEL, metadata={"format": "pt"})
+        write_whole(self.folder / MODEL, save(state, metadata={"format": "pt"}))
         if codec:
-            save_file(dict(codec), self.folder / CODEC)
+            write_whole(self.folder / CODEC, save(dict(codec)))
         if isinstance(model, PreTrainedModel) and self.experiment.build("model").is_transformers:
             model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
-        summary = {**self._summary(status), **facts}
+        summary = {**self._summary(status, ended_by), **facts}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
 
@@ -205,13 +210,15 @@ class Recorder:
         self._cpu, self._wall = cpu, wall
         return row
 
-    def _summary(self, status: str) -> dict[str, Any]:
+    def _summary(self, status: str, ended_by: str) -> dict[str, Any]:
         accuracies = [row["accuracy"] for row in self.rows]
         sums = self.totals()
         return {
             "status": status,
+            "ended_by": ended_by,
             "final_accuracy": accuracies[-1] if accuracies else None,
             "best_accuracy": max(accuracies, default=None),
+            "client_accuracy": self.rows[-1]["client_accuracy"] if self.rows else None,
             **sums,
             "ratio": _ratio(sums),
             "wall_seconds": round(sum(row["wall_seconds"] for row in self.rows), 3),
@@ -240,32 +247,24 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def check_empty(folder: Path) -> None:
+    """Raise OutputError if `folder` holds files that are not ours; hidden ones do not count."""
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in found if not name.startswith(".") and name not in BEFORE]
+    if foreign:
+        others = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise OutputError(
+            f"out: {str(folder)!r} holds no run but other files ({foreign[0]}{others}); "
+            "give a new or an empty folder"
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Make `folder`; raise OutputError if that cannot be done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"out: cannot make {str(folder)!r}: {error.strerror}") from None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what affects a result."""
-    names = ("flwr", "flwr-datasets", "numpy", "ray", "torch", "transformers")
-    return {
-        "fl-split": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-        **{name: version(name) for name in ("peft",) if find_spec(name)},
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the run ran on."""
-    return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch_threads": torch.get_num_threads(),
-    }
 
 
 def _ratio(total: dict[str, Any]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_split.flat import Flat
 from fl_split.lora import merged
+from fl_split.specs import stages
 from simulations import partition_statistics
 from simulations.checkpoint import FILE, Checkpoint
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
+from simulations.report.labels import short
 from simulations.results import Recorder
 from simulations.setup import Evaluator, Pool, Setup, prepare
 from simulations.tracking import Log, NoLog
-from strategies import Progress, RoundReport, Training
-from strategies.budget import Budget, First, NoBudget
+from strategies import NoClientsLeft, Progress, RoundReport, Training
+from strategies.budget import Budget, NoBudget, parse_budget
 from strategies.crew import Crew
 
 app = ServerApp()
@@ -97,7 +99,7 @@ def run(grid: Grid, context: LocalContext) -> None:
             warnings.warn(f"tracking ended in round {row['round']}: {error}", stacklevel=2)
             log = NoLog()
 
-    budget = First((experiment.build("budget"), context.budget))
+    budgets = _budgets(context)
 
     def on_round(report: RoundReport) -> bool:
         nonlocal finished
@@ -112,7 +114,7 @@ def run(grid: Grid, context: LocalContext) -> None:
             if states is not None:  # else a worker is just being restarted: not this time
                 Checkpoint(report.round, report.arrays, moments, states).write(folder, experiment)
         context.watch(row, report)
-        return budget.is_spent(recorder.totals())
+        return bool(_spent(budgets, recorder))
 
     training = Training(
         clients=experiment.clients,
@@ -131,26 +133,45 @@ def run(grid: Grid, context: LocalContext) -> None:
         ),
         on_round=on_round,
     )
-    status = "failed"
+    status, ended_by = "failed", "error"
     try:
         experiment.build("strategy").start(
             grid,
             before.arrays,
-            before.rounds if budget.is_spent(recorder.totals()) else experiment.rounds,
+            before.rounds if _spent(budgets, recorder) else experiment.rounds,
             experiment.timeout * (PATIENCE if isinstance(grid, LocalGrid) else 1),
             evaluate_fn=evaluator,
             training=training,
         )
-        status = "complete"
+        is_whole = len(recorder.rows) == experiment.rounds
+        status, ended_by = "complete", "rounds" if is_whole else _spent(budgets, recorder)
     except KeyboardInterrupt:
-        status = "interrupted"
+        status = ended_by = "interrupted"
+        raise
+    except NoClientsLeft:
+        ended_by = "no clients left"
         raise
     finally:
         crew.close()
         evaluator.load(finished)  # training stopped half-way may have gone on from there
-        recorder.finish(merged(setup.model), status, setup.codec_weights(), facts)
+        recorder.finish(merged(setup.model), status, ended_by, setup.codec_weights(), facts)
         log.close(status)
     (folder / FILE).unlink(missing_ok=True)
+
+
+def _budgets(context: LocalContext) -> dict[str, Budget]:
+    """All budgets of a run, by what they are called."""
+    named = {
+        short("budget", spec): parse_budget(spec)
+        for spec in stages(context.setup.experiment.budget)
+    }
+    return {**named, "budget of the study": context.budget}
+
+
+def _spent(budgets: Mapping[str, Budget], recorder: Recorder) -> str:
+    """Name the first budget that is used up; nothing if none is."""
+    totals = recorder.totals()
+    return next((name for name, budget in budgets.items() if budget.is_spent(totals)), "")
 
 
 def output_folder(experiment: Experiment) -> Path:

@@ -37,6 +37,7 @@ from simulations.skew import skewed
 from simulations.table import Labels, Pixels, Table
 from strategies import messages
 from strategies.crew import Crew
+from strategies.participants import sample
 
 EVALUATION_ROWS = 128
 """Test images that run through the model at once."""
@@ -147,11 +148,7 @@ def prepare(experiment: Experiment) -> Setup:
     with _named("codec"):
         _check_attention(e.build("codec"), head, e.model.partition("(")[0])
         _try(e.build("codec"), e.build("downlink"), head, classes)
-    strategy = e.build("strategy")
-    with _named("strategy"):
-        strategy.check(e.build("codec"))
-    if e.aggregation != "fedavg()" and not strategy.averages:
-        raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
+    _check_strategy(e, partitions)
     channels, size, _ = head.image_shape
     with _named("dataset"):
         train, test = _decode(source, size, channels)
@@ -218,6 +215,22 @@ def _check_attention(codec: Codec, head: Head, model: str) -> None:
         others = ", ".join(name for name, kind in CODECS.items() if not kind.needs_attention)
         raise ValueError(
             f"{name} needs CLS attention, which {model} does not have; use one of {others}"
+        )
+
+
+def _check_strategy(e: Experiment, partitions: Sequence[NDArray[np.int64]]) -> None:
+    """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
+    strategy = e.build("strategy")
+    with _named("strategy"):
+        strategy.check(e.build("codec"))
+    if e.aggregation != "fedavg()" and not strategy.averages:
+        raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
+    sizes = {client: len(rows) for client, rows in enumerate(partitions)}
+    clients, least = len(sample(sizes, e.fraction, e.seed, 1)), e.build("aggregation").least_clients
+    if clients < least:
+        raise ValueError(
+            f"aggregation: {e.aggregation} needs {least} clients or more in a round, got {clients} "
+            f"(fraction={e.fraction:g} of clients={e.clients} that hold samples)"
         )
 
 

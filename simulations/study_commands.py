@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.console import Group
 from rich.filesize import decimal
 from rich.live import Live
 from rich.progress import track
-from rich.table import Table
 
-from simulations.terminal import chosen_folder, complain, door, err, of, out, quiet
+from simulations.terminal import chosen_folder, complain, door, err, explain, of, out, quiet
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.crowd import Crowd
@@ -94,9 +92,9 @@ def sweep(
     Example: [b]fl-split sweep configs/quickstart.toml strategy=parallel,sflv1 seed=0..2[/b]
     """
     with quiet():
-        from simulations.cells import check_others
+        from simulations.cells import check_others, holds_cells
         from simulations.experiment import read_toml
-        from simulations.results import check_folder
+        from simulations.results import check_empty, check_folder
         from simulations.sweep import cells, read_grid
     with door():
         values = read_toml(config)
@@ -107,6 +105,8 @@ def sweep(
         folder = chosen_folder({"out": found[0].experiment.out}, out_dir)
         check_folder(folder)
         check_others(folder, found[0].experiment.model_dump(), found_grid)
+        if not holds_cells(folder):
+            check_empty(folder)
         missing = _missing(found, folder)
         if left_out := math.prod(map(len, found_grid.values())) - len(found):
             out.print(f"{left_out} cells left out: without smashed data codecs change nothing")
@@ -134,13 +134,13 @@ def watch(
         if not seen:
             raise ValueError(f"no runs in {str(folder)!r}")
     if once or not out.is_terminal:
-        out.print(table(seen), headline(seen))
+        out.print(table(seen, out.width), headline(seen))
         return
     try:
         with Live(console=out, auto_refresh=False) as live:
             while True:
                 rows = max(3, out.height - AROUND)
-                live.update(Group(table(seen, rows), headline(seen)), refresh=True)
+                live.update(Group(table(seen, out.width, rows), headline(seen)), refresh=True)
                 if is_over(seen):
                     break
                 time.sleep(INTERVAL)
@@ -202,6 +202,7 @@ def _run_sweep(
     crowd.status.update({c.name: "complete" for c in found if c.name not in waiting})
     if done := len(found) - len(missing):
         out.print(f"{done} of {len(found)} cells are finished already")
+    explain(cell.experiment for cell in missing)
     with alone(folder):
         try:
             _follow(crowd, found)
@@ -215,7 +216,7 @@ def _run_sweep(
             crowd.stop()
             rows = frame(found, folder, crowd.status)
             rows.to_csv(folder / FILE, index=False)
-    out.print(table(rows))
+    out.print(table(rows, out.width))
     for name, reason in crowd.failed.items():
         complain(f"{name}: {reason}; its log: {folder / name / 'log.txt'}")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
@@ -257,7 +258,7 @@ def _view(seen: Sequence[Snapshot], pace: Pace, total: int) -> Group:
 
     left = pace.seconds_left(seen, total)
     rest = "" if not left else f"; some {timedelta(seconds=round(left))} left"
-    return Group(table(seen, max(3, out.height - AROUND)), headline(seen) + rest)
+    return Group(table(seen, out.width, max(3, out.height - AROUND)), headline(seen) + rest)
 
 
 def _announce(changed: Sequence[Snapshot]) -> None:
@@ -269,17 +270,9 @@ def _announce(changed: Sequence[Snapshot]) -> None:
 def _show_cost(found: Sequence[Cell], missing: Sequence[Cell]) -> None:
     """Show what every cell that is still to be run will cost."""
     from simulations.cost import Estimator
+    from simulations.sheet import sheet
 
-    estimate, waiting = Estimator(), {cell.name for cell in missing}
-    sheet = Table(
-        box=SIMPLE,
-        caption="Payload and weights: both directions, all clients and rounds. CPU: training and "
-        "evaluation on one thread, from one timed step, without the start. "
-        "-: not known in advance. *: a budget may end it earlier.",
-    )
-    sheet.add_column("cell", overflow="fold")
-    for title in ("steps", "payload", "weights", "client TFLOPs", "CPU"):
-        sheet.add_column(title, justify="right", no_wrap=True)
+    estimate, waiting, rows = Estimator(), {cell.name for cell in missing}, []
     start = time.process_time()  # imports: what every cell begins with too
     seconds = start * len(missing)
     for cell in _tracked(missing, "estimating"):
@@ -287,12 +280,16 @@ def _show_cost(found: Sequence[Cell], missing: Sequence[Cell]) -> None:
         seconds += cost.seconds
         flops = f"{cost.client_flops / 1e12:,.3g}"
         sizes = [decimal(n) for n in (cost.payload_bytes, cost.head_bytes)]
-        steps = f"{cost.steps:,}{'*' if cost.is_bound else ''}"
-        sheet.add_row(cell.name, steps, *sizes, flops, str(timedelta(seconds=round(cost.seconds))))
-    for cell in found:
-        if cell.name not in waiting:
-            sheet.add_row(cell.name, "finished")
-    out.print(sheet)
+        cpu = f"{timedelta(seconds=round(cost.seconds))}{'*' if cost.is_bound else ''}"
+        rows.append([cell.name, f"{cost.steps:,}", *sizes, flops, cpu])
+    rows += [[cell.name, "finished", *[""] * 4] for cell in found if cell.name not in waiting]
+    titles = ["cell", "steps", "payload", "weights", "client TFLOPs", "CPU"]
+    caption = (
+        "Payload and weights: both directions, all clients and rounds. CPU: training and "
+        "evaluation on one thread, from one timed step, without the start. "
+        "*: a budget may end it earlier."
+    )
+    out.print(sheet(titles, rows, out.width, spare=("steps", "client TFLOPs"), caption=caption))
     cores = len(os.sched_getaffinity(0))
     out.print(
         f"{len(found)} cells, {len(missing)} to run: some {timedelta(seconds=round(seconds))} of "

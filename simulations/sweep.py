@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE
 from rich.table import Table
 
 from fl_split.specs import SpecError, unknown
 from simulations.checkpoint import FREE
 from simulations.experiment import TABLES, Experiment, read_overrides
+from simulations.report import CLIENT
 from simulations.results import SUMMARY
+from simulations.sheet import sheet
 
 FILE = "sweep.csv"
 
@@ -33,8 +34,10 @@ SPECS = {*TABLES, "partition"}
 LONGEST_NAME = 120
 
 METRICS = [
+    "ended_by",
     "final_accuracy",
     "best_accuracy",
+    "client_accuracy",
     "payload_bytes_up",
     "payload_bytes_down",
     "head_bytes_up",
@@ -208,33 +211,32 @@ def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.
     return pd.DataFrame(rows)
 
 
-def table(rows: pd.DataFrame) -> Table:
+def table(rows: pd.DataFrame, width: int) -> Table:
     """Show mean and standard deviation over seeds of every combination that has finished."""
     axes = list(rows.columns[1 : rows.columns.get_loc("status")].drop("seed"))
     done = rows[rows["status"] == "complete"]
-    shown = Table(
-        title="Accuracy against bytes",
-        caption="Mean ± standard deviation over seeds. MB = 10^6 bytes, both directions.",
-        box=SIMPLE,
-    )
-    if axes:
-        shown.add_column(", ".join(axes), overflow="fold")
-    for title in ("seeds", "final %", "payload MB", "weights MB", "CPU s"):
-        shown.add_column(title, justify="right", no_wrap=True)
-    groups = done.groupby(axes, sort=False) if axes else [((), done)]
-    for chosen, group in groups:
-        kinds = {
-            kind: (group[f"{kind}_bytes_up"] + group[f"{kind}_bytes_down"]) / 1e6
+    has_clients = bool(done["client_accuracy"].notna().any())
+    shown = []
+    for chosen, group in done.groupby(axes, sort=False) if axes else [((), done)]:
+        kinds = [
+            (group[f"{kind}_bytes_up"] + group[f"{kind}_bytes_down"]) / 1e6
             for kind in ("payload", "head")
-        }
-        accuracy = 100 * group["final_accuracy"].astype(float)
-        columns = [accuracy, kinds["payload"], kinds["head"], group["cpu_seconds"]]
+        ]
+        keys = ("final_accuracy", *(["client_accuracy"] if has_clients else []))
+        shares = [100 * group[key].astype(float) for key in keys]
+        columns = [*shares, *kinds, group["cpu_seconds"]]
         numbers = [_mean_and_spread(column.astype(float)) for column in columns]
-        label = ", ".join(map(_label, axes, chosen))
-        shown.add_row(*([label] if axes else []), str(len(group)), *numbers)
-    return shown
+        label = ", ".join(map(_label, axes, chosen)) or "all"
+        shown.append([label, str(len(group)), *numbers])
+    caption = "Mean ± standard deviation over seeds. MB = 10^6 bytes, both directions."
+    accuracies = ["final %", *(["client %"] if has_clients else [])]
+    return sheet(
+        [", ".join(axes), "seeds", *accuracies, "payload MB", "weights MB", "CPU s"], shown, width,
+        spare=("CPU s", "seeds"), title="Accuracy against bytes",
+        caption=caption + (CLIENT if has_clients else ""),
+    )  # fmt: skip
 
 
 def _mean_and_spread(values: pd.Series[float]) -> str:
     spread = "" if len(values) < 2 else f" ± {values.std():,.1f}"
-    return f"{values.mean():,.1f}{spread}" if len(values) else "-"
+    return f"{values.mean():,.1f}{spread}" if values.notna().any() else "-"

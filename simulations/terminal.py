@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
+    from simulations.experiment import Experiment
     from simulations.pareto import Study
     from simulations.setup import Setup
     from strategies import RoundReport
@@ -35,9 +37,10 @@ out, err = Console(), Console(stderr=True)
 def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Check all plans, then run one after the other on the same workers."""
     with quiet():
-        from simulations.results import check_folder
+        from simulations.results import check_empty, check_folder
     with door():
         check_folder(folder)
+        check_empty(folder)
     setups, folders = prepare_all(plans, folder)
     run_setups(setups, folders, folder)
 
@@ -81,6 +84,7 @@ def run_setups(
     from strategies import NoClientsLeft
 
     engine = next(iter(setups.values())).experiment.build("engine")
+    explain(setup.experiment for setup in setups.values())
     summaries = {}
     with (
         ends(folder, folders.values(), study is not None),
@@ -97,11 +101,35 @@ def run_setups(
     if study:
         return
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
-    out.print(report.comparison_table(frame))
+    out.print(report.comparison_table(frame, out.width))
+    for name, summary in summaries.items():
+        _tell_end(name, summary)
     if len(setups) > 1:
         frame.to_csv(folder / COMPARISON, index=False)
         report.plot(folders, folder / "comparison.svg")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(experiments: Iterable[Experiment]) -> None:
+    """Say once what accuracy means, if some clients keep models and hold nothing back."""
+    for experiment in experiments:
+        if experiment.build("strategy").keeps_models and not experiment.holdout:
+            name = experiment.strategy.partition("(")[0]
+            text = (
+                f"{name}: accuracy is the mean over the clients' own models on the whole test "
+                "split; holdout=0.2 shows accuracy on their own samples"
+            )
+            out.print(text, markup=False, highlight=False, soft_wrap=True)
+            return
+
+
+def _tell_end(name: str, summary: dict[str, Any]) -> None:
+    """Say what ended a run before its last round."""
+    if (reason := summary["ended_by"]) != "rounds":
+        rounds = summary["experiment"]["rounds"]
+        text = f"ended after round {summary['rounds']} of {rounds}: {reason} is used up"
+        label = f"{name}: " if name else ""
+        out.print(f"{label}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _grid(session: Any, setup: Setup) -> Any:
@@ -144,6 +172,8 @@ def _show(
     for way in sent:
         sent[way] += row[f"payload_bytes_{way}"] + row[f"head_bytes_{way}"]
     accuracy = f"{100 * row['accuracy']:.1f} %"
+    if row["client_accuracy"] is not None:
+        accuracy += f" client {100 * row['client_accuracy']:.1f} %"
     news = f"{accuracy} up {decimal(sent['up'])} down {decimal(sent['down'])}"
     progress.update(task, advance=1, news=news)
     for client, traffic in sorted(report.traffic.items()):
@@ -217,6 +247,7 @@ def ends(folder: Path, runs: Iterable[Path], is_study: bool) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep libraries from printing into our output."""
+    _load()
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -226,3 +257,11 @@ def quiet() -> Iterator[None]:
     for name in ("flwr", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     yield
+
+
+def _load() -> None:
+    """Import what takes seconds, torch and data set libraries; say so to who waits for it."""
+    if "simulations.experiment" in sys.modules:
+        return
+    with err.status("loading ...") if err.is_terminal else nullcontext():
+        import simulations.experiment  # noqa: F401

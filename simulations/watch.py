@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
 
 from simulations import sweep
 from simulations.experiment import read_toml
 from simulations.report import BYTES_SENT
 from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
+from simulations.sheet import sheet
 
 BARS = "▁▂▃▄▅▆▇█"
-SPARKS = 20
-"""Characters of a curve."""
+SPARKS, CURVE = 20, "0 to 100 %"
+"""Characters of a curve, and the title of its column."""
 
 LATE = 5
 """Rounds whose seconds say how fast a run is now."""
@@ -79,22 +78,19 @@ def look_below(folder: Path) -> list[Snapshot]:
     return [look(run, run.relative_to(folder).as_posix(), "") for run in found]
 
 
-def table(snapshots: Sequence[Snapshot], most: int | None = None) -> Table:
-    """Show runs, those first in which something happens; at most so many."""
+def table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) -> Table:
+    """Show runs, those first in which something happens; at most so many.
+
+    In `width` characters names come before curves.
+    """
     ordered = sorted(snapshots, key=lambda seen: _rank(seen.status))
     shown = ordered[:most]
     rest = len(ordered) - len(shown)
-    sheet = Table(box=SIMPLE, caption=f"and {rest} more" if rest else None)
-    sheet.add_column("run", overflow="fold")
-    for title in ("round", "accuracy"):
-        sheet.add_column(title, justify="right", no_wrap=True)
-    sheet.add_column("0 to 100 %", no_wrap=True)
-    for title in ("sent", "s/round"):
-        sheet.add_column(title, justify="right", no_wrap=True)
-    sheet.add_column("status", no_wrap=True)
-    for seen in shown:
-        sheet.add_row(*_cells(seen))
-    return sheet
+    return sheet(
+        ["run", "round", "accuracy", CURVE, "sent", "s/round", "status"],
+        [_cells(seen) for seen in shown], width, spare=(CURVE, "s/round"),
+        left=(CURVE, "status"), caption=f"and {rest} more" if rest else None,
+    )  # fmt: skip
 
 
 def headline(snapshots: Sequence[Snapshot]) -> str:
@@ -142,7 +138,7 @@ def _cells(seen: Snapshot) -> list[str]:
         status = f"silent for {seen.silent_seconds:,.0f} s"
     accuracy = f"{100 * seen.accuracies[-1]:.1f} %" if seen.accuracies else "-"
     return [
-        escape(seen.name),
+        seen.name,
         f"{seen.rounds}/{seen.total}" if seen.total else "-",
         accuracy,
         sparkline(seen.accuracies),

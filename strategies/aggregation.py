@@ -32,10 +32,16 @@ class Aggregator:
 
     It sees weights only: heads, whole models for FedAvg, copies of the tail for SFLV1.
     What it remembers between rounds can be saved and set.
+
+    Attributes
+    ----------
+    least_clients : int
+        How many must take part in a round for it to be what its paper says.
     """
 
-    def __init__(self, strategy: flower.Strategy) -> None:
+    def __init__(self, strategy: flower.Strategy, least_clients: int = 1) -> None:
         self.strategy: Any = strategy
+        self.least_clients = least_clients
         inner: Any = getattr(strategy, "strategy", strategy)
         inner.fraction_train = 0.0  # whom to sample is ours to say
 
@@ -154,8 +160,11 @@ def trimmed_mean(beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2) -> Aggregato
 
 @validate_call(config=STRICT)
 def krum(malicious: Count = 0) -> Aggregator:
-    """The weights of the client nearest to its neighbours (Blanchard et al., NeurIPS 2017)."""
-    return Aggregator(flower.Krum(**OURS, num_malicious_nodes=malicious))
+    """The weights of the client nearest to its neighbours (Blanchard et al., NeurIPS 2017).
+
+    Of n clients in a round, 2 malicious + 2 < n: else those could choose the outcome.
+    """
+    return Aggregator(flower.Krum(**OURS, num_malicious_nodes=malicious), 2 * malicious + 3)
 
 
 @validate_call(config=STRICT)

@@ -1,9 +1,13 @@
 """The command line as a user meets it: a subprocess, its output and its exit code."""
 
+import json
+import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from simulations import cli
+from simulations.experiment import TABLES
+from simulations.list_command import KEYS
 
 ROOT = Path(__file__).parents[1]
 QUICK = "configs/quickstart.toml"
@@ -18,6 +24,9 @@ TINY = [
     "clients=4", "rounds=2", "fraction=1.0", "engine=inline", "batch_size=128", "local_steps=1",
     "model=vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)", "cut=1",
 ]  # fmt: skip
+
+
+TERMINAL = {**os.environ, "TERM": "xterm"}
 
 
 def fl_split(*arguments, check=None):
@@ -52,6 +61,74 @@ def test_compare_runs_every_row_and_writes_one_table(tmp_path):
     again = fl_split("run", QUICK, "--out", tmp_path / "c", check=2)
     assert "already holds a run" in again.stderr
     assert (tmp_path / "c" / "sflv2" / "model.safetensors").exists()
+
+
+def test_accuracy_of_clients_is_shown_beside_that_of_the_test_split(tmp_path):
+    """Both as files say; and without samples to show it on, a line says what accuracy means."""
+    own = "parallel(average_heads=False)"
+    command = ["run", QUICK, *TINY, f"strategy={own}", "--out"]
+    shown = CliRunner().invoke(cli.app, [*command, str(tmp_path / "a"), "holdout=0.2"]).output
+    shards = pd.read_csv(tmp_path / "a" / "shards.csv")
+    mean = shards[shards["round"] == 2]["accuracy"].mean()
+    assert f"client {100 * mean:.1f} %" in shown and "client %" in shown
+    assert "holdout=0.2 shows" not in shown and "is used up" not in shown
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert summary["client_accuracy"] == pytest.approx(mean)
+    (tmp_path / "c.toml").write_text(
+        "[[compare]]\nstrategy = 'local'\n[[compare]]\nstrategy = 'sflv3'\nrounds = 1\n"
+    )
+    tiny = [text for text in TINY if not text.startswith("rounds")]
+    command = ["compare", str(tmp_path / "c.toml"), *tiny, "budget=rounds(1)", "--out"]
+    shown = CliRunner().invoke(cli.app, [*command, str(tmp_path / "b")]).output
+    assert shown.count("holdout=0.2 shows accuracy on their own samples") == 1
+    assert "client %" not in shown
+    assert "run-1: ended after round 1 of 20: rounds(limit=1) is used up" in shown
+    assert "run-2: ended" not in shown
+
+
+def test_runs_with_a_shared_model_need_no_explanation(tmp_path):
+    command = ["run", QUICK, *TINY, "--out", str(tmp_path / "a")]
+    assert "holdout" not in CliRunner().invoke(cli.app, command).output
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for command in ("run", "compare"):
+        arguments = [command, str(ROOT / QUICK), "--out", str(tmp_path)]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 2
+        assert "holds no run but other files (notes.txt)" in result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("category", ["codecs", "codec", "downlink"])
+def test_list_shows_one_table_by_its_name_or_key(category):
+    shown = CliRunner().invoke(cli.app, ["list", category]).output
+    assert "adc" in shown and "topk" in shown
+    assert "sflv2" not in shown and "dirichlet" not in shown
+
+
+def test_every_category_can_be_listed_alone():
+    whole = CliRunner().invoke(cli.app, ["list"]).output
+    parts = [CliRunner().invoke(cli.app, ["list", name]).output for name in [*KEYS, "keys"]]
+    assert "".join(parts) == whole
+    assert {*KEYS.values()} | {"downlink", "tail_optimizer"} == {*TABLES, "partition"}
+    unknown = CliRunner().invoke(cli.app, ["list", "modles"])
+    assert unknown.exit_code == 2 and "did you mean 'models'?" in unknown.stderr
+
+
+def test_who_waits_at_a_terminal_is_told_so():
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "simulations.cli", "list", "modles"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=theirs, env=TERMINAL)
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 4096):
+            seen += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 2
+    assert b"loading ..." in seen and b"unknown category" in seen
 
 
 def test_list_shows_everything_that_can_be_combined():

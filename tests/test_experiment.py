@@ -78,6 +78,8 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         ({"cut": True}, "cut must be a number of stages from 1, or a stage's name, got True"),
         ({"model": "lenet(14, 3)"}, "2 values for 1 arguments"),
         ({"engine": "rays"}, "did you mean 'ray'?"),
+        ({"strategy": "parallel(compat=True)"}, "'compat'; Known: average_heads; sequential, "),
+        ({"strategy": "fedavg(mu=0.1)"}, "unknown argument 'mu'; Known: none; fedprox has it"),
     ],
 )
 def test_bad_configuration_is_refused_with_help(values, message):
@@ -92,7 +94,19 @@ def test_bad_configuration_is_refused_with_help(values, message):
     ("values", "message"),
     [
         ({"cut": 4}, "cut must be in 1..3 or the name of the client's last stage (block1, "),
+        ({"cut": "blok2"}, "got 'blok2'; did you mean 'block2'?"),
+        ({"end": "clasifier"}, "got 'clasifier'; did you mean 'classifier'?"),
         ({"cut": "block4"}, "got 'block4'; after 'block4' nothing is left for the server"),
+        (
+            {"partition": "natural(partition_by='writer')"},
+            "partition: \"natural(partition_by='writer')\": the data set has no column 'writer'; "
+            "beside images it has label",
+        ),
+        (
+            {"aggregation": "krum(malicious=2)", "clients": 12, "fraction": 0.5},
+            "aggregation: krum(malicious=2) needs 7 clients or more in a round, got 6 "
+            "(fraction=0.5 of clients=12 that hold samples)",
+        ),
         ({"model": "lenet"}, "model: lenet needs images of 16 pixels a side, got 8"),
         ({"partition": "size"}, "partition: 'size()': partition_sizes must be given"),
         ({"partition": "pathological(num_classes_per_partition=0)"}, "no client any sample"),
@@ -109,6 +123,17 @@ def test_what_cannot_work_fails_before_training(values, message):
     with pytest.raises(ValueError) as error:
         prepare(Experiment.from_dict(values))
     assert message in str(error.value)
+
+
+def test_krum_takes_as_many_clients_as_it_needs():
+    e = {"aggregation": "krum(malicious=2)", "clients": 7, "partition": "iid"}
+    assert prepare(Experiment.from_dict(e)).experiment.clients == 7
+
+
+def test_a_refusal_quotes_no_page_of_numbers():
+    with pytest.raises(ValueError, match="Alpha values should be strictly greater") as error:
+        prepare(Experiment.from_dict({"partition": "dirichlet(alpha=0)", "clients": 100}))
+    assert len(str(error.value)) < 200
 
 
 def test_overrides_are_toml_literals_or_strings():

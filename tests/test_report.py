@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from simulations import cli
 from simulations.experiment import Experiment
-from simulations.report.figures import grid, panels
+from simulations.report.figures import grid, named, panels
 from simulations.report.labels import short
 from simulations.report.page import attachments, build, html, write
 from simulations.report.runs import collect
@@ -216,9 +216,78 @@ def test_tables_hold_the_numbers(study):
     assert found.loc["topk(ratio=0.1)", "p"] == 1
     assert tables["differences"].rows[1][2] == "0, equal in every seed"
     assert list(tables["metrics"].columns) == ["configuration", "drift"]  # nothing of `empty`
+    assert "client, %" not in tables["results"].columns
     latex = tables["results"].latex()
     assert latex.startswith("\\begin{tabular}{lrr") and "90.0 $\\pm$ 24.8" in latex
     assert "\\toprule" in latex and "final, \\%" in latex
+
+
+def test_accuracy_of_clients_is_a_result_and_shares_are_all_told_in_percent(tmp_path):
+    for seed, last in ((0, 0.6), (1, 0.8)):
+        extra = {"client_accuracy": [0.1, last], "worst_client_accuracy": [0.0, 0.25],
+                 "jain": [0.9, 0.95], "loss": [2.0, 1.5]}  # fmt: skip
+        write_run(tmp_path / f"a{seed}", [0.1, 0.5], extra=extra, strategy="local", seed=seed)
+    write_run(tmp_path / "b", [0.1, 0.5], strategy="fedavg")
+    page = build([tmp_path])
+    results, metrics = page.tables[0], page.tables[2]
+    place = results.columns.index("client, %")
+    half = stats.t.ppf(0.975, 1) * 100 * np.std([0.6, 0.8], ddof=1) / math.sqrt(2)
+    by_label = {row[0]: row for row in results.rows}
+    assert by_label["local"][place] == f"70.0 ± {half:.1f}" and by_label["fedavg"][place] == "-"
+    data = results.data.set_index("configuration")
+    assert data.loc["local", "client accuracy, %"] == pytest.approx(70)
+    assert metrics.columns == ["configuration", "worst client accuracy, %", "jain", "loss"]
+    assert metrics.rows[1] == ["local", "25.0 ± 0.0", "0.950 ± 0.000", "1.500 ± 0.000"]
+    assert metrics.data["worst client accuracy, %"].dropna().tolist() == [25.0]
+    assert not re.search(r"\d%", " ".join(table.caption for table in page.tables))
+
+
+def test_studies_that_differ_in_much_have_short_labels_and_whole_ones_to_look_at(tmp_path):
+    """Of keys that tell nothing more, labels name those that have room."""
+    more = {"batch_size": 8, "local_steps": 3, "tail_optimizer": "sgd(lr=0.1)", "rounds": 7}
+    for codec in ("identity", "topk"):
+        write_run(tmp_path / f"a-{codec}", [0.5], codec=codec)
+        write_run(tmp_path / f"b-{codec}", [0.5], codec=codec, clients=5, **more)
+    page = build([tmp_path])
+    labels = [one.label for one in page.study.configurations]
+    first, second = "clients=5, rounds=7, batch_size=8", "clients=100, rounds=20, batch_size=16"
+    assert labels == [
+        f"{codec}, {rest}" for rest in (first, second) for codec in ("identity", "topk(ratio=0.1)")
+    ]
+    whole = "identity, clients=5, rounds=7, batch_size=8, local_steps=3, tail_optimizer=sgd(lr=0.1)"
+    assert page.whole_labels[labels[0]] == whole
+    assert f'<th scope="row" title="{whole}">{labels[0]}</th>' in html(page)
+    assert page.facts["batch_size (differs)"] == "8; 16"
+    runs = page.tables[-1].data.set_index("run")
+    assert runs.loc[f"{tmp_path.name}/b-identity", "all that differs"] == whole
+    assert page.study.baselines(whole)[page.study.configurations[0].task].label == labels[0]
+
+
+def test_labels_that_stay_long_are_cut_where_they_are_shown():
+    long = ["a" * 200 + "-first", "a" * 200 + "-second"]
+    shown = named(long)
+    assert [name.count("\n") for name in shown] == [1, 1]
+    assert shown[0].endswith("-first") and "…" in shown[0] and len(shown[0]) < 120
+    alike = ["a" * 100 + "x" + "a" * 100, "a" * 100 + "y" + "a" * 100]
+    assert "".join(named(alike)).replace("\n", "") == "".join(alike)  # cut they would be the same
+
+
+def test_it_is_said_where_a_baseline_comes_from(study):
+    fact = "identity (the first method; choose another with --baseline)"
+    page = build([study])
+    assert page.facts["baseline"] == fact
+    assert "The baseline is the first method; choose" in page.tables[1].caption
+    chosen = build([study], "topk")
+    assert chosen.facts["baseline"] == "topk(ratio=0.1)"
+    assert "first method" not in chosen.tables[1].caption
+
+
+def test_the_folder_of_a_report_is_made(study, tmp_path):
+    target = tmp_path / "new" / "folder" / "r.md"
+    done = CliRunner().invoke(cli.app, ["report", str(study), "-o", str(target)])
+    assert done.exit_code == 0 and target.read_text().startswith("# 3 configurations")
+    odd = CliRunner().invoke(cli.app, ["report", str(study), "-o", f"{target}.x", "--format", "md"])
+    assert odd.exit_code == 0 and (target.parent / "r.md.x").exists()
 
 
 def test_one_seed_is_told_not_dressed_up(tmp_path):
@@ -361,7 +430,8 @@ def test_the_command_writes_a_page(study, tmp_path):
         (["nowhere"], "no folder 'nowhere'"),
         (["bare"], "no runs in 'bare'"),
         (["study", "--baseline", "zip"], "no configuration is called 'zip'; there are: identity;"),
-        (["study", "-o", "missing/r.html"], "output: no folder 'missing'"),
+        (["study", "-o", "r.txt"], "expected a name that ends in .html, .htm, .md, got 'r.txt'"),
+        (["study", "-o", "study/cells/0-seed0/rounds.csv/r.md"], "output: cannot write"),
         (["study", "-o", "."], "output: '.' is a folder; give a file"),
         (["study/cells/stopped"], "no run is complete: stopped (interrupted)"),
     ],

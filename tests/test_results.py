@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from transformers import ViTForImageClassification
 
 from simulations import client_app
 from simulations.experiment import Experiment, read_toml
-from simulations.results import COLUMNS, OutputError, check_folder
+from simulations.results import COLUMNS, OutputError, check_empty, check_folder
 from simulations.setup import prepare
 from strategies import messages
 
@@ -150,7 +151,8 @@ def test_a_run_that_is_stopped_leaves_complete_rows(simulate, tmp_path):
     folder = tmp_path / "run1"
     assert pd.read_csv(folder / "rounds.csv")["round"].tolist() == [1, 2]
     assert set(pd.read_parquet(folder / "clients.parquet")["round"]) == {1, 2}
-    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == summary["ended_by"] == "interrupted"
     model = ViTForImageClassification.from_pretrained(folder)
     test = prepare(Experiment.from_dict(read_toml(folder / "experiment.toml"))).test
     pixels, labels = test.batch(slice(None))
@@ -166,3 +168,40 @@ def test_a_folder_that_holds_a_run_is_refused(simulate, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         check_folder(tmp_path / "file")
+
+
+def test_files_that_are_no_run_are_not_written_among(tmp_path):
+    for name in ("", "cell.toml", "log.txt", ".hidden"):  # what a sweep puts there
+        (tmp_path / name).touch()
+        check_empty(tmp_path)
+    check_empty(tmp_path / "not-there")
+    (tmp_path / "b.toml").touch()
+    (tmp_path / "a.toml").touch()
+    with pytest.raises(OutputError, match=r"other files \(a.toml and 1 more\)"):
+        check_empty(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "rounds"),
+    [
+        ({}, "rounds", 3),
+        ({"budget": "rounds(2) | bytes(1e12)"}, "rounds(limit=2)", 2),
+        ({"budget": "rounds(2) | bytes(10, of='all')"}, "bytes(of='all', limit=10)", 1),
+        ({"budget": "rounds(3)"}, "rounds", 3),
+    ],
+)
+def test_a_summary_says_what_ended_the_run(simulate, changes, reason, rounds):
+    summary = simulate(rounds=3, local_steps=1, **changes).summary
+    assert (summary["ended_by"], summary["rounds"]) == (reason, rounds)
+    assert summary["status"] == "complete"
+
+
+def test_all_files_can_be_read_by_whom_the_umask_lets(simulate):
+    before = os.umask(0o027)
+    try:
+        folder = simulate(rounds=1, codec="bottlenet(ratio=0.5)").folder
+    finally:
+        os.umask(before)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"model.safetensors", "codec.safetensors", "rounds.csv"} <= {p.name for p in files}
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}

@@ -1,5 +1,6 @@
 """What every strategy must do, and what must be equal between them."""
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -100,7 +101,8 @@ def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, spoilt, n
 def test_when_no_client_is_left_the_run_ends_with_what_it_has(simulate, spoilt, name, tmp_path):
     with pytest.raises(NoClientsLeft, match="battery is empty"):
         simulate(spoilt(set(range(6)), fail, 0), strategy=name)
-    assert (tmp_path / "run1" / "summary.json").exists()
+    summary = json.loads((tmp_path / "run1" / "summary.json").read_text())
+    assert (summary["status"], summary["ended_by"]) == ("failed", "no clients left")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd(lr=0.05, momentum=0.9)", "adam(lr=0.01)"])

@@ -224,9 +224,32 @@ def test_the_table_is_over_seeds(tmp_path):
     rows.loc[3, "status"] = "failed"
     for column in ("payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down"):
         rows[column] = 1e6
-    shown = [list(column.cells) for column in table(rows.assign(cpu_seconds=3)).columns]
-    assert shown[0] == ["identity", "fp16"] and shown[1] == ["2", "1"]
-    assert shown[2] == ["60.0 ± 14.1", "90.0"] and shown[3] == ["2.0 ± 0.0", "2.0"]
+    first = shown(rows.assign(cpu_seconds=3))
+    assert first["seeds"] == ["2", "1"] and "client %" not in first
+    assert first["codec"] == ["identity", "fp16"]
+    assert first["final %"] == ["60.0 ± 14.1", "90.0"]
+    assert first["payload MB"] == ["2.0 ± 0.0", "2.0"]
+    rows["client_accuracy"] = [0.2, 0.4, None, None]
+    assert shown(rows.assign(cpu_seconds=3))["client %"] == ["30.0 ± 14.1", "-"]
+
+
+def shown(rows):
+    """Cells of the table by title, as they are printed where there is room."""
+    return {
+        column.header: [getattr(cell, "plain", None) or cell.text for cell in column.cells]
+        for column in table(rows, 200).columns
+    }
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(config):
+    notes = config.parent / "notes"
+    notes.mkdir()
+    (notes / "a.md").write_text("mine")
+    result = invoke(config, "seed=0..1", "--out", notes)
+    assert result.exit_code == 2 and "holds no run but other files (a.md)" in result.stderr
+    assert [path.name for path in notes.iterdir()] == ["a.md"]
+    (notes / ".sweep.lock").touch()  # as a sweep that has just begun
+    assert invoke(config, "seed=0..1", "--out", notes, "--dry-run").exit_code == 0
 
 
 @pytest.mark.slow

@@ -2,12 +2,24 @@
 
 import os
 import time
+from io import StringIO
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from simulations import cli
-from simulations.watch import Pace, Snapshot, headline, is_over, look, look_below, sparkline
+from simulations.sheet import sheet, shortened
+from simulations.watch import (
+    Pace,
+    Snapshot,
+    headline,
+    is_over,
+    look,
+    look_below,
+    sparkline,
+    table,
+)
 
 
 def watch(folder):
@@ -84,3 +96,42 @@ def test_the_rest_takes_as_long_as_rounds_took(monkeypatch):
     later = [Snapshot("a", "running", 10, [0.1] * 7), Snapshot("b", "complete", 10, [0.1])]
     # 12 rounds in 6 seconds: that b's budget ended it early makes it no less done.
     assert pace.seconds_left(later, 20) == pytest.approx(3 * 0.5)
+
+
+def printed(width, table):
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(table)
+    return console.export_text().splitlines()
+
+
+def test_names_keep_one_line_and_their_room_on_a_narrow_terminal():
+    names = ["sflv2-order-random-phi-1-adc-0.1-seed0", "sflv2-order-random-phi-1-adc-0.1-seed1"]
+    seen = [Snapshot(name, "running", 80, [0.5] * 40, 12_345_678, 1.25) for name in names]
+    wide = printed(130, table(seen, 130))
+    assert names[0] in wide[3] and "▅▅▅" in wide[3] and "1.25" in wide[3]
+    normal = printed(80, table(seen, 80))
+    assert names[0] in normal[3] and names[1] in normal[4]
+    assert "40/80" in normal[3] and "50.0 %" in normal[3] and "running" in normal[3]
+    assert "▅" not in normal[3]  # curves give way first
+    narrow = printed(60, table(seen, 60))
+    assert "sflv2" in narrow[3] and "…" in narrow[3] and "seed0" in narrow[3]
+    assert all(len(line) <= 60 for line in narrow) and len(narrow) == len(normal)
+
+
+def test_texts_are_cut_in_their_middle():
+    assert shortened("abcdefghij", 10) == "abcdefghij"
+    assert shortened("abcdefghij", 6) == "abc…ij"
+    assert shortened("abcdefghij", 1) == "…"
+
+
+def test_columns_are_left_out_in_order_until_the_rest_has_room():
+    rows = [["x" * 30, "first", "second", "third"]]
+
+    def titles(width):
+        found = sheet(["run", "1", "2", "3"], rows, width, spare=["3", "2"])
+        return [column.header for column in found.columns]
+
+    # Edges take 1, a column its width and 2: 1 + 32 + 7 + 8 + 7 = 55.
+    assert titles(55) == ["run", "1", "2", "3"]
+    assert titles(54) == titles(48) == ["run", "1", "2"]
+    assert titles(47) == titles(9) == ["run", "1"]

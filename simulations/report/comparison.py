@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.box import SIMPLE
 from rich.table import Table
 
 from simulations.results import ROUNDS
+from simulations.sheet import sheet
 
 BYTES_SENT = ["payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down"]
+
+CLIENT = " Client: mean of clients, each on its own held-out samples."
+"""What a column of that name holds, in a caption."""
 
 
 def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
@@ -30,6 +33,7 @@ def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
                 "rounds": summary["rounds"],
                 "final_accuracy": summary["final_accuracy"],
                 "best_accuracy": summary["best_accuracy"],
+                "client_accuracy": summary.get("client_accuracy"),
                 "ratio": summary["ratio"],
                 **{key: summary[key] for key in BYTES_SENT},
                 "wire_bytes": summary["wire_bytes_up"] + summary["wire_bytes_down"],
@@ -41,30 +45,32 @@ def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def comparison_table(frame: pd.DataFrame) -> Table:
-    """Show what :func:`comparison` returns on a terminal."""
-    table = Table(
-        title="Accuracy against bytes",
-        caption="MB = 10^6 bytes, both directions, all clients and rounds. Smashed: payloads "
-        "and cut gradients; ratio: to fp32 uncompressed; weights: synchronised heads (fedavg: "
-        "models).",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("run", no_wrap=True)
-    for title in ("final %", "best %", "smashed MB", "ratio", "weights MB", "steps", "CPU s"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in frame.to_dict("records"):
-        table.add_row(
+def comparison_table(frame: pd.DataFrame, width: int) -> Table:
+    """Show what :func:`comparison` returns on a terminal of `width` characters."""
+    has_clients = bool(frame["client_accuracy"].notna().any())
+    columns = ("final_accuracy", "best_accuracy", *(["client_accuracy"] if has_clients else []))
+    rows = [
+        [
             row["run"],
-            *(_number(row[key], 100, 1) for key in ("final_accuracy", "best_accuracy")),
+            *(_number(row[key], 100, 1) for key in columns),
             _number(row["payload_bytes_up"] + row["payload_bytes_down"], 1e-6, 1),
             _number(row["ratio"], 1, 3),
             _number(row["head_bytes_up"] + row["head_bytes_down"], 1e-6, 1),
             _number(row["client_steps"], 1, 0),
             _number(row["cpu_seconds"], 1, 0),
-        )
-    return table
+        ]
+        for row in frame.to_dict("records")
+    ]
+    caption = (
+        "MB = 10^6 bytes, both directions, all clients and rounds. Smashed: payloads and cut "
+        "gradients; ratio: to fp32 uncompressed; weights: synchronised heads (fedavg: models)."
+    )
+    accuracies = ["final %", "best %", *(["client %"] if has_clients else [])]
+    titles = ["run", *accuracies, "smashed MB", "ratio", "weights MB", "steps", "CPU s"]
+    return sheet(
+        titles, rows, width, spare=("best %", "CPU s", "steps"),
+        title="Accuracy against bytes", caption=caption + (CLIENT if has_clients else ""),
+    )  # fmt: skip
 
 
 def plot(folders: Mapping[str, Path], path: Path) -> None:

@@ -19,8 +19,8 @@ from simulations.report.figures import (
     legend_columns,
     look,
     marks,
+    named,
     panels,
-    wrapped,
 )
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import non_dominated
@@ -187,7 +187,7 @@ def _label(figure: Figure, axes: list[Any], is_log: bool) -> None:
             axis.xaxis.set_minor_formatter(lambda value, _: "")
         handles, labels = axis.get_legend_handles_labels()
         entries.update(zip(labels, handles, strict=True))
-    names = [wrapped(label) for label in entries]
+    names = named(entries)
     figure.legend(
         entries.values(), names, loc="outside lower left", fontsize="small",
         ncols=legend_columns(figure.get_figwidth(), names),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simulations.report.figures import INK, Drawing, drawn, look, wrapped
+from simulations.report.figures import INK, Drawing, drawn, look, named
 from simulations.report.runs import Collection, Configuration, Run
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
@@ -71,7 +71,7 @@ def _classes(study: Collection) -> Drawing | None:
     table = table.reindex(found["configuration"].unique())
     names = found.drop_duplicates("class").set_index("class")["name"]
     table.columns = pd.Index([names[column] for column in table.columns])
-    worst = ", ".join(f"{name}: {row.idxmin()} {row.min():.0f} %" for name, row in table.iterrows())
+    worst = ", ".join(f"{name}: {row.idxmin()} {row.min():.1f} %" for name, row in table.iterrows())
     return _heat_map(
         table, "accuracy-per-class", "Accuracy per class",
         "After the last round, mean over seeds, %.",
@@ -98,7 +98,7 @@ def _clients(study: Collection) -> Drawing | None:
 def _boxes(data: pd.DataFrame) -> Drawing:
     name = "accuracy-per-client"
     with look(name):
-        names = [wrapped(label, 44) for label in data["configuration"]]
+        names = named(data["configuration"], 44)
         width = 4.8 if max(map(len, names)) < 30 else 7.0
         height = 0.8 + _height(names)
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -122,7 +122,7 @@ def _boxes(data: pd.DataFrame) -> Drawing:
         axis.grid(axis="y", alpha=0)
         medians = zip(data["configuration"], data["median"], strict=True)
         alt = "Boxes of the clients' accuracies. Medians: "
-        alt += ", ".join(f"{label} {value:.0f} %" for label, value in medians) + "."
+        alt += ", ".join(f"{label} {value:.1f} %" for label, value in medians) + "."
         caption = (
             "After the last round, all clients of all seeds: median, box of the middle half, "
             "whiskers from 10 to 90 %, dots for the worst and the best client."
@@ -151,7 +151,7 @@ def _heat_map(
     data: pd.DataFrame,
 ) -> Drawing:
     with look(name):
-        names = [wrapped(str(name), 44) for name in table.index]
+        names = named(map(str, table.index), 44)
         height = 1.1 + min(14.0, _height(names))
         width = 4.8 if max(map(len, names)) < 30 else 7.0
         figure = Figure(figsize=(width, max(2.2, height)), layout="constrained")

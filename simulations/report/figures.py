@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from simulations.report.labels import TASK, joined
 from simulations.report.runs import Configuration
+from simulations.sheet import shortened
 
 INK, PAPER = "#010203", "#fdfefd"
 """Stand for the text and the page that a figure meets: a page may be light or dark."""
@@ -129,7 +130,7 @@ class Panel:
 
 def panels(configurations: Sequence[Configuration], most: int = MOST_LINES) -> list[Panel]:
     """Spread configurations over panels: by task, and by another key if lines are over `most`."""
-    keys = list(configurations[0].differing)
+    keys = list(configurations[0].told)
     split = [key for key in keys if key in TASK]
     if len(split) == len(keys):
         split = split[:-1]  # tasks alone differ: the last key makes the lines
@@ -157,7 +158,7 @@ def grid(found: Sequence[Panel], x: str, y: str) -> tuple[Figure, list[Any]]:
     rows = -(-count // columns)
     width = 4.8 if columns == 1 else 3.2 * columns
     height = 3.6 if columns == 1 and len(labels) > MOST_LINES else 2.7
-    names = [wrapped(label) for label in labels]
+    names = named(labels)
     legend = 0.16 * sum(1 + name.count("\n") for name in names) / legend_columns(width, names)
     figure = Figure(figsize=(width, height * rows + legend + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
@@ -168,8 +169,9 @@ def grid(found: Sequence[Panel], x: str, y: str) -> tuple[Figure, list[Any]]:
         if number + columns >= count:  # nothing below it
             axis.set_xlabel(x)
             axis.tick_params(labelbottom=True)
-    for axis, panel in zip(axes.flat, found, strict=False):
-        axis.set_title(wrapped(panel.title, 42))
+    titles = named([panel.title for panel in found], 42)
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title)
     return figure, list(axes.flat)[:count]
 
 
@@ -183,9 +185,12 @@ def _columns(found: Sequence[Panel]) -> int:
     return 1 if count == 1 else 2 if count in {2, 4} else 3
 
 
-def wrapped(text: str, width: int = 58) -> str:
-    """Break a long label into lines."""
-    return "\n".join(wrap(text, width))
+def named(labels: Iterable[str], width: int = 58) -> list[str]:
+    """Break labels into two lines at most; they are cut in the middle if all still differ."""
+    whole = list(labels)
+    cut = [shortened(label, 2 * width - 10) for label in whole]
+    shown = cut if len(set(cut)) == len(set(whole)) else whole
+    return ["\n".join(wrap(label, width)) for label in shown]
 
 
 def legend_columns(width: float, names: Iterable[str]) -> int:

@@ -13,7 +13,7 @@ from simulations.partition import PARTITIONS
 TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
 """Keys that say what is to be learnt, and by whom; the others say how."""
 
-NOTHING = ("downlink=identity", "budget=none", "skew=none", "aggregation=fedavg")
+NOTHING = ("downlink=identity", "budget=none", "skew=none", "aggregation=fedavg", "holdout=0.0")
 """What is not worth saying beside anything else."""
 
 SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")

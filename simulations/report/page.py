@@ -16,8 +16,15 @@ from markupsafe import Markup
 from simulations.report import curves, distributions, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short
-from simulations.report.runs import Collection, Configuration, collect
+from simulations.report.runs import Collection, collect
 from simulations.results import write_whole
+from simulations.sheet import shortened
+
+FIRST = "the first method; choose another with --baseline"
+"""Why a baseline is one that nobody asked for."""
+
+FORMS = {".html": "html", ".htm": "html", ".md": "md"}
+"""Formats by the end of a file's name."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,11 @@ class Page:
     facts: Mapping[str, str]
     tables: Sequence[tables.Table]
     drawings: Sequence[Drawing]
+
+    @property
+    def whole_labels(self) -> dict[str, str]:
+        """What to show where there is room, by label."""
+        return {one.label: one.whole_label for one in self.study.configurations}
 
     @property
     def title(self) -> str:
@@ -49,10 +61,14 @@ def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
     """
     study = collect(folders)
     against = study.baselines(baseline)
-    found = (tables.results(study), tables.differences(study, against), tables.metrics(study))
+    remark = FIRST if baseline is None else ""
+    differences = tables.differences(study, against, remark)
+    found = (tables.results(study), differences, tables.metrics(study))
     shown = [table for table in (*found, tables.runs(study)) if table]
     drawings = [*curves.figures(study), *distributions.figures(study)]
-    return Page(study, _facts(study, against), shown, drawings)
+    bases = dict.fromkeys(one.label for one in against.values()) if differences else ()
+    facts = _facts(study, f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if bases else "")
+    return Page(study, facts, shown, drawings)
 
 
 def html(page: Page) -> str:
@@ -65,8 +81,26 @@ def markdown(page: Page, files: str) -> str:
     return _environment().get_template("page.md.jinja").render(page=page, files=files)
 
 
+def form_of(path: Path) -> str:
+    """Return the format that a file's name asks for.
+
+    Raises
+    ------
+    ValueError
+        It asks for none that we write.
+    """
+    if path.suffix.lower() not in FORMS:
+        raise ValueError(
+            f"output: expected a name that ends in {', '.join(FORMS)}, got {str(path)!r}; "
+            "or give --format html or md"
+        )
+    return FORMS[path.suffix.lower()]
+
+
 def write(page: Page, path: Path, form: str) -> None:
     """Write `page` to `path` as html or md; Markdown's files go to a folder beside it.
+
+    The folder of `path` is made if it is not there.
 
     Raises
     ------
@@ -74,6 +108,7 @@ def write(page: Page, path: Path, form: str) -> None:
         `path` cannot be written to.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         if form == "html":
             return write_whole(path, html(page).encode())
         folder = path.with_name(f"{path.stem}_files")
@@ -98,7 +133,7 @@ def numbers(data: pd.DataFrame) -> str:
     return data.to_csv(index=False, lineterminator="\n")
 
 
-def _facts(study: Collection, baselines: Mapping[str, Configuration]) -> dict[str, str]:
+def _facts(study: Collection, baseline: str) -> dict[str, str]:
     """What was run, by heading."""
     runs = study.runs
     seeds = sorted({run.seed for run in runs})
@@ -115,7 +150,7 @@ def _facts(study: Collection, baselines: Mapping[str, Configuration]) -> dict[st
         "runs": f"{len(runs)} runs of {len(study.configurations)} configurations",
         "seeds": ", ".join(map(str, seeds)),
         "one seed only, so no interval": "; ".join(few),
-        "baseline": "; ".join(dict.fromkeys(one.label for one in baselines.values())),
+        "baseline": baseline,
         **{f"{key} (differs)": text for key, text in differing.items()},
         **{key: short(key, study.common[key]) for key in ordered(study.common)},
         "left out": "; ".join(f"{run.name} ({run.flaw})" for run in study.left_out),
@@ -145,6 +180,7 @@ def _environment() -> Environment:
     environment.filters["data_uri"] = _data_uri
     environment.filters["numbers"] = numbers
     environment.filters["labelled"] = _labelled
+    environment.filters["shortened"] = shortened
     return environment
 
 

@@ -17,6 +17,9 @@ from simulations.experiment import Experiment, read_toml
 from simulations.report.labels import TASK, joined, ordered, part
 from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
 
+LONG = 60
+"""Characters of a label beyond which it names no more keys than it must."""
+
 IGNORED = FREE | {"seed"}
 """Keys in which the runs of one configuration may differ."""
 
@@ -64,14 +67,22 @@ class Configuration:
     ----------
     differing : Mapping[str, str]
         Key to short text, for the keys in which the configurations of the study differ.
+    told : tuple[str, ...]
+        Those of these keys that labels name: all, unless labels would become long.
     """
 
     differing: Mapping[str, str]
+    told: tuple[str, ...]
     runs: tuple[Run, ...]
 
     @property
     def label(self) -> str:
-        """All that tells this configuration from the others."""
+        """What tells this configuration from the others."""
+        return joined(self.differing, self.told)
+
+    @property
+    def whole_label(self) -> str:
+        """All in which it differs from any of the others."""
         return joined(self.differing, self.differing)
 
     @property
@@ -82,7 +93,7 @@ class Configuration:
     @property
     def method(self) -> str:
         """The part of the label that says how."""
-        keys = [key for key in self.differing if key not in TASK]
+        keys = [key for key in self.told if key not in TASK]
         return joined(self.differing, keys) or self.label
 
     def values(self, key: str) -> list[float]:
@@ -132,7 +143,7 @@ class Collection:
         exact = [
             one
             for one in self.configurations
-            if name in {one.label, one.method, *one.differing.values()}
+            if name in {one.label, one.method, one.whole_label, *one.differing.values()}
         ]
         chosen = exact or [one for one in self.configurations if name in one.label]
         if not chosen:
@@ -177,6 +188,8 @@ def collect(folders: Iterable[Path]) -> Collection:
     configurations = [_configuration(shown, group) for group in groups.values()]
     if len({one.label for one in configurations}) < len(configurations):
         configurations = [_configuration(shown, group, False) for group in groups.values()]
+    told = _told(configurations)
+    configurations = [replace(one, told=told) for one in configurations]
     configurations.sort(key=_rank)
     common = {key: whole[0].settings.get(key) for key in keys if key not in differing}
     left_out = tuple(run for run in runs if run.flaw)
@@ -237,7 +250,20 @@ def _unique(runs: list[Run]) -> list[Run]:
 
 def _configuration(keys: list[str], runs: list[Run], is_short: bool = True) -> Configuration:
     texts = {key: part(key, runs[0].settings.get(key), is_short) for key in keys}
-    return Configuration(texts, tuple(sorted(runs, key=lambda run: run.seed)))
+    return Configuration(texts, tuple(keys), tuple(sorted(runs, key=lambda run: run.seed)))
+
+
+def _told(configurations: list[Configuration]) -> tuple[str, ...]:
+    """Choose what labels name; long ones leave out keys that tell none from another."""
+    told = configurations[0].told
+    for key in [key for key in reversed(told) if key not in TASK]:
+        labels = [joined(one.differing, told) for one in configurations]
+        if max(map(len, labels)) <= LONG:
+            break
+        fewer = tuple(other for other in told if other != key)
+        if fewer and len({joined(one.differing, fewer) for one in configurations}) == len(labels):
+            told = fewer
+    return told
 
 
 def _rank(one: Configuration) -> list[tuple[bool, list[tuple[int, float, str]]]]:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from simulations.report.curves import HEAD, PAYLOAD
-from simulations.report.runs import Collection, Configuration
+from simulations.report.runs import Collection, Configuration, Run
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
 from simulations.results import BYTES
 
 SHOWN = {
-    "round", "accuracy", "clients", "samples", "client_steps", *BYTES, "smashed_bytes", "ratio",
-    "nominal_samples", "client_flops", "server_flops", "wall_seconds", "cpu_seconds", "dropped",
+    "round", "accuracy", "client_accuracy", "clients", "samples", "client_steps", *BYTES,
+    "smashed_bytes", "ratio", "nominal_samples", "client_flops", "server_flops",
+    "wall_seconds", "cpu_seconds", "dropped",
 }  # fmt: skip
 """Columns of rounds.csv that other tables tell of; whatever else is there is a metric."""
+
+SHARES = {
+    "balanced_accuracy", "performance_gap", "backward_transfer", "worst_client_accuracy",
+    "client_accuracy_std",
+}  # fmt: skip
+"""Metrics that are told in %, as accuracies are."""
+
+CLIENT = "Client: mean of clients, each on its own held-out samples, after the last round. "
+
+WITHIN = f"± half of the {100 * LEVEL:.0f} % interval"
 
 WIRE = ("wire_bytes_up", "wire_bytes_down")
 
@@ -74,10 +86,11 @@ class Table:
 def results(study: Collection) -> Table:
     """Accuracy, and what it cost, by configuration."""
     rows, data = [], []
+    accuracies = _accuracies(study)
     for one in study.configurations:
         cells, numbers = [one.label, str(len(one.runs))], {"seeds": float(len(one.runs))}
-        for key in ("final", "best"):
-            mean, half = interval([100 * value for value in one.values(f"{key}_accuracy")])
+        for key, accuracy in accuracies.items():
+            mean, half = interval([100 * accuracy(run) for run in one.runs])
             cells.append(_with_interval(mean, half))
             numbers |= {f"{key} accuracy, %": mean, f"{key} accuracy, half interval": half}
         for column, (keys, factor, form) in MEANS.items():
@@ -87,19 +100,24 @@ def results(study: Collection) -> Table:
         rows.append(cells)
         data.append({"configuration": one.label, **numbers})
     caption = (
-        f"Accuracy on the test set: mean ± half of the {LEVEL:.0%} interval over seeds (Student's "
-        "t); without ± there is one seed and no interval. Best: over the rounds of each run, "
-        "chosen on the test set and so optimistic. The rest are means over seeds of what all "
-        "clients and rounds took together. Payload: smashed data up, cut gradients down. "
-        "Weights: synchronised heads, of fedavg models. Wire: whole messages, both ways. "
+        f"Accuracy on the test set: mean {WITHIN} over seeds (Student's t); without ± there is "
+        "one seed and no interval. Best: over the rounds of each run, chosen on the test set and "
+        f"so optimistic. {CLIENT if 'client' in accuracies else ''}The rest are means over seeds "
+        "of what all clients and rounds took together. Payload: smashed data up, cut gradients "
+        "down. Weights: synchronised heads, of fedavg models. Wire: whole messages, both ways. "
         "Ratio: payload over uncompressed fp32. MB are 10⁶ bytes."
     )
-    columns = ["configuration", "seeds", "final, %", "best, %", *MEANS]
+    columns = ["configuration", "seeds", *(f"{key}, %" for key in accuracies), *MEANS]
     return Table("results", "Results", caption, columns, rows, pd.DataFrame(data))
 
 
-def differences(study: Collection, baselines: Mapping[str, Configuration]) -> Table | None:
-    """Final accuracy less that of the baseline, over common seeds; None without a second one."""
+def differences(
+    study: Collection, baselines: Mapping[str, Configuration], remark: str = ""
+) -> Table | None:
+    """Final accuracy less that of the baseline, over common seeds; None without a second one.
+
+    `remark` says how the baseline was chosen.
+    """
     compared = [
         (one, baselines[one.task], _difference(one, baselines[one.task]))
         for one in study.configurations
@@ -130,9 +148,10 @@ def differences(study: Collection, baselines: Mapping[str, Configuration]) -> Ta
     columns = [*names, "common seeds", "difference, points", "p", "p (Holm)"]
     tests = sum(not math.isnan(p) for p in adjusted)
     caption = (
-        f"Final accuracy less the baseline's{against} with the same seed: mean ± half of the "
-        f"{LEVEL:.0%} interval, two-sided paired t-test, and p after Holm's correction for the "
+        f"Final accuracy less the baseline's{against} with the same seed: mean "
+        f"{WITHIN}, two-sided paired t-test, and p after Holm's correction for the "
         f"{tests} test{'s' * (tests != 1)} of this table. {_few_seeds(compared)}"
+        f"{f'The baseline is {remark}.' if remark else ''}"
     )
     return Table("differences", "Differences", caption.strip(), columns, rows, pd.DataFrame(data))
 
@@ -145,19 +164,20 @@ def metrics(study: Collection) -> Table | None:
         keys.update(dict.fromkeys(str(name) for name in numeric if name not in SHOWN))
     if not keys:
         return None
+    titles = {key: f"{key.replace('_', ' ')}{', %' * (key in SHARES)}" for key in keys}
     rows, data = [], []
     for one in study.configurations:
         cells: list[str] = [one.label]
         numbers: dict[str, float] = {}
         for key in keys:
-            values = [_last(run.rounds, key) for run in one.runs]
-            mean, half = interval(values)
-            cells.append(_with_interval(mean, half, ".3f"))
-            numbers |= {key: mean, f"{key}, half interval": half}
+            factor, form = (100, ".1f") if key in SHARES else (1, ".3f")
+            mean, half = interval([factor * _last(run.rounds, key) for run in one.runs])
+            cells.append(_with_interval(mean, half, form))
+            numbers |= {titles[key]: mean, f"{titles[key]}, half interval": half}
         rows.append(cells)
         data.append({"configuration": one.label, **numbers})
-    caption = f"After the last round: mean ± half of the {LEVEL:.0%} interval over seeds."
-    columns = ["configuration", *(key.replace("_", " ") for key in keys)]
+    caption = f"After the last round: mean {WITHIN} over seeds."
+    columns = ["configuration", *titles.values()]
     return Table("metrics", "More metrics", caption, columns, rows, pd.DataFrame(data))
 
 
@@ -172,7 +192,23 @@ def runs(study: Collection) -> Table:
             rows.append([run.name, one.label, *counts, final])
     columns = ["run", "configuration", "seed", "rounds", "clients dropped", "final, %"]
     caption = "Clients dropped: summed over rounds."
-    return Table("runs", "Runs", caption, columns, rows, pd.DataFrame(rows, columns=columns))
+    labels = [one.whole_label for one in study.configurations for _ in one.runs]
+    data = pd.DataFrame(rows, columns=columns).assign(**{"all that differs": labels})
+    return Table("runs", "Runs", caption, columns, rows, data)
+
+
+def _accuracies(study: Collection) -> dict[str, Callable[[Run], float]]:
+    """Say how to read each kind of accuracy; that of clients only where some were tested."""
+    found: dict[str, Callable[[Run], float]] = {
+        key: partial(Run.total, key=f"{key}_accuracy") for key in ("final", "best")
+    }
+
+    def of_clients(run: Run) -> float:
+        return _last(run.rounds, "client_accuracy")
+
+    if not all(math.isnan(of_clients(run)) for run in study.runs):
+        found["client"] = of_clients
+    return found
 
 
 def _difference(one: Configuration, base: Configuration) -> Difference:
@@ -183,7 +219,7 @@ def _difference(one: Configuration, base: Configuration) -> Difference:
 def _few_seeds(compared: Sequence[tuple[Any, Any, Difference]]) -> str:
     told = {len(difference.seeds) for _, _, difference in compared}
     one = "One common seed gives no interval and no test. " if 1 in told else ""
-    return one + ("Without a common seed there is no difference." if 0 in told else "")
+    return one + ("Without a common seed there is no difference. " if 0 in told else "")
 
 
 def _difference_text(found: Difference) -> str:
