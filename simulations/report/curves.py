@@ -95,7 +95,7 @@ def _draw(
     found: list[Panel], name: str, x: str, points: Callable[[Configuration], pd.DataFrame]
 ) -> Drawing | None:
     data = []
-    numbers = _numbers(found)
+    numbers = numbered(found)
     file = "accuracy-" + name.replace(" ", "-")
     with look(file):
         figure, axes = grid(found, x, ACCURACY)
@@ -111,7 +111,7 @@ def _draw(
         if x == "round":
             axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         is_log = name.startswith("payload") and _is_spread(drawn_numbers, x)
-        _label(figure, axes, is_log)
+        label_lines(figure, axes, is_log)
         absent = _absent(found, drawn_numbers)
         alt = f"Lines of test accuracy against {x}. {_ends(drawn_numbers)}"
         caption = "Mean over seeds; the band reaches from the lowest seed to the highest." + absent
@@ -121,7 +121,7 @@ def _draw(
 
 def _front(found: list[Panel], cost: Cost) -> Drawing | None:
     data = []
-    numbers = _numbers(found)
+    numbers = numbered(found)
     file = "pareto-" + cost.name.replace(" ", "-")
     with look(file):
         figure, axes = grid(found, cost.axis, ACCURACY)
@@ -139,7 +139,7 @@ def _front(found: list[Panel], cost: Cost) -> Drawing | None:
         if not data:
             return None
         points = pd.concat(data, ignore_index=True).drop(columns="label")
-        _label(figure, axes, _is_spread(points, cost.axis))
+        label_lines(figure, axes, _is_spread(points, cost.axis))
         best = ", ".join(points[points["on front"]]["configuration"])
         return drawn(
             figure, file, f"Pareto front: {cost.name}",
@@ -175,7 +175,7 @@ def _line(
         axis.fill_between(frame[x], low, high, color=style["color"], alpha=alpha, lw=0)
 
 
-def _label(figure: Figure, axes: list[Any], is_log: bool) -> None:
+def label_lines(figure: Figure, axes: list[Any], is_log: bool) -> None:
     """Scale the axes and name every line once."""
     entries: dict[str, Any] = {}
     for axis in axes:
@@ -194,7 +194,7 @@ def _label(figure: Figure, axes: list[Any], is_log: bool) -> None:
     )  # fmt: skip
 
 
-def _numbers(found: list[Panel]) -> dict[str, int]:
+def numbered(found: list[Panel]) -> dict[str, int]:
     """Number the lines, the same in every panel and figure."""
     labels = dict.fromkeys(label for panel in found for label, _ in panel.lines)
     return {label: number for number, label in enumerate(labels)}

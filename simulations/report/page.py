@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from simulations.report import curves, distributions, tables
+from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short
 from simulations.report.runs import Collection, collect
@@ -63,9 +63,11 @@ def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
     against = study.baselines(baseline)
     remark = FIRST if baseline is None else ""
     differences = tables.differences(study, against, remark)
-    found = (tables.results(study), differences, tables.metrics(study))
+    found = (overview.table(study), tables.results(study), differences, tables.metrics(study))
     shown = [table for table in (*found, tables.runs(study)) if table]
-    drawings = [*curves.figures(study), *distributions.figures(study)]
+    first = overview.figure(study)
+    drawings = [*([first] if first else []), *curves.figures(study)]
+    drawings += distributions.figures(study)
     bases = dict.fromkeys(one.label for one in against.values()) if differences else ()
     facts = _facts(study, f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if bases else "")
     return Page(study, facts, shown, drawings)

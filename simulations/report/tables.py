@@ -91,7 +91,7 @@ def results(study: Collection) -> Table:
         cells, numbers = [one.label, str(len(one.runs))], {"seeds": float(len(one.runs))}
         for key, accuracy in accuracies.items():
             mean, half = interval([100 * accuracy(run) for run in one.runs])
-            cells.append(_with_interval(mean, half))
+            cells.append(with_interval(mean, half))
             numbers |= {f"{key} accuracy, %": mean, f"{key} accuracy, half interval": half}
         for column, (keys, factor, form) in MEANS.items():
             mean = factor * interval([sum(run.total(key) for key in keys) for run in one.runs])[0]
@@ -172,7 +172,7 @@ def metrics(study: Collection) -> Table | None:
         for key in keys:
             factor, form = (100, ".1f") if key in SHARES else (1, ".3f")
             mean, half = interval([factor * _last(run.rounds, key) for run in one.runs])
-            cells.append(_with_interval(mean, half, form))
+            cells.append(with_interval(mean, half, form))
             numbers |= {titles[key]: mean, f"{titles[key]}, half interval": half}
         rows.append(cells)
         data.append({"configuration": one.label, **numbers})
@@ -225,10 +225,11 @@ def _few_seeds(compared: Sequence[tuple[Any, Any, Difference]]) -> str:
 def _difference_text(found: Difference) -> str:
     if found.is_same and len(found.seeds) > 1:
         return "0, equal in every seed"
-    return _with_interval(found.mean, found.half, "+.1f")
+    return with_interval(found.mean, found.half, "+.1f")
 
 
-def _with_interval(mean: float, half: float, form: str = ".1f") -> str:
+def with_interval(mean: float, half: float, form: str = ".1f") -> str:
+    """Return ``mean ± half``, the mean alone without an interval, - without a mean."""
     shown = _number(mean, form)
     return shown if math.isnan(half) else f"{shown} ± {half:{form.lstrip('+')}}"
 

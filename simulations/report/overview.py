@@ -1,0 +1,111 @@
+"""A study of several tasks at one glance: what every method reaches on each of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from simulations.report.curves import ACCURACY, label_lines, numbered
+from simulations.report.figures import Drawing, Panel, drawn, grid, look, marks
+from simulations.report.labels import TASK, joined
+from simulations.report.runs import Collection, Configuration
+from simulations.report.statistics import interval
+from simulations.report.tables import WITHIN, Table, with_interval
+
+NAME = "accuracy-by-task"
+
+
+def table(study: Collection) -> Table | None:
+    """Final accuracy, methods by tasks; None if there is one of either."""
+    cells, tasks = _cells(study), _tasks(study)
+    if len(tasks) < 2 or len(cells) < 2:
+        return None
+    rows, data = [], []
+    for method, found in cells.items():
+        row, numbers = [method], dict[str, str | float](method=method)
+        for task in tasks:
+            mean, half = interval([100 * v for v in _finals(found.get(task))])
+            row.append(with_interval(mean, half))
+            numbers |= {task: mean, f"{task}, half interval": half}
+        rows.append(row)
+        data.append(numbers)
+    caption = f"Final accuracy on the test set, %: mean {WITHIN} over seeds."
+    return Table("overview", "Overview", caption, ["method", *tasks], rows, pd.DataFrame(data))
+
+
+def figure(study: Collection) -> Drawing | None:
+    """Draw final accuracy against the task: a panel for each first part of a method."""
+    tasks = _tasks(study)
+    if len(tasks) < 2 or len(_cells(study)) < 2:
+        return None
+    found = _panels(study)
+    numbers, data = numbered(found), []
+    ticks, axis_name = _ticks(tasks)
+    with look(NAME):
+        drawing, axes = grid(found, axis_name, ACCURACY)
+        for axis, panel in zip(axes, found, strict=True):
+            for label in dict.fromkeys(label for label, _ in panel.lines):
+                frame = _line([one for name, one in panel.lines if name == label], tasks)
+                data.append(frame)
+                errors = [frame["mean"] - frame["least"], frame["greatest"] - frame["mean"]]
+                axis.errorbar(
+                    frame["place"], frame["mean"], yerr=errors, label=label, lw=1.3, ms=4,
+                    capsize=2, elinewidth=0.7, **marks(numbers[label]),
+                )  # fmt: skip
+            axis.set_xticks(range(len(tasks)), ticks, rotation=0 if axis_name else 30)
+        label_lines(drawing, axes, False)
+        points = pd.concat(data, ignore_index=True).drop(columns="place")
+        best = points.loc[points.groupby("task", sort=False)["mean"].idxmax()]
+        told = ", ".join(f"{row['task']}: {row['method']}" for row in best.to_dict("records"))
+        caption = "Final accuracy, mean over seeds; bars from the lowest seed to the highest."
+        alt = f"Lines of final accuracy against the task. Best on {told}."
+        return drawn(drawing, NAME, "Accuracy by task", caption, alt, points)
+
+
+def _tasks(study: Collection) -> list[str]:
+    return list(dict.fromkeys(one.task for one in study.configurations))
+
+
+def _cells(study: Collection) -> dict[str, dict[str, Configuration]]:
+    """Configurations by method and task."""
+    found: dict[str, dict[str, Configuration]] = {}
+    for one in study.configurations:
+        found.setdefault(one.method, {})[one.task] = one
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))  # stable
+
+
+def _finals(one: Configuration | None) -> list[float]:
+    return one.values("final_accuracy") if one else []
+
+
+def _panels(study: Collection) -> list[Panel]:
+    keys = [key for key in study.configurations[0].told if key not in TASK]
+    split, rest = (keys[:1], keys[1:]) if len(keys) > 1 else ([], keys)
+    found: dict[str, list[tuple[str, Configuration]]] = {}
+    for one in study.configurations:
+        panel = joined(one.differing, split)
+        found.setdefault(panel, []).append((joined(one.differing, rest), one))
+    return [Panel(tuple(split), lines) for lines in found.values()]
+
+
+def _line(configurations: Sequence[Configuration], tasks: Sequence[str]) -> pd.DataFrame:
+    rows = []
+    for one in sorted(configurations, key=lambda one: tasks.index(one.task)):
+        final = 100 * np.array(_finals(one))
+        spread = {"mean": final.mean(), "least": final.min(), "greatest": final.max()}
+        where = {"method": one.method, "task": one.task, "place": tasks.index(one.task)}
+        rows.append({**where, **spread, "seeds": len(final)})
+    return pd.DataFrame(rows)
+
+
+def _ticks(tasks: Sequence[str]) -> tuple[list[str], str]:
+    """Return names of tasks, and of the axis: only the number where all else is the same."""
+    parts = [re.fullmatch(r"(.*=)([^=()]+)(\)?)", task) for task in tasks]
+    around = {(part[1], part[3]) for part in parts if part}
+    if None in parts or len(around) > 1:
+        return list(tasks), ""
+    begin, end = around.pop()
+    return [part[2] for part in parts if part], f"{begin}...{end}"
