@@ -134,7 +134,7 @@ def _follow(crowd: Crowd, found: Sequence[Cell]) -> None:
             if out.is_terminal:
                 live.update(_view([*seen.values()], pace, total), refresh=True)
             else:
-                _announce([seen[name] for name in changed])
+                _announce([run for name, run in seen.items() if name in changed])
             if not goes_on:
                 return
             time.sleep(INTERVAL)
@@ -165,20 +165,23 @@ def _show_cost(found: Sequence[Cell], missing: Sequence[Cell]) -> None:
     for title in ("steps", "payload", "weights", "client TFLOPs", "CPU"):
         sheet.add_column(title, justify="right", no_wrap=True)
     start = time.process_time()  # imports: what every cell begins with too
-    seconds = start * len(missing)
+    seconds, is_bound = start * len(missing), False
     for cell in _tracked(missing, "estimating"):
         cost = estimate(_prepare(cell))
         seconds += cost.seconds
         flops = f"{cost.client_flops / 1e12:,.3g}"
         sizes = [decimal(n) for n in (cost.payload_bytes, cost.head_bytes)]
-        steps = f"{cost.steps:,}{'*' if cost.is_bound or cell.until else ''}"
+        may_end = cost.is_bound or bool(cell.until)
+        is_bound |= may_end
+        steps = f"{cost.steps:,}{'*' if may_end else ''}"
         sheet.add_row(cell.name, steps, *sizes, flops, str(timedelta(seconds=round(cost.seconds))))
     for cell in found:
         if cell.name not in waiting:
             sheet.add_row(cell.name, "finished")
     out.print(sheet)
     cores = len(os.sched_getaffinity(0))
+    about, in_all = "at most" if is_bound else "some", timedelta(seconds=round(seconds))
     out.print(
-        f"{len(found)} cells, {len(missing)} to run: some {timedelta(seconds=round(seconds))} of "
-        f"CPU time, {start:.0f} s of it per start of a run, on {cores} cores"
+        f"{len(found)} cells, {len(missing)} to run: {about} {in_all} of CPU time, "
+        f"{start:.0f} s of it per start of a run, on {cores} cores"
     )
