@@ -92,9 +92,9 @@ def test_adc_shrinks_the_tails_work_by_what_it_sends(simulate):
 
 @pytest.fixture
 def study(tmp_path):
-    def run(*arguments, **changes):
+    def run(*arguments, changes=None):
         text = CONFIG
-        for old, new in changes.values():
+        for old, new in (changes or {}).items():
             assert old in text
             text = text.replace(old, new)
         (tmp_path / "study.toml").write_text(text)
@@ -191,10 +191,11 @@ def test_a_stopped_study_goes_on_and_a_changed_one_is_refused(study):
 @pytest.mark.slow
 def test_a_codec_that_fails_does_not_end_the_study(study):
     """Such steps take the smashed data beyond what 16 bits hold, and 32 bits hold them."""
-    result, folder = study(
-        engine=('engine = "inline()"', 'head_optimizer = "sgd(lr=3e4)"'),
-        codec=('codec = "topk(ratio={ratio})", downlink = "bf16()"', 'codec = "fp16()"'),
-    )
+    changes = {
+        'engine = "inline()"': 'head_optimizer = "sgd(lr=3e4)"',
+        'codec = "topk(ratio={ratio})", downlink = "bf16()"': 'codec = "fp16()"',
+    }
+    result, folder = study(changes=changes)
     assert result.exit_code == 1
     for seed in (0, 1):
         assert f"fp16-seed{seed}: round" in result.stderr
@@ -203,10 +204,7 @@ def test_a_codec_that_fails_does_not_end_the_study(study):
     frame = pd.read_csv(folder / "pareto.csv").set_index(["codec", "budget"])
     assert frame.loc[("identity", "rounds"), "reached"].all()
     assert not frame.loc[("fp16", "rounds"), "reached"].any()
-    again, _ = study(
-        engine=('engine = "inline()"', 'head_optimizer = "sgd(lr=3e4)"'),
-        codec=('codec = "topk(ratio={ratio})", downlink = "bf16()"', 'codec = "fp16()"'),
-    )
+    again, _ = study(changes=changes)
     assert again.exit_code == 1 and "2 of 4 cells are finished already" in again.output
 
 
