@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from simulations import list_command, study_commands
-from simulations.terminal import chosen_folder, door, out, prepare_all, quiet, run_all, run_setups
-
-if TYPE_CHECKING:  # importing costs seconds, which --help can do without
-    from simulations.pareto import Study
+from simulations.terminal import (
+    CONFIG,
+    OVERRIDES,
+    chosen_folder,
+    door,
+    out,
+    quiet,
+    run_all,
+    run_setups,
+)
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,18 +32,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-CONFIG = typer.Argument(help="TOML file; see configs/ for documented examples.", show_default=False)
-OVERRIDES = typer.Argument(
-    help="Settings that replace those of the file: [b]clients=20 codec='adc(ratio=0.1)'[/b].",
-    metavar="[KEY=VALUE]...",
-    show_default=False,
-)
 OUT = typer.Option(
     "--out", help="Output folder; must not hold a run yet. Default: runs/ and the time."
 )
 app.add_typer(study_commands.app)
 app.add_typer(list_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
+UNTIL = typer.Option(hidden=True, help="Budgets of a study; ends the run when all are used up.")
 
 
 @app.callback()
@@ -65,6 +66,7 @@ def run(
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
     out_dir: Annotated[Path | None, OUT] = None,
     engine: Annotated[str | None, ENGINE] = None,
+    until: Annotated[list[str] | None, UNTIL] = None,
 ) -> None:
     """Run one experiment; write results as it goes.
 
@@ -72,12 +74,14 @@ def run(
     """
     with door():
         from simulations.experiment import read_overrides, read_toml
+        from strategies.budget import parse_last
 
+        budget = parse_last(until or [])
         values = {**read_toml(config), **read_overrides(overrides or [])}
         for study in sorted(values.keys() & {"compare", "pareto", "sweep"}):
             raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
         plans = {"": _with_options(values, engine)}
-    run_all(plans, chosen_folder(values, out_dir))
+    run_all(plans, chosen_folder(values, out_dir), budget)
 
 
 @app.command()
@@ -105,41 +109,6 @@ def compare(
         if not plans:
             raise ValueError("give at least one configuration file")
     run_all(plans, chosen_folder(next(iter(plans.values())), out_dir))
-
-
-@app.command()
-def pareto(
-    config: Annotated[Path, CONFIG],
-    overrides: Annotated[list[str] | None, OVERRIDES] = None,
-    out_dir: Annotated[Path | None, OUT] = None,
-    engine: Annotated[str | None, ENGINE] = None,
-) -> None:
-    r"""Compare codecs at equal rounds, equal bytes and equal client compute.
-
-    The file's [b]\[pareto][/b] table says which codecs, ratios, seeds and budgets; every
-    cell runs until all budgets are used up. Cells finished in an earlier, stopped
-    study in the same folder are not run again. Ends in a table, [b]pareto.csv[/b] and
-    [b]pareto.svg[/b].
-
-    Example: [b]fl-split pareto configs/pareto_digits.toml[/b]
-    """
-    with door():
-        from simulations.experiment import read_overrides, read_toml
-        from simulations.pareto import Study
-
-        replaced = read_overrides(overrides or [])
-        values = {**read_toml(config), **replaced}
-        if not isinstance(values.get("pareto"), dict):
-            raise ValueError(f"{config} has no [pareto] table")
-        for key in sorted(replaced.keys() & {"codec", "downlink", "pareto", "rounds", "seed"}):
-            raise ValueError(f"{key} differs between the cells of {config}; set it there")
-        study = Study.read(values.pop("pareto"))
-        plans = {
-            name: {**_with_options(values, engine), **settings}
-            for name, settings in study.cells().items()
-        }
-    folder = chosen_folder(values, out_dir)
-    _run_study(study, plans, folder)
 
 
 @app.command()
@@ -180,6 +149,7 @@ def report(
 def resume(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run that was stopped.")],
     engine: Annotated[str | None, ENGINE] = None,
+    until: Annotated[list[str] | None, UNTIL] = None,
 ) -> None:
     """Go on with a stopped run from its last checkpoint; the result is that of one never stopped.
 
@@ -189,33 +159,16 @@ def resume(
         from simulations.checkpoint import read
         from simulations.experiment import Experiment
         from simulations.setup import prepare
+        from strategies.budget import parse_last
 
     with door():
+        budget = parse_last(until or [])
         experiment, checkpoint = read(folder)
         values = experiment.model_dump()
         setup = prepare(Experiment.from_dict(_with_options(values, engine)))
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
-    run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint)
-
-
-def _run_study(study: Study, plans: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Run the cells of a study that are not finished yet, then show all."""
-    from simulations.pareto import FRONT, Cell, front, is_finished, plot, table
-
-    with door():
-        missing = {n: p for n, p in plans.items() if not is_finished(folder / n, p, study)}
-    if done := len(plans) - len(missing):
-        out.print(f"{done} of {len(plans)} cells are finished already")
-    if missing:
-        setups, folders = prepare_all(missing, folder)
-        run_setups(setups, folders, folder, study=study)
-    cells = [Cell(n.rpartition("-seed")[0], plan, folder / n) for n, plan in plans.items()]
-    frame = front(cells, study.budgets())
-    frame.to_csv(folder / FRONT, index=False)
-    plot(frame, folder / "pareto.svg")
-    out.print(table(frame))
-    out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
+    run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint, budget)
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""Many small runs at once: cells of a sweep as processes, within the cores and the memory."""
+"""Many small runs at once: cells of a study as processes, within the cores and the memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from simulations import checkpoint
-from simulations.cells import LOCK, holds_run, is_complete
+from simulations.cells import LOCK, Cell, holds_run, is_complete
 from simulations.memory import available_bytes, resident_bytes
 from simulations.results import OutputError, make_folder
-from simulations.sweep import Cell
 
 LOG, CONFIG = "log.txt", "cell.toml"
 
@@ -117,15 +116,16 @@ class Crowd:
     def _start(self, cell: Cell) -> None:
         folder = self.folder / cell.name
         engine = cell.experiment.engine if uses_cluster(cell) else "inline()"
-        if holds_run(folder, cell.experiment.model_dump()) and can_resume(folder):
+        if holds_run(folder, cell.experiment) and can_resume(folder):
             command = ["resume", str(folder)]
         else:
-            if holds_run(folder, cell.experiment.model_dump()):
+            if holds_run(folder, cell.experiment):
                 shutil.rmtree(folder)
             make_folder(folder)
             (folder / CONFIG).write_text(cell.experiment.to_toml(), encoding="utf-8")
             command = ["run", str(folder / CONFIG), "--out", str(folder)]
-        arguments = ([*command, "--engine", engine], str(folder / LOG), self._lifeline)
+        command += ["--engine", engine, *(f"--until={spec}" for spec in cell.until)]
+        arguments = (command, str(folder / LOG), self._lifeline)
         process = self._fork.Process(target=_run_cell, args=arguments)
         process.start()
         self.running.append(Run(cell, folder, process))
@@ -142,7 +142,7 @@ class Crowd:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one sweep at a time.
+    """Hold `folder` for one study at a time.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise OutputError(f"out: another sweep is running in {str(folder)!r}") from None
+            raise OutputError(f"out: another study is running in {str(folder)!r}") from None
         yield
 
 
@@ -172,9 +172,9 @@ def can_resume(folder: Path) -> bool:
 
 
 def _run_cell(arguments: list[str], log: str, lifeline: Connection) -> None:
-    """Be ``fl-split`` in a process of its own, which writes to `log` and dies with the sweep.
+    """Be ``fl-split`` in a process of its own, which writes to `log` and dies with the study.
 
-    Ctrl-C is the sweep's to hand on.
+    Ctrl-C is the study's to hand on.
     """
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -188,7 +188,7 @@ def _run_cell(arguments: list[str], log: str, lifeline: Connection) -> None:
 
 
 def _die_with(lifeline: Connection) -> None:
-    """Wait for the other end to break, as it does even if the sweep is killed."""
+    """Wait for the other end to break, as it does even if the study is killed."""
     with suppress(EOFError, OSError):
         lifeline.recv()
     os.kill(os.getpid(), signal.SIGKILL)

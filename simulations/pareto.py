@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +13,11 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from fl_split.specs import SpecError, sentence
-from simulations.cells import holds_run, is_complete
-from simulations.results import ROUNDS
+from simulations.cells import Cell
+from simulations.results import COLUMNS, ROUNDS
 from strategies.budget import Bytes, ClientFlops, Limited, Nominal, Rounds
 
-Limit = Annotated[float, Field(gt=0)]
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 LIMITED: dict[str, Callable[[Any], Limited]] = {
     "rounds": Rounds,
@@ -29,7 +27,10 @@ LIMITED: dict[str, Callable[[Any], Limited]] = {
 }
 """Budgets under which codecs can be compared, by their key in a configuration."""
 
-FRONT = "pareto.csv"
+AXES = ("codec", "downlink", "seed")
+"""Keys in which the cells of a study differ."""
+
+FRONT, PLOT = "pareto.csv", "pareto.svg"
 
 
 class Entry(BaseModel):
@@ -77,59 +78,41 @@ class Study(BaseModel):
             raise SpecError(f"pareto: give a limit for at least one of {', '.join(LIMITED)}")
         return study
 
-    def cells(self) -> dict[str, dict[str, Any]]:
-        """Return settings by cell; raise SpecError if two cells have one name."""
-        found: dict[str, dict[str, Any]] = {}
+    def cells(self, values: Mapping[str, Any]) -> list[Cell]:
+        """Make all experiments, `values` hold for every one; each ends with the last budget.
+
+        Raises
+        ------
+        SpecError
+            An experiment that makes no sense, or two cells of one name.
+        """
+        found: dict[str, Cell] = {}
+        base = {**values, "rounds": self.max_rounds}
+        until = [f"{name}({budget.limit!r})" for name, budget in self.budgets().items()]
         for entry in self.codecs:
             for label, specs in entry.cells(self.ratios):
                 for seed in self.seeds:
                     name = f"{label}-seed{seed}"
                     if name in found:
                         raise SpecError(f"pareto: two codecs are called {label!r}; give a name")
-                    found[name] = {**specs, "seed": seed, "rounds": self.max_rounds}
-        return found
+                    found[name] = Cell.read(name, base, {**specs, "seed": seed}, until)
+        return [*found.values()]
 
     def budgets(self) -> dict[str, Limited]:
         """Those that are given, by name."""
         limits = {name: getattr(self, name) for name in LIMITED}
         return {name: LIMITED[name](limit) for name, limit in limits.items() if limit}
 
-    def is_spent(self, totals: Mapping[str, Any]) -> bool:
-        """Tell from sums over all rounds whether a cell has used up all budgets."""
-        return all(budget.is_spent(totals) for budget in self.budgets().values())
 
-    def covers(self, rounds: pd.DataFrame) -> bool:
-        """Tell whether a run of these rounds is long enough for this study."""
-        totals: dict[str, Any] = {**rounds.sum(numeric_only=True), "rounds": len(rounds)}
-        return len(rounds) >= self.max_rounds or self.is_spent(totals)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A finished run of a study."""
-
-    label: str
-    settings: Mapping[str, Any]
-    folder: Path
+def conclude(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -> Table:
+    """Write pareto.csv and pareto.svg; return what to show."""
+    frame = front(cells, budgets, folder)
+    frame.to_csv(folder / FRONT, index=False)
+    plot(frame, folder / PLOT)
+    return table(frame)
 
 
-def is_finished(folder: Path, settings: Mapping[str, Any], study: Study) -> bool:
-    """Tell whether `folder` holds the finished run of a cell; clear one that was stopped.
-
-    Raises
-    ------
-    SpecError
-        It holds a run of another experiment.
-    """
-    if not holds_run(folder, settings):
-        return False
-    if is_complete(folder) and study.covers(pd.read_csv(folder / ROUNDS)):
-        return True
-    shutil.rmtree(folder)
-    return False
-
-
-def front(cells: list[Cell], budgets: Mapping[str, Limited]) -> pd.DataFrame:
+def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -> pd.DataFrame:
     """One row per cell and budget: the accuracy when it was used up.
 
     That is the accuracy after the last round that is wholly paid for; before the first one
@@ -137,14 +120,16 @@ def front(cells: list[Cell], budgets: Mapping[str, Limited]) -> pd.DataFrame:
     """
     rows = []
     for cell in cells:
-        rounds = pd.read_csv(cell.folder / ROUNDS).assign(rounds=1)
+        path = folder / cell.name / ROUNDS
+        found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+        rounds = found.assign(rounds=1)
         sent = rounds[["payload_bytes_up", "payload_bytes_down"]].sum().sum()
         for name, budget in budgets.items():
             spent = budget.spent(rounds).cumsum()
             paid = rounds[budget.pays(spent)]
             rows.append(
                 {
-                    "codec": cell.label,
+                    "codec": cell.name.rpartition("-seed")[0],
                     "spec": cell.settings["codec"],
                     "downlink": cell.settings["downlink"],
                     "seed": cell.settings["seed"],

@@ -6,22 +6,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
 from fl_split.specs import SpecError, unknown
+from simulations.cells import Cell
 from simulations.checkpoint import FREE
 from simulations.experiment import TABLES, Experiment, read_overrides
 from simulations.report import CLIENT
-from simulations.results import SUMMARY
 from simulations.sheet import sheet
-
-FILE = "sweep.csv"
 
 FIRST = ("strategy", "codec", "partition", "dataset", "model")
 """Keys that come first in a cell's name, and whose specs are clear without the key."""
@@ -32,31 +29,6 @@ OF_SMASHED = ("codec", "downlink")
 SPECS = {*TABLES, "partition"}
 
 LONGEST_NAME = 120
-
-METRICS = [
-    "ended_by",
-    "final_accuracy",
-    "best_accuracy",
-    "client_accuracy",
-    "payload_bytes_up",
-    "payload_bytes_down",
-    "head_bytes_up",
-    "head_bytes_down",
-    "client_steps",
-    "client_flops",
-    "cpu_seconds",
-    "wall_seconds",
-]
-"""Columns of sweep.csv that come from each cell's summary."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One experiment of a grid, its name, and the keys in which it differs from others."""
-
-    name: str
-    settings: Mapping[str, Any]
-    experiment: Experiment
 
 
 def split_values(text: str) -> list[str]:
@@ -150,13 +122,10 @@ def cells(base: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[Cell]:
         settings = dict(zip(axes, chosen, strict=True))
         settings.setdefault("seed", values.get("seed", Experiment.model_fields["seed"].default))
         name = "-".join(_label(key, value) for key, value in settings.items())
-        try:
-            experiment = Experiment.from_dict({**values, **settings})
-        except SpecError as error:
-            raise SpecError(f"{name}: {error}") from None
+        cell = Cell.read(name, values, settings)
         is_plainest = all(settings[key] == value for key, value in alone.items())
-        if is_plainest or experiment.build("strategy").trains == "split":
-            found.append(Cell(name, settings, experiment))
+        if is_plainest or cell.experiment.build("strategy").trains == "split":
+            found.append(cell)
     return _told_apart(found)
 
 
@@ -176,7 +145,7 @@ def _told_apart(found: list[Cell]) -> list[Cell]:
         if names.count(name) > 1 or len(name) > LONGEST_NAME:
             digest = hashlib.blake2b(spec.encode(), digest_size=4).hexdigest()
             name = f"{name[:LONGEST_NAME]}-{digest}"
-        told_apart.append(Cell(name, cell.settings, cell.experiment))
+        told_apart.append(replace(cell, name=name))
     return told_apart
 
 
@@ -197,18 +166,6 @@ def _label(key: str, value: Any) -> str:
         text = f"{key}{text}"
     safe = re.sub(r"[^A-Za-z0-9.|_]+", "-", text).strip("-.") or "_"
     return re.sub(r"-*\|-*", "+", safe)
-
-
-def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.DataFrame:
-    """One row per cell: what differs, its status, and what it gave and cost if it has ended."""
-    rows = []
-    for cell in found:
-        path = folder / cell.name / SUMMARY
-        summary = json.loads(path.read_text()) if path.exists() else {}
-        row = {"cell": cell.name, **cell.settings, "status": status.get(cell.name, "waiting")}
-        row["rounds_done"] = summary.get("rounds")
-        rows.append({**row, **{key: summary.get(key) for key in METRICS}})
-    return pd.DataFrame(rows)
 
 
 def table(rows: pd.DataFrame, width: int) -> Table:

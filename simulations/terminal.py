@@ -27,14 +27,27 @@ from rich.progress import (
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.experiment import Experiment
-    from simulations.pareto import Study
     from simulations.setup import Setup
     from strategies import RoundReport
+    from strategies.budget import Budget
 
 out, err = Console(), Console(stderr=True)
 
+CONFIG = typer.Argument(help="TOML file; see configs/ for documented examples.", show_default=False)
+OVERRIDES = typer.Argument(
+    help="Settings that replace those of the file: [b]clients=20 codec='adc(ratio=0.1)'[/b].",
+    metavar="[KEY=VALUE]...",
+    show_default=False,
+)
 
-def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
+INTERVAL = 1.0
+"""Seconds between two looks at what runs."""
+
+AROUND = 9
+"""Lines of a terminal that a table of runs leaves for the rest."""
+
+
+def run_all(plans: dict[str, dict[str, Any]], folder: Path, budget: Budget | None = None) -> None:
     """Check all plans, then run one after the other on the same workers."""
     with quiet():
         from simulations.results import check_empty, check_folder
@@ -42,7 +55,7 @@ def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
         check_folder(folder)
         check_empty(folder)
     setups, folders = prepare_all(plans, folder)
-    run_setups(setups, folders, folder)
+    run_setups(setups, folders, folder, budget=budget)
 
 
 def prepare_all(
@@ -73,33 +86,22 @@ def run_setups(
     folders: dict[str, Path],
     folder: Path,
     resumed: Any = None,
-    study: Study | None = None,
+    budget: Budget | None = None,
 ) -> None:
     """Run what has been checked, on the same workers; show a table in the end.
 
-    A study shows its own, and its budgets end each run.
+    `budget` ends each run, beside its own.
     """
     from simulations import client_app, report
     from simulations.results import COMPARISON, SUMMARY
-    from strategies import NoClientsLeft
 
     engine = next(iter(setups.values())).experiment.build("engine")
     explain(setup.experiment for setup in setups.values())
     summaries = {}
-    with (
-        ends(folder, folders.values(), study is not None),
-        engine.session(client_app.app) as session,
-    ):
+    with ends(folder, folders.values()), engine.session(client_app.app) as session:
         for name, setup in setups.items():
-            try:
-                _train(_grid(session, setup), setup, name, resumed, study)
-            except NoClientsLeft as error:
-                if study is None:
-                    raise
-                complain(f"{name}: {error}")  # one codec that fails must not end a study
+            _train(_grid(session, setup), setup, name, resumed, budget)
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
-    if study:
-        return
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame, out.width))
     for name, summary in summaries.items():
@@ -136,7 +138,7 @@ def _grid(session: Any, setup: Setup) -> Any:
     return session(setup.worker(), setup.experiment.clients, setup.experiment.timeout)
 
 
-def _train(grid: Any, setup: Setup, name: str, resumed: Any, study: Study | None) -> None:
+def _train(grid: Any, setup: Setup, name: str, resumed: Any, budget: Budget | None) -> None:
     from simulations import server_app
 
     experiment = setup.experiment
@@ -156,7 +158,7 @@ def _train(grid: Any, setup: Setup, name: str, resumed: Any, study: Study | None
             escape(label), total=experiment.rounds, completed=done, news="starting"
         )
         watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
-        server_app.app(grid, server_app.LocalContext(setup, watch, resumed, study))
+        server_app.app(grid, server_app.LocalContext(setup, watch, resumed, budget))
 
 
 def _show(
@@ -217,7 +219,7 @@ def of(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def ends(folder: Path, runs: Iterable[Path], is_study: bool) -> Iterator[None]:
+def ends(folder: Path, runs: Iterable[Path]) -> Iterator[None]:
     """Say what became of a run that did not reach its end, and how to go on."""
     from simulations.checkpoint import FILE
     from simulations.grid import EngineError
@@ -225,8 +227,6 @@ def ends(folder: Path, runs: Iterable[Path], is_study: bool) -> Iterator[None]:
     from strategies import NoClientsLeft
 
     def where() -> str:
-        if is_study:
-            return f"finished cells are in {folder}; to go on: the same command, --out {folder}"
         stopped = [run for run in runs if (run / FILE).exists()]
         advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
         return f"finished rounds are in {folder}{advice}"

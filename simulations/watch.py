@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.filesize import decimal
 from rich.table import Table
 
-from simulations import sweep
+from simulations import cells
 from simulations.experiment import read_toml
 from simulations.report import BYTES_SENT
 from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
@@ -68,12 +68,12 @@ def look(folder: Path, name: str, status: str = "") -> Snapshot:
 
 
 def look_below(folder: Path) -> list[Snapshot]:
-    """Read all runs in and below `folder`; those of a sweep also before they begin."""
-    plan = folder / sweep.FILE
+    """Read all runs in and below `folder`; those of a study also before they begin."""
+    plan = folder / cells.FILE
     if plan.exists():
         with plan.open(newline="", encoding="utf-8") as file:
-            cells = [(row["cell"], row["status"]) for row in csv.DictReader(file)]
-        return [look(folder / name, name, status) for name, status in cells]
+            rows = [(row["cell"], row["status"]) for row in csv.DictReader(file)]
+        return [look(folder / name, name, status) for name, status in rows]
     found = sorted(path.parent for path in folder.rglob(EXPERIMENT))
     return [look(run, run.relative_to(folder).as_posix(), "") for run in found]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
@@ -118,6 +118,17 @@ class First:
         return any(budget.is_spent(totals) for budget in self.budgets)
 
 
+@dataclass(frozen=True)
+class Last:
+    """Whichever of several budgets runs out last."""
+
+    budgets: tuple[Any, ...]
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Ask all of them."""
+        return all(budget.is_spent(totals) for budget in self.budgets)
+
+
 BUDGETS = {
     "bytes": Bytes,
     "client_flops": ClientFlops,
@@ -130,3 +141,8 @@ BUDGETS = {
 def parse_budget(spec: str) -> Budget:
     """Build one budget, or ``"a(...) | b(...)"``; SpecError if that cannot be."""
     return First(tuple(parse(part, BUDGETS) for part in stages(spec)))
+
+
+def parse_last(specs: Sequence[str]) -> Budget:
+    """Build what is spent when all of `specs` are; without any it never is."""
+    return Last(tuple(map(parse_budget, specs))) if specs else NoBudget()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from fl_split.metrics import backward_transfer, by_class, drift, jain, performance_gap, worst
 from simulations import partition
@@ -29,6 +30,16 @@ def test_metrics_by_hand():
     assert jain([0.0, 0.0]) == 1
     vectors = [np.array([0.0, 3.0], np.float32), np.array([0.0, -3.0], np.float32)]
     assert drift(vectors) == pytest.approx(3)
+
+
+def test_drift_does_not_depend_on_the_number_of_threads():
+    generator = np.random.default_rng(0)
+    vectors = [generator.normal(size=100_003).astype(np.float32) for _ in range(5)]
+    found = []
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads):
+            found.append(drift(vectors))
+    assert len(set(found)) == 1
 
 
 def test_shards_and_training_rows_share_a_client_between_them():

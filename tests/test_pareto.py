@@ -4,13 +4,17 @@ import json
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fl_split.flops import head_step, tail_step
 from simulations import cli
-from simulations.experiment import Experiment
+from simulations.cells import Cell, is_finished
+from simulations.experiment import Experiment, read_toml
+from simulations.pareto import front
 from simulations.setup import prepare
-from strategies.budget import Nominal
+from strategies.budget import Bytes, Nominal
 
 CONFIG = """
 dataset = "digits()"
@@ -88,15 +92,19 @@ def test_adc_shrinks_the_tails_work_by_what_it_sends(simulate):
 
 @pytest.fixture
 def study(tmp_path):
-    (tmp_path / "study.toml").write_text(CONFIG)
-
-    def run(*arguments):
+    def run(*arguments, changes=None):
+        text = CONFIG
+        for old, new in (changes or {}).items():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "study.toml").write_text(text)
         command = ["pareto", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]
         return CliRunner().invoke(cli.app, [*command, *arguments]), tmp_path / "out"
 
     return run
 
 
+@pytest.mark.slow
 def test_a_study_reads_each_accuracy_off_when_the_budget_is_used_up(study):
     result, folder = study()
     assert result.exit_code == 0, result.output
@@ -119,6 +127,52 @@ def test_a_study_reads_each_accuracy_off_when_the_budget_is_used_up(study):
     assert set(frame[frame["codec"] == "topk-0.2"]["downlink"]) == {"bf16()"}
 
 
+@pytest.mark.slow
+def test_every_cell_is_a_plain_run_that_ends_with_the_last_budget(study, tmp_path):
+    result, folder = study("--jobs", "2")
+    assert result.exit_code == 0, result.output
+    cells = sorted(path.parent for path in folder.glob("*/summary.json"))
+    assert [cell.name for cell in cells] == [
+        "identity-seed0", "identity-seed1", "topk-0.2-seed0", "topk-0.2-seed1",
+    ]  # fmt: skip
+    for cell in cells:
+        rounds = len(pd.read_csv(cell / "rounds.csv"))
+        plain = tmp_path / f"plain-{cell.name}"
+        command = ["run", str(cell / "experiment.toml"), f"rounds={rounds}", "--out", str(plain)]
+        assert CliRunner().invoke(cli.app, command).exit_code == 0
+        found, expected = (load_file(path / "model.safetensors") for path in (cell, plain))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_a_dry_run_counts_the_steps_of_all_rounds_as_a_bound(study):
+    result, folder = study("--dry-run")
+    assert result.exit_code == 0, result.output
+    assert result.output.count(" 32* ") == 4  # 4 clients, 2 steps each, 4 rounds
+    assert "4 cells, 4 to run: at most" in result.output
+    assert not folder.exists()
+
+
+def test_a_run_until_several_budgets_ends_with_the_last_and_larger_ones_want_more(tmp_path):
+    (tmp_path / "c.toml").write_text(CONFIG.partition("[pareto]")[0])
+    folder = tmp_path / "out"
+    command = ["run", str(tmp_path / "c.toml"), "rounds=4", "--out", str(folder)]
+    result = CliRunner().invoke(cli.app, [*command, "--until=bytes(1)", "--until=rounds(2)"])
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv(folder / "rounds.csv")) == 2
+    experiment = Experiment.from_dict(read_toml(folder / "experiment.toml"))
+    wanted = [
+        (),
+        ["rounds(1)"],
+        ["rounds(2)", "bytes(1)"],
+        ["rounds(3)"],
+        ["rounds(2)", "bytes(1e9)"],
+    ]
+    finished = [is_finished(folder, Cell("", {}, experiment, until)) for until in wanted]
+    assert finished == [True, True, True, False, False]
+
+
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_and_a_changed_one_is_refused(study):
     _, folder = study()
     first = pd.read_csv(folder / "pareto.csv")
@@ -131,29 +185,36 @@ def test_a_stopped_study_goes_on_and_a_changed_one_is_refused(study):
     assert (folder / "identity-seed0" / "rounds.csv").stat().st_mtime_ns == kept
     assert pd.read_csv(folder / "pareto.csv").equals(first)
     result, _ = study("batch_size=8")
-    assert result.exit_code == 2 and "holds another experiment" in result.output
+    assert result.exit_code == 2 and "another study, with batch_size=16" in result.output
 
 
-def test_a_codec_that_fails_does_not_end_the_study(study, monkeypatch):
-    """Whoever sends infinities is dropped; here that is everybody who sends by topk."""
-    from fl_split.codecs.topk import TopK
+@pytest.mark.slow
+def test_a_codec_that_fails_does_not_end_the_study(study):
+    """Such steps take the smashed data beyond what 16 bits hold, and 32 bits hold them."""
+    changes = {
+        'engine = "inline()"': 'head_optimizer = "sgd(lr=3e4)"',
+        'codec = "topk(ratio={ratio})", downlink = "bf16()"': 'codec = "fp16()"',
+    }
+    result, folder = study(changes=changes)
+    assert result.exit_code == 1
+    for seed in (0, 1):
+        assert f"fp16-seed{seed}: round" in result.stderr
+        assert "clients were dropped" in (folder / f"fp16-seed{seed}" / "log.txt").read_text()
+    assert "identity" not in result.stderr
+    frame = pd.read_csv(folder / "pareto.csv").set_index(["codec", "budget"])
+    assert frame.loc[("identity", "rounds"), "reached"].all()
+    assert not frame.loc[("fp16", "rounds"), "reached"].any()
+    again, _ = study(changes=changes)
+    assert again.exit_code == 1 and "2 of 4 cells are finished already" in again.output
 
-    original = TopK.encode
 
-    def overflows(self, smashed, generator):
-        payload = original(self, smashed, generator)
-        if smashed.num_classes == 10 and len(smashed.labels) > 2:  # not in the dry run
-            payload.values["kept"] = payload.values["kept"] * float("inf")
-        return payload
-
-    monkeypatch.setattr(TopK, "encode", overflows)
-    result, folder = study()
-    assert result.exit_code == 0
-    assert result.output.count("clients were dropped") == 2
-    frame = pd.read_csv(folder / "pareto.csv").set_index("codec")
-    assert frame.loc["identity", "accuracy"].notna().any()
-    assert frame.loc["topk-0.2", "accuracy"].isna().all()
-    assert not frame.loc["topk-0.2", "reached"].any()
+def test_a_cell_that_never_began_has_no_accuracy(tmp_path):
+    cell = Cell(
+        "adc-0.1-seed3", {"codec": "adc(0.1)", "downlink": "bf16()", "seed": 3}, Experiment()
+    )
+    row = front([cell], {"bytes": Bytes(1.0)}, tmp_path).iloc[0]
+    assert (row["codec"], row["rounds"], row["reached"]) == ("adc-0.1", 0, False)
+    assert pd.isna(row["accuracy"]) and pd.isna(row["ratio"])
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from fl_split.specs import SpecError
 from simulations import cli, crowd
-from simulations.cells import check_others
+from simulations.cells import check_others, frame
 from simulations.cost import Estimator
 from simulations.experiment import Experiment
 from simulations.setup import prepare
-from simulations.sweep import cells, frame, read_grid, read_values, table
+from simulations.sweep import cells, read_grid, read_values, table
 from strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -208,10 +208,10 @@ def test_another_cell_waits_for_memory(monkeypatch, tmp_path):
         assert len(several.running) == expected
 
 
-def test_two_sweeps_cannot_share_a_folder(tmp_path):
+def test_two_studies_cannot_share_a_folder(tmp_path):
     with (
         crowd.alone(tmp_path),
-        pytest.raises(ValueError, match="another sweep"),
+        pytest.raises(ValueError, match="another study"),
         crowd.alone(tmp_path),
     ):
         pass
@@ -285,12 +285,29 @@ def wait_until(condition, seconds=90):
     raise AssertionError("waited in vain")
 
 
+PARETO = """
+[pareto]
+codecs = [{ codec = "identity()" }]
+seeds = [0, 1]
+rounds = 80
+bytes = 1
+max_rounds = 100
+"""
+
+
 @pytest.mark.slow
-def test_a_stopped_or_killed_sweep_goes_on_and_ends_with_the_same_bits(config, simulate):
-    out, changes = config.parent / "out", {"rounds": 80, "checkpoint_every": 2, "local_steps": 4}
-    command = [sys.executable, "-m", "simulations.cli", "sweep", str(config), "seed=0..1"]
-    command += [*(f"{key}={value}" for key, value in changes.items()), "--out", str(out)]
-    rows = [out / f"seed{seed}" / "rounds.csv" for seed in (0, 1)]
+@pytest.mark.parametrize(
+    ("study", "name", "most"), [("sweep", "seed{}", 80), ("pareto", "identity-seed{}", 100)]
+)
+def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
+    config, simulate, study, name, most
+):
+    out, changes = config.parent / "out", {"checkpoint_every": 2, "local_steps": 4}
+    config.write_text(CONFIG + (PARETO if study == "pareto" else ""))
+    command = [sys.executable, "-m", "simulations.cli", study, str(config), "--out", str(out)]
+    command += [f"{key}={value}" for key, value in changes.items()]
+    command += ["seed=0..1", "rounds=80"] if study == "sweep" else []
+    rows = [out / name.format(seed) / "rounds.csv" for seed in (0, 1)]
 
     def done(path):
         return len(path.read_text().splitlines()) - 1 if path.exists() else 0
@@ -316,10 +333,10 @@ def test_a_stopped_or_killed_sweep_goes_on_and_ends_with_the_same_bits(config, s
     assert ends[1][1] == -signal.SIGKILL
     last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert last.returncode == 0, last.stdout + last.stderr
-    log = " ".join((out / "seed0" / "log.txt").read_text().split())
-    assert log.count("of 80 rounds done") == 2
+    log = " ".join((out / name.format(0) / "log.txt").read_text().split())
+    assert log.count(f"of {most} rounds done") == 2
     for seed in (0, 1):
-        undisturbed = simulate(**changes, seed=seed).model
-        model = load_file(out / f"seed{seed}" / "model.safetensors")
+        undisturbed = simulate(**changes, rounds=80, seed=seed).model
+        model = load_file(out / name.format(seed) / "model.safetensors")
         assert model.keys() == undisturbed.keys()
         assert all(torch.equal(model[key], undisturbed[key]) for key in model)
