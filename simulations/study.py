@@ -16,11 +16,11 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from simulations.cells import FILE, Cell, check_others, frame, is_finished
+from simulations.cells import FILE, Cell, check_others, frame, holds_cells, is_finished
 from simulations.cost import Estimator
 from simulations.crowd import LOG, Crowd, alone, uses_cluster
 from simulations.memory import resident_bytes
-from simulations.results import check_folder
+from simulations.results import check_empty, check_folder
 from simulations.setup import Setup, prepare
 from simulations.sheet import sheet
 from simulations.terminal import (
@@ -57,6 +57,8 @@ def run_study(
         folder = chosen_folder({"out": found[0].experiment.out}, out_dir)
         check_folder(folder)
         check_others(folder, found[0].experiment.model_dump(), axes)
+        if not holds_cells(folder):
+            check_empty(folder)
         missing = [cell for cell in found if not is_finished(folder / cell.name, cell)]
         if dry_run:
             _show_cost(found, missing)
