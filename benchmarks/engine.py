@@ -43,9 +43,11 @@ from fl_split.step import Place, head_gradient, smash
 from fl_split.vit import ViT, split
 from simulations import client_app
 from simulations import table as tables
+from simulations.evaluator import Evaluator
 from simulations.experiment import Experiment
 from simulations.memory import keep_freed_memory
-from simulations.setup import Evaluator, Pool, Setup
+from simulations.pool import Pool
+from simulations.setup import Setup
 from strategies import Training, messages
 from strategies.tail import TrainedTail
 

@@ -24,7 +24,8 @@ from fl_split.payload import Payload
 from fl_split.step import Place, arrive, pack, smash
 from fl_split.ushape import traverse
 from fl_split.whole import predict, train_step
-from simulations.setup import EVALUATION_ROWS, Setup
+from simulations.evaluator import EVALUATION_ROWS
+from simulations.setup import Setup
 from strategies import SplitStrategy, messages
 from strategies.participants import Population
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from fl_split.lora import merged
 from fl_split.specs import stages
 from simulations import partition_statistics
 from simulations.checkpoint import FILE, Checkpoint
+from simulations.evaluator import Evaluator
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
+from simulations.pool import Pool
 from simulations.report.labels import short
 from simulations.results import Recorder
-from simulations.setup import Evaluator, Pool, Setup, prepare
+from simulations.setup import Setup, prepare
 from simulations.tracking import Log, NoLog
 from strategies import NoClientsLeft, Progress, RoundReport, Training
 from strategies.budget import Budget, NoBudget, parse_budget
@@ -62,101 +64,128 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config describes and write its results."""
     torch.set_num_threads(1)  # results must not depend on how many cores are idle
     if isinstance(context, LocalContext):
-        run(grid, context)
+        Run(grid, context)()
     else:
         setup = prepare(Experiment.from_dict(context.run_config))
-        run(grid, LocalContext(setup, lambda row, report: None))
+        Run(grid, LocalContext(setup, lambda row, report: None))()
 
 
-def run(grid: Grid, context: LocalContext) -> None:
-    """Train on `grid`, write results, and whatever happens leave the last round's model."""
-    setup, experiment = context.setup, context.setup.experiment
-    folder = output_folder(experiment)
-    before = context.resumed or Checkpoint(0, setup.initial_arrays(), {}, {})
-    head, tail, crew = Flat(setup.head), Flat(setup.tail), Crew()
-    evaluator = Evaluator(head, tail, setup, crew)
-    evaluator.load(before.arrays)
-    pool = Pool(head, tail, setup)
-    pool.set_moments(before.moments)
-    clock = getattr(grid, "cpu_seconds", None)
-    recorder = Recorder(folder, experiment, setup.class_names, clock, before.rounds)
-    partition_statistics.write(setup.train, folder)
-    settings = experiment.model_dump(exclude={"out"})
-    log: Log = experiment.build("tracking").open(settings, folder)
-    if isinstance(grid, LocalGrid) and before.clients:
-        grid.restore(before.clients)
-    finished = before.arrays
-    facts = {
-        "activation_bytes": setup.activation_bytes(),
-        "majority_accuracy": setup.majority_accuracy,
-    }
+class Run:
+    """A run in progress: the model in training, its results, and what ends it.
 
-    def track(row: dict[str, Any]) -> None:
-        nonlocal log
+    `finished` are the weights after the last whole round.
+    """
+
+    def __init__(self, grid: Grid, context: LocalContext) -> None:
+        self.grid, self.context, self.setup = grid, context, context.setup
+        self.experiment = experiment = context.setup.experiment
+        self.before = context.resumed or Checkpoint(0, self.setup.initial_arrays(), {}, {})
+        self.finished = self.before.arrays
+        self.crew = Crew()
+        self.head, self.tail = Flat(self.setup.head), Flat(self.setup.tail)
+        self.evaluator = Evaluator(self.head, self.tail, self.setup, self.crew)
+        self.evaluator.load(self.before.arrays)
+        self.pool = Pool(self.head, self.tail, self.setup)
+        self.pool.set_moments(self.before.moments)
+        self.folder = output_folder(experiment)
+        clock = getattr(grid, "cpu_seconds", None)
+        names, rounds = self.setup.class_names, self.before.rounds
+        self.recorder = Recorder(self.folder, experiment, names, clock, rounds)
+        partition_statistics.write(self.setup.train, self.folder)
+        settings = experiment.model_dump(exclude={"out"})
+        self.log: Log = experiment.build("tracking").open(settings, self.folder)
+        self.budgets = _budgets(context)
+        if isinstance(grid, LocalGrid) and self.before.clients:
+            grid.restore(self.before.clients)
+
+    def __call__(self) -> None:
+        """Train, write results, and whatever happens leave the last round's model."""
+        facts = {
+            "activation_bytes": self.setup.activation_bytes(),
+            "majority_accuracy": self.setup.majority_accuracy,
+        }
+        status, ended_by = "failed", "error"
         try:
-            log.add(row)
+            self._train()
+            is_whole = len(self.recorder.rows) == self.experiment.rounds
+            status, ended_by = "complete", "rounds" if is_whole else self._spent()
+        except KeyboardInterrupt:
+            status = ended_by = "interrupted"
+            raise
+        except NoClientsLeft:
+            ended_by = "no clients left"
+            raise
+        finally:
+            self.crew.close()
+            self.evaluator.load(self.finished)  # training may have gone on from there
+            model, codec = merged(self.setup.model), self.setup.codec_weights()
+            self.recorder.finish(model, status, ended_by, codec, facts)
+            self.log.close(status)
+        (self.folder / FILE).unlink(missing_ok=True)
+
+    def _train(self) -> None:
+        experiment, before = self.experiment, self.before
+        patience = PATIENCE if isinstance(self.grid, LocalGrid) else 1
+        experiment.build("strategy").start(
+            self.grid,
+            before.arrays,
+            before.rounds if self._spent() else experiment.rounds,
+            experiment.timeout * patience,
+            evaluate_fn=self.evaluator,
+            training=self._training(),
+        )
+
+    def _training(self) -> Training:
+        experiment, moments = self.experiment, self.before.moments
+        return Training(
+            clients=experiment.clients,
+            fraction=experiment.fraction,
+            seed=experiment.seed,
+            codec=experiment.build("codec"),
+            downlink=experiment.build("downlink"),
+            tail_optimizer=experiment.build("tail_optimizer"),
+            head=self.head,
+            tail=self.tail,
+            pooled_round=self.pool,
+            crew=self.crew,
+            aggregator=experiment.build("aggregation"),
+            progress=Progress(
+                self.before.rounds, moments.get("tail", {}), moments.get("aggregator", {})
+            ),
+            on_round=self._on_round,
+        )
+
+    def _on_round(self, report: RoundReport) -> bool:
+        """Write what the round gave; tell whether it was the last."""
+        self.finished = report.arrays
+        row = self.recorder.add(report)
+        self._track(row)
+        every = self.experiment.checkpoint_every
+        if every and report.round % every == 0:
+            self._save(report)
+        self.context.watch(row, report)
+        return bool(self._spent())
+
+    def _track(self, row: dict[str, Any]) -> None:
+        try:
+            self.log.add(row)
         except Exception as error:  # of a library or a network; results are in the folder
             warnings.warn(f"tracking ended in round {row['round']}: {error}", stacklevel=2)
-            log = NoLog()
+            self.log = NoLog()
 
-    budgets = _budgets(context)
+    def _save(self, report: RoundReport) -> None:
+        """Write a checkpoint, if the engine can tell what clients are."""
+        states = self.grid.states() if isinstance(self.grid, LocalGrid) else None
+        if states is None:  # or a worker is just being restarted: not this time
+            return
+        memory = {"tail": report.progress.moments, "aggregator": report.progress.aggregator}
+        moments = {**self.pool.moments(), **memory}
+        Checkpoint(report.round, report.arrays, moments, states).write(self.folder, self.experiment)
 
-    def on_round(report: RoundReport) -> bool:
-        nonlocal finished
-        finished = report.arrays
-        row = recorder.add(report)
-        track(row)
-        every = experiment.checkpoint_every
-        if every and report.round % every == 0 and isinstance(grid, LocalGrid):
-            states = grid.states()
-            memory = {"tail": report.progress.moments, "aggregator": report.progress.aggregator}
-            moments = {**pool.moments(), **memory}
-            if states is not None:  # else a worker is just being restarted: not this time
-                Checkpoint(report.round, report.arrays, moments, states).write(folder, experiment)
-        context.watch(row, report)
-        return bool(_spent(budgets, recorder))
-
-    training = Training(
-        clients=experiment.clients,
-        fraction=experiment.fraction,
-        seed=experiment.seed,
-        codec=experiment.build("codec"),
-        downlink=experiment.build("downlink"),
-        tail_optimizer=experiment.build("tail_optimizer"),
-        head=head,
-        tail=tail,
-        pooled_round=pool,
-        crew=crew,
-        aggregator=experiment.build("aggregation"),
-        progress=Progress(
-            before.rounds, before.moments.get("tail", {}), before.moments.get("aggregator", {})
-        ),
-        on_round=on_round,
-    )
-    status, ended_by = "failed", "error"
-    try:
-        experiment.build("strategy").start(
-            grid,
-            before.arrays,
-            before.rounds if _spent(budgets, recorder) else experiment.rounds,
-            experiment.timeout * (PATIENCE if isinstance(grid, LocalGrid) else 1),
-            evaluate_fn=evaluator,
-            training=training,
-        )
-        is_whole = len(recorder.rows) == experiment.rounds
-        status, ended_by = "complete", "rounds" if is_whole else _spent(budgets, recorder)
-    except KeyboardInterrupt:
-        status = ended_by = "interrupted"
-        raise
-    except NoClientsLeft:
-        ended_by = "no clients left"
-        raise
-    finally:
-        crew.close()
-        evaluator.load(finished)  # training stopped half-way may have gone on from there
-        recorder.finish(merged(setup.model), status, ended_by, setup.codec_weights(), facts)
-        log.close(status)
-    (folder / FILE).unlink(missing_ok=True)
+    def _spent(self) -> str:
+        """Name the first budget that is used up; nothing if none is."""
+        totals = self.recorder.totals()
+        return next((name for name, one in self.budgets.items() if one.is_spent(totals)), "")
 
 
 def _budgets(context: LocalContext) -> dict[str, Budget]:
@@ -166,12 +195,6 @@ def _budgets(context: LocalContext) -> dict[str, Budget]:
         for spec in stages(context.setup.experiment.budget)
     }
     return {**named, "budget of the study": context.budget}
-
-
-def _spent(budgets: Mapping[str, Budget], recorder: Recorder) -> str:
-    """Name the first budget that is used up; nothing if none is."""
-    totals = recorder.totals()
-    return next((name for name, budget in budgets.items() if budget.is_spent(totals)), "")
 
 
 def output_folder(experiment: Experiment) -> Path:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from fl_split.activations import activation_bytes, saved
-from fl_split.codecs import CODECS, Codec, Identity, Smashed
+from fl_split.codecs import CODECS, Codec, Smashed
 from fl_split.cut import Head, Tail, insert
-from fl_split.flat import Flat, flatten, trained
-from fl_split.metrics import by_class
+from fl_split.flat import flatten, trained
 from fl_split.models import split
-from fl_split.optimizers import moments, set_moments
 from fl_split.payload import Payload
 from fl_split.seeds import generator, seeded
 from fl_split.specs import parse
 from fl_split.step import Place, compress, pack, smash
-from fl_split.whole import joined, predict, train_step
+from fl_split.whole import joined
 from simulations import partition
 from simulations.client import Worker
 from simulations.data import DATASETS, Source
@@ -36,11 +33,7 @@ from simulations.schedule import Schedule
 from simulations.skew import skewed
 from simulations.table import Labels, Pixels, Table
 from strategies import messages
-from strategies.crew import Crew
 from strategies.participants import sample
-
-EVALUATION_ROWS = 128
-"""Test images that run through the model at once."""
 
 
 @dataclass(frozen=True)
@@ -248,95 +241,6 @@ def _try(codec: Codec, downlink: Codec, head: Head, num_classes: int) -> None:
         downlink.unpack(pack(downlink, Payload(payload.values), place))
     except (KeyError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"does not fit tokens of shape {tuple(tokens.shape)}: {error}") from None
-
-
-class Evaluator:
-    """What the joined model gets right, uncompressed: in the test split, in held-out shards."""
-
-    def __init__(self, head: Flat[Head], tail: Flat[Tail], setup: Setup, crew: Crew) -> None:
-        self.head, self.tail, self.setup, self.crew = head, tail, setup, crew
-
-    def load(self, arrays: ArrayRecord) -> None:
-        """Put weights into the model."""
-        self.head.load(messages.numbers(arrays[messages.HEAD]))
-        self.tail.load(messages.numbers(arrays[messages.TAIL]))
-
-    def __call__(
-        self, server_round: int, arrays: ArrayRecord, client: int | None = None
-    ) -> MetricRecord:
-        """Load the weights and measure; `client` tells whose they are, if not everybody's."""
-        self.load(arrays)
-        self.head.module.eval()
-        self.tail.module.eval()
-        test, shards = self.setup.test, self.setup.shards
-        right, loss = self._answers(test, np.arange(len(test.labels)))
-        found = MetricRecord({"accuracy": float(right.mean()), "loss": loss / len(right)})
-        found[messages.CLASSES] = by_class(right, test.labels, test.num_classes).tolist()
-        owners = [k for k in ([client] if client is not None else shards) if k in shards]
-        if owners:
-            rows = np.concatenate([shards[k] for k in owners])
-            own, _ = self._answers(self.setup.train, rows)
-            ends = np.cumsum([len(shards[k]) for k in owners])[:-1]
-            found[messages.SHARDS] = [float(part.mean()) for part in np.split(own, ends)]
-            found[messages.SHARD_CLIENTS] = owners
-        self.head.module.train()
-        self.tail.module.train()
-        return found
-
-    def _answers(self, table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
-        """Which rows are right, and the summed loss."""
-        starts = range(0, len(rows), EVALUATION_ROWS)
-        batches = [rows[start : start + EVALUATION_ROWS] for start in starts]
-        right, losses = zip(*self.crew.map(partial(self._part, table), batches), strict=True)
-        return np.concatenate(right), sum(losses)
-
-    def _part(self, table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
-        pixels, labels = table.batch(rows)
-        logits = predict(self.head.module, self.tail.module, pixels)
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
-        return (logits.argmax(dim=1) == labels).numpy(), float(loss)
-
-
-class Pool:
-    """Centralised training on the samples of all clients together."""
-
-    def __init__(self, head: Flat[Head], tail: Flat[Tail], setup: Setup) -> None:
-        self.head, self.tail, self.setup = head, tail, setup
-        build = setup.experiment.build
-        self.optimizers = [
-            build("head_optimizer").build(head.vector),
-            build("tail_optimizer").build(tail.vector),
-        ]
-        self._named = {
-            "pooled-head": (self.optimizers[0], head.vector),
-            "pooled-tail": (self.optimizers[1], tail.vector),
-        }
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """State of both optimisers, by name."""
-        return {name: moments(*pair) for name, pair in self._named.items()}
-
-    def set_moments(self, found: Mapping[str, dict[str, Tensor]]) -> None:
-        """Put the optimisers back where :meth:`moments` found them."""
-        for name, pair in self._named.items():
-            set_moments(*pair, found.get(name, {}))
-
-    def __call__(self, server_round: int, clients: Sequence[int]) -> tuple[float, int, int]:
-        """Train for as many samples as `clients` would; return mean loss, samples and steps."""
-        setup, schedule = self.setup, self.setup.schedule()
-        train = setup.train
-        rows = np.concatenate(train.partitions)
-        budget = sum(schedule.num_samples(len(train.partitions[c])) for c in clients)
-        place = Place(schedule.seed, server_round, 0, 0)
-        losses: list[float] = []
-        seen = 0
-        while seen < budget:
-            chosen = rows[schedule.batch(place, len(rows))]
-            batch = (Identity(), *train.batch(chosen), train.num_classes, place)
-            losses.append(train_step(self.head, self.tail, self.optimizers, *batch))
-            seen += len(chosen)
-            place = place.next()
-        return sum(losses) / len(losses), seen, len(losses)
 
 
 @contextmanager
