@@ -150,6 +150,16 @@ def vector(message: Message, key: str) -> Array:
     return message.content.array_records[WEIGHTS][key]
 
 
+def check_weights(message: Message, names: Sequence[str], like: ArrayRecord) -> None:
+    """Raise ValueError or KeyError if a weight vector is missing or cannot be used."""
+    for name in names:
+        found, expected = numbers(vector(message, name)), tuple(like[name].shape)
+        if found.shape != expected:
+            raise ValueError(f"{name} of shape {found.shape}, expected {expected}")
+        if not np.isfinite(found).all():
+            raise ValueError(f"a {name} that is not finite")
+
+
 def payload_bytes(content: RecordDict) -> int:
     """Bytes of payloads and cut gradients in a message."""
     return _data_bytes(content, PAYLOAD) + _data_bytes(content, GRADIENT)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fl_split.flops import head_step, whole_step
@@ -20,8 +19,8 @@ from fl_split.seeds import generator
 from fl_split.step import Arrival, Place
 from strategies import messages
 from strategies.downlink import Downlink
+from strategies.kept import mean, shown
 from strategies.mailbox import PUSH_AT, Mailbox
-from strategies.participants import NoClientsLeft
 from strategies.tail import Served, TrainedTail, total
 from strategies.training import Progress, RoundReport, Training
 
@@ -240,47 +239,15 @@ class Round:
         return self.replies()
 
     def own_weights(self) -> dict[int, ArrayRecord]:
-        """Ask all clients with samples for what they keep; not counted as traffic.
-
-        That is the head, and the tail where clients train whole models.
-
-        Raises
-        ------
-        NoClientsLeft
-            None of them has anything to show.
-        """
+        """What clients keep, by client; asked for once. See :func:`~strategies.kept.shown`."""
         if self._own is None:
-            old = self.mailbox
-            apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.crew)
-            content = RecordDict({messages.SETTINGS: ConfigRecord()} if self.is_local else {})
-            for client in (client for client, count in self.samples.items() if count):
-                apart.send(client, messages.REPORT, content)
-            names = [messages.HEAD, *([messages.TAIL] if self.is_local else [])]
-            found = {}
-            for client, reply in apart.arrivals():
-                try:
-                    self._weights(reply, names)
-                    found[client] = reply.content.array_records[messages.WEIGHTS]
-                except (KeyError, TypeError, ValueError) as error:
-                    self.mailbox.drop(client, f"sent {error}")
-            if not found:
-                raise NoClientsLeft(f"round {self.number}: no client has a model to evaluate")
-            self._own = dict(sorted(found.items()))
+            self._own = shown(self)
             self._note_drift([own for client, own in self._own.items() if client in self.clients])
         return self._own
 
     def mean_of_own(self) -> ArrayRecord:
         """Mean of what clients keep, weights n_k / n, only to be saved."""
-        own = self.own_weights()
-        whole = sum(self.samples[client] for client in own)
-        mean = {
-            name: sum(
-                messages.numbers(record[name]) * (self.samples[client] / whole)
-                for client, record in own.items()
-            )
-            for name in next(iter(own.values()))
-        }
-        return messages.weights(**{name: np.asarray(vector) for name, vector in mean.items()})
+        return mean(self.own_weights(), self.samples)
 
     def order(self, policy: str) -> list[int]:
         """Clients of the round in the order of `policy`: cyclic, reverse or random."""
@@ -344,23 +311,13 @@ class Round:
                 return self.tail.arrive(
                     messages.unwrap(reply.content.array_records[messages.PAYLOAD])
                 )
-            self._weights(reply, self.returned)
+            messages.check_weights(reply, self.returned, self.arrays)
             if messages.metric(reply, messages.NUM_EXAMPLES) != self.samples[client]:
                 raise ValueError("another number of samples than it said at the start")
             self.finals[client] = reply
         except (KeyError, TypeError, ValueError) as error:
             self.mailbox.drop(client, f"sent {error}")
         return None
-
-    def _weights(self, reply: Message, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Read weight vectors; ValueError or KeyError if one is missing or cannot be used."""
-        found = {name: messages.numbers(messages.vector(reply, name)) for name in names}
-        for name, vector in found.items():
-            if vector.shape != (expected := tuple(self.arrays[name].shape)):
-                raise ValueError(f"{name} of shape {vector.shape}, expected {expected}")
-            if not np.isfinite(vector).all():
-                raise ValueError(f"a {name} that is not finite")
-        return found
 
 
 def _group_size(clients: int) -> int:
