@@ -107,7 +107,7 @@ def split(
         raise PartitionError(f"partition: {spec!r} makes {count} partitions; set clients={count}")
     if not any(len(part) for part in parts):
         raise PartitionError(f"partition: {spec!r} gives no client any sample")
-    return [np.asarray(part.with_format(None)[ROW], dtype=np.int64) for part in parts]
+    return [part.with_format("arrow")[:][ROW].to_numpy() for part in parts]
 
 
 def hold_out(

@@ -182,9 +182,15 @@ def _partition(
     source: Source, e: Experiment
 ) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]]]:
     """Rows that clients train on, and those that they hold back."""
-    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
-    parts = partition.split(rows, e.partition, clients=e.clients, label=source.label, seed=e.seed)
+    parts = _split(source, e.partition, e.clients, e.seed)
     return partition.hold_out(parts, e.holdout, seed=e.seed)
+
+
+@lru_cache(maxsize=16)
+def _split(source: Source, spec: str, clients: int, seed: int) -> list[NDArray[np.int64]]:
+    """Return the rows of every client; the cells of a study share them."""
+    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
+    return partition.split(rows, spec, clients=clients, label=source.label, seed=seed)
 
 
 @lru_cache(maxsize=1)
