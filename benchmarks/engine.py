@@ -174,6 +174,7 @@ def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
     training = Training(
         clients=work.clients,
         fraction=work.fraction,
+        batch_size=work.batch,
         seed=0,
         codec=setup.experiment.build("codec"),
         downlink=setup.experiment.build("downlink"),

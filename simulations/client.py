@@ -346,7 +346,7 @@ class Client:
         place = state.config_records[PLACE]
         numbers = [int(str(place[key])) for key in ("round", "client", "step")]
         self.place = Place(self.worker.schedule.seed, *numbers)
-        self.has_own_head, self.share = bool(place["own-head"]), float(str(place["share"]))
+        self.has_own_head, self.share = bool(place["own-head"]), float(str(place.get("share", 1.0)))
         self.head.load(state.array_records[HEAD][HEAD].numpy())
         self.optimizer = self._fresh_optimizer()
         set_moments(self.optimizer, self.head.vector, _tensors(state.array_records[OPTIMIZER]))

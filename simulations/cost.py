@@ -27,7 +27,6 @@ from fl_split.whole import predict, train_step
 from simulations.evaluator import EVALUATION_ROWS
 from simulations.setup import Setup
 from strategies import SplitStrategy, messages
-from strategies.participants import Population
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,10 @@ def _evaluated(setup: Setup) -> int:
 
 def _rounds(setup: Setup, strategy: SplitStrategy) -> Iterator[dict[Place, float]]:
     """Yield, for each round, where its clients begin, each with its share of the batch size."""
-    e, train = setup.experiment, setup.train
-    parts = dict(enumerate(train.partitions))
-    population = Population(
-        {client: len(part) for client, part in parts.items()},
-        {client: train.label_counts(part) for client, part in parts.items()},
-    )
+    e = setup.experiment
+    population = setup.population()
     for number in range(1, e.rounds + 1):
-        chosen = strategy.choose(population, e.fraction, e.seed, number)
+        chosen = strategy.choose(population, number)
         yield {Place(e.seed, number, client, 0): share for client, share in chosen.items()}
 
 

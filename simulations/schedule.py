@@ -9,6 +9,7 @@ import torch
 
 from fl_split.seeds import generator
 from fl_split.step import Place
+from strategies.participants import batch_samples
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Schedule:
 
     def reduced(self, share: float) -> Schedule:
         """Return the schedule of a client that takes a share of the batch size."""
-        return replace(self, batch_size=max(1, int(share * self.batch_size)))
+        return replace(self, batch_size=batch_samples(share, self.batch_size))
 
     def num_steps(self, num_samples: int) -> int:
         """Steps of a round: `local_steps`, or if 0 `local_epochs` passes over the samples."""

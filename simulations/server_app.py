@@ -140,6 +140,7 @@ class Run:
         return Training(
             clients=experiment.clients,
             fraction=experiment.fraction,
+            batch_size=experiment.batch_size,
             seed=experiment.seed,
             codec=experiment.build("codec"),
             downlink=experiment.build("downlink"),

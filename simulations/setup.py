@@ -33,7 +33,7 @@ from simulations.schedule import Schedule
 from simulations.skew import skewed
 from simulations.table import Labels, Pixels, Table
 from strategies import messages
-from strategies.participants import sample
+from strategies.participants import Population
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,17 @@ class Setup:
     def initial_arrays(self) -> ArrayRecord:
         """Flat weights of head and tail before training."""
         return messages.weights(head=_vector(self.head), tail=_vector(self.tail))
+
+    def population(self) -> Population:
+        """Whom rounds choose from, as the server will know them."""
+        e, parts = self.experiment, dict(enumerate(self.train.partitions))
+        return Population(
+            {client: len(rows) for client, rows in parts.items()},
+            {client: self.train.label_counts(rows) for client, rows in parts.items()},
+            e.fraction,
+            e.batch_size,
+            e.seed,
+        )
 
     def schedule(self) -> Schedule:
         """Which samples make up which step."""
@@ -225,7 +236,8 @@ def _check_strategy(e: Experiment, partitions: Sequence[NDArray[np.int64]]) -> N
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     sizes = {client: len(rows) for client, rows in enumerate(partitions)}
-    clients, least = len(sample(sizes, e.fraction, e.seed, 1)), e.build("aggregation").least_clients
+    clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
+    least = e.build("aggregation").least_clients
     if clients < least:
         raise ValueError(
             f"aggregation: {e.aggregation} needs {least} clients or more in a round, got {clients} "

@@ -87,7 +87,7 @@ def sweep(
         out.print(f"{left_out} cells left out: without smashed data codecs change nothing")
     run_study(
         found,
-        axes=found_grid,
+        axes={"seed"} | {key for key, entries in found_grid.items() if len(entries) > 1},
         conclude=lambda rows, folder: table(rows, out.width),
         out_dir=out_dir,
         jobs=jobs,

@@ -17,7 +17,7 @@ from fl_split.seeds import generator
 from fl_split.specs import STRICT
 from strategies import messages
 from strategies.parallel import lockstep
-from strategies.participants import Population, per_round, shuffled
+from strategies.participants import Population, batch_samples
 from strategies.round import Round
 from strategies.strategy import SplitStrategy
 
@@ -34,8 +34,9 @@ class MergeSFL(SplitStrategy):
     Reconstructed: the paper chooses clients by a genetic algorithm and then changes batch
     sizes a little; here they are chosen one by one, each the one that brings the merged
     labels nearest to those of all clients (Kullback-Leibler divergence), among more than
-    are needed, drawn anew for each round. Speeds are drawn instead of measured. The server
-    learns how many samples of each class a client holds.
+    are needed, drawn anew for each round. That favours clients that fill their batch.
+    Speeds are drawn instead of measured. The server learns how many samples of each class
+    a client holds.
 
     Parameters
     ----------
@@ -43,8 +44,8 @@ class MergeSFL(SplitStrategy):
         Clients drawn for each one that is needed; 1 leaves no choice.
     slowest : float
         Speed of the slowest device, that of the fastest being 1; others lie between, evenly
-        on a logarithmic scale. A client takes its speed, over that of the fastest in the
-        round, times `batch_size`. There is no clock: speeds change batches, not times.
+        on a logarithmic scale. A client takes its speed, over that of the fastest
+        candidate, times `batch_size`. There is no clock: speeds change batches, not times.
     """
 
     candidates: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
@@ -52,17 +53,18 @@ class MergeSFL(SplitStrategy):
 
     needs_labels = True
 
-    def choose(
-        self, population: Population, fraction: float, seed: int, server_round: int
-    ) -> dict[int, float]:
+    def choose(self, population: Population, server_round: int) -> dict[int, float]:
         """Draw candidates, then choose those whose merged labels are nearest to all labels."""
-        wanted = per_round(population.samples, fraction)
-        order = shuffled(population.samples, seed, server_round)
-        drawn = order[: math.ceil(self.candidates * wanted)]
-        speeds = {client: self._speed(seed, client) for client in drawn}
-        chosen = nearest_to_all(drawn, wanted, speeds, population.labels)
-        fastest = max(speeds[client] for client in chosen)
-        return {client: speeds[client] / fastest for client in sorted(chosen)}
+        wanted = population.per_round
+        drawn = population.shuffled(server_round)[: math.ceil(self.candidates * wanted)]
+        speeds = {client: self._speed(population.seed, client) for client in drawn}
+        shares = {client: speed / max(speeds.values()) for client, speed in speeds.items()}
+        sizes = {
+            client: min(batch_samples(share, population.batch_size), population.samples[client])
+            for client, share in shares.items()
+        }
+        chosen = nearest_to_all(drawn, wanted, sizes, population.labels)
+        return {client: shares[client] for client in sorted(chosen)}
 
     def _speed(self, seed: int, client: int) -> float:
         place = torch.rand((), dtype=torch.float64, generator=generator(seed, "speed", client))
@@ -78,14 +80,14 @@ class MergeSFL(SplitStrategy):
 def nearest_to_all(
     drawn: Sequence[int],
     wanted: int,
-    sizes: Mapping[int, float],
+    sizes: Mapping[int, int],
     labels: Mapping[int, Sequence[float]],
 ) -> list[int]:
     """Choose `wanted` of `drawn` whose labels, merged, are nearest to those of all clients.
 
     Starts from the first, then takes the one that leaves the least Kullback-Leibler
     divergence of the merged batch from all labels; ties go to the one drawn earlier.
-    `sizes` tells how much of a batch is a client's.
+    `sizes` tells how many samples a client's batch has.
     """
     everyone = np.sum([*labels.values()], axis=0, dtype=float)
     target = everyone / everyone.sum()

@@ -305,9 +305,10 @@ class Round:
         """Tell a payload from a final reply; drop the client if it is neither."""
         try:
             if messages.PAYLOAD in reply.content:
-                self._batches[client] = size = int(messages.metric(reply, messages.NUM_SAMPLES))
+                size = int(messages.metric(reply, messages.NUM_SAMPLES))
                 if not 0 < size <= self.samples[client]:
                     raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
+                self._batches[client] = size
                 return self.tail.arrive(
                     messages.unwrap(reply.content.array_records[messages.PAYLOAD])
                 )

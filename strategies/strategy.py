@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from fl_split.codecs import Codec
 from fl_split.optimizers import Optimizer, set_moments
 from strategies import messages
 from strategies.mailbox import Mailbox
-from strategies.participants import NoClientsLeft, Population, roll_call, sample
+from strategies.participants import NoClientsLeft, Population, roll_call
 from strategies.round import Round
 from strategies.tail import TrainedTail
 from strategies.training import Training
@@ -59,11 +58,9 @@ class SplitStrategy(Strategy):
         """Return the optimiser of the server's tail, `clients` per round: the experiment's."""
         return training.tail_optimizer
 
-    def choose(
-        self, population: Population, fraction: float, seed: int, server_round: int
-    ) -> dict[int, float]:
+    def choose(self, population: Population, server_round: int) -> dict[int, float]:
         """Return the clients of a round, in order, each with its share of the batch size."""
-        return dict.fromkeys(sample(population.samples, fraction, seed, server_round), 1.0)
+        return dict.fromkeys(population.sample(server_round), 1.0)
 
     def average(self, round: Round, replies: list[Message]) -> ArrayRecord:
         """Average whatever weights the replies carry, by one of Flower's strategies."""
@@ -120,11 +117,12 @@ class SplitStrategy(Strategy):
         assert evaluate_fn is not None
         result, arrays = Result(), initial_arrays
         training.crew.on_done = getattr(grid, "wake", training.crew.on_done)
-        nodes, population = roll_call(
+        nodes, samples, labels = roll_call(
             grid, training.clients, timeout, training.crew, self.needs_labels
         )
-        choose = partial(self.choose, population, training.fraction, training.seed)
-        per_round = len(choose(1))
+        sizes = training.fraction, training.batch_size
+        population = Population(samples, labels, *sizes, training.seed)
+        per_round = len(self.choose(population, 1))
         optimizer = self.tail_optimizer(training, per_round)
         tail = TrainedTail(training.tail, optimizer, training.codec, training.seed)
         tail.flat.load(messages.numbers(arrays[messages.TAIL]))
@@ -133,7 +131,7 @@ class SplitStrategy(Strategy):
         training.aggregator.set_state(training.progress.aggregator)
         for number in range(training.progress.rounds + 1, num_rounds + 1):
             mailbox = Mailbox(grid, nodes, str(number), timeout, training.crew)
-            shares, samples = choose(number), population.samples
+            shares = self.choose(population, number)
             round = kind(number, shares, samples, mailbox, training, tail, arrays)
             replies = self.train_round(round)
             round.note_drift(replies)  # before aggregation, which may consume them

@@ -57,6 +57,7 @@ class Training:
 
     clients: int
     fraction: float
+    batch_size: int
     seed: int
     codec: Codec
     downlink: Codec

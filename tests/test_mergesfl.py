@@ -11,11 +11,12 @@ from scipy.stats import entropy
 from torch.nn import functional
 
 from fl_split.seeds import generator
+from fl_split.step import Place
 from simulations import client_app
 from simulations.experiment import Experiment
 from simulations.schedule import Schedule
 from simulations.setup import prepare
-from strategies import messages
+from strategies import NoClientsLeft, messages
 from strategies.mergesfl import MergeSFL, nearest_to_all
 from strategies.participants import Population
 
@@ -34,7 +35,7 @@ def test_one_exchange_is_one_step_on_the_concatenated_batches(simulate):
     values = {**FOUR, "head_optimizer": "sgd(lr=0.5)", "tail_optimizer": "sgd(lr=0.3)", "cut": 1}
     outcome = simulate(**values)
     setup = prepare(Experiment.from_dict(outcome.summary["experiment"]))
-    shares = MergeSFL(slowest=0.1).choose(population(setup.train), 1.0, 0, 1)
+    shares = MergeSFL(slowest=0.1).choose(setup.population(), 1)
     model, batches = setup.model, []
     for client, rows in enumerate(setup.train.partitions):
         order = torch.randperm(len(rows), generator=generator(0, "batches", 1, client, 0))
@@ -54,14 +55,6 @@ def test_one_exchange_is_one_step_on_the_concatenated_batches(simulate):
         is_head = "embeddings" in name or "layers.0." in name
         step = sum(head[name] for head in heads) if is_head else 0.3 * merged[name]
         torch.testing.assert_close(outcome.model[name], before - step, atol=1e-5, rtol=1e-4)
-
-
-def population(train) -> Population:
-    parts = dict(enumerate(train.partitions))
-    labels = {
-        k: np.bincount(train.labels[rows], minlength=10).tolist() for k, rows in parts.items()
-    }
-    return Population({k: len(rows) for k, rows in parts.items()}, labels)
 
 
 def test_batches_are_as_small_as_devices_are_slow(simulate):
@@ -96,7 +89,7 @@ def test_equal_devices_that_all_take_part_are_sfl(simulate):
 def test_chooses_the_clients_whose_labels_add_up():
     """Two of four halves make a whole: greedy finds the partner that exhaustive search finds."""
     labels = {0: [10, 10, 0, 0], 1: [9, 11, 0, 0], 2: [0, 0, 8, 8], 3: [10, 0, 10, 0]}
-    sizes = dict.fromkeys(labels, 1.0)
+    sizes = dict.fromkeys(labels, 4)
     assert nearest_to_all([0, 1, 3, 2], 2, sizes, labels) == [0, 2]
 
     def distance(pair):
@@ -109,22 +102,39 @@ def test_chooses_the_clients_whose_labels_add_up():
 def test_a_slow_device_counts_for_less_in_the_merged_labels():
     """Beside client 0, a small batch of the other class is further from half and half."""
     labels = {0: [10, 0], 1: [0, 10], 2: [4, 6]}
-    assert nearest_to_all([0, 1, 2], 2, {0: 1.0, 1: 1.0, 2: 1.0}, labels) == [0, 1]
-    assert nearest_to_all([0, 1, 2], 2, {0: 1.0, 1: 0.1, 2: 1.0}, labels) == [0, 2]
+    assert nearest_to_all([0, 1, 2], 2, {0: 10, 1: 10, 2: 10}, labels) == [0, 1]
+    assert nearest_to_all([0, 1, 2], 2, {0: 10, 1: 1, 2: 10}, labels) == [0, 2]
+
+
+def test_so_does_one_that_cannot_fill_a_batch():
+    """Two samples of the other class are less than five of a mixture, whatever the batch size."""
+    samples = {0: 10, 1: 2, 2: 10}
+    labels = {0: [10, 0], 1: [0, 2], 2: [4, 6]}
+    people = Population(samples, labels, 2 / 3, 10, 0)
+    rounds = [MergeSFL(candidates=3.0).choose(people, number) for number in range(1, 30)]
+    first = [people.shuffled(number)[0] for number in range(1, 30)]
+    assert {tuple(chosen) for chosen, one in zip(rounds, first, strict=True) if one == 0} == {
+        (0, 2)
+    }
 
 
 def test_merged_labels_are_nearer_to_all_than_those_of_a_random_draw(simulate):
-    train = prepare(
-        Experiment.from_dict({"clients": 50, "partition": "dirichlet(alpha=0.1)"})
-    ).train
-    people = population(train)
-    whole = np.sum([*people.labels.values()], axis=0)
+    """Measured on the batches that are merged: up to 16 samples of what a client holds."""
+    values = {"clients": 50, "partition": "dirichlet(alpha=0.1)", "fraction": 0.2}
+    setup = prepare(Experiment.from_dict({**values, "batch_size": 16}))
+    people, schedule = setup.population(), setup.schedule()
+    whole = np.bincount(setup.train.labels[np.concatenate(setup.train.partitions)])
 
     def distances(strategy):
         for number in range(1, 21):
-            chosen = strategy.choose(people, 0.2, 0, number)
+            chosen = strategy.choose(people, number)
             assert len(chosen) == 10 and list(chosen) == sorted(chosen)
-            merged = sum(np.array(people.labels[k]) / people.samples[k] for k in chosen)
+            rows = [
+                part[schedule.batch(Place(0, number, client, 0), len(part))]
+                for client, part in enumerate(setup.train.partitions)
+                if client in chosen
+            ]
+            merged = np.bincount(setup.train.labels[np.concatenate(rows)], minlength=10)
             yield entropy(merged, whole)
 
     random, near = (np.mean([*distances(MergeSFL(candidates=c))]) for c in (1.0, 3.0))
@@ -132,8 +142,9 @@ def test_merged_labels_are_nearer_to_all_than_those_of_a_random_draw(simulate):
 
 
 def test_everyone_is_chosen_at_some_time():
-    people = Population(dict.fromkeys(range(20), 5), {k: [k % 2, 1 - k % 2] for k in range(20)})
-    rounds = [MergeSFL().choose(people, 0.2, 0, number) for number in range(1, 41)]
+    labels = {k: [5 * (k % 2), 5 * (1 - k % 2)] for k in range(20)}
+    people = Population(dict.fromkeys(range(20), 5), labels, 0.2, 16, 0)
+    rounds = [MergeSFL().choose(people, number) for number in range(1, 41)]
     assert {client for chosen in rounds for client in chosen} == set(range(20))
 
 
@@ -150,7 +161,21 @@ def test_only_strategies_that_need_label_counts_are_told_them(simulate):
     assert set(map(tuple, told.values())) == {()}
     outcome = simulate(watch, **FOUR)
     train = prepare(experiment(outcome)).train
-    assert {k: told[k] for k in range(4)} == population(train).labels
+    counts = [np.bincount(train.labels[rows], minlength=10).tolist() for rows in train.partitions]
+    assert [told[k] for k in range(4)] == counts
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [], [-1] * 10, [1e9] + [0] * 9])
+def test_counts_that_cannot_be_end_the_run_at_once(simulate, counts):
+    def lie(message: Message, context):
+        reply = client_app.app(message, context)
+        is_liar = context.node_config["partition-id"] == 2
+        if message.metadata.message_type == messages.ROLL_CALL and is_liar:
+            reply.content[messages.METRICS][messages.NUM_LABELS] = counts
+        return reply
+
+    with pytest.raises(NoClientsLeft, match="client 2 said it holds"):
+        simulate(lie, **FOUR)
 
 
 @pytest.mark.parametrize(("share", "size"), [(1.0, 16), (0.5, 8), (0.3, 4), (0.01, 1)])

@@ -83,6 +83,43 @@ def study(tmp_path):
     return folder
 
 
+TASKS = ("dirichlet(alpha=0.3)", "dirichlet(alpha=1.0)")
+
+
+def write_tasks(folder, codecs):
+    """Two seeds of every codec on two partitions; accuracies 10 points and more apart."""
+    for i, codec in enumerate(codecs):
+        for j, partition in enumerate(TASKS):
+            for seed in (0, 1):
+                final = 0.3 + 0.2 * i + 0.1 * j + 0.02 * seed
+                where = folder / f"{i}{j}{seed}"
+                write_run(where, [0.1, final], codec=codec, partition=partition, seed=seed)
+    return build([folder])
+
+
+def test_an_overview_sets_methods_against_tasks(tmp_path):
+    page = write_tasks(tmp_path, ["identity", "topk(ratio=0.1)"])
+    found = {table.name: table for table in page.tables}["overview"]
+    assert found.columns == ["method", *TASKS]
+    half = 12.7062047 * math.sqrt(2) / math.sqrt(2)  # Student's t with one degree of freedom
+    assert found.rows == [
+        ["identity", f"31.0 ± {half:.1f}", f"41.0 ± {half:.1f}"],
+        ["topk(ratio=0.1)", f"51.0 ± {half:.1f}", f"61.0 ± {half:.1f}"],
+    ]
+    drawing = page.drawings[0]
+    assert drawing.name == "accuracy-by-task" and "dirichlet(alpha=...)" in drawing.file
+    ends = drawing.data.set_index(["method", "task"])
+    assert ends.loc[("topk(ratio=0.1)", TASKS[1]), "least"] == pytest.approx(60)
+    assert ends.loc[("topk(ratio=0.1)", TASKS[1]), "greatest"] == pytest.approx(62)
+    assert f"{TASKS[0]}: topk(ratio=0.1)" in drawing.alt
+
+
+def test_tasks_of_one_method_have_no_overview(tmp_path):
+    page = write_tasks(tmp_path, ["identity"])
+    assert [table.name for table in page.tables][0] == "results"
+    assert page.drawings[0].name == "accuracy-rounds" and len(html(page)) > 1000
+
+
 def test_interval_is_student_t():
     mean, half = interval([0.8, 0.9, 1.0])
     assert mean == pytest.approx(0.9)

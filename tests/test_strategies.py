@@ -315,6 +315,20 @@ def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, spoilt,
     assert outcome.summary["status"] == "complete"
 
 
+@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("size", [0, -3, 10**9, float("nan")])
+def test_a_batch_of_a_size_that_cannot_be_costs_its_sender_the_round(simulate, spoilt, name, size):
+    def lie(reply):
+        if messages.PAYLOAD in reply.content:
+            reply.content[messages.METRICS][messages.NUM_SAMPLES] = size
+        return reply
+
+    outcome = simulate(spoilt({0}, lie, 0), strategy=name, rounds=1, local_steps=2)
+    assert outcome.clients.query("dropped != ''")["client"].tolist() == [0]
+    assert outcome.summary["status"] == "complete"
+    assert all(value.isfinite().all() for value in outcome.model.values())
+
+
 def test_local_epochs_pass_over_the_samples_that_often_in_new_order(simulate):
     rows = []
 

@@ -127,7 +127,8 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
     bits = _levels(a, high).log2().floor().clamp(0, MOST_BITS).long()
     places = torch.arange(MOST_BITS)  # what is left over by rounding down
     gains = a.square()[:, None] * 4.0**-places * (places >= bits[:, None])
-    best = gains.flatten().topk(min(int(total - bits.sum()), gains.numel()))
+    spare = max(0, int(total - bits.sum()))  # below 0 where ranges are beyond the bisection
+    best = gains.flatten().topk(min(spare, gains.numel()))
     chosen = best.indices[best.values > 0] // MOST_BITS
     return bits + torch.bincount(chosen, minlength=len(a))
 

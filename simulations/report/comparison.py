@@ -14,7 +14,7 @@ from simulations.sheet import sheet
 
 BYTES_SENT = ["payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down"]
 
-CLIENT = " Client: mean of clients, each on its own held-out samples."
+CLIENT = " Client: mean of clients, each on its own held-out samples, after the last round."
 """What a column of that name holds, in a caption."""
 
 

@@ -66,6 +66,9 @@ def figure(study: Collection) -> Drawing | None:
 
 
 def _tasks(study: Collection) -> list[str]:
+    """Tasks, if methods differ too."""
+    if all(key in TASK for key in study.configurations[0].told):
+        return []
     return list(dict.fromkeys(one.task for one in study.configurations))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from simulations.report.comparison import CLIENT
 from simulations.report.curves import HEAD, PAYLOAD
 from simulations.report.runs import Collection, Configuration, Run
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
@@ -27,8 +28,6 @@ SHARES = {
     "client_accuracy_std",
 }  # fmt: skip
 """Metrics that are told in %, as accuracies are."""
-
-CLIENT = "Client: mean of clients, each on its own held-out samples, after the last round. "
 
 WITHIN = f"± half of the {100 * LEVEL:.0f} % interval"
 
@@ -102,7 +101,7 @@ def results(study: Collection) -> Table:
     caption = (
         f"Accuracy on the test set: mean {WITHIN} over seeds (Student's t); without ± there is "
         "one seed and no interval. Best: over the rounds of each run, chosen on the test set and "
-        f"so optimistic. {CLIENT if 'client' in accuracies else ''}The rest are means over seeds "
+        f"so optimistic.{CLIENT if 'client' in accuracies else ''} The rest are means over seeds "
         "of what all clients and rounds took together. Payload: smashed data up, cut gradients "
         "down. Weights: synchronised heads, of fedavg models. Wire: whole messages, both ways. "
         "Ratio: payload over uncompressed fp32. MB are 10⁶ bytes."
