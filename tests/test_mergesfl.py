@@ -113,9 +113,8 @@ def test_so_does_one_that_cannot_fill_a_batch():
     people = Population(samples, labels, 2 / 3, 10, 0)
     rounds = [MergeSFL(candidates=3.0).choose(people, number) for number in range(1, 30)]
     first = [people.shuffled(number)[0] for number in range(1, 30)]
-    assert {tuple(chosen) for chosen, one in zip(rounds, first, strict=True) if one == 0} == {
-        (0, 2)
-    }
+    pairs = {tuple(chosen) for chosen, one in zip(rounds, first, strict=True) if one == 0}
+    assert pairs == {(0, 2)}
 
 
 def test_merged_labels_are_nearer_to_all_than_those_of_a_random_draw(simulate):
@@ -165,7 +164,7 @@ def test_only_strategies_that_need_label_counts_are_told_them(simulate):
     assert [told[k] for k in range(4)] == counts
 
 
-@pytest.mark.parametrize("counts", [[1, 2], [], [-1] * 10, [1e9] + [0] * 9])
+@pytest.mark.parametrize("counts", [[1, 2], [], [-1] * 10, [10**9] + [0] * 9])
 def test_counts_that_cannot_be_end_the_run_at_once(simulate, counts):
     def lie(message: Message, context):
         reply = client_app.app(message, context)

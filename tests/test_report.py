@@ -116,7 +116,7 @@ def test_an_overview_sets_methods_against_tasks(tmp_path):
 
 def test_tasks_of_one_method_have_no_overview(tmp_path):
     page = write_tasks(tmp_path, ["identity"])
-    assert [table.name for table in page.tables][0] == "results"
+    assert page.tables[0].name == "results"
     assert page.drawings[0].name == "accuracy-rounds" and len(html(page)) > 1000
 
 
