@@ -135,6 +135,8 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def _runs_below(folder: Path) -> str:
-    """Name the runs of a comparison: they go on one by one."""
+    """Name the runs of a comparison, which go on one by one; studies go on as they began."""
+    if (folder / "sweep.csv").exists():
+        return "; of a study, repeat the command with the same --out"
     runs = [str(path.parent) for path in sorted(folder.glob(f"*/{FILE}"))]
     return f"; resume one of {', '.join(runs)}" if runs else ""

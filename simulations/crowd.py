@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from simulations import checkpoint
-from simulations.cells import LOCK, Cell, holds_run, is_complete
+from simulations.cells import Cell, holds_run, is_complete
 from simulations.memory import available_bytes, resident_bytes
 from simulations.results import OutputError, make_folder
 
@@ -138,24 +137,6 @@ class Crowd:
         else:
             self.status[name] = "failed"
             self.failed[name] = _reason(run)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one study at a time.
-
-    Raises
-    ------
-    OutputError
-        Another one is running in it.
-    """
-    make_folder(folder)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(f"out: another study is running in {str(folder)!r}") from None
-        yield
 
 
 def uses_cluster(cell: Cell) -> bool:

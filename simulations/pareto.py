@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fl_split.specs import SpecError, sentence
+from fl_split.specs import SpecError, sentence, unknown
 from simulations.cells import Cell
 from simulations.results import COLUMNS, ROUNDS
 from strategies.budget import Bytes, ClientFlops, Limited, Nominal, Rounds
@@ -70,12 +70,25 @@ class Study(BaseModel):
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Study:
         """Check a table; SpecError names the key."""
+        for key in values:
+            if key not in cls.model_fields:
+                raise SpecError(f"pareto: {unknown('key', key, cls.model_fields)}")
+        for entry in values.get("codecs", []):
+            if not isinstance(entry, dict):
+                raise SpecError(f'pareto: a codec must be a table, {{ codec = "{entry}" }}')
+            for key in entry:
+                if key not in Entry.model_fields:
+                    raise SpecError(f"pareto: codecs: {unknown('key', key, Entry.model_fields)}")
         try:
             study = cls(**values)
         except ValidationError as error:
             raise SpecError(f"pareto: {sentence(error)}") from None
         if not study.budgets():
             raise SpecError(f"pareto: give a limit for at least one of {', '.join(LIMITED)}")
+        if study.rounds and study.rounds > study.max_rounds:
+            raise SpecError(
+                f"pareto: max_rounds={study.max_rounds} ends runs before rounds={study.rounds}"
+            )
         return study
 
     def cells(self, values: Mapping[str, Any]) -> list[Cell]:
@@ -163,7 +176,7 @@ def table(frame: pd.DataFrame) -> Table:
     """Show the study on a terminal: accuracies under each budget."""
     found = summary(frame)
     shown = Table(
-        title="Accuracy, %, when the budget is used up",
+        title="Accuracy, %, after the last round within the budget",
         caption="Mean ± standard deviation over seeds. Ratio: payload bytes, both directions, "
         "over uncompressed fp32. *: some run ended before the budget was used up.",
         box=SIMPLE,

@@ -16,9 +16,10 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from simulations.cells import FILE, Cell, check_others, frame, holds_cells, is_finished
+from simulations.cells import FILE, LOCK, Cell, check_others, frame, holds_cells, is_finished
 from simulations.cost import Estimator
-from simulations.crowd import LOG, Crowd, alone, uses_cluster
+from simulations.crowd import LOG, Crowd, uses_cluster
+from simulations.lock import alone
 from simulations.memory import resident_bytes
 from simulations.results import check_empty, check_folder
 from simulations.setup import Setup, prepare
@@ -64,7 +65,7 @@ def run_study(
             _show_cost(found, missing)
             return
         crowd = _crowd(missing, folder, jobs)
-        with alone(folder):
+        with alone(folder, LOCK):
             shown = conclude(_run(crowd, found), folder)
     out.print(shown)
     for name, reason in crowd.failed.items():

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +93,18 @@ def run_setups(
     `budget` ends each run, beside its own.
     """
     from simulations import client_app, report
+    from simulations.lock import alone
     from simulations.results import COMPARISON, SUMMARY
 
     engine = next(iter(setups.values())).experiment.build("engine")
     explain(setup.experiment for setup in setups.values())
     summaries = {}
-    with ends(folder, folders.values()), engine.session(client_app.app) as session:
+    with ExitStack() as held:
+        with door():
+            for path in folders.values():
+                held.enter_context(alone(path))
+        held.enter_context(ends(folder, folders.values()))
+        session = held.enter_context(engine.session(client_app.app))
         for name, setup in setups.items():
             _train(_grid(session, setup), setup, name, resumed, budget)
             summaries[name] = json.loads((folders[name] / SUMMARY).read_text())
@@ -113,13 +119,14 @@ def run_setups(
 
 
 def explain(experiments: Iterable[Experiment]) -> None:
-    """Say once what accuracy means, if some clients keep models and hold nothing back."""
+    """Say once what accuracy means, if some clients keep models."""
     for experiment in experiments:
-        if experiment.build("strategy").keeps_models and not experiment.holdout:
+        if experiment.build("strategy").keeps_models:
             name = experiment.strategy.partition("(")[0]
+            own = "client %" if experiment.holdout else "holdout=0.2 shows accuracy"
             text = (
                 f"{name}: accuracy is the mean over the clients' own models on the whole test "
-                "split; holdout=0.2 shows accuracy on their own samples"
+                f"split; {own} on their own samples"
             )
             out.print(text, markup=False, highlight=False, soft_wrap=True)
             return

@@ -58,7 +58,7 @@ def look(folder: Path, name: str, status: str = "") -> Snapshot:
     newest = max(p.stat().st_mtime for p in _files(folder))
     return Snapshot(
         name=name,
-        status=status or _status(folder),
+        status=_status(folder) if status in {"", "running"} else status,
         total=int(read_toml(folder / EXPERIMENT).get("rounds", 0)),
         accuracies=[float(row["accuracy"]) for row in rows],
         sent=sum(int(row[key]) for row in rows for key in BYTES_SENT),
@@ -95,7 +95,8 @@ def table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) ->
 
 def headline(snapshots: Sequence[Snapshot]) -> str:
     """Count runs by status."""
-    counts = {status: sum(seen.status == status for seen in snapshots) for status in ORDER}
+    told = ["silent" if _is_silent(seen) else seen.status for seen in snapshots]
+    counts = {status: told.count(status) for status in ["running", "silent", *ORDER[1:]]}
     return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 
@@ -133,9 +134,7 @@ class Pace:
 
 
 def _cells(seen: Snapshot) -> list[str]:
-    status = seen.status
-    if status == "running" and seen.silent_seconds > max(60, 5 * seen.seconds_per_round):
-        status = f"silent for {seen.silent_seconds:,.0f} s"
+    status = f"silent for {seen.silent_seconds:,.0f} s" if _is_silent(seen) else seen.status
     accuracy = f"{100 * seen.accuracies[-1]:.1f} %" if seen.accuracies else "-"
     return [
         seen.name,
@@ -146,6 +145,11 @@ def _cells(seen: Snapshot) -> list[str]:
         f"{seen.seconds_per_round:.2f}" if seen.rounds else "-",
         status,
     ]
+
+
+def _is_silent(seen: Snapshot) -> bool:
+    is_late = seen.silent_seconds > max(60, 5 * seen.seconds_per_round)
+    return seen.status == "running" and is_late
 
 
 def _rank(status: str) -> int:

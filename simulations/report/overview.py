@@ -17,6 +17,11 @@ from simulations.report.tables import WITHIN, Table, with_interval
 
 NAME = "accuracy-by-task"
 
+LONG = 24
+"""Characters of a task up to which it can stand below an axis."""
+
+NUMBERED = "task, in the order of the overview"
+
 
 def table(study: Collection) -> Table | None:
     """Final accuracy, methods by tasks; None if there is one of either."""
@@ -109,6 +114,8 @@ def _ticks(tasks: Sequence[str]) -> tuple[list[str], str]:
     parts = [re.fullmatch(r"(.*=)([^=()]+)(\)?)", task) for task in tasks]
     around = {(part[1], part[3]) for part in parts if part}
     if None in parts or len(around) > 1:
-        return list(tasks), ""
+        if max(map(len, tasks)) <= LONG:
+            return list(tasks), ""
+        return [str(number) for number in range(1, len(tasks) + 1)], NUMBERED
     begin, end = around.pop()
     return [part[2] for part in parts if part], f"{begin}...{end}"

@@ -23,6 +23,9 @@ from simulations.sheet import shortened
 FIRST = "the first method; choose another with --baseline"
 """Why a baseline is one that nobody asked for."""
 
+LONGEST = 72
+"""Characters of a label in a table."""
+
 FORMS = {".html": "html", ".htm": "html", ".md": "md"}
 """Formats by the end of a file's name."""
 
@@ -40,6 +43,13 @@ class Page:
     def whole_labels(self) -> dict[str, str]:
         """What to show where there is room, by label."""
         return {one.label: one.whole_label for one in self.study.configurations}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What tables show, by label: cut in the middle if all still differ."""
+        labels = list(self.whole_labels)
+        cut = [shortened(label, LONGEST) for label in labels]
+        return dict(zip(labels, cut if len({*cut}) == len(cut) else labels, strict=True))
 
     @property
     def title(self) -> str:
@@ -182,7 +192,6 @@ def _environment() -> Environment:
     environment.filters["data_uri"] = _data_uri
     environment.filters["numbers"] = numbers
     environment.filters["labelled"] = _labelled
-    environment.filters["shortened"] = shortened
     return environment
 
 
