@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from fl_split.codecs import CODECS
-from simulations import checkpoint
+from simulations import checkpoint, cli
 from simulations.checkpoint import CheckpointError
+from simulations.lock import alone
 from strategies import STRATEGIES
 
 PRIVATE = "parallel(average_heads=False)"
@@ -157,3 +159,14 @@ def test_a_checkpoint_holds_what_it_says_and_nothing_else(left):
     }  # fmt: skip
     with safe_open(left / checkpoint.FILE, "pt") as file:
         assert file.metadata()["rounds"] == "2"
+
+
+def test_a_run_that_another_process_writes_is_not_resumed(simulate, tmp_path):
+    stopped(simulate, 2, rounds=3, checkpoint_every=1)
+    folder = tmp_path / "run1"
+    before = (folder / "rounds.csv").read_text()
+    with alone(folder):
+        result = CliRunner().invoke(cli.app, ["resume", str(folder)])
+    assert result.exit_code == 2 and "another process is writing into" in result.stderr
+    assert (folder / "rounds.csv").read_text() == before
+    assert CliRunner().invoke(cli.app, ["resume", str(folder)]).exit_code == 0

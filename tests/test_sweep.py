@@ -19,6 +19,7 @@ from simulations import cli, crowd
 from simulations.cells import check_others, frame
 from simulations.cost import Estimator
 from simulations.experiment import Experiment
+from simulations.lock import alone
 from simulations.setup import prepare
 from simulations.sweep import cells, read_grid, read_values, table
 from strategies import STRATEGIES
@@ -208,12 +209,14 @@ def test_another_cell_waits_for_memory(monkeypatch, tmp_path):
         assert len(several.running) == expected
 
 
-def test_two_studies_cannot_share_a_folder(tmp_path):
+def test_two_writers_cannot_share_a_folder(tmp_path):
     with (
-        crowd.alone(tmp_path),
-        pytest.raises(ValueError, match="another study"),
-        crowd.alone(tmp_path),
+        alone(tmp_path),
+        pytest.raises(ValueError, match="another process is writing"),
+        alone(tmp_path),
     ):
+        pass
+    with alone(tmp_path), alone(tmp_path, "other"):
         pass
 
 
