@@ -34,9 +34,9 @@ class MergeSFL(SplitStrategy):
     Reconstructed: the paper chooses clients by a genetic algorithm and then changes batch
     sizes a little; here they are chosen one by one, each the one that brings the merged
     labels nearest to those of all clients (Kullback-Leibler divergence), among more than
-    are needed, drawn anew for each round. That favours clients that fill their batch.
-    Speeds are drawn instead of measured. The server learns how many samples of each class
-    a client holds.
+    are needed, drawn anew for each round. That passes over large one-sided batches. Speeds
+    are drawn instead of measured. The server learns how many samples of each class a
+    client holds.
 
     Parameters
     ----------
