@@ -277,7 +277,7 @@ def test_a_failed_cell_stops_no_other_and_finished_ones_are_kept(config):
     assert again.exit_code == 1 and "2 of 4 cells are finished already" in again.output
     assert times == [(out / good.format(s) / "rounds.csv").stat().st_mtime_ns for s in (0, 1)]
     other = invoke(*grid, "batch_size=32")
-    assert other.exit_code == 2 and "holds another experiment" in other.stderr
+    assert other.exit_code == 2 and "of another study, with batch_size=64" in other.stderr
 
 
 def wait_until(condition, seconds=90):
