@@ -73,7 +73,8 @@ class Study(BaseModel):
         for key in values:
             if key not in cls.model_fields:
                 raise SpecError(f"pareto: {unknown('key', key, cls.model_fields)}")
-        for entry in values.get("codecs", []):
+        entries = values.get("codecs")
+        for entry in entries if isinstance(entries, list) else []:
             if not isinstance(entry, dict):
                 raise SpecError(f'pareto: a codec must be a table, {{ codec = "{entry}" }}')
             for key in entry:
