@@ -16,8 +16,6 @@ from simulations.experiment import Experiment, read_toml
 from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
 from strategies.budget import First, parse_last
 
-FILE = "sweep.csv"
-
 METRICS = [
     "ended_by",
     "final_accuracy",

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from simulations.experiment import Experiment, read_toml
-from simulations.results import EXPERIMENT, write_whole
+from simulations.results import EXPERIMENT, STUDY, write_whole
 from strategies import messages
 
 FILE = "checkpoint.safetensors"
@@ -136,7 +136,7 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 def _runs_below(folder: Path) -> str:
     """Name the runs of a comparison, which go on one by one; studies go on as they began."""
-    if (folder / "sweep.csv").exists():
+    if (folder / STUDY).exists():
         return "; of a study, repeat the command with the same --out"
     runs = [str(path.parent) for path in sorted(folder.glob(f"*/{FILE}"))]
     return f"; resume one of {', '.join(runs)}" if runs else ""

@@ -58,14 +58,14 @@ class Estimator:
         examples: dict[tuple[int, int], np.ndarray] = {}
         clients = 0
         strategy = e.build("strategy")
+        trains = strategy.trains
         for chosen in _rounds(setup, strategy):
             clients += len(chosen)
-            for key, rows in _batches(setup, chosen, strategy.trains):
+            for key, rows in _batches(setup, chosen, trains):
                 sizes[key] += 1
                 examples.setdefault(key, rows)
         steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
         payload = of_ends = 0
-        trains = strategy.trains
         if trains == "split":
             exchanges = [(n, *_exchange(setup, examples[key])) for key, n in sizes.items()]
             payload = sum(n * size for n, size, _ in exchanges)
@@ -123,12 +123,12 @@ def _batches(
             left, step = left - size, step + 1
         return
     for place, share in chosen.items():
-        rows, schedule = train.partitions[place.client], setup.schedule().reduced(share)
-        for step in range(schedule.num_steps(len(rows))):
-            batch = rows[: schedule.batch_samples(step, len(rows))]
+        rows, own = train.partitions[place.client], schedule.reduced(share)
+        for step in range(own.num_steps(len(rows))):
+            batch = rows[: own.batch_samples(step, len(rows))]
             bits = 0
             if trains == "split":
-                batch = rows[schedule.batch(place, len(rows))]
+                batch = rows[own.batch(place, len(rows))]
                 if setup.head.end is None:  # else labels stay where they are
                     bits = int(train.labels[batch].max()).bit_length()
             yield (len(batch), bits), batch

@@ -74,6 +74,7 @@ SUMS = (
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
 MODEL, CODEC, SUMMARY = "model.safetensors", "codec.safetensors", "summary.json"
 COMPARISON = "comparison.csv"
+STUDY = "sweep.csv"
 
 BEFORE = {CLIENTS, "cell.toml", "log.txt"}
 """What may lie in a folder before its run has written anything: a sweep puts it there."""

@@ -40,6 +40,12 @@ def shortened(text: str, width: int) -> str:
     return f"{text[: max(0, width - 1 - after)]}…{text[len(text) - after :]}"
 
 
+def shortened_apart(texts: Sequence[str], width: int) -> list[str]:
+    """Cut all texts so, unless two that differ would become the same: then none."""
+    cut = [shortened(text, width) for text in texts]
+    return cut if len({*cut}) == len({*texts}) else list(texts)
+
+
 def sheet(
     titles: Sequence[str],
     rows: Sequence[Sequence[str]],

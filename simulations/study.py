@@ -16,12 +16,12 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from simulations.cells import FILE, LOCK, Cell, check_others, frame, holds_cells, is_finished
+from simulations.cells import LOCK, Cell, check_others, frame, holds_cells, is_finished
 from simulations.cost import Estimator
 from simulations.crowd import LOG, Crowd, uses_cluster
 from simulations.lock import alone
 from simulations.memory import resident_bytes
-from simulations.results import check_empty, check_folder
+from simulations.results import STUDY, check_empty, check_folder
 from simulations.setup import Setup, prepare
 from simulations.sheet import sheet
 from simulations.terminal import (
@@ -100,7 +100,7 @@ def _run(crowd: Crowd, found: Sequence[Cell]) -> pd.DataFrame:
     finally:
         crowd.stop()
         rows = frame(found, crowd.folder, crowd.status)
-        rows.to_csv(crowd.folder / FILE, index=False)
+        rows.to_csv(crowd.folder / STUDY, index=False)
     return rows
 
 
@@ -144,7 +144,7 @@ def _follow(crowd: Crowd, found: Sequence[Cell]) -> None:
                 if cell.name in changed or crowd.status.get(cell.name) == "running":
                     seen[cell.name] = look_at(cell)
             if changed:
-                frame(found, crowd.folder, crowd.status).to_csv(crowd.folder / FILE, index=False)
+                frame(found, crowd.folder, crowd.status).to_csv(crowd.folder / STUDY, index=False)
             if out.is_terminal:
                 live.update(_view([*seen.values()], pace, total), refresh=True)
             else:

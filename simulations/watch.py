@@ -14,10 +14,9 @@ from pathlib import Path
 from rich.filesize import decimal
 from rich.table import Table
 
-from simulations import cells
 from simulations.experiment import read_toml
 from simulations.report import BYTES_SENT
-from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
+from simulations.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
 from simulations.sheet import sheet
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -69,7 +68,7 @@ def look(folder: Path, name: str, status: str = "") -> Snapshot:
 
 def look_below(folder: Path) -> list[Snapshot]:
     """Read all runs in and below `folder`; those of a study also before they begin."""
-    plan = folder / cells.FILE
+    plan = folder / STUDY
     if plan.exists():
         with plan.open(newline="", encoding="utf-8") as file:
             rows = [(row["cell"], row["status"]) for row in csv.DictReader(file)]

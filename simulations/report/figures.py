@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from simulations.report.labels import TASK, joined
 from simulations.report.runs import Configuration
-from simulations.sheet import shortened
+from simulations.sheet import shortened_apart
 
 INK, PAPER = "#010203", "#fdfefd"
 """Stand for the text and the page that a figure meets: a page may be light or dark."""
@@ -187,9 +187,7 @@ def _columns(found: Sequence[Panel]) -> int:
 
 def named(labels: Iterable[str], width: int = 58) -> list[str]:
     """Break labels into two lines at most; they are cut in the middle if all still differ."""
-    whole = list(labels)
-    cut = [shortened(label, 2 * width - 10) for label in whole]
-    shown = cut if len(set(cut)) == len(set(whole)) else whole
+    shown = shortened_apart([*labels], 2 * width - 10)
     return ["\n".join(wrap(label, width)) for label in shown]
 
 

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short
 from simulations.report.runs import Collection, collect
 from simulations.results import write_whole
-from simulations.sheet import shortened
+from simulations.sheet import shortened_apart
 
 FIRST = "the first method; choose another with --baseline"
 """Why a baseline is one that nobody asked for."""
@@ -39,17 +40,16 @@ class Page:
     tables: Sequence[tables.Table]
     drawings: Sequence[Drawing]
 
-    @property
+    @cached_property
     def whole_labels(self) -> dict[str, str]:
         """What to show where there is room, by label."""
         return {one.label: one.whole_label for one in self.study.configurations}
 
-    @property
+    @cached_property
     def names(self) -> dict[str, str]:
         """What tables show, by label: cut in the middle if all still differ."""
         labels = list(self.whole_labels)
-        cut = [shortened(label, LONGEST) for label in labels]
-        return dict(zip(labels, cut if len({*cut}) == len(cut) else labels, strict=True))
+        return dict(zip(labels, shortened_apart(labels, LONGEST), strict=True))
 
     @property
     def title(self) -> str:
