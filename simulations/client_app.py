@@ -24,9 +24,10 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from simulations.client import Client, ResidentContext, Worker
+from simulations.client import Client, ResidentContext
 from simulations.grouping import Plan, finish
 from simulations.ushape import finish_forward
+from simulations.worker import Worker
 from strategies import messages
 
 

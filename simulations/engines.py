@@ -13,11 +13,11 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.grouped import MEMBERS
 from fl_split.specs import STRICT
-from simulations.client import Worker
 from simulations.grid import FIRST_NODE, LocalGrid, Session, contexts
 from simulations.grouping import answer_together
 from simulations.memory import keep_freed_memory
 from simulations.ray_engine import Ray
+from simulations.worker import Worker
 
 
 class InlineGrid(LocalGrid):

@@ -20,7 +20,8 @@ from flwr.supercore.run import Run
 # ``Message(...)`` refuses to be made without.
 from flwr.supercore.task_identity import TaskIdentity
 
-from simulations.client import ResidentContext, Worker
+from simulations.client import ResidentContext
+from simulations.worker import Worker
 
 FIRST_NODE = 2
 """Node id of partition 0; Flower reserves lower ones."""

@@ -11,8 +11,9 @@ from flwr.clientapp import ClientApp
 
 from fl_split.grouped import MEMBERS, Run
 from fl_split.payload import Payload
-from simulations.client import Client, ResidentContext, backward_together, forward_together
+from simulations.client import Client, ResidentContext
 from simulations.grid import answer, deadline, failure
+from simulations.worker import backward_together, forward_together
 
 Request = tuple[Client, Payload | None]
 """A client and its cut gradient, for the head's gradient; or None, for its next payload."""

@@ -26,12 +26,12 @@ from fl_split.specs import parse
 from fl_split.step import Place, compress, pack, smash
 from fl_split.whole import joined
 from simulations import partition
-from simulations.client import Worker
 from simulations.data import DATASETS, Source
 from simulations.experiment import Experiment
 from simulations.schedule import Schedule
 from simulations.skew import skewed
 from simulations.table import Labels, Pixels, Table
+from simulations.worker import Worker
 from strategies import messages
 from strategies.participants import Population
 

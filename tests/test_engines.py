@@ -130,7 +130,8 @@ def test_the_number_of_server_threads_changes_nothing(simulate, monkeypatch, str
 @pytest.mark.parametrize("kept", [0, 3])
 def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, kept):
     """With room for no graph, or for some: same bits, and never more than there is room for."""
-    from simulations.client import Client, Worker
+    from simulations.client import Client
+    from simulations.worker import Worker
 
     calls, smashed, sizes = [], Client._smash, []
 
@@ -164,7 +165,7 @@ def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, ke
 @pytest.mark.parametrize("strategy", ["parallel", "parallel(average_heads=False)", "sflv1"])
 def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strategy, codec):
     """Unequal partitions: groups form, fall apart and run out of batches."""
-    from simulations import client
+    from simulations import worker
 
     changes = {
         **VARIED, "strategy": strategy, "codec": codec, "model": PLAIN, "cut": 2,
@@ -172,20 +173,20 @@ def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strate
     }  # fmt: skip
     seen = []
     for name in ("smash_together", "head_gradients"):
-        original = getattr(client, name)
+        original = getattr(worker, name)
 
         def counted(*arguments, name=name, original=original):
             seen.append((name, len(arguments[name == "smash_together"])))
             return original(*arguments)
 
-        monkeypatch.setattr(client, name, counted)
-    monkeypatch.setattr(client, "is_faster", lambda *arguments: False)
+        monkeypatch.setattr(worker, name, counted)
+    monkeypatch.setattr(worker, "is_faster", lambda *arguments: False)
     alone = simulate(**changes)
     assert not seen
-    monkeypatch.setattr(client, "is_faster", lambda *arguments: True)
+    monkeypatch.setattr(worker, "is_faster", lambda *arguments: True)
     grouped = simulate(**changes)
     assert {name for name, size in seen if size > 2} == {"smash_together", "head_gradients"}
-    monkeypatch.setattr(client.Worker, "keep", lambda *arguments: None)
+    monkeypatch.setattr(worker.Worker, "keep", lambda *arguments: None)
     repeated = simulate(**changes)
     for other in (grouped, repeated):
         assert other.equals(alone)
@@ -193,17 +194,18 @@ def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strate
 
 
 def test_a_client_that_hangs_in_a_group_is_dropped_alone(simulate, monkeypatch):
-    from simulations import client
+    from simulations import worker
+    from simulations.client import Client
 
-    monkeypatch.setattr(client, "is_faster", lambda *arguments: True)
-    original = client.Client.rows
+    monkeypatch.setattr(worker, "is_faster", lambda *arguments: True)
+    original = Client.rows
 
     def rows(self):
         if self.here.client == 2:
             time.sleep(60)
         return original(self)
 
-    monkeypatch.setattr(client.Client, "rows", rows)
+    monkeypatch.setattr(Client, "rows", rows)
     changes = {"model": PLAIN, "cut": 2, "partition": "iid()", "rounds": 1}
     outcome = simulate(**changes, timeout=2.0)
     dropped = outcome.clients.query("dropped != ''")

@@ -316,7 +316,7 @@ def test_clients_served_through_their_state_equal_live_ones(
     live, other = (run(strategy=strategy, **VARIED) for run in (simulate, through_state))
     assert live.equals(other)
     assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
-    monkeypatch.setattr("simulations.client.Worker.keep", lambda *arguments: None)
+    monkeypatch.setattr("simulations.worker.Worker.keep", lambda *arguments: None)
     repeated = simulate(strategy=strategy, **VARIED)
     assert live.equals(repeated)
 
