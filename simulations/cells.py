@@ -21,6 +21,7 @@ METRICS = [
     "final_accuracy",
     "best_accuracy",
     "client_accuracy",
+    "dropped",
     "payload_bytes_up",
     "payload_bytes_down",
     "head_bytes_up",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,23 +12,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fl_split.specs import SpecError, sentence, unknown
+from fl_split.specs import SpecError, parse, sentence, unknown
 from simulations.cells import Cell
+from simulations.report.statistics import non_dominated
 from simulations.results import COLUMNS, ROUNDS
-from strategies.budget import Bytes, ClientFlops, Limited, Nominal, Rounds
+from strategies.budget import BUDGETS, Limited
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-LIMITED: dict[str, Callable[[Any], Limited]] = {
-    "rounds": Rounds,
-    "bytes": Bytes,
-    "client_flops": ClientFlops,
-    "nominal": Nominal,
+LIMITED = {
+    "rounds": "rounds({limit!r})",
+    "bytes": "bytes({limit!r})",
+    "all_bytes": "bytes({limit!r}, of='all')",
+    "client_flops": "client_flops({limit!r})",
+    "nominal": "nominal({limit!r})",
 }
 """Budgets under which codecs can be compared, by their key in a configuration."""
 
 AXES = ("codec", "downlink", "seed")
 """Keys in which the cells of a study differ."""
+
+PAYLOAD = ["payload_bytes_up", "payload_bytes_down"]
+WEIGHTS = ["head_bytes_up", "head_bytes_down"]
 
 FRONT, PLOT = "pareto.csv", "pareto.svg"
 
@@ -63,6 +68,7 @@ class Study(BaseModel):
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
     rounds: Annotated[int, Field(ge=1)] | None = None
     bytes: Limit | None = None
+    all_bytes: Limit | None = None
     client_flops: Limit | None = None
     nominal: Limit | None = None
     max_rounds: Annotated[int, Field(ge=1)]
@@ -102,7 +108,7 @@ class Study(BaseModel):
         """
         found: dict[str, Cell] = {}
         base = {**values, "rounds": self.max_rounds}
-        until = [f"{name}({budget.limit!r})" for name, budget in self.budgets().items()]
+        until = [*self._limits().values()]
         for entry in self.codecs:
             for label, specs in entry.cells(self.ratios):
                 for seed in self.seeds:
@@ -114,8 +120,11 @@ class Study(BaseModel):
 
     def budgets(self) -> dict[str, Limited]:
         """Those that are given, by name."""
+        return {name: parse(spec, BUDGETS) for name, spec in self._limits().items()}
+
+    def _limits(self) -> dict[str, str]:
         limits = {name: getattr(self, name) for name in LIMITED}
-        return {name: LIMITED[name](limit) for name, limit in limits.items() if limit}
+        return {name: LIMITED[name].format(limit=x) for name, x in limits.items() if x}
 
 
 def conclude(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -> Table:
@@ -130,14 +139,15 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
     """One row per cell and budget: the accuracy when it was used up.
 
     That is the accuracy after the last round that is wholly paid for; before the first one
-    there is none. `reached` is false for a run that ended, or failed, with budget left.
+    there is none. Bytes are those of both directions until then. `reached` is false for a run
+    that ended, or failed, with budget left.
     """
     rows = []
     for cell in cells:
         path = folder / cell.name / ROUNDS
         found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
         rounds = found.assign(rounds=1)
-        sent = rounds[["payload_bytes_up", "payload_bytes_down"]].sum().sum()
+        sent = rounds[PAYLOAD].sum().sum()
         for name, budget in budgets.items():
             spent = budget.spent(rounds).cumsum()
             paid = rounds[budget.pays(spent)]
@@ -152,6 +162,9 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
                     "limit": budget.limit,
                     "reached": bool(budget.uses_up(spent).any()),
                     "rounds": len(paid),
+                    "dropped": paid["dropped"].sum(),
+                    "payload_bytes": paid[PAYLOAD].sum().sum(),
+                    "head_bytes": paid[WEIGHTS].sum().sum(),
                     "accuracy": paid["accuracy"].iloc[-1] if len(paid) else math.nan,
                 }
             )
@@ -202,7 +215,10 @@ def _accuracy(row: Any) -> str:
 
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy against the measured ratio, a panel per budget, error bars over seeds."""
+    """Draw accuracy against the measured ratio, a panel per budget, error bars over seeds.
+
+    A dashed line joins what no other codec beats: by mean accuracy, with no more bytes.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter
 
@@ -220,11 +236,14 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
                 ordered["ratio"], 100 * ordered["mean"], yerr=100 * ordered["spread"].fillna(0),
                 label=family, marker=markers[number % len(markers)], capsize=2, lw=1, ms=5,
             )  # fmt: skip
+        known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")
+        best = known.loc[non_dominated(list(known["ratio"]), list(known["mean"]))]
+        axis.plot(best["ratio"], 100 * best["mean"], "k--", lw=1, zorder=0, label="front")
         axis.set_xscale("log")
         for subset in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
             subset(FormatStrFormatter("%g"))
         axis.set_title(f"equal {budget.replace('_', ' ')}: {part['limit'].iloc[0]:,.3g}")
-        axis.set_xlabel("payload bytes over uncompressed")
+        axis.set_xlabel("counted payload bytes over uncompressed")
         axis.tick_params(axis="x", which="both", labelsize="small", rotation=45)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")

@@ -61,6 +61,7 @@ Flops: of training, closed form (see fl_split/flops.py); the clients' all togeth
 columns are those of details.py."""
 
 SUMS = (
+    "dropped",
     "samples",
     "client_steps",
     "smashed_bytes",

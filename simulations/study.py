@@ -68,11 +68,25 @@ def run_study(
         with alone(folder, LOCK):
             shown = conclude(_run(crowd, found), folder)
     out.print(shown)
+    warn_of_losses(pd.read_csv(folder / STUDY))
     for name, reason in crowd.failed.items():
         complain(f"{name}: {reason}; its log: {folder / name / LOG}")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
     if crowd.failed:
         raise typer.Exit(1)
+
+
+def warn_of_losses(rows: pd.DataFrame) -> None:
+    """Say which cells went on without some client: their numbers may be this machine's alone."""
+    lost = rows[rows["dropped"] > 0]
+    if len(lost):
+        cells = ", ".join(lost["cell"][:3]) + (", ..." if len(lost) > 3 else "")
+        err.print(
+            f"{len(lost)} of {len(rows)} cells lost clients in some round ({cells}; column "
+            "dropped; why: clients.parquet). If they were too slow, and not at fault, remove the "
+            "cells' folders and give the same command with a longer timeout=SECONDS",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _crowd(missing: Sequence[Cell], folder: Path, jobs: int) -> Crowd:

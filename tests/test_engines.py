@@ -248,6 +248,7 @@ def test_a_silent_client_is_dropped_after_the_timeout(simulate):
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [1]
     assert "no reply within 0.4 seconds" in dropped["dropped"].iloc[0]
+    assert outcome.summary["dropped"] == 1
 
 
 def test_send_and_receive_answers_every_message():

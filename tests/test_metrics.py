@@ -88,6 +88,7 @@ def test_accuracies_by_class_and_client_are_those_of_the_saved_model(simulate):
     train = setup.train.labels[np.concatenate(setup.train.partitions)]
     commonest = np.bincount(train).argmax()
     assert outcome.summary["majority_accuracy"] == (setup.test.labels == commonest).mean()
+    assert outcome.summary["dropped"] == 0
 
 
 def test_without_held_out_samples_there_are_no_client_accuracies(simulate):

@@ -32,6 +32,7 @@ ratios = [0.2]
 seeds = [0, 1]
 rounds = 3
 bytes = 1e5
+all_bytes = 1.2e5
 client_flops = 1e6
 max_rounds = 4
 """
@@ -110,12 +111,17 @@ def test_a_study_reads_each_accuracy_off_when_the_budget_is_used_up(study):
     assert result.exit_code == 0, result.output
     frame = pd.read_csv(folder / "pareto.csv")
     assert (folder / "pareto.svg").exists()
-    assert len(frame) == 2 * 2 * 3  # codecs x seeds x budgets
+    assert len(frame) == 2 * 2 * 4  # codecs x seeds x budgets
     for row in frame.to_dict("records"):
         rounds = pd.read_csv(folder / f"{row['codec']}-seed{row['seed']}" / "rounds.csv")
+        payload, weights = (
+            (rounds[f"{kind}_bytes_up"] + rounds[f"{kind}_bytes_down"]).cumsum()
+            for kind in ("payload", "head")
+        )
         spent = {
             "rounds": rounds["round"],
-            "bytes": (rounds["payload_bytes_up"] + rounds["payload_bytes_down"]).cumsum(),
+            "bytes": payload,
+            "all_bytes": payload + weights,
             "client_flops": rounds["client_flops"].cumsum(),
         }[row["budget"]]
         count = int((spent <= row["limit"]).sum())
@@ -123,6 +129,8 @@ def test_a_study_reads_each_accuracy_off_when_the_budget_is_used_up(study):
         assert row["reached"] == (spent.iloc[-1] >= row["limit"])
         if count:
             assert row["accuracy"] == rounds["accuracy"].iloc[count - 1]
+            assert row["payload_bytes"] == payload.iloc[count - 1]
+            assert row["head_bytes"] == weights.iloc[count - 1]
     assert set(frame["codec"]) == {"identity", "topk-0.2"}
     assert set(frame[frame["codec"] == "topk-0.2"]["downlink"]) == {"bf16()"}
 

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from fl_split.specs import SpecError
 from simulations import cli, crowd
-from simulations.cells import check_others, frame
+from simulations.cells import Cell, check_others, frame
 from simulations.cost import Estimator
 from simulations.experiment import Experiment
 from simulations.lock import alone
 from simulations.setup import prepare
+from simulations.study import warn_of_losses
 from simulations.sweep import cells, read_grid, read_values, table
 from strategies import STRATEGIES
 
@@ -242,6 +243,18 @@ def shown(rows):
         column.header: [getattr(cell, "plain", None) or cell.text for cell in column.cells]
         for column in table(rows, 200).columns
     }
+
+
+def test_cells_that_lost_clients_are_named(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "summary.json").write_text(json.dumps({"dropped": 2}))
+    found = [Cell(name, {"seed": seed}, Experiment()) for seed, name in enumerate("ab")]
+    rows = frame(found, tmp_path, {"a": "complete"})
+    warn_of_losses(rows)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of 2 cells lost clients in some round (a;" in told and "timeout" in told
+    warn_of_losses(rows[rows["cell"] == "b"])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_folder_of_other_files_is_refused_and_left_alone(config):

@@ -163,6 +163,7 @@ def _facts(study: Collection, baseline: str) -> dict[str, str]:
         "seeds": ", ".join(map(str, seeds)),
         "one seed only, so no interval": "; ".join(few),
         "baseline": baseline,
+        "always the commonest class": _spread([r.summary.get("majority_accuracy") for r in runs]),
         **{f"{key} (differs)": text for key, text in differing.items()},
         **{key: short(key, study.common[key]) for key in ordered(study.common)},
         "left out": "; ".join(f"{run.name} ({run.flaw})" for run in study.left_out),
@@ -171,6 +172,12 @@ def _facts(study: Collection, baseline: str) -> dict[str, str]:
         "engine": "; ".join(sorted({short("engine", run.settings.get("engine")) for run in runs})),
     }
     return {name: text for name, text in facts.items() if text not in {"", "None"}}
+
+
+def _spread(shares: Sequence[float | None]) -> str:
+    """Least to largest, in %, of those that are known."""
+    known = [f"{100 * share:.1f}" for share in sorted({s for s in shares if s is not None})]
+    return f"{' to '.join(dict.fromkeys([known[0], known[-1]]))} % right" if known else ""
 
 
 def _merged(dictionaries: Sequence[Mapping[str, Any]]) -> str:
