@@ -33,7 +33,7 @@ from strategies import SplitStrategy, messages
 class Cost:
     """Of a whole run.
 
-    `seconds` are those of one thread that trains and evaluates, without start and messages.
+    `seconds` are CPU time of one thread that trains and evaluates, without start and messages.
     """
 
     steps: int
@@ -49,6 +49,7 @@ class Estimator:
     """Estimate runs; what is timed once serves all runs with the same model, cut and codec."""
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)  # as in every run; more would wait for each other, and count it
         self._seconds: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def __call__(self, setup: Setup) -> Cost:
@@ -181,10 +182,10 @@ def _time(setup: Setup) -> tuple[float, float]:
     rows = np.concatenate(train.partitions)[: e.batch_size]
     batch = (e.build("codec"), *train.batch(rows), train.num_classes, Place(0, 0, 0, 0))
     for _ in range(2):
-        began = time.perf_counter()
+        began = time.process_time()
         train_step(head, tail, optimizers, *batch)
-        step = time.perf_counter() - began
-    began = time.perf_counter()
+        step = time.process_time() - began
+    began = time.process_time()
     predict(head.module, tail.module, test.batch(slice(0, EVALUATION_ROWS))[0])
     parts = -(-len(test.labels) // EVALUATION_ROWS)
-    return step, parts * (time.perf_counter() - began)
+    return step, parts * (time.process_time() - began)
