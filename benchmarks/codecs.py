@@ -76,7 +76,8 @@ def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, An
         tokens, attention = setup.head(pixels)
 
         def send() -> bytes:
-            smashed = Smashed(encoder(tokens), attention, labels, classes)
+            num_read = setup.head.num_read
+            smashed = Smashed(encoder(tokens), attention, labels, classes, num_read)
             return pack(codec, compress(codec, smashed, PLACE), PLACE).to_bytes()
 
         def receive() -> torch.Tensor:

@@ -28,6 +28,8 @@ class Head(nn.Module, ABC):
         Tokens N and width D of the smashed data of one sample.
     image_shape : tuple[int, int, int]
         Channels, height and width of the images that come in.
+    num_read : int
+        Tokens that the classifier reads, the first ones; codecs that select tokens keep them.
     has_attention : bool
         Whether there is a CLS token whose attention codecs can ask for.
     has_dropout : bool
@@ -39,6 +41,7 @@ class Head(nn.Module, ABC):
 
     smashed_shape: tuple[int, int]
     image_shape: tuple[int, int, int]
+    num_read: int = 1
     has_attention: bool = False
     has_dropout: bool = False
     encoder: nn.Module

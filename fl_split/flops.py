@@ -21,9 +21,10 @@ def head_step(head: Head, samples: int) -> int:
     tokens, width = head.smashed_shape
     total = tokens * _linear(head.encoder)
     if isinstance(head, ViTHead):
-        patches = head.embeddings.patch_embeddings.projection.weight
-        is_trained = patches.requires_grad
-        total += 2 * (tokens - 1) * patches.numel() * (1 + is_trained)
+        patches = head.embeddings.patch_embeddings
+        kernel = patches.projection.weight
+        is_trained = kernel.requires_grad
+        total += 2 * patches.num_patches * kernel.numel() * (1 + is_trained)
         first, *others = head.blocks
         total += _block(first, tokens, width, is_trained)
         total += sum(_block(block, tokens, width) for block in others)
@@ -38,7 +39,7 @@ def tail_step(tail: Tail, rows: int, tokens: int) -> int:
     total = tokens * _linear(tail.decoder)
     if isinstance(tail, ViTMiddle):
         total += sum(_block(block, tokens, tail.hidden_size) for block in tail.blocks)
-        total += _linear(tail.classifier) if isinstance(tail, ViTTail) else 0
+        total += _linear(tail.classifiers) if isinstance(tail, ViTTail) else 0
     else:
         assert isinstance(tail, ConvMiddle)
         total += 3 * sum(tail.layer_flops)

@@ -220,8 +220,9 @@ def smash_together(
     found = []
     for number, (tokens, before, targets) in enumerate(zip(*parts, strict=True)):
         seat = Seat(run, number, tokens.requires_grad_())
-        attention = partial(heads[number].module.attention, before)
-        smashed = Smashed(seat.tokens, attention, targets, num_classes)
+        head = heads[number].module
+        attention = partial(head.attention, before)
+        smashed = Smashed(seat.tokens, attention, targets, num_classes, head.num_read)
         found.append((compress(codec, smashed, places[number]), seat))
     return found
 

@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 from torch import nn
-from transformers import ViTForImageClassification
+from transformers import PreTrainedModel
 
 from fl_split.seeds import seeded
 
@@ -17,7 +17,7 @@ TARGETS = ["q_proj", "v_proj"]
 """Layers of attention that get adapters, as in the paper."""
 
 
-def add_adapters(model: ViTForImageClassification, rank: int, seed: int) -> None:
+def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> None:
     """Freeze `model` but for its classifier; add adapters of `rank` to queries and values.
 
     An adapter adds B A x to W x, scaled by 1. A is drawn from `seed` and B is zero, so
@@ -35,7 +35,9 @@ def add_adapters(model: ViTForImageClassification, rank: int, seed: int) -> None
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
     with seeded(seed, "adapters"):
         inject_adapter_in_model(config, model)
-    model.classifier.requires_grad_(True)
+    for part in model.children():
+        if part is not model.base_model:
+            part.requires_grad_(True)
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from torch import nn
-from transformers import ViTForImageClassification
 
 from fl_split import conv, vit
 from fl_split.cut import Head, Tail, insert
@@ -45,7 +44,7 @@ def split(model: Any, cut: int | str, end: int | str = 0) -> tuple[Head, Tail]:
     ValueError
         A cut leaves nothing on one of its two sides, or names no stage.
     """
-    if isinstance(model, ViTForImageClassification):
+    if isinstance(model, vit.ARCHITECTURES):
         return vit.split(model, cut, end)
     return conv.split(model, cut, end)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from transformers.image_processing_base import ImageProcessingMixin
 from fl_split.seeds import seeded
 
 
-def load(architecture: Any, what: str, path: str, num_classes: int, seed: int) -> Any:
-    """Load an `architecture` of transformers; a classifier of another size is drawn from `seed`.
+def load(
+    from_pretrained: Callable[..., Any], what: str, path: str, num_classes: int, seed: int
+) -> Any:
+    """Load a `what` of transformers; a classifier of another size is drawn from `seed`.
 
     Raises
     ------
@@ -23,7 +26,7 @@ def load(architecture: Any, what: str, path: str, num_classes: int, seed: int) -
         raise ValueError(f"cannot load a {what} from {path!r}: no such folder")
     try:
         with seeded(seed, "model"):
-            model, found = architecture.from_pretrained(
+            model, found = from_pretrained(
                 path,
                 num_labels=num_classes,
                 ignore_mismatched_sizes=True,
@@ -33,7 +36,7 @@ def load(architecture: Any, what: str, path: str, num_classes: int, seed: int) -
     except Exception as error:  # every file format fails in its own way
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"cannot load a {what} from {path!r}: {reason}") from None
-    missing = [key for key in found["missing_keys"] if not key.startswith("classifier.")]
+    missing = [key for key in found["missing_keys"] if "classifier." not in key]
     if missing:
         raise ValueError(f"{path!r} holds no {what}: {missing[0]} is missing")
     return model

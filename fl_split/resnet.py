@@ -78,7 +78,9 @@ class ResNet18:
             There is no ResNet at `path`.
         """
         if self.path:
-            model = pretrained.load(ResNetModel, "ResNet", self.path, num_classes, seed)
+            model = pretrained.load(
+                ResNetModel.from_pretrained, "ResNet", self.path, num_classes, seed
+            )
         else:
             model = self._from_scratch(channels, num_classes, seed)
         replace(model, self.norm, self.stats)

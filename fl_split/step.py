@@ -52,7 +52,7 @@ def smash(
     """
     with randomness(head, "head", place):
         tokens, attention = head(pixels)
-    return compress(codec, Smashed(tokens, attention, labels, num_classes), place)
+    return compress(codec, Smashed(tokens, attention, labels, num_classes, head.num_read), place)
 
 
 def compress(codec: Codec, smashed: Smashed, place: Place) -> Payload:

@@ -50,10 +50,10 @@ def smash_unlabelled(
     with randomness(head, "head", place):
         tokens, attention = head(pixels)
     attention = cache(attention)
-    unknown = torch.zeros_like(labels)
-    payload = compress(codec, Smashed(tokens, attention, unknown, num_classes), place)
+    unknown = Smashed(tokens, attention, torch.zeros_like(labels), num_classes, head.num_read)
+    payload = compress(codec, unknown, place)
     with torch.no_grad():
-        own = Smashed(tokens.detach(), attention, labels, num_classes)
+        own = Smashed(tokens.detach(), attention, labels, num_classes, head.num_read)
         received = codec.decode(compress(codec, own, place))
     return payload, Targets(received.targets, received.weights)
 

@@ -1,8 +1,11 @@
-"""A transformers ViT, cut after any block.
+"""A transformers ViT or DeiT, cut after any block.
 
-The two halves are made by composition: they hold the very modules of the
-``ViTForImageClassification`` they come from, so the whole model keeps its own
-state-dict names and sees every update.
+The two halves are made by composition: they hold the very modules of the model they come
+from, so the whole model keeps its own state-dict names and sees every update.
+
+A DeiT has a distillation token behind CLS. Where it has a second classifier too, which reads
+that token, logits are the mean of both, in evaluation and in training: on labels, as there is
+no teacher.
 """
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from fl_split import pretrained
 from fl_split.cut import Head, Tail, draws, insert, num_before_end, num_stages
@@ -26,6 +35,12 @@ from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
 __all__ = ["Head", "Pretrained", "Tail", "ViT", "adapt", "insert", "split"]
+
+ARCHITECTURES = (
+    ViTForImageClassification,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+)
 
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -36,14 +51,15 @@ class ViTHead(Head):
 
     has_attention = True
 
-    def __init__(self, model: ViTForImageClassification, cut: int) -> None:
+    def __init__(self, model: PreTrainedModel, cut: int) -> None:
         super().__init__()
-        self.embeddings = model.vit.embeddings
-        self.blocks = nn.ModuleList(model.vit.layers[:cut])
+        self.embeddings = model.base_model.embeddings
+        self.blocks = nn.ModuleList(model.base_model.layers[:cut])
         self.encoder = nn.Identity()
         self.has_dropout = draws(self)
         _, tokens, width = self.embeddings.position_embeddings.shape
         self.smashed_shape = tokens, width
+        self.num_read = len(_classifiers(model))
         size = model.config.image_size
         self.image_shape = model.config.num_channels, size, size
 
@@ -66,12 +82,12 @@ class ViTHead(Head):
 class ViTMiddle(Tail):
     """The blocks between the cuts of a U-shape."""
 
-    def __init__(self, model: ViTForImageClassification, cut: int, end: int | None) -> None:
+    def __init__(self, model: PreTrainedModel, cut: int, end: int | None) -> None:
         super().__init__()
         self.decoder = nn.Identity()
         self.width = self.hidden_size = model.config.hidden_size
         self.num_classes = model.config.num_labels
-        self.blocks = nn.ModuleList(model.vit.layers[cut:end])
+        self.blocks = nn.ModuleList(model.base_model.layers[cut:end])
         self.has_dropout = draws(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -83,21 +99,21 @@ class ViTMiddle(Tail):
 
 
 class ViTTail(ViTMiddle):
-    """All blocks after `cut`, if there are any, the final norm, the classifier."""
+    """All blocks after `cut`, if there are any, the final norm, the classifier or two."""
 
-    def __init__(self, model: ViTForImageClassification, cut: int) -> None:
+    def __init__(self, model: PreTrainedModel, cut: int) -> None:
         super().__init__(model, cut, None)
-        self.norm = model.vit.layernorm
-        self.classifier = model.classifier
+        self.norm = model.base_model.layernorm
+        self.classifiers = nn.ModuleList(_classifiers(model))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (B, C) for tokens (B, T, D), of which the first is CLS."""
-        return self.classifier(self.norm(super().forward(tokens))[:, 0])
+        """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
+        normed = self.norm(super().forward(tokens))
+        logits = [layer(normed[:, place]) for place, layer in enumerate(self.classifiers)]
+        return torch.stack(logits).mean(dim=0)
 
 
-def split(
-    model: ViTForImageClassification, cut: int | str, end: int | str = 0
-) -> tuple[ViTHead, ViTMiddle]:
+def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[ViTHead, ViTMiddle]:
     """Cut `model` after a block and, if `end` is given, before another one or the classifier.
 
     Blocks are given by number or name. Both halves share their modules with the model.
@@ -115,6 +131,11 @@ def split(
     last = num_before_end([*names, "classifier"], blocks, end)
     head.end = ViTTail(model, last)
     return head, ViTMiddle(model, blocks, last)
+
+
+def _classifiers(model: PreTrainedModel) -> list[nn.Module]:
+    """What is behind the backbone: the classifier of token 0, that of token 1 if there is one."""
+    return [part for part in model.children() if part is not model.base_model]
 
 
 @torch.no_grad()
@@ -188,6 +209,8 @@ class ViT:
 class Pretrained:
     """ViT or DeiT checkpoint from a local folder or a hub name, with a new classifier if needed.
 
+    A DeiT may be distilled, with one classifier or two (see above).
+
     Images are resized to the checkpoint's input, unless `image_size` or `patch_size`
     is given: then the model adapts (see :func:`adapt`). `lora` above 0 freezes it but for
     the classifier and adapters of that rank (see :mod:`fl_split.lora`).
@@ -202,7 +225,7 @@ class Pretrained:
 
     def build(
         self, *, image_size: int, channels: int, num_classes: int, seed: int
-    ) -> ViTForImageClassification:
+    ) -> PreTrainedModel:
         """Load the checkpoint; a classifier of another size is drawn from `seed`.
 
         Raises
@@ -211,7 +234,7 @@ class Pretrained:
             Nothing to load at `path`, sizes that do not fit each other, or no `peft`.
         """
         del image_size, channels  # images come to the checkpoint, not the other way round
-        model = pretrained.load(ViTForImageClassification, "ViT", self.path, num_classes, seed)
+        model = pretrained.load(_from_pretrained, "ViT", self.path, num_classes, seed)
         model = adapt(
             model,
             image_size=self.image_size or model.config.image_size,
@@ -226,14 +249,22 @@ class Pretrained:
         return pretrained.normalisation(self.path)
 
 
-def adapt(
-    model: ViTForImageClassification, *, image_size: int, patch_size: int
-) -> ViTForImageClassification:
+def _from_pretrained(path: str, **settings: Any) -> Any:
+    """Load the architecture that the checkpoint's config names; a ViT if it is no DeiT."""
+    config, _ = ViTConfig.get_config_dict(path)
+    if config.get("model_type") != "deit":
+        return ViTForImageClassification.from_pretrained(path, **settings)
+    has_two = DeiTForImageClassificationWithTeacher.__name__ in (config.get("architectures") or ())
+    kind = DeiTForImageClassificationWithTeacher if has_two else DeiTForImageClassification
+    return kind.from_pretrained(path, **settings)
+
+
+def adapt(model: PreTrainedModel, *, image_size: int, patch_size: int) -> PreTrainedModel:
     """Give a trained model another input size and patch size.
 
     The patch kernel is folded: applying the new one to a patch equals resizing the
     patch to the old size (bicubic) and applying the old one. The position grid is
-    interpolated (bicubic). Everything else is kept.
+    interpolated (bicubic, with antialiasing). Everything else is kept.
     """
     config = model.config
     if (image_size, patch_size) == (config.image_size, config.patch_size):
@@ -242,12 +273,14 @@ def adapt(
     config.image_size, config.patch_size = image_size, patch_size
     _check_sizes(config)
     state = model.state_dict()
-    kernel = "vit.embeddings.patch_embeddings.projection.weight"
+    embeddings = f"{model.base_model_prefix}.embeddings"
+    kernel = f"{embeddings}.patch_embeddings.projection.weight"
     state[kernel] = _fold_kernel(state[kernel], patch_size)
-    positions = "vit.embeddings.position_embeddings"
-    state[positions] = _resize_positions(state[positions], image_size // patch_size)
+    positions = f"{embeddings}.position_embeddings"
+    patches = model.base_model.embeddings.patch_embeddings.num_patches
+    state[positions] = _resize_positions(state[positions], patches, image_size // patch_size)
     with seeded(0, "model"):
-        adapted = ViTForImageClassification(config)
+        adapted = type(model)(config)
     adapted.load_state_dict(state)
     return adapted
 
@@ -262,12 +295,12 @@ def _fold_kernel(kernel: Tensor, patch_size: int) -> Tensor:
     return folded.unflatten(-1, (patch_size, patch_size))
 
 
-def _resize_positions(positions: Tensor, grid: int) -> Tensor:
-    cls, patches = positions[:, :1], positions[:, 1:]
-    old = round(patches.shape[1] ** 0.5)
+def _resize_positions(positions: Tensor, num_patches: int, grid: int) -> Tensor:
+    prefix, patches = positions[:, :-num_patches], positions[:, -num_patches:]
+    old = round(num_patches**0.5)
     square = patches.transpose(1, 2).unflatten(2, (old, old))  # 1 dim rows columns
     resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([cls, resized.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _check_sizes(config: ViTConfig) -> None:

@@ -251,7 +251,8 @@ def _try(codec: Codec, downlink: Codec, head: Head, num_classes: int) -> None:
     draw, place = generator(0, "trial"), Place(0, 0, 0, 0)
     tokens = head.encoder(torch.randn(2, *head.smashed_shape, generator=draw))
     attention = torch.rand(tokens.shape[:2], generator=draw).softmax(dim=1)
-    smashed = Smashed(tokens, lambda: attention, torch.arange(2) % num_classes, num_classes)
+    labels = torch.arange(2) % num_classes
+    smashed = Smashed(tokens, lambda: attention, labels, num_classes, head.num_read)
     try:
         payload = compress(codec, smashed, place)
         sent = pack(codec, payload, place).to_bytes()

@@ -106,6 +106,17 @@ def test_merge_and_select_by_hand():
     assert torch.equal(merged[1, :2], tokens[0, :2])
 
 
+def test_a_second_token_that_is_read_is_kept_and_not_ranked():
+    tokens = torch.arange(2 * 5 * 1, dtype=torch.float32).reshape(2, 5, 1)
+    attention = torch.tensor([[0.2, 0.0, 0.1, 0.4, 0.3], [0.2, 0.1, 0.4, 0.3, 0.0]])
+    # One cluster, mean attention .2 .05 .25 .35 .15: the first two, then 3, 2.
+    merged, kept = merge_and_select(tokens, attention, torch.tensor([0, 0]), 4, num_read=2)
+    assert kept.tolist() == [[0, 1, 3, 2]]
+    assert torch.equal(merged, (tokens[:1] + tokens[1:])[:, [0, 1, 3, 2]] / 2)
+    with pytest.raises(ValueError, match="num_tokens must be at least 2, got 1"):
+        merge_and_select(tokens, attention, torch.tensor([0, 0]), 1, num_read=2)
+
+
 def test_members_share_the_gradient_of_kept_tokens_and_dropped_tokens_get_none():
     tokens = torch.randn(7, 6, 3, generator=generator(), requires_grad=True)
     attention = torch.rand(7, 6, generator=generator(1))

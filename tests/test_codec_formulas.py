@@ -1,6 +1,7 @@
 """Codecs against the formulas of their papers and against independent ones."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,6 +231,8 @@ def test_attended_keeps_cls_the_most_attended_and_the_mean_of_the_others():
     torch.testing.assert_close(found[:, 2], torch.stack([first, second]))
     payload = parse_codec("attended(ratio=0.6, rest=False)").encode(data, generator())
     assert torch.equal(payload.values["tokens"][0], tokens[0, [0, 2, 3]])
+    payload = parse_codec("attended(ratio=0.6)").encode(replace(data, num_read=2), generator())
+    assert torch.equal(payload.values["tokens"][:, :2], tokens[:, :2])
 
 
 @pytest.mark.parametrize("sigma", [0.4, 2.2, 20])

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
+from fl_split.codecs.codec import Codec, Ratio, Received, Smashed, most_attended
 from fl_split.payload import Payload, check_size
 from fl_split.specs import STRICT
 
@@ -25,7 +25,9 @@ class ADC(Codec):
     """Merge samples of similar attention, keep the most attended tokens (ADC, 2025).
 
     A batch of B samples with N tokens becomes K clusters of T tokens, where
-    K = max(2, floor(batch_ratio B)) and T = max(1, floor(token_ratio N)), CLS included.
+    K = max(2, floor(batch_ratio B)) and T = max(1, floor(token_ratio N)), CLS included. A
+    DeiT's distillation token is one like the others, unless a classifier reads it: then it is
+    kept as CLS is, and T is at least 2.
 
     Always finite: a cluster that ends up without members is dropped from payload and
     loss, so K is never more than B nor than the number of distinct attention rows. A
@@ -71,10 +73,11 @@ class ADC(Codec):
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send merged tokens (K, T, D) and, per cluster, how many members each class has."""
-        attention = smashed.attention()
+        attention, num_read = smashed.attention(), smashed.num_read
         num_clusters, num_tokens = self.sizes(*attention.shape)
+        num_tokens = max(num_tokens, num_read)
         assignment, _ = kmeans(attention, num_clusters, generator=generator)
-        merged, _ = merge_and_select(smashed.tokens, attention, assignment, num_tokens)
+        merged, _ = merge_and_select(smashed.tokens, attention, assignment, num_tokens, num_read)
         cluster = _consecutive(assignment)
         mixtures = label_mixtures(cluster, smashed.labels, smashed.num_classes)
         return Payload({"tokens": merged}, mixtures)
@@ -190,7 +193,7 @@ def kmeans(
 
 
 def merge_and_select(
-    tokens: Tensor, attention: Tensor, assignment: Tensor, num_tokens: int
+    tokens: Tensor, attention: Tensor, assignment: Tensor, num_tokens: int, num_read: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Average the members of each cluster and keep its most attended tokens.
 
@@ -202,11 +205,13 @@ def merge_and_select(
     tokens : Tensor
         (B, N, D).
     attention : Tensor
-        (B, N) scores; entry 0 is CLS, which is always kept and not ranked.
+        (B, N) scores.
     assignment : Tensor
         (B,) cluster of each sample; numbers without members are skipped.
     num_tokens : int
-        T, CLS included; at most N.
+        T, at most N.
+    num_read : int
+        How many of the T are the first ones (CLS), which are kept whatever their score.
 
     Returns
     -------
@@ -215,20 +220,19 @@ def merge_and_select(
         Differentiable in `tokens`: a member gets 1/n_k of the gradient of its cluster on
         kept tokens and zero elsewhere.
     kept : Tensor
-        (K, T) int64 token indices; CLS (0) first, then by falling attention.
+        (K, T) int64 token indices, the read ones first, then by falling attention.
 
     Raises
     ------
     ValueError
-        `num_tokens` is below 1.
+        `num_tokens` is below `num_read`.
     """
-    if num_tokens < 1:
-        raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
+    if num_tokens < num_read:
+        raise ValueError(f"num_tokens must be at least {num_read}, got {num_tokens}")
     cluster = _consecutive(assignment)
     num_clusters = int(cluster.max()) + 1
     scores, sizes = _means(attention, cluster, num_clusters)
-    best = scores[:, 1:].topk(min(num_tokens, scores.shape[1]) - 1, dim=1).indices + 1
-    kept = functional.pad(best, (1, 0))  # clusters tokens, CLS = 0 first
+    kept = most_attended(scores, min(num_tokens, scores.shape[1]), num_read)
     places = torch.arange(len(tokens))[:, None] * tokens.shape[1] + kept[cluster]
     bags = (cluster[:, None] * kept.shape[1] + torch.arange(kept.shape[1])).flatten()
     members = places.flatten()[bags.argsort(stable=True)]  # by cluster, then by token

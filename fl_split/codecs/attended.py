@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
-from torch.nn import functional
 
-from fl_split.codecs.codec import Codec, Ratio, Smashed
+from fl_split.codecs.codec import Codec, Ratio, Smashed, most_attended
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -27,7 +26,8 @@ class Attended(Codec):
     Parameters
     ----------
     ratio : float
-        Share of the tokens that is sent: T = max(2, floor(ratio N)).
+        Share of the tokens that is sent: T = max(2, floor(ratio N)), or at least 3 if the
+        classifier of a DeiT reads the distillation token, which is then kept as CLS is.
     rest : bool
         Send the mean of the other tokens as one of the T.
     """
@@ -40,18 +40,17 @@ class Attended(Codec):
     up: ClassVar[str] = "T tokens per sample in fp32; labels"
     down: ClassVar[str] = "a gradient for every number that went up"
 
-    def num_tokens(self, available: int) -> int:
+    def num_tokens(self, available: int, num_read: int = 1) -> int:
         """Return T for samples of `available` tokens."""
-        return min(available, max(2, math.floor(self.ratio * available)))
+        return min(available, max(num_read + 1, math.floor(self.ratio * available)))
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send tokens (B, T, D) and labels (B,)."""
         attention = smashed.attention()
-        count = self.num_tokens(attention.shape[1])
+        count = self.num_tokens(attention.shape[1], smashed.num_read)
         if count == attention.shape[1]:
             return Payload({"tokens": smashed.tokens}, {"labels": smashed.labels})
-        own = count - 1 - self.rest  # CLS and the rest aside
-        kept = functional.pad(attention[:, 1:].topk(own, dim=1).indices + 1, (1, 0))
+        kept = most_attended(attention, count - self.rest, smashed.num_read)
         tokens = _take(smashed.tokens, kept)
         if self.rest:
             weights = attention.scatter(1, kept, 0.0)

@@ -28,12 +28,16 @@ class Smashed:
         (B,) int64 classes.
     num_classes : int
         How many classes there are in the experiment.
+    num_read : int
+        Tokens that the classifier reads, the first ones, to be kept: CLS, in a DeiT with two
+        classifiers the distillation token too.
     """
 
     tokens: Tensor
     attention: Callable[[], Tensor]
     labels: Tensor
     num_classes: int
+    num_read: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Received:
     Attributes
     ----------
     tokens : Tensor
-        (K, T, D), differentiable in the payload's values; token 0 is CLS.
+        (K, T, D), differentiable in the payload's values; those that are read come first.
     targets : Tensor
         (K,) int64 classes, or (K, C) float mixtures that sum to 1.
     weights : Tensor or None
@@ -53,6 +57,13 @@ class Received:
     tokens: Tensor
     targets: Tensor
     weights: Tensor | None = None
+
+
+def most_attended(attention: Tensor, count: int, num_read: int) -> Tensor:
+    """Indices (B, count) of the first `num_read` tokens, then of others by falling attention."""
+    first = torch.arange(num_read).expand(len(attention), -1)
+    best = attention[:, num_read:].topk(count - num_read, dim=1).indices + num_read
+    return torch.cat([first, best], dim=1)
 
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
