@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from fl_split import __version__
+from strategies.crew import available_cores
 
 
 def versions() -> dict[str, str]:
@@ -28,6 +28,6 @@ def machine() -> dict[str, Any]:
     """What the run ran on."""
     return {
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cores(),
         "torch_threads": torch.get_num_threads(),
     }

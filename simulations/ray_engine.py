@@ -23,6 +23,7 @@ from simulations.memory import keep_freed_memory
 from simulations.ray_actor import WAIT_SECONDS, Host, Line, reason
 from simulations.worker import Worker
 from strategies import messages
+from strategies.crew import available_cores
 
 BUNDLE, CALLS = 16, 4
 """Least messages in a Ray call, to make it cheap; most calls of a push to an actor, if more.
@@ -149,7 +150,7 @@ class Ray:
         import ray
 
         quiet = {"log_to_driver": False, "logging_level": "error"}
-        count = self.workers or len(os.sched_getaffinity(0))
+        count = self.workers or available_cores()
         if self.address:
             try:
                 _knock(self.address)

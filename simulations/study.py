@@ -36,6 +36,7 @@ from simulations.terminal import (
     out,
 )
 from simulations.watch import Pace, Snapshot, headline, look, table
+from strategies.crew import available_cores
 
 Conclude = Callable[[pd.DataFrame, Path], Table]
 """Makes what a study shows in the end, of the rows of all cells and their folder."""
@@ -93,7 +94,7 @@ def _crowd(missing: Sequence[Cell], folder: Path, jobs: int) -> Crowd:
     """Check all cells, and make who runs them."""
     need = _check(missing)
     is_alone = bool(missing) and uses_cluster(missing[0])
-    return Crowd(missing, folder, 1 if is_alone else jobs or len(os.sched_getaffinity(0)), need)
+    return Crowd(missing, folder, 1 if is_alone else jobs or available_cores(), need)
 
 
 def _run(crowd: Crowd, found: Sequence[Cell]) -> pd.DataFrame:
@@ -202,7 +203,7 @@ def _show_cost(found: Sequence[Cell], missing: Sequence[Cell]) -> None:
         "*: a budget may end it earlier."
     )
     out.print(sheet(titles, rows, out.width, spare=("steps", "client TFLOPs"), caption=caption))
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     about, in_all = "at most" if is_bound else "some", timedelta(seconds=round(seconds))
     out.print(
         f"{len(found)} cells, {len(missing)} to run: {about} {in_all} of CPU time, "

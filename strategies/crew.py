@@ -14,6 +14,13 @@ R = TypeVar("R")
 Then = Callable[[Any], None]
 
 
+def available_cores() -> int:
+    """Cores that this process may use; all of them where the system cannot tell."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Crew:
     """A pool of single-threaded workers; whoever gave a job gets its result in its own thread.
 
@@ -22,7 +29,7 @@ class Crew:
     """
 
     def __init__(self, threads: int = 0) -> None:
-        count = threads or len(os.sched_getaffinity(0))
+        count = threads or available_cores()
         self._pool = ThreadPoolExecutor(
             count, "tail", initializer=torch.set_num_threads, initargs=(1,)
         )
