@@ -31,7 +31,11 @@ class SGLR(SplitStrategy):
     private. The paper takes the mean over the concatenated batches, which makes cut
     gradients smaller by the number of clients; here, as in PSL, each is that of the
     client's own mean loss, so that phi = 0, alpha = 0 is PSL to the bit. (Adam hardly
-    sees the difference, SGD does.)
+    sees the difference, SGD does.) For the same reason a client's loss counts by all the
+    samples it holds, not by those of its batch: the same where all hold equally many.
+
+    The averaged gradient is sent, and counted, once for each client that gets it; the paper
+    counts one broadcast.
 
     Parameters
     ----------
