@@ -14,6 +14,8 @@ class Downlink:
 
     That is e <- g + e - sent, with e zero at the start of a round and where the next cut
     gradient has another shape, as that of an epoch's last batch (after Seide et al., 2014).
+    Rows are samples: what row i of a batch is owed is paid to row i of the next batch, another
+    sample, so that only sums over samples (as the gradient of a bias) get all that is theirs.
     """
 
     def __init__(self, codec: Codec) -> None:

@@ -40,6 +40,33 @@ def test_explicit_ratios_override():
     assert ADC(ratio=0.01).sizes(1, 17) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),  # beta tau, by hand
+    [
+        ({}, 0.1),
+        ({"ratio": 0.04}, 0.04),
+        ({"ratio": 0.04, "split": "fifth"}, 0.04),
+        ({"ratio": 0.04, "batch_ratio": 1.0}, 0.2),
+        ({"ratio": 0.04, "token_ratio": 0.5}, 0.1),
+        ({"ratio": 2**-5, "split": "fifth", "batch_ratio": 1.0}, 1 / 16),
+        ({"ratio": 2**-5, "split": "fifth", "token_ratio": 1.0}, 1 / 2),
+        ({"batch_ratio": 0.5, "token_ratio": 0.4}, 0.2),
+        ({"ratio": 0.2, "batch_ratio": 0.5, "token_ratio": 0.4}, 0.2),
+        ({"ratio": 0.1, "batch_ratio": 1.0}, 128 * 62 / (128 * 197)),
+    ],
+)
+def test_the_nominal_ratio_is_what_is_sent_but_for_rounding(arguments, expected):
+    codec = ADC(**arguments)
+    assert codec.nominal_ratio(128, 197 * 192) == pytest.approx(expected, rel=0.005)
+    clusters, tokens = codec.sizes(10_000, 10_000)
+    assert clusters * tokens / 1e8 == pytest.approx(codec.nominal_ratio(1e4, 192), rel=0.01)
+
+
+def test_ratios_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"batch_ratio \* token_ratio = 0.25 .* leave ratio out"):
+        ADC(ratio=0.1, batch_ratio=0.5, token_ratio=0.5)
+
+
 def test_kmeans_by_hand():
     points = torch.tensor([[0.0], [1.0], [9.0], [10.0], [11.0]])
     assignment, centroids = kmeans(points, 2, init=torch.tensor([0, 1]))

@@ -25,9 +25,10 @@ class ADC(Codec):
     """Merge samples of similar attention, keep the most attended tokens (ADC, 2025).
 
     A batch of B samples with N tokens becomes K clusters of T tokens, where
-    K = max(2, floor(batch_ratio B)) and T = max(1, floor(token_ratio N)), CLS included. A
-    DeiT's distillation token is one like the others, unless a classifier reads it: then it is
-    kept as CLS is, and T is at least 2.
+    K = max(2, floor(beta B)) and T = max(1, floor(tau N)), CLS included; beta and tau come
+    from `ratio`, or are set as `batch_ratio` and `token_ratio`. A DeiT's distillation token
+    is one like the others, unless a classifier reads it: then it is kept as CLS is, and T
+    is at least 2.
 
     Always finite: a cluster that ends up without members is dropped from payload and
     loss, so K is never more than B nor than the number of distinct attention rows. A
@@ -35,19 +36,25 @@ class ADC(Codec):
 
     Parameters
     ----------
-    ratio : float
-        Share of the smashed data that is sent, in (0, 1].
+    ratio : float, optional
+        Share of the smashed data that is sent, in (0, 1]; 0.1 by default.
     split : "sqrt" or "fifth"
         How `ratio` is shared between samples and tokens: ratio^(1/2) each (the paper),
         or ratio^(1/5) for samples and ratio^(4/5) for tokens (the code behind the
         published accuracies).
     batch_ratio, token_ratio : float, optional
-        Override what `split` makes of `ratio`, each on its own.
+        Override what `split` makes of `ratio`, each on its own: what is sent, and counted
+        by a nominal budget, is then batch_ratio token_ratio, as set or as split.
     weighted_loss : bool
         Weight the loss of a cluster by its size instead of equally (the paper).
+
+    Raises
+    ------
+    ValueError
+        All three ratios are given, and `ratio` is not the product of the two others.
     """
 
-    ratio: Ratio = 0.1
+    ratio: Ratio | None = None
     split: Literal["sqrt", "fifth"] = "sqrt"
     batch_ratio: Ratio | None = None
     token_ratio: Ratio | None = None
@@ -57,19 +64,29 @@ class ADC(Codec):
     needs_attention: ClassVar[bool] = True
     up: ClassVar[str] = "K merged samples of T tokens in fp32; their members' labels"
 
+    def __post_init__(self) -> None:
+        if self.ratio and self.batch_ratio and self.token_ratio:
+            product = self.batch_ratio * self.token_ratio
+            if not math.isclose(self.ratio, product):
+                raise ValueError(
+                    f"ratio must be batch_ratio * token_ratio = {product:g} where both are given, "
+                    f"got {self.ratio}; leave ratio out"
+                )
+
+    def shares(self) -> tuple[float, float]:
+        """Return which shares of the samples and of the tokens are sent, beta and tau."""
+        ratio, exponent = self.ratio or 0.1, 1 / 2 if self.split == "sqrt" else 1 / 5
+        return self.batch_ratio or ratio**exponent, self.token_ratio or ratio ** (1 - exponent)
+
     def sizes(self, num_samples: int, num_tokens: int) -> tuple[int, int]:
         """Return (K, T) for a batch of `num_samples` samples of `num_tokens` tokens."""
-        share = 1 / 2 if self.split == "sqrt" else 1 / 5
-        batch_ratio = self.batch_ratio or self.ratio**share
-        token_ratio = self.token_ratio or self.ratio ** (1 - share)
+        batch_ratio, token_ratio = self.shares()
         num_clusters = max(2, math.floor(batch_ratio * num_samples))
         return min(num_clusters, num_samples), max(1, math.floor(token_ratio * num_tokens))
 
     def nominal_ratio(self, batch: float, numbers: int) -> float:
-        """Return `ratio`, or what is given instead."""
-        if self.batch_ratio and self.token_ratio:
-            return self.batch_ratio * self.token_ratio
-        return self.ratio
+        """Return beta tau: `ratio`, unless one of them is set."""
+        return math.prod(self.shares())
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Send merged tokens (K, T, D) and, per cluster, how many members each class has."""

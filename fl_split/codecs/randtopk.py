@@ -28,7 +28,8 @@ class RandTopK(Sparsifier):
     alpha : float
         0 is plain Top-K.
     error_feedback : bool
-        As `downlink`: add what was left out to the client's next cut gradient.
+        As `downlink`: add what was left out to the client's next cut gradient, row by row,
+        though the rows of the next batch are other samples.
     """
 
     ratio: Ratio = 0.1

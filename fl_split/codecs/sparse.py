@@ -20,7 +20,8 @@ class Sparsifier(Codec):
     """Keep k of the N * D entries of every sample, zero elsewhere; a subclass says which.
 
     As `downlink` it keeps k entries of each row of the cut gradient. What is left out of it
-    is lost, or with `error_feedback` added to the client's next cut gradient of the round.
+    is lost, or with `error_feedback` added to the client's next cut gradient of the round: to
+    the same row, which is another sample's.
     """
 
     ratio: float

@@ -28,8 +28,10 @@ class SplitFC(Codec):
     sum_j a_j^2 / (4 (Q_j - 1)^2) over columns of range a_j under a budget of bits;
     a column that gets none is replaced by its mean.
 
-    Reconstructed: what a column is in a ViT, and levels that are powers of two (so that
-    each number takes whole bits), the bits left over going where they help most.
+    Reconstructed: what a column is in a ViT; its standard deviation, which the paper
+    normalises by channel and we take as it is, a column being a whole channel here; what
+    keeps a probability from exceeding 1; and levels that are powers of two (so that each
+    number takes whole bits), the bits left over going where they help most.
 
     Parameters
     ----------
@@ -126,11 +128,17 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
         low, high = (middle, high) if float(real.sum()) > total else (low, middle)
     bits = _levels(a, high).log2().floor().clamp(0, MOST_BITS).long()
     places = torch.arange(MOST_BITS)  # what is left over by rounding down
-    gains = a.square()[:, None] * 4.0**-places * (places >= bits[:, None])
+    gains = a.square()[:, None] * _savings() * (places >= bits[:, None])
     spare = max(0, int(total - bits.sum()))  # below 0 where ranges are beyond the bisection
     best = gains.flatten().topk(min(spare, gains.numel()))
     chosen = best.indices[best.values > 0] // MOST_BITS
     return bits + torch.bincount(chosen, minlength=len(a))
+
+
+def _savings() -> Tensor:
+    """What the next bit takes off 1 / (Q - 1)^2, Q = 2^bits; the first, of no levels at all, 1."""
+    error = (2.0 ** torch.arange(1, MOST_BITS + 1, dtype=torch.float64) - 1) ** -2
+    return torch.cat([torch.ones(1), -error.diff()])
 
 
 def _levels(ranges: Tensor, log2_nu: float) -> Tensor:

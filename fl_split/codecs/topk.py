@@ -20,7 +20,8 @@ class TopK(Sparsifier):
     ratio : float
         Share of a sample's N * D entries that is kept, k = max(1, round(ratio N D)).
     error_feedback : bool
-        As `downlink`: add what was left out to the client's next cut gradient.
+        As `downlink`: add what was left out to the client's next cut gradient, row by row,
+        though the rows of the next batch are other samples.
     """
 
     ratio: Ratio = 0.1
