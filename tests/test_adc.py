@@ -62,11 +62,6 @@ def test_the_nominal_ratio_is_what_is_sent_but_for_rounding(arguments, expected)
     assert clusters * tokens / 1e8 == pytest.approx(codec.nominal_ratio(1e4, 192), rel=0.01)
 
 
-def test_ratios_that_contradict_each_other_are_refused():
-    with pytest.raises(ValueError, match=r"batch_ratio \* token_ratio = 0.25 .* leave ratio out"):
-        ADC(ratio=0.1, batch_ratio=0.5, token_ratio=0.5)
-
-
 def test_kmeans_by_hand():
     points = torch.tensor([[0.0], [1.0], [9.0], [10.0], [11.0]])
     assignment, centroids = kmeans(points, 2, init=torch.tensor([0, 1]))

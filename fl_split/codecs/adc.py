@@ -36,25 +36,20 @@ class ADC(Codec):
 
     Parameters
     ----------
-    ratio : float, optional
-        Share of the smashed data that is sent, in (0, 1]; 0.1 by default.
+    ratio : float
+        Share of the smashed data that is sent, in (0, 1].
     split : "sqrt" or "fifth"
         How `ratio` is shared between samples and tokens: ratio^(1/2) each (the paper),
         or ratio^(1/5) for samples and ratio^(4/5) for tokens (the code behind the
         published accuracies).
     batch_ratio, token_ratio : float, optional
         Override what `split` makes of `ratio`, each on its own: what is sent, and counted
-        by a nominal budget, is then batch_ratio token_ratio, as set or as split.
+        by a nominal budget, is then beta tau, as set or as split.
     weighted_loss : bool
         Weight the loss of a cluster by its size instead of equally (the paper).
-
-    Raises
-    ------
-    ValueError
-        All three ratios are given, and `ratio` is not the product of the two others.
     """
 
-    ratio: Ratio | None = None
+    ratio: Ratio = 0.1
     split: Literal["sqrt", "fifth"] = "sqrt"
     batch_ratio: Ratio | None = None
     token_ratio: Ratio | None = None
@@ -64,19 +59,11 @@ class ADC(Codec):
     needs_attention: ClassVar[bool] = True
     up: ClassVar[str] = "K merged samples of T tokens in fp32; their members' labels"
 
-    def __post_init__(self) -> None:
-        if self.ratio and self.batch_ratio and self.token_ratio:
-            product = self.batch_ratio * self.token_ratio
-            if not math.isclose(self.ratio, product):
-                raise ValueError(
-                    f"ratio must be batch_ratio * token_ratio = {product:g} where both are given, "
-                    f"got {self.ratio}; leave ratio out"
-                )
-
     def shares(self) -> tuple[float, float]:
         """Return which shares of the samples and of the tokens are sent, beta and tau."""
-        ratio, exponent = self.ratio or 0.1, 1 / 2 if self.split == "sqrt" else 1 / 5
-        return self.batch_ratio or ratio**exponent, self.token_ratio or ratio ** (1 - exponent)
+        exponent = 1 / 2 if self.split == "sqrt" else 1 / 5
+        beta, tau = self.ratio**exponent, self.ratio ** (1 - exponent)
+        return self.batch_ratio or beta, self.token_ratio or tau
 
     def sizes(self, num_samples: int, num_tokens: int) -> tuple[int, int]:
         """Return (K, T) for a batch of `num_samples` samples of `num_tokens` tokens."""
