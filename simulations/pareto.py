@@ -220,7 +220,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     A dashed line joins what no other codec beats: by mean accuracy, with no more bytes.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     found = summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
@@ -240,11 +240,13 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         best = known.loc[non_dominated(list(known["ratio"]), list(known["mean"]))]
         axis.plot(best["ratio"], 100 * best["mean"], "k--", lw=1, zorder=0, label="front")
         axis.set_xscale("log")
-        for subset in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-            subset(FormatStrFormatter("%g"))
-        axis.set_title(f"equal {budget.replace('_', ' ')}: {part['limit'].iloc[0]:,.3g}")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        limit = part["limit"].iloc[0]
+        amount = f"{limit / 1e6:,g} MB" if "bytes" in budget else f"{limit:,.3g}"
+        axis.set_title(f"equal {budget.replace('_', ' ')}: {amount}")
         axis.set_xlabel("counted payload bytes over uncompressed")
-        axis.tick_params(axis="x", which="both", labelsize="small", rotation=45)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
     axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
