@@ -35,6 +35,7 @@ from fl_split.step import Place, compress, pack, smash
 from fl_split.vit import insert
 from simulations.experiment import Experiment, read_overrides
 from simulations.setup import Setup, prepare
+from strategies.crew import available_cores
 
 TINY = "vit(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, patch_size=4"
 DEFAULTS = {"model": f"{TINY}, image_size=32)", "cut": 3, "clients": 1, "partition": "iid()"}
@@ -117,7 +118,7 @@ def main() -> None:
     head = head_milliseconds(setup, options.batch)
     console, (tokens, width) = Console(), setup.head.smashed_shape
     console.print(
-        f"{platform.platform()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
+        f"{platform.platform()}, {available_cores()} cores, torch {torch.__version__}, "
         f"1 thread, load {os.getloadavg()[0]:.1f}, B={options.batch}, N={tokens}, D={width}; "
         f"head forward and backward {head:.0f} ms"
     )

@@ -49,6 +49,7 @@ from simulations.memory import keep_freed_memory
 from simulations.pool import Pool
 from simulations.setup import Setup
 from strategies import Training, messages
+from strategies.crew import available_cores
 from strategies.tail import TrainedTail
 
 R = TypeVar("R")
@@ -224,7 +225,7 @@ def measure(
     work: Work, repeats: int, rounds: int, engine: str, keeps_memory: bool
 ) -> dict[str, Any]:
     """Alternate loop and engine; return the ratios of each repeat and their medians."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     cpu, wall, steps = [], [], work.active * STEPS
     for _ in range(repeats):
         reference_cpu = loaded(work, rounds, cores, keeps_memory)
@@ -302,7 +303,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     console.print(
-        f"{platform.platform()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
+        f"{platform.platform()}, {available_cores()} cores, torch {torch.__version__}, "
         f"1 thread per process, load {os.getloadavg()[0]:.1f}, seed 0, {STEPS} steps per round, "
         f"{options.rounds} rounds, {options.repeats} repeats, {options.engine}"
     )

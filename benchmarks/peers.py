@@ -24,6 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from strategies.crew import available_cores
+
 ROOT = Path(__file__).parents[1]
 STEPS = 2
 
@@ -100,7 +102,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     options = parser.parse_args()
     print(
-        f"{platform.platform()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}, "
+        f"{platform.platform()}, {available_cores()} cores, torch {torch.__version__}, "
         f"{options.clients} clients, batches of {options.batch}, {options.rounds} rounds"
     )
     table = Table("runtime", "CPU ms per client-step", "wall ms per client-step")

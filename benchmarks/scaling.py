@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -19,6 +18,8 @@ import torch
 from engine import STEPS, Work, apart, simulated
 from rich.console import Console
 from rich.table import Table
+
+from strategies.crew import available_cores
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--engine", default="ray()")
     options = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     print(f"{platform.platform()}, {cores} cores, torch {torch.__version__}, {options.engine}")
     table = Table("clients", "client-steps", "CPU s", "wall s", "CPU ms per client-step")
     rows = []

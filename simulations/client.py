@@ -13,9 +13,7 @@ from torch import Tensor
 from fl_split.codecs import Identity
 from fl_split.cut import Head
 from fl_split.flat import Flat, descend, flatten, trained
-from fl_split.grouped import (
-    Seat,
-)
+from fl_split.grouped import Seat
 from fl_split.optimizers import moments, scaled, set_moments
 from fl_split.payload import Payload
 from fl_split.step import Place, head_gradient, pack, smash

@@ -217,7 +217,8 @@ def _accuracy(row: Any) -> str:
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Draw accuracy against the measured ratio, a panel per budget, error bars over seeds.
 
-    A dashed line joins what no other codec beats: by mean accuracy, with no more bytes.
+    Where bytes are not what is equal, a dashed line joins what no other codec beats: by mean
+    accuracy, with no more bytes. A hollow point ended before its budget was used up.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
@@ -232,13 +233,19 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         part = found[found["budget"] == budget]
         for number, (family, rows) in enumerate(part.groupby("family", sort=False)):
             ordered = rows.sort_values("ratio")
-            axis.errorbar(
+            line = axis.errorbar(
                 ordered["ratio"], 100 * ordered["mean"], yerr=100 * ordered["spread"].fillna(0),
                 label=family, marker=markers[number % len(markers)], capsize=2, lw=1, ms=5,
             )  # fmt: skip
-        known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")
-        best = known.loc[non_dominated(list(known["ratio"]), list(known["mean"]))]
-        axis.plot(best["ratio"], 100 * best["mean"], "k--", lw=1, zorder=0, label="front")
+            early = ordered[~ordered["reached"].astype(bool)]
+            axis.plot(
+                early["ratio"], 100 * early["mean"], markers[number % len(markers)],
+                mfc="white", mec=line[0].get_color(), ms=5, zorder=3,
+            )  # fmt: skip
+        if "bytes" not in budget:
+            known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")
+            best = known.loc[non_dominated(list(known["ratio"]), list(known["mean"]))]
+            axis.plot(best["ratio"], 100 * best["mean"], "k--", lw=1, zorder=0, label="front")
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))

@@ -69,7 +69,7 @@ def run_study(
         with alone(folder, LOCK):
             shown = conclude(_run(crowd, found), folder)
     out.print(shown)
-    warn_of_losses(pd.read_csv(folder / STUDY))
+    warn_of_losses(pd.read_csv(folder / STUDY), folder)
     for name, reason in crowd.failed.items():
         complain(f"{name}: {reason}; its log: {folder / name / LOG}")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
@@ -77,7 +77,7 @@ def run_study(
         raise typer.Exit(1)
 
 
-def warn_of_losses(rows: pd.DataFrame) -> None:
+def warn_of_losses(rows: pd.DataFrame, folder: Path) -> None:
     """Say which cells went on without some client: their numbers may be this machine's alone."""
     lost = rows[rows["dropped"] > 0]
     if len(lost):
@@ -85,7 +85,8 @@ def warn_of_losses(rows: pd.DataFrame) -> None:
         err.print(
             f"{len(lost)} of {len(rows)} cells lost clients in some round ({cells}; column "
             "dropped; why: clients.parquet). If they were too slow, and not at fault, remove the "
-            "cells' folders and give the same command with a longer timeout=SECONDS",
+            "cells' folders and give the same command with a longer timeout=SECONDS, "
+            f"--out {folder}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -199,7 +200,7 @@ def _show_cost(found: Sequence[Cell], missing: Sequence[Cell]) -> None:
     titles = ["cell", "steps", "payload", "weights", "client TFLOPs", "CPU"]
     caption = (
         "Payload and weights: both directions, all clients and rounds. CPU: training and "
-        "evaluation on one thread, from one timed step, without the start. "
+        "evaluation on one thread, from a timed step, without the start. "
         "*: a budget may end it earlier."
     )
     out.print(sheet(titles, rows, out.width, spare=("steps", "client TFLOPs"), caption=caption))

@@ -248,28 +248,20 @@ def whole_bits(ranges, budget):
 def test_splitfc_levels_are_the_best_that_take_whole_bits(budget, seed):
     ranges = np.exp(0.85 * np.random.default_rng(seed).normal(size=192))
     bits = allot_bits(torch.from_numpy(ranges), budget).numpy()
-    assert bits.sum() == budget * 192
+    assert budget * 192 - 1 <= bits.sum() <= budget * 192 and 1 not in bits
     best = level_error(ranges, whole_bits(ranges, budget))
     error = level_error(ranges, 2.0 ** bits.clip(min=1))
     assert error <= 1.0001 * best
     assert level_error(ranges, real_levels(ranges, budget)) < error
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_splitfc_levels_err_as_measured(seed):
-    """192 columns of log-normal ranges, 4 bits: 1.22e-3 against 5.04e-3 of 16 uniform levels.
-
-    Those are levels of any number; whole bits cost a tenth. Of the ranges nothing is stated:
-    here their spread is such that 16 uniform levels err as they did.
-    """
-    logs = np.random.default_rng(seed).normal(size=192)
-    spreads = np.linspace(0.5, 1.2, 200)
-    uniform = [level_error(np.exp(spread * logs), 16) for spread in spreads]
-    ranges = np.exp(spreads[np.searchsorted(uniform, 5.04e-3)] * logs)
-    assert level_error(ranges, 16) == pytest.approx(5.04e-3, rel=0.02)
-    assert level_error(ranges, real_levels(ranges, 4.0)) == pytest.approx(1.22e-3, rel=0.2)
-    bits = allot_bits(torch.from_numpy(ranges), 4.0).numpy()
-    assert level_error(ranges, 2.0**bits) == pytest.approx(1.1 * 1.22e-3, rel=0.2)
+@pytest.mark.parametrize("bits", [0.001, 0.5, 1.0, 1.5, 2.0, 3.0])
+def test_splitfc_is_never_worse_than_the_means_of_columns(bits):
+    """Their error is the variance; least and greatest of normal numbers would be far worse."""
+    values = torch.randn(64, 65, 64, generator=generator())
+    _, tokens = through(f"splitfc(keep=1.0, bits={bits})", smashed(values=values))
+    means = (values - values.mean(dim=(0, 1))).square().mean()
+    assert (tokens - values).square().mean() <= means
 
 
 def test_splitfc_quantises_every_column_on_its_own_grid():

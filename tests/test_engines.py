@@ -19,6 +19,7 @@ from simulations.grid import FIRST_NODE
 from simulations.ray_engine import _balance
 from simulations.setup import prepare
 from strategies import STRATEGIES, messages
+from strategies.crew import available_cores
 
 ROOT = Path(__file__).parents[1]
 VARIED = {
@@ -114,6 +115,12 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
     assert inline.equals(other)
     assert inline.rounds[COUNTED].equals(other.rounds[COUNTED])
     assert (ROOT / "pyproject.toml").read_text() == before
+
+
+def test_all_cores_count_where_the_system_cannot_tell_whose_they_are(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    assert available_cores() == 5
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1"])

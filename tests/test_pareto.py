@@ -131,6 +131,7 @@ def test_a_study_reads_each_accuracy_off_when_the_budget_is_used_up(study):
             assert row["accuracy"] == rounds["accuracy"].iloc[count - 1]
             assert row["payload_bytes"] == payload.iloc[count - 1]
             assert row["head_bytes"] == weights.iloc[count - 1]
+        assert row["dropped"] == 0
     assert set(frame["codec"]) == {"identity", "topk-0.2"}
     assert set(frame[frame["codec"] == "topk-0.2"]["downlink"]) == {"bf16()"}
 

@@ -408,6 +408,17 @@ def test_fedavg_has_no_payload_and_is_named_where_it_is_missing(tmp_path):
     assert not {"partition-1", "accuracy-per-class", "accuracy-per-client"} & figures.keys()
 
 
+def test_the_page_says_what_the_commonest_class_would_get(tmp_path):
+    for name, share in (("a", 0.102), ("b", 0.25), ("c", None)):
+        write_run(tmp_path / name, [0.5], seed=ord(name))
+        path = tmp_path / name / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "majority_accuracy": share}))
+    heading = "always the commonest class"
+    assert build([tmp_path]).facts[heading] == "10.2 to 25.0 % right"
+    assert build([tmp_path / "a"]).facts[heading] == "10.2 % right"
+    assert heading not in build([tmp_path / "c"]).facts
+
+
 def test_many_configurations_are_spread_over_panels(tmp_path):
     for alpha in (0.1, 1.0):
         for codec in ("identity", "topk", "adc"):

@@ -167,6 +167,7 @@ def test_a_dry_run_shows_cells_and_cost_and_runs_nothing(config):
     assert "fp16-seed1" in result.output and "4 cells, 4 to run" in result.output
     setup = prepare(Experiment.from_dict(TINY))
     assert f" {Estimator()(setup).steps} " in result.output
+    assert torch.get_num_threads() == 1
     assert not out.exists()
 
 
@@ -250,10 +251,10 @@ def test_cells_that_lost_clients_are_named(tmp_path, capsys):
     (tmp_path / "a" / "summary.json").write_text(json.dumps({"dropped": 2}))
     found = [Cell(name, {"seed": seed}, Experiment()) for seed, name in enumerate("ab")]
     rows = frame(found, tmp_path, {"a": "complete"})
-    warn_of_losses(rows)
+    warn_of_losses(rows, tmp_path)
     told = " ".join(capsys.readouterr().err.split())
-    assert "1 of 2 cells lost clients in some round (a;" in told and "timeout" in told
-    warn_of_losses(rows[rows["cell"] == "b"])
+    assert "1 of 2 cells lost clients in some round (a;" in told and f"--out {tmp_path}" in told
+    warn_of_losses(rows[rows["cell"] == "b"], tmp_path)
     assert capsys.readouterr().err == ""
 
 

@@ -31,7 +31,8 @@ class SplitFC(Codec):
     Reconstructed: what a column is in a ViT; its standard deviation, which the paper
     normalises by channel and we take as it is, a column being a whole channel here; what
     keeps a probability from exceeding 1; and levels that are powers of two (so that each
-    number takes whole bits), the bits left over going where they help most.
+    number takes whole bits, never 1: two levels, least and greatest, are no nearer than the
+    mean), the bits left over going where they help most.
 
     Parameters
     ----------
@@ -127,18 +128,21 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
         real = _levels(a, middle).log2()
         low, high = (middle, high) if float(real.sum()) > total else (low, middle)
     bits = _levels(a, high).log2().floor().clamp(0, MOST_BITS).long()
+    bits[bits == 1] = 0
     places = torch.arange(MOST_BITS)  # what is left over by rounding down
     gains = a.square()[:, None] * _savings() * (places >= bits[:, None])
     spare = max(0, int(total - bits.sum()))  # below 0 where ranges are beyond the bisection
     best = gains.flatten().topk(min(spare, gains.numel()))
     chosen = best.indices[best.values > 0] // MOST_BITS
-    return bits + torch.bincount(chosen, minlength=len(a))
+    bits += torch.bincount(chosen, minlength=len(a))
+    return bits.where(bits != 1, 0)
 
 
 def _savings() -> Tensor:
-    """What the next bit takes off 1 / (Q - 1)^2, Q = 2^bits; the first, of no levels at all, 1."""
+    """What the next bit takes off 1 / (Q - 1)^2, of a mean 1; half of what two do, of the first."""
     error = (2.0 ** torch.arange(1, MOST_BITS + 1, dtype=torch.float64) - 1) ** -2
-    return torch.cat([torch.ones(1), -error.diff()])
+    saved = -error.diff()
+    return torch.cat([saved[:1] / 2, saved[:1] / 2, saved[1:]])
 
 
 def _levels(ranges: Tensor, log2_nu: float) -> Tensor:
