@@ -240,7 +240,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
             early = ordered[~ordered["reached"].astype(bool)]
             axis.plot(
                 early["ratio"], 100 * early["mean"], markers[number % len(markers)],
-                mfc="white", mec=line[0].get_color(), ms=5, zorder=3,
+                color=line[0].get_color(), mfc="white", ms=5, zorder=3,
             )  # fmt: skip
         if "bytes" not in budget:
             known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")
@@ -256,5 +256,10 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
         axis.set_xlabel("counted payload bytes over uncompressed")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
-    axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[-1].legend(
+        *axes[0].get_legend_handles_labels(),
+        fontsize="small",
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+    )
     figure.savefig(path)
