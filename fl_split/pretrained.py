@@ -35,6 +35,7 @@ def load(
             )
     except Exception as error:  # every file format fails in its own way
         reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = reason if Path(path).is_dir() else f"no such folder here, and {reason}"
         raise ValueError(f"cannot load a {what} from {path!r}: {reason}") from None
     missing = [key for key in found["missing_keys"] if "classifier." not in key]
     if missing:

@@ -192,7 +192,8 @@ def table(frame: pd.DataFrame) -> Table:
     shown = Table(
         title="Accuracy, %, after the last round within the budget",
         caption="Mean ± standard deviation over seeds. Ratio: payload bytes, both directions, "
-        "over uncompressed fp32. *: some run ended before the budget was used up.",
+        "over uncompressed fp32. *: some run ended before the budget was used up. "
+        "-: not one round is within it.",
         box=SIMPLE,
     )
     shown.add_column("codec", no_wrap=True)

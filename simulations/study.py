@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -147,7 +148,8 @@ def _follow(crowd: Crowd, found: Sequence[Cell]) -> None:
     """Run all cells to their ends, in one view; without a terminal a line for each end."""
 
     def look_at(cell: Cell) -> Snapshot:
-        return look(crowd.folder / cell.name, cell.name, crowd.status.get(cell.name, "waiting"))
+        status = crowd.status.get(cell.name, "waiting")  # a summary may be that of an earlier stop
+        return replace(look(crowd.folder / cell.name, cell.name, status), status=status)
 
     seen = {cell.name: look_at(cell) for cell in found}
     pace, total = Pace([*seen.values()]), sum(cell.experiment.rounds for cell in found)
@@ -200,8 +202,8 @@ def _show_cost(found: Sequence[Cell], missing: Sequence[Cell]) -> None:
     titles = ["cell", "steps", "payload", "weights", "client TFLOPs", "CPU"]
     caption = (
         "Payload and weights: both directions, all clients and rounds. CPU: training and "
-        "evaluation on one thread, from a timed step, without the start. "
-        "*: a budget may end it earlier."
+        "evaluation on one thread, from a timed step, without the start."
+        + (" *: a budget may end it earlier." if is_bound else "")
     )
     out.print(sheet(titles, rows, out.width, spare=("steps", "client TFLOPs"), caption=caption))
     cores = available_cores()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import sys
@@ -164,8 +165,21 @@ def _train(grid: Any, setup: Setup, name: str, resumed: Any, budget: Budget | No
         task = progress.add_task(
             escape(label), total=experiment.rounds, completed=done, news="starting"
         )
-        watch = partial(_show, progress, task, label, experiment.rounds, {"up": 0, "down": 0})
+        sent = _sent_before(Path(experiment.out), done)
+        watch = partial(_show, progress, task, label, experiment.rounds, sent)
         server_app.app(grid, server_app.LocalContext(setup, watch, resumed, budget))
+
+
+def _sent_before(folder: Path, rounds: int) -> dict[str, int]:
+    """Bytes up and down of so many rounds, of a run that goes on."""
+    if not rounds:
+        return {"up": 0, "down": 0}
+    with (folder / "rounds.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[:rounds]
+    return {
+        way: sum(int(row[f"{kind}_bytes_{way}"]) for row in rows for kind in ("payload", "head"))
+        for way in ("up", "down")
+    }
 
 
 def _show(

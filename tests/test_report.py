@@ -408,6 +408,18 @@ def test_fedavg_has_no_payload_and_is_named_where_it_is_missing(tmp_path):
     assert not {"partition-1", "accuracy-per-class", "accuracy-per-client"} & figures.keys()
 
 
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path):
+    write_run(tmp_path / "runs", [0.5])
+    notes, page = tmp_path / "notes.md", build([tmp_path / "runs"])
+    notes.write_text("mine")
+    with pytest.raises(ValueError, match="is no report"):
+        write(page, notes, "md")
+    assert notes.read_text() == "mine"
+    for form in ("md", "html"):
+        write(page, tmp_path / f"page.{form}", form)
+        write(page, tmp_path / f"page.{form}", form)
+
+
 def test_the_page_says_what_the_commonest_class_would_get(tmp_path):
     for name, share in (("a", 0.102), ("b", 0.25), ("c", None)):
         write_run(tmp_path / name, [0.5], seed=ord(name))

@@ -66,7 +66,7 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
         "gradients; ratio: to fp32 uncompressed; weights: synchronised heads (fedavg: models)."
     )
     accuracies = ["final %", "best %", *(["client %"] if has_clients else [])]
-    titles = ["run", *accuracies, "smashed MB", "ratio", "weights MB", "steps", "CPU s"]
+    titles = ["run", *accuracies, "payload MB", "ratio", "weights MB", "steps", "CPU s"]
     return sheet(
         titles, rows, width, spare=("best %", "CPU s", "steps"),
         title="Accuracy against bytes", caption=caption + (CLIENT if has_clients else ""),

@@ -24,6 +24,9 @@ from simulations.sheet import shortened_apart
 FIRST = "the first method; choose another with --baseline"
 """Why a baseline is one that nobody asked for."""
 
+OURS = "ederated split learning, simulated"
+"""What every page says of itself."""
+
 LONGEST = 72
 """Characters of a label in a table."""
 
@@ -117,9 +120,11 @@ def write(page: Page, path: Path, form: str) -> None:
     Raises
     ------
     ValueError
-        `path` cannot be written to.
+        `path` cannot be written to, or is a file of something else.
     """
     try:
+        if path.exists() and OURS not in path.read_text(encoding="utf-8", errors="replace"):
+            raise ValueError(f"output: {str(path)!r} is no report; give another name or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         if form == "html":
             return write_whole(path, html(page).encode())
