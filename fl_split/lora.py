@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from fl_split.pretrained import classifiers
 from fl_split.seeds import seeded
 
 TARGETS = ["q_proj", "v_proj"]
@@ -35,9 +36,8 @@ def add_adapters(model: PreTrainedModel, rank: int, seed: int) -> None:
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
     with seeded(seed, "adapters"):
         inject_adapter_in_model(config, model)
-    for part in model.children():
-        if part is not model.base_model:
-            part.requires_grad_(True)
+    for classifier in classifiers(model):
+        classifier.requires_grad_(True)
 
 
 def merged(model: nn.Module) -> nn.Module:

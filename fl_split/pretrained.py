@@ -43,6 +43,11 @@ def load(
     return model
 
 
+def classifiers(model: Any) -> list[Any]:
+    """What is behind the backbone: the classifier of token 0, that of token 1 if there is one."""
+    return [part for part in model.children() if part is not model.base_model]
+
+
 def normalisation(path: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, per channel, that a checkpoint was trained with."""
     try:

@@ -59,7 +59,7 @@ class ViTHead(Head):
         self.has_dropout = draws(self)
         _, tokens, width = self.embeddings.position_embeddings.shape
         self.smashed_shape = tokens, width
-        self.num_read = len(_classifiers(model))
+        self.num_read = len(pretrained.classifiers(model))
         size = model.config.image_size
         self.image_shape = model.config.num_channels, size, size
 
@@ -104,7 +104,7 @@ class ViTTail(ViTMiddle):
     def __init__(self, model: PreTrainedModel, cut: int) -> None:
         super().__init__(model, cut, None)
         self.norm = model.base_model.layernorm
-        self.classifiers = nn.ModuleList(_classifiers(model))
+        self.classifiers = nn.ModuleList(pretrained.classifiers(model))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
@@ -131,11 +131,6 @@ def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[V
     last = num_before_end([*names, "classifier"], blocks, end)
     head.end = ViTTail(model, last)
     return head, ViTMiddle(model, blocks, last)
-
-
-def _classifiers(model: PreTrainedModel) -> list[nn.Module]:
-    """What is behind the backbone: the classifier of token 0, that of token 1 if there is one."""
-    return [part for part in model.children() if part is not model.base_model]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from fl_split.specs import SpecError, parse, sentence, unknown
 from simulations.cells import Cell
 from simulations.report.statistics import non_dominated
-from simulations.results import COLUMNS, ROUNDS
+from simulations.results import COLUMNS, PAYLOAD, ROUNDS, WEIGHTS
 from strategies.budget import BUDGETS, Limited
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -32,10 +33,8 @@ LIMITED = {
 AXES = ("codec", "downlink", "seed")
 """Keys in which the cells of a study differ."""
 
-PAYLOAD = ["payload_bytes_up", "payload_bytes_down"]
-WEIGHTS = ["head_bytes_up", "head_bytes_down"]
-
 FRONT, PLOT = "pareto.csv", "pareto.svg"
+MARKERS = "osD^vP*Xhd<>p8"
 
 
 class Entry(BaseModel):
@@ -147,7 +146,7 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
         path = folder / cell.name / ROUNDS
         found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
         rounds = found.assign(rounds=1)
-        sent = rounds[PAYLOAD].sum().sum()
+        sent = rounds[[*PAYLOAD]].sum().sum()
         for name, budget in budgets.items():
             spent = budget.spent(rounds).cumsum()
             paid = rounds[budget.pays(spent)]
@@ -163,8 +162,8 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
                     "reached": bool(budget.uses_up(spent).any()),
                     "rounds": len(paid),
                     "dropped": paid["dropped"].sum(),
-                    "payload_bytes": paid[PAYLOAD].sum().sum(),
-                    "head_bytes": paid[WEIGHTS].sum().sum(),
+                    "payload_bytes": paid[[*PAYLOAD]].sum().sum(),
+                    "head_bytes": paid[[*WEIGHTS]].sum().sum(),
                     "accuracy": paid["accuracy"].iloc[-1] if len(paid) else math.nan,
                 }
             )
@@ -222,45 +221,47 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     accuracy, with no more bytes. A hollow point ended before its budget was used up.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
     found = summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
     budgets = list(found["budget"].unique())
     figure = Figure(figsize=(2 + 3.7 * len(budgets), 4.2), layout="constrained")
     axes = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
-    markers = "osD^vP*Xhd<>p8"
     for axis, budget in zip(axes, budgets, strict=True):
-        part = found[found["budget"] == budget]
-        for number, (family, rows) in enumerate(part.groupby("family", sort=False)):
-            ordered = rows.sort_values("ratio")
-            line = axis.errorbar(
-                ordered["ratio"], 100 * ordered["mean"], yerr=100 * ordered["spread"].fillna(0),
-                label=family, marker=markers[number % len(markers)], capsize=2, lw=1, ms=5,
-            )  # fmt: skip
-            early = ordered[~ordered["reached"].astype(bool)]
-            axis.plot(
-                early["ratio"], 100 * early["mean"], markers[number % len(markers)],
-                color=line[0].get_color(), mfc="white", ms=5, zorder=3,
-            )  # fmt: skip
-        if "bytes" not in budget:
-            known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")
-            best = known.loc[non_dominated(list(known["ratio"]), list(known["mean"]))]
-            axis.plot(best["ratio"], 100 * best["mean"], "k--", lw=1, zorder=0, label="front")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        limit = part["limit"].iloc[0]
-        amount = f"{limit / 1e6:,g} MB" if "bytes" in budget else f"{limit:,.3g}"
-        axis.set_title(f"equal {budget.replace('_', ' ')}: {amount}")
-        axis.set_xlabel("counted payload bytes over uncompressed")
-        axis.grid(alpha=0.3)
+        _panel(axis, budget, found[found["budget"] == budget])
     axes[0].set_ylabel("test accuracy, %")
-    axes[-1].legend(
-        *axes[0].get_legend_handles_labels(),
-        fontsize="small",
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-    )
+    handles = axes[0].get_legend_handles_labels()
+    axes[-1].legend(*handles, fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path)
+
+
+def _panel(axis: Any, budget: str, part: pd.DataFrame) -> None:
+    """Draw all codecs under one budget."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    for (family, rows), marker in zip(
+        part.groupby("family", sort=False), cycle(MARKERS), strict=False
+    ):
+        ordered = rows.sort_values("ratio")
+        line = axis.errorbar(
+            ordered["ratio"], 100 * ordered["mean"], yerr=100 * ordered["spread"].fillna(0),
+            label=family, marker=marker, capsize=2, lw=1, ms=5,
+        )  # fmt: skip
+        early = ordered[~ordered["reached"].astype(bool)]
+        axis.plot(
+            early["ratio"], 100 * early["mean"], marker,
+            color=line[0].get_color(), mfc="white", ms=5, zorder=3,
+        )  # fmt: skip
+    if "bytes" not in budget:
+        known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")
+        best = known.loc[non_dominated(list(known["ratio"]), list(known["mean"]))]
+        axis.plot(best["ratio"], 100 * best["mean"], "k--", lw=1, zorder=0, label="front")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    limit = part["limit"].iloc[0]
+    amount = f"{limit / 1e6:,g} MB" if "bytes" in budget else f"{limit:,.3g}"
+    axis.set_title(f"equal {budget.replace('_', ' ')}: {amount}")
+    axis.set_xlabel("counted payload bytes over uncompressed")
+    axis.grid(alpha=0.3)

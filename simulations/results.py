@@ -23,14 +23,9 @@ from simulations.provenance import machine, versions
 from strategies import RoundReport
 from strategies.mailbox import ratio
 
-BYTES = [
-    "payload_bytes_up",
-    "payload_bytes_down",
-    "head_bytes_up",
-    "head_bytes_down",
-    "wire_bytes_up",
-    "wire_bytes_down",
-]
+PAYLOAD = "payload_bytes_up", "payload_bytes_down"
+WEIGHTS = "head_bytes_up", "head_bytes_down"
+BYTES = [*PAYLOAD, *WEIGHTS, "wire_bytes_up", "wire_bytes_down"]
 """Payload: smashed data, labels and cut gradients, as the codec serialises them. Head:
 synchronised weights (of the whole model for FedAvg). Wire: the whole Flower messages."""
 

@@ -68,9 +68,10 @@ def run_study(
             return
         crowd = _crowd(missing, folder, jobs)
         with alone(folder, LOCK):
-            shown = conclude(_run(crowd, found), folder)
+            rows = _run(crowd, found)
+            shown = conclude(rows, folder)
     out.print(shown)
-    warn_of_losses(pd.read_csv(folder / STUDY), folder)
+    warn_of_losses(rows, folder)
     for name, reason in crowd.failed.items():
         complain(f"{name}: {reason}; its log: {folder / name / LOG}")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
@@ -80,7 +81,7 @@ def run_study(
 
 def warn_of_losses(rows: pd.DataFrame, folder: Path) -> None:
     """Say which cells went on without some client: their numbers may be this machine's alone."""
-    lost = rows[rows["dropped"] > 0]
+    lost = rows[pd.to_numeric(rows["dropped"]) > 0]  # nothing, where no cell has ended
     if len(lost):
         cells = ", ".join(lost["cell"][:3]) + (", ..." if len(lost) > 3 else "")
         err.print(

@@ -174,7 +174,9 @@ def _sent_before(folder: Path, rounds: int) -> dict[str, int]:
     """Bytes up and down of so many rounds, of a run that goes on."""
     if not rounds:
         return {"up": 0, "down": 0}
-    with (folder / "rounds.csv").open(newline="", encoding="utf-8") as file:
+    from simulations.results import ROUNDS
+
+    with (folder / ROUNDS).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[:rounds]
     return {
         way: sum(int(row[f"{kind}_bytes_{way}"]) for row in rows for kind in ("payload", "head"))

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from simulations.results import ROUNDS
+from simulations.results import PAYLOAD, ROUNDS, WEIGHTS
 from simulations.sheet import sheet
 
-BYTES_SENT = ["payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down"]
+BYTES_SENT = [*PAYLOAD, *WEIGHTS]
 
 CLIENT = " Client: mean of clients, each on its own held-out samples, after the last round."
 """What a column of that name holds, in a caption."""

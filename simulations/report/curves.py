@@ -24,9 +24,8 @@ from simulations.report.figures import (
 )
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import non_dominated
+from simulations.results import PAYLOAD, WEIGHTS
 
-PAYLOAD = ("payload_bytes_up", "payload_bytes_down")
-HEAD = ("head_bytes_up", "head_bytes_down")
 ACCURACY = "test accuracy, %"
 MOST_POINTS = 80
 """Of a curve; of a longer one rounds at equal distances are drawn."""
@@ -49,7 +48,7 @@ class Cost:
 
 COSTS = (
     Cost("payload", "payload sent, both ways, MB", PAYLOAD, 1e6),
-    Cost("payload and weights", "payload and weights sent, both ways, MB", PAYLOAD + HEAD, 1e6),
+    Cost("payload and weights", "payload and weights sent, both ways, MB", PAYLOAD + WEIGHTS, 1e6),
     Cost("client compute", "client compute, GFLOP", ("client_flops",), 1e9),
     Cost("wall time", "wall time, s", ("wall_seconds",)),
 )

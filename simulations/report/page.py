@@ -24,7 +24,7 @@ from simulations.sheet import shortened_apart
 FIRST = "the first method; choose another with --baseline"
 """Why a baseline is one that nobody asked for."""
 
-OURS = "ederated split learning, simulated"
+OURS = "simulated with fl-split; every byte counted"
 """What every page says of itself."""
 
 LONGEST = 72

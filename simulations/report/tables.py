@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 
 from simulations.report.comparison import CLIENT
-from simulations.report.curves import HEAD, PAYLOAD
 from simulations.report.runs import Collection, Configuration, Run
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
-from simulations.results import BYTES
+from simulations.results import BYTES, PAYLOAD, WEIGHTS
 
 SHOWN = {
     "round", "accuracy", "client_accuracy", "clients", "samples", "client_steps", *BYTES,
@@ -36,8 +35,8 @@ WIRE = ("wire_bytes_up", "wire_bytes_down")
 MEANS: Mapping[str, tuple[tuple[str, ...], float, str]] = {
     "payload up, MB": (PAYLOAD[:1], 1e-6, ",.1f"),
     "payload down, MB": (PAYLOAD[1:], 1e-6, ",.1f"),
-    "weights up, MB": (HEAD[:1], 1e-6, ",.1f"),
-    "weights down, MB": (HEAD[1:], 1e-6, ",.1f"),
+    "weights up, MB": (WEIGHTS[:1], 1e-6, ",.1f"),
+    "weights down, MB": (WEIGHTS[1:], 1e-6, ",.1f"),
     "wire, MB": (WIRE, 1e-6, ",.1f"),
     "ratio": (("ratio",), 1.0, ".3f"),
     "client GFLOP": (("client_flops",), 1e-9, ",.1f"),
