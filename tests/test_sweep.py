@@ -306,15 +306,15 @@ PARETO = """
 [pareto]
 codecs = [{ codec = "identity()" }]
 seeds = [0, 1]
-rounds = 80
+rounds = 40
 bytes = 1
-max_rounds = 100
+max_rounds = 50
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("study", "name", "most"), [("sweep", "seed{}", 80), ("pareto", "identity-seed{}", 100)]
+    ("study", "name", "most"), [("sweep", "seed{}", 40), ("pareto", "identity-seed{}", 50)]
 )
 def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
     config, simulate, study, name, most
@@ -323,7 +323,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
     config.write_text(CONFIG + (PARETO if study == "pareto" else ""))
     command = [sys.executable, "-m", "simulations.cli", study, str(config), "--out", str(out)]
     command += [f"{key}={value}" for key, value in changes.items()]
-    command += ["seed=0..1", "rounds=80"] if study == "sweep" else []
+    command += ["seed=0..1", "rounds=40"] if study == "sweep" else []
     rows = [out / name.format(seed) / "rounds.csv" for seed in (0, 1)]
 
     def done(path):
@@ -345,7 +345,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
         time.sleep(1)
         left = done(rows[0])
         time.sleep(1)
-        assert done(rows[0]) == left < 80  # nobody goes on
+        assert done(rows[0]) == left < 40  # nobody goes on
     assert ends[0][1] == 130 and "to go on" in ends[0][0] and "Traceback" not in ends[0][0]
     assert ends[1][1] == -signal.SIGKILL
     last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -353,7 +353,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
     log = " ".join((out / name.format(0) / "log.txt").read_text().split())
     assert log.count(f"of {most} rounds done") == 2
     for seed in (0, 1):
-        undisturbed = simulate(**changes, rounds=80, seed=seed).model
+        undisturbed = simulate(**changes, rounds=40, seed=seed).model
         model = load_file(out / name.format(seed) / "model.safetensors")
         assert model.keys() == undisturbed.keys()
         assert all(torch.equal(model[key], undisturbed[key]) for key in model)

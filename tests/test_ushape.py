@@ -350,7 +350,7 @@ def test_middles_whose_graphs_find_no_room_run_again(simulate, monkeypatch, stra
 
 @pytest.mark.slow
 def test_ray_equals_inline(simulate):
-    for strategy in SPLIT:
+    for strategy in ("parallel", "sflv1", "sflv2", "sglr"):
         codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
         changes = {**VARIED, "strategy": strategy, "codec": codec}
         inline = simulate(**changes)
