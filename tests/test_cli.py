@@ -132,7 +132,7 @@ def test_who_waits_at_a_terminal_is_told_so():
 
 
 def test_list_shows_everything_that_can_be_combined():
-    shown = fl_split("list", check=0).stdout
+    shown = CliRunner().invoke(cli.app, ["list"]).output
     for name in ("adc", "sflv2", "dirichlet", "digits", "pretrained", "adamw", "ray", "clients"):
         assert name in shown
 
@@ -156,9 +156,10 @@ def test_help_teaches(command):
         (["configs/splitfed_baselines.toml"], "use: fl-split compare"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, message):
-    done = fl_split("run", *arguments, "--out", tmp_path / "x", check=2)
-    assert message in done.stderr
+def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(cli.app, ["run", *arguments, "--out", str(tmp_path / "x")])
+    assert done.exit_code == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "x").exists()
 
