@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from safetensors.torch import load_file
 
 from simulations import checkpoint, client_app, server_app
 from simulations.experiment import Experiment
+from simulations.grid import Session
+from simulations.ray_engine import Ray
 from simulations.setup import prepare
 from strategies import messages
 
@@ -67,14 +71,31 @@ def simulate(tmp_path: Path):
     """Run a tiny experiment with changes; each call in its own folder."""
     count = 0
 
-    def run(app: Any = client_app.app, watch: Any = None, **changes: Any) -> Outcome:
+    def run(
+        app: Any = client_app.app,
+        watch: Any = None,
+        session: Session | None = None,
+        **changes: Any,
+    ) -> Outcome:
         nonlocal count
         count += 1
         values = {**TINY, **changes, "out": str(tmp_path / f"run{count}")}
-        execute(Experiment.from_dict(values), app, watch)
+        execute(Experiment.from_dict(values), app, watch, session=session)
         return Outcome(Path(values["out"]))
 
     return run
+
+
+@pytest.fixture
+def on_ray(simulate):
+    """Run tiny experiments one after the other on one Ray: most of its time goes to starting it."""
+
+    @contextmanager
+    def start(workers: int = 2) -> Iterator[Callable[..., Outcome]]:
+        with Ray(workers=workers).session(client_app.app) as session:
+            yield partial(simulate, session=session)
+
+    return start
 
 
 def execute(
@@ -82,11 +103,14 @@ def execute(
     app: Any = client_app.app,
     watch: Any = None,
     resumed: checkpoint.Checkpoint | None = None,
+    session: Session | None = None,
 ) -> None:
+    """Run an experiment on its own engine, or on a session that has been started already."""
     setup = prepare(experiment)
     watch = watch or (lambda row, report: None)
-    with experiment.build("engine").session(app) as session:
-        grid = session(setup.worker(), experiment.clients, experiment.timeout)
+    started = nullcontext(session) if session else experiment.build("engine").session(app)
+    with started as begin:
+        grid = begin(setup.worker(), experiment.clients, experiment.timeout)
         server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
 
 

@@ -50,24 +50,15 @@ def test_clients_served_through_their_state_equal_live_ones(simulate, through_st
 
 
 @pytest.mark.slow
-def test_ray_equals_inline_with_every_strategy(simulate):
-    for strategy in [*STRATEGIES, "parallel(average_heads=False)", "mergesfl(slowest=0.3)"]:
-        codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
-        changes = {**VARIED, "strategy": strategy, "codec": codec}
-        inline = simulate(**changes)
-        ray = simulate(engine="ray(workers=2)", **changes)
-        assert inline.equals(ray), strategy
-        assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["parallel", "sflv2"])
-def test_ray_equals_inline_with_any_number_of_workers(simulate, strategy):
-    inline = simulate(strategy=strategy, **VARIED)
-    for workers in (1, 3):
-        ray = simulate(strategy=strategy, engine=f"ray(workers={workers})", **VARIED)
-        assert inline.equals(ray), workers
-        assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), workers
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ray_equals_inline_with_every_strategy(simulate, on_ray, workers):
+    with on_ray(workers) as simulate_on_ray:
+        for strategy in [*STRATEGIES, "parallel(average_heads=False)", "mergesfl(slowest=0.3)"]:
+            codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
+            changes = {**VARIED, "strategy": strategy, "codec": codec}
+            inline, ray = simulate(**changes), simulate_on_ray(**changes)
+            assert inline.equals(ray), strategy
+            assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
 
 
 CODED = {

@@ -51,23 +51,34 @@ def test_a_worker_killed_over_any_message_changes_nothing(simulate, tmp_path, st
     assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
 
 
+@pytest.fixture
+def seen(tmp_path):
+    """The client app that notes which processes it runs in, and where it does so."""
+    folder = tmp_path / "processes"
+    folder.mkdir()
+
+    def app(message, context):
+        (folder / str(os.getpid())).touch()
+        return client_app.app(message, context)
+
+    return app, lambda: {int(path.name) for path in folder.iterdir()}
+
+
 @pytest.mark.slow
-def test_workers_killed_from_outside_at_any_time_change_nothing(simulate):
-    """Both actors, one after each of the first rounds, wherever they happen to be."""
+def test_workers_killed_from_outside_at_any_time_change_nothing(simulate, seen):
+    """One after each of the first rounds: both actors, and one that had taken a place."""
     changes = {"strategy": PRIVATE, "rounds": 4, **LONG}
     undisturbed = simulate(**changes)
-    killed = set()
+    app, processes = seen
+    killed = []
 
     def kill(row, report):
-        for process in psutil.Process().children(recursive=True):
-            is_host = any("ray::Host" in part for part in process.cmdline())
-            if is_host and process.pid not in killed and row["round"] < 4:
-                killed.add(process.pid)
-                process.kill()
-                return
+        if row["round"] < 4:
+            killed.append(min(processes().difference(killed)))
+            os.kill(killed[-1], signal.SIGKILL)
 
-    disturbed = simulate(watch=kill, engine="ray(workers=2)", **changes)
-    assert len(killed) == 3
+    disturbed = simulate(app, watch=kill, engine="ray(workers=2)", **changes)
+    assert len(processes()) == 5  # two, and one in place of each that was killed
     assert disturbed.equals(undisturbed)
     assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
     assert (disturbed.rounds["cpu_seconds"] >= 0).all()
@@ -166,22 +177,26 @@ def test_two_nodes_give_the_bits_of_one(simulate):
 
 
 @pytest.mark.slow
-def test_a_lost_node_takes_its_clients_along_and_the_run_goes_on(simulate):
+def test_a_lost_node_takes_its_clients_along_and_the_run_goes_on(simulate, seen):
     from ray.cluster_utils import Cluster
 
+    app, processes = seen
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     other = cluster.add_node(num_cpus=1)
 
     def watch(row, report):
         if row["round"] == 1:
+            workers = [psutil.Process(number) for number in processes()]
+            assert len(workers) == 2
             cluster.remove_node(other, allow_graceful=False)
             for _ in range(300):  # its worker notices in a while
-                if sum("ray::Host" in p.info["name"] for p in psutil.process_iter(["name"])) < 2:
+                if not all(worker.is_running() for worker in workers):
                     break
                 time.sleep(0.1)
 
     try:
         outcome = simulate(
+            app,
             watch=watch,
             engine=f"ray(address={cluster.address!r}, workers=2)",
             rounds=3,

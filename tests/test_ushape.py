@@ -349,14 +349,14 @@ def test_middles_whose_graphs_find_no_room_run_again(simulate, monkeypatch, stra
 
 
 @pytest.mark.slow
-def test_ray_equals_inline(simulate):
-    for strategy in ("parallel", "sflv1", "sflv2", "sglr"):
-        codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
-        changes = {**VARIED, "strategy": strategy, "codec": codec}
-        inline = simulate(**changes)
-        ray = simulate(engine="ray(workers=2)", **changes)
-        assert inline.equals(ray), strategy
-        assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
+def test_ray_equals_inline(simulate, on_ray):
+    with on_ray() as simulate_on_ray:
+        for strategy in SPLIT:
+            codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
+            changes = {**VARIED, "strategy": strategy, "codec": codec}
+            inline, ray = simulate(**changes), simulate_on_ray(**changes)
+            assert inline.equals(ray), strategy
+            assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1"])
