@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from simulations import cli
 from simulations.experiment import Experiment
 from simulations.report.figures import grid, named, panels
-from simulations.report.labels import short
+from simulations.report.labels import listed, short
 from simulations.report.page import attachments, build, html, write
 from simulations.report.runs import collect
 from simulations.report.statistics import holm, interval, non_dominated, paired
@@ -358,6 +358,13 @@ def test_every_figure_and_table_can_be_downloaded(study):
         pd.testing.assert_frame_equal(numbers, drawing.data, check_dtype=False)
         assert files[f"{drawing.name}.svg"].startswith("<?xml")
         assert drawing.alt and f'id="{drawing.name}-figure"' in text
+
+
+def test_what_is_read_aloud_names_eight_and_counts_the_rest():
+    names = [f"sflv{number}" for number in range(11)]
+    assert listed(names[:2]) == "sflv0, sflv1"
+    assert listed(names[:8]).endswith("sflv6, sflv7")
+    assert listed(names).endswith("sflv6, sflv7 and 3 more")
 
 
 def test_figures_draw_what_was_measured(study):

@@ -22,6 +22,7 @@ from simulations.report.figures import (
     named,
     panels,
 )
+from simulations.report.labels import listed
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import non_dominated
 from simulations.results import PAYLOAD, WEIGHTS
@@ -139,7 +140,7 @@ def _front(found: list[Panel], cost: Cost) -> Drawing | None:
             return None
         points = pd.concat(data, ignore_index=True).drop(columns="label")
         label_lines(figure, axes, _is_spread(points, cost.axis))
-        best = ", ".join(points[points["on front"]]["configuration"])
+        best = listed(list(points[points["on front"]]["configuration"]))
         return drawn(
             figure, file, f"Pareto front: {cost.name}",
             "Final accuracy, mean over seeds; bars reach from the lowest seed to the highest. "
@@ -219,4 +220,4 @@ def _absent(found: list[Panel], data: pd.DataFrame) -> str:
 
 def _ends(frame: pd.DataFrame) -> str:
     last = frame.groupby("configuration", sort=False)["mean"].last().sort_values(ascending=False)
-    return "At the end: " + ", ".join(f"{name} {value:.1f} %" for name, value in last.items()) + "."
+    return f"At the end: {listed([f'{name} {value:.1f} %' for name, value in last.items()])}."

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from simulations.report.figures import INK, Drawing, drawn, look, named
+from simulations.report.labels import listed
 from simulations.report.runs import Collection, Configuration, Run
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
@@ -71,7 +72,7 @@ def _classes(study: Collection) -> Drawing | None:
     table = table.reindex(found["configuration"].unique())
     names = found.drop_duplicates("class").set_index("class")["name"]
     table.columns = pd.Index([names[column] for column in table.columns])
-    worst = ", ".join(f"{name}: {row.idxmin()} {row.min():.1f} %" for name, row in table.iterrows())
+    worst = listed([f"{name}: {row.idxmin()} {row.min():.1f} %" for name, row in table.iterrows()])
     return _heat_map(
         table, "accuracy-per-class", "Accuracy per class",
         "After the last round, mean over seeds, %.",
@@ -121,8 +122,8 @@ def _boxes(data: pd.DataFrame) -> Drawing:
         axis.set_xlabel("accuracy on the client's own held-out samples, %")
         axis.grid(axis="y", alpha=0)
         medians = zip(data["configuration"], data["median"], strict=True)
-        alt = "Boxes of the clients' accuracies. Medians: "
-        alt += ", ".join(f"{label} {value:.1f} %" for label, value in medians) + "."
+        told = listed([f"{label} {value:.1f} %" for label, value in medians])
+        alt = f"Boxes of the clients' accuracies. Medians: {told}."
         caption = (
             "After the last round, all clients of all seeds: median, box of the middle half, "
             "whiskers from 10 to 90 %, dots for the worst and the best client."

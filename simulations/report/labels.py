@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fl_split.specs import SpecError, resolve, stages
@@ -19,6 +19,9 @@ NOTHING = ("downlink=identity", "budget=none", "skew=none", "aggregation=fedavg"
 SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")
 """Keys whose value speaks for itself; it comes first, and without the key."""
 
+TOLD = 8
+"""Configurations that the description of a figure names; its table has them all."""
+
 SPECS: Mapping[str, Mapping[str, Callable[..., Any]]] = {**TABLES, "partition": PARTITIONS}
 
 
@@ -33,6 +36,12 @@ def joined(differing: Mapping[str, str], keys: Iterable[str]) -> str:
     texts = [differing[key] for key in keys]
     told = [text for text in texts if text not in NOTHING]
     return ", ".join(told or texts)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Join the first texts and count the rest: a figure's description is read aloud."""
+    rest = len(texts) - TOLD
+    return ", ".join(texts[:TOLD]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def part(key: str, value: Any, is_short: bool = True) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from simulations.report.curves import ACCURACY, label_lines, numbered
 from simulations.report.figures import Drawing, Panel, drawn, grid, look, marks
-from simulations.report.labels import TASK, joined
+from simulations.report.labels import TASK, joined, listed
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import interval
 from simulations.report.tables import WITHIN, Table, with_interval
@@ -64,7 +64,7 @@ def figure(study: Collection) -> Drawing | None:
         label_lines(drawing, axes, False)
         points = pd.concat(data, ignore_index=True).drop(columns="place")
         best = points.loc[points.groupby("task", sort=False)["mean"].idxmax()]
-        told = ", ".join(f"{row['task']}: {row['method']}" for row in best.to_dict("records"))
+        told = listed([f"{row['task']}: {row['method']}" for row in best.to_dict("records")])
         caption = "Final accuracy, mean over seeds; bars from the lowest seed to the highest."
         alt = f"Lines of final accuracy against the task. Best on {told}."
         return drawn(drawing, NAME, "Accuracy by task", caption, alt, points)
