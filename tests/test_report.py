@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from simulations import cli
 from simulations.experiment import Experiment
 from simulations.report.figures import grid, named, panels
-from simulations.report.labels import listed, short
+from simulations.report.labels import families, listed, short
 from simulations.report.page import attachments, build, html, write
 from simulations.report.runs import collect
 from simulations.report.statistics import holm, interval, non_dominated, paired
@@ -362,9 +362,17 @@ def test_every_figure_and_table_can_be_downloaded(study):
 
 def test_what_is_read_aloud_names_eight_and_counts_the_rest():
     names = [f"sflv{number}" for number in range(11)]
-    assert listed(names[:2]) == "sflv0, sflv1"
-    assert listed(names[:8]).endswith("sflv6, sflv7")
-    assert listed(names).endswith("sflv6, sflv7 and 3 more")
+    assert listed(names[:2]) == "sflv0; sflv1"
+    assert listed(names[:8]).endswith("sflv6; sflv7")
+    assert listed(names).endswith("sflv6; sflv7 and 3 more")
+
+
+def test_families_differ_in_numbers_only():
+    fine, coarse = (f"adc(ratio={ratio}) | uniform(bits=4), clients=5" for ratio in (0.05, 0.2))
+    alone = ["adc(ratio=0.1)", "fp16", "adc(split='fifth')", "lr=1e-05"]
+    family = "adc(ratio=0.05 to 0.2) | uniform(bits=4), clients=5"
+    expected = {fine: family, coarse: family, **{label: label for label in alone}}
+    assert families([coarse, *alone, fine]) == expected
 
 
 def test_figures_draw_what_was_measured(study):

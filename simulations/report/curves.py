@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from simulations.report.figures import (
     named,
     panels,
 )
-from simulations.report.labels import listed
+from simulations.report.labels import families, listed
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import non_dominated
 from simulations.results import PAYLOAD, WEIGHTS
@@ -59,7 +59,7 @@ def figures(study: Collection) -> list[Drawing]:
     """All curves, then the fronts."""
     found = panels(study.configurations)
     curves = [_rounds(found), *(_curves(found, cost) for cost in COSTS)]
-    whole = panels(study.configurations, most=len(study.configurations))
+    whole = _by_family(panels(study.configurations, most=len(study.configurations)))
     fronts = [_front(whole, cost) for cost in COSTS[:2]]  # points do not hide each other
     return [drawing for drawing in (*curves, *fronts) if drawing]
 
@@ -119,6 +119,12 @@ def _draw(
         return drawn(figure, file, title, caption, alt, _front_column(drawn_numbers))
 
 
+def _by_family(found: list[Panel]) -> list[Panel]:
+    """Name lines after their family: one colour and marker for a codec at all its ratios."""
+    names = families(numbered(found))
+    return [replace(panel, lines=[(names[k], one) for k, one in panel.lines]) for panel in found]
+
+
 def _front(found: list[Panel], cost: Cost) -> Drawing | None:
     data = []
     numbers = numbered(found)
@@ -130,12 +136,18 @@ def _front(found: list[Panel], cost: Cost) -> Drawing | None:
             if frame.empty:
                 continue
             data.append(frame)
-            for row in frame.to_dict("records"):
-                errors = [[row["mean"] - row["least"]], [row["greatest"] - row["mean"]]]
-                style = {**marks(numbers[row["label"]]), "linestyle": "none", "label": row["label"]}
-                axis.errorbar(row[cost.axis], row["mean"], yerr=errors, capsize=2, ms=6, **style)
-            front = frame[frame["on front"]].sort_values(cost.axis)
-            axis.plot(front[cost.axis], front["mean"], color="#888888", lw=1, zorder=1)
+            ordered = frame.sort_values(cost.axis)
+            for label, number in numbers.items():
+                rows = ordered[ordered["label"] == label]
+                if rows.empty:
+                    continue
+                errors = [rows["mean"] - rows["least"], rows["greatest"] - rows["mean"]]
+                axis.errorbar(
+                    rows[cost.axis], rows["mean"], yerr=errors, label=label, capsize=2, ms=5,
+                    lw=0.8, elinewidth=0.8, **marks(number),
+                )  # fmt: skip
+            front = ordered[ordered["on front"]]
+            axis.plot(front[cost.axis], front["mean"], color="#888888", lw=4, alpha=0.4, zorder=1)
         if not data:
             return None
         points = pd.concat(data, ignore_index=True).drop(columns="label")
@@ -144,7 +156,8 @@ def _front(found: list[Panel], cost: Cost) -> Drawing | None:
         return drawn(
             figure, file, f"Pareto front: {cost.name}",
             "Final accuracy, mean over seeds; bars reach from the lowest seed to the highest. "
-            "The line joins the points that no other dominates." + _absent(found, points),
+            "A thin line joins what differs in numbers only, the broad one what no other "
+            "point dominates." + _absent(found, points),
             f"Points of final accuracy against {cost.axis}. On the front: {best}.", points,
         )  # fmt: skip
 

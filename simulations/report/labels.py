@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 from fl_split.specs import SpecError, resolve, stages
@@ -21,6 +23,9 @@ SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")
 
 TOLD = 8
 """Configurations that the description of a figure names; its table has them all."""
+
+NUMBER = re.compile(r"(?<==)(-?\d[\d.]*(?:e[+-]?\d+)?)(?=[,)]|$)")
+"""A number that an argument or a key is set to."""
 
 SPECS: Mapping[str, Mapping[str, Callable[..., Any]]] = {**TABLES, "partition": PARTITIONS}
 
@@ -41,7 +46,22 @@ def joined(differing: Mapping[str, str], keys: Iterable[str]) -> str:
 def listed(texts: Sequence[str]) -> str:
     """Join the first texts and count the rest: a figure's description is read aloud."""
     rest = len(texts) - TOLD
-    return ", ".join(texts[:TOLD]) + (f" and {rest} more" if rest > 0 else "")
+    return "; ".join(texts[:TOLD]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def families(labels: Iterable[str]) -> dict[str, str]:
+    """Name for each label those that differ from it in numbers only: `adc(ratio=0.05 to 0.2)`."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for label in labels:
+        alike.setdefault(tuple(NUMBER.split(label)[::2]), []).append(label)
+    found: dict[str, str] = {}
+    for words, members in alike.items():
+        columns = zip(*(NUMBER.findall(label) for label in members), strict=True)
+        spans = [sorted({*column}, key=float) for column in columns]
+        told = [" to ".join(dict.fromkeys([span[0], span[-1]])) for span in spans]
+        name = "".join(chain(*zip_longest(words, told, fillvalue="")))
+        found |= dict.fromkeys(members, name)
+    return found
 
 
 def part(key: str, value: Any, is_short: bool = True) -> str:
