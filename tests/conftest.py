@@ -105,7 +105,8 @@ def execute(
     resumed: checkpoint.Checkpoint | None = None,
     session: Session | None = None,
 ) -> None:
-    """Run an experiment on its own engine, or on a session that has been started already."""
+    """Run an experiment on its own engine, or on a session that has been started with an app."""
+    assert session is None or app is client_app.app
     setup = prepare(experiment)
     watch = watch or (lambda row, report: None)
     started = nullcontext(session) if session else experiment.build("engine").session(app)

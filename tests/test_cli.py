@@ -157,6 +157,7 @@ def test_help_teaches(command):
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    """In this process: that a new one says nothing else is tested with folders, below."""
     monkeypatch.chdir(ROOT)
     done = CliRunner().invoke(cli.app, ["run", *arguments, "--out", str(tmp_path / "x")])
     assert done.exit_code == 2 and message in done.stderr

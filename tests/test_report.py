@@ -369,7 +369,7 @@ def test_what_is_read_aloud_names_eight_and_counts_the_rest():
 
 def test_families_differ_in_numbers_only():
     fine, coarse = (f"adc(ratio={ratio}) | uniform(bits=4), clients=5" for ratio in (0.05, 0.2))
-    alone = ["adc(ratio=0.1)", "fp16", "adc(split='fifth')", "lr=1e-05"]
+    alone = ["adc(ratio=0.1)", "fp16", "adc(split='fifth')", "lr=1e-05", "hub(version=1.2.3)"]
     family = "adc(ratio=0.05 to 0.2) | uniform(bits=4), clients=5"
     expected = {fine: family, coarse: family, **{label: label for label in alone}}
     assert families([coarse, *alone, fine]) == expected

@@ -208,7 +208,7 @@ def label_lines(figure: Figure, axes: list[Any], is_log: bool) -> None:
 
 
 def numbered(found: list[Panel]) -> dict[str, int]:
-    """Number the lines, the same in every panel and figure."""
+    """Number the lines, the same in every panel of a figure."""
     labels = dict.fromkeys(label for panel in found for label, _ in panel.lines)
     return {label: number for number, label in enumerate(labels)}
 

@@ -24,7 +24,7 @@ SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")
 TOLD = 8
 """Configurations that the description of a figure names; its table has them all."""
 
-NUMBER = re.compile(r"(?<==)(-?\d[\d.]*(?:e[+-]?\d+)?)(?=[,)]|$)")
+NUMBER = re.compile(r"(?<==)(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=[,)]|$)")
 """A number that an argument or a key is set to."""
 
 SPECS: Mapping[str, Mapping[str, Callable[..., Any]]] = {**TABLES, "partition": PARTITIONS}
