@@ -360,6 +360,14 @@ def test_every_figure_and_table_can_be_downloaded(study):
         assert drawing.alt and f'id="{drawing.name}-figure"' in text
 
 
+def test_unequal_rounds_are_said(tmp_path):
+    write_run(tmp_path / "a", [0.5] * 8, codec="identity", engine="inline")
+    write_run(tmp_path / "b", [0.5] * 8, codec="fp16", engine="inline")
+    assert "rounds done" not in build([tmp_path]).facts
+    write_run(tmp_path / "c", [0.5] * 12, codec="bf16", engine="inline")
+    assert build([tmp_path]).facts["rounds done"].startswith("8 to 12: final accuracies are not")
+
+
 def test_what_is_read_aloud_names_eight_and_counts_the_rest():
     names = [f"sflv{number}" for number in range(11)]
     assert listed(names[:2]) == "sflv0; sflv1"

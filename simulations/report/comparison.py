@@ -62,8 +62,9 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
         for row in frame.to_dict("records")
     ]
     caption = (
-        "MB = 10^6 bytes, both directions, all clients and rounds. Smashed: payloads and cut "
-        "gradients; ratio: to fp32 uncompressed; weights: synchronised heads (fedavg: models)."
+        "MB = 10^6 bytes, both directions, all clients and rounds. Payload: smashed data, labels "
+        "and cut gradients; ratio: to fp32 uncompressed; weights: synchronised heads (fedavg: "
+        "models)."
     )
     accuracies = ["final %", "best %", *(["client %"] if has_clients else [])]
     titles = ["run", *accuracies, "payload MB", "ratio", "weights MB", "steps", "CPU s"]

@@ -51,7 +51,7 @@ def _partitions(study: Collection) -> list[Drawing]:
         data = frame[["client", "class", "samples"]]
         drawing = _heat_map(
             held.where(held > 0), f"partition-{number}", f"Who holds what: {where}",
-            "Training samples of every class (rows) at every client (columns); none is blank.",
+            "Training samples of every class (rows) at every client (columns); blank for none.",
             alt, ("client", "class", "samples"), data,
         )  # fmt: skip
         maps.append(drawing)
@@ -72,7 +72,9 @@ def _classes(study: Collection) -> Drawing | None:
     table = table.reindex(found["configuration"].unique())
     names = found.drop_duplicates("class").set_index("class")["name"]
     table.columns = pd.Index([names[column] for column in table.columns])
-    worst = listed([f"{name}: {row.idxmin()} {row.min():.1f} %" for name, row in table.iterrows()])
+    worst = listed(
+        [f"{name}: {row.min():.1f} % in {row.idxmin()}" for name, row in table.iterrows()]
+    )
     return _heat_map(
         table, "accuracy-per-class", "Accuracy per class",
         "After the last round, mean over seeds, %.",

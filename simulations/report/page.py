@@ -162,12 +162,16 @@ def _facts(study: Collection, baseline: str) -> dict[str, str]:
         )
         for key in study.keys
     }
+    done = sorted({len(run.rounds) for run in runs})
     few = [one.label for one in study.configurations if len(one.runs) == 1]
     facts = {
         "runs": f"{len(runs)} runs of {len(study.configurations)} configurations",
         "seeds": ", ".join(map(str, seeds)),
         "one seed only, so no interval": "; ".join(few),
         "baseline": baseline,
+        "rounds done": f"{done[0]} to {done[-1]}: final accuracies are not of equal rounds"
+        if len(done) > 1
+        else "",
         "always the commonest class": _spread([r.summary.get("majority_accuracy") for r in runs]),
         **{f"{key} (differs)": text for key, text in differing.items()},
         **{key: short(key, study.common[key]) for key in ordered(study.common)},
