@@ -49,16 +49,21 @@ def listed(texts: Sequence[str]) -> str:
     return "; ".join(texts[:TOLD]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def span(ordered: Sequence[str]) -> str:
+    """From the first to the last, or the one that both are."""
+    return " to ".join(dict.fromkeys([ordered[0], ordered[-1]]))
+
+
 def families(labels: Iterable[str]) -> dict[str, str]:
     """Name for each label those that differ from it in numbers only: `adc(ratio=0.05 to 0.2)`."""
-    alike: dict[tuple[str, ...], list[str]] = {}
+    alike: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for label in labels:
-        alike.setdefault(tuple(NUMBER.split(label)[::2]), []).append(label)
+        parts = NUMBER.split(label)  # words, and the numbers between them
+        alike.setdefault(tuple(parts[::2]), {})[label] = parts[1::2]
     found: dict[str, str] = {}
     for words, members in alike.items():
-        columns = zip(*(NUMBER.findall(label) for label in members), strict=True)
-        spans = [sorted({*column}, key=float) for column in columns]
-        told = [" to ".join(dict.fromkeys([span[0], span[-1]])) for span in spans]
+        columns = zip(*members.values(), strict=True)
+        told = [span(sorted(column, key=float)) for column in columns]
         name = "".join(chain(*zip_longest(words, told, fillvalue="")))
         found |= dict.fromkeys(members, name)
     return found

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
-from simulations.report.labels import ordered, short
+from simulations.report.labels import ordered, short, span
 from simulations.report.runs import Collection, collect
 from simulations.results import write_whole
 from simulations.sheet import shortened_apart
@@ -162,14 +162,14 @@ def _facts(study: Collection, baseline: str) -> dict[str, str]:
         )
         for key in study.keys
     }
-    done = sorted({len(run.rounds) for run in runs})
+    done = [str(count) for count in sorted({len(run.rounds) for run in runs})]
     few = [one.label for one in study.configurations if len(one.runs) == 1]
     facts = {
         "runs": f"{len(runs)} runs of {len(study.configurations)} configurations",
         "seeds": ", ".join(map(str, seeds)),
         "one seed only, so no interval": "; ".join(few),
         "baseline": baseline,
-        "rounds done": f"{done[0]} to {done[-1]}: final accuracies are not of equal rounds"
+        "rounds done": f"{span(done)}: final accuracies are not of equal rounds"
         if len(done) > 1
         else "",
         "always the commonest class": _spread([r.summary.get("majority_accuracy") for r in runs]),
@@ -186,7 +186,7 @@ def _facts(study: Collection, baseline: str) -> dict[str, str]:
 def _spread(shares: Sequence[float | None]) -> str:
     """Least to largest, in %, of those that are known."""
     known = [f"{100 * share:.1f}" for share in sorted({s for s in shares if s is not None})]
-    return f"{' to '.join(dict.fromkeys([known[0], known[-1]]))} % right" if known else ""
+    return f"{span(known)} % right" if known else ""
 
 
 def _merged(dictionaries: Sequence[Mapping[str, Any]]) -> str:
