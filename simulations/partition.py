@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from fl_split.seeds import derive
 from fl_split.specs import SpecError, canonical, parameters, parse, resolve
+from simulations.partitioners import Pathological, Shard
 
 
 def _distribution(
@@ -49,8 +51,10 @@ PARTITIONS: dict[str, Callable[..., Partitioner]] = {
     "inner_dirichlet": flower.InnerDirichletPartitioner,
     "linear": flower.LinearPartitioner,
     "natural": flower.NaturalIdPartitioner,
-    "pathological": partial(flower.PathologicalPartitioner, num_classes_per_partition=2),
-    "shard": partial(flower.ShardPartitioner, num_shards_per_partition=2),
+    "pathological": partial(
+        Pathological, num_classes_per_partition=2, class_assignment_mode="first-deterministic"
+    ),
+    "shard": partial(Shard, num_shards_per_partition=2),
     "size": flower.SizePartitioner,
     "square": flower.SquarePartitioner,
 }
@@ -66,6 +70,31 @@ ROW = "fl_split_row"
 
 class PartitionError(ValueError):
     """A partition that the data cannot satisfy, and why."""
+
+
+@dataclass(frozen=True)
+class Unheld:
+    """What a partition leaves to nobody.
+
+    Attributes
+    ----------
+    samples : int
+        Training rows that no client holds.
+    classes : list[str]
+        Names of the classes of which no client holds a row, in the order of the data set.
+    """
+
+    samples: int
+    classes: list[str]
+
+    def __str__(self) -> str:
+        """Say it in a sentence; say nothing if there is nothing to say."""
+        parts = []
+        if self.samples:
+            parts.append(f"nobody holds {self.samples:,} of the training images")
+        if self.classes:
+            parts.append(f"nobody holds an image of the classes {', '.join(self.classes)}")
+        return "; ".join(parts)
 
 
 def split(
@@ -108,6 +137,27 @@ def split(
     if not any(len(part) for part in parts):
         raise PartitionError(f"partition: {spec!r} gives no client any sample")
     return [part.with_format("arrow")[:][ROW].to_numpy() for part in parts]
+
+
+def unheld(
+    partitions: Sequence[NDArray[np.int64]], labels: NDArray[np.int64], names: Sequence[str]
+) -> Unheld:
+    """Count what `partitions`, before anything is held out of them, leave to nobody.
+
+    Parameters
+    ----------
+    partitions : sequence of arrays
+        Row numbers of each client.
+    labels : array
+        (n,) classes of all training rows, before any skew.
+    names : sequence of str
+        Names of the classes.
+    """
+    is_held = np.zeros(len(labels), dtype=bool)
+    is_held[np.concatenate(partitions)] = True
+    counts = np.bincount(labels[is_held], minlength=len(names))
+    missing = [name for name, count in zip(names, counts, strict=True) if not count]
+    return Unheld(int((~is_held).sum()), missing)
 
 
 def hold_out(

@@ -17,9 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.table import Table as Sheet
+from rich.text import Text
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
+from simulations.partition import Unheld
 from simulations.table import Table
 
 FILE, PLOT = "partition.csv", "partition.svg"
@@ -122,13 +124,15 @@ def plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     figure.savefig(path)
 
 
-def summary_table(counts: Counts) -> Sheet:
-    """Show :func:`summary` on a terminal."""
+def summary_table(counts: Counts, unheld: Unheld) -> Sheet:
+    """Show :func:`summary` on a terminal, and what nobody holds."""
     sheet = Sheet(box=SIMPLE, show_header=False)
     sheet.add_column()
     sheet.add_column(justify="right")
     for name, value in summary(counts).items():
         sheet.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.3g}")
+    sheet.add_row("training images nobody holds", f"{unheld.samples:,}")
+    sheet.add_row("classes nobody holds", Text(", ".join(unheld.classes) or "none"))
     return sheet
 
 

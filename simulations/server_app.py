@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ class Run:
         facts = {
             "activation_bytes": self.setup.activation_bytes(),
             "majority_accuracy": self.setup.majority_accuracy,
+            "unheld": asdict(self.setup.unheld),
         }
         status, ended_by = "failed", "error"
         try:

@@ -40,7 +40,8 @@ from strategies.participants import Population
 class Setup:
     """An experiment whose data are loaded and whose model is built and cut.
 
-    `shards` are rows of `train` that clients hold back, by client, to be tested on.
+    `shards` are rows of `train` that clients hold back, by client, to be tested on;
+    `unheld` are rows and classes of `train` that the partition leaves to nobody.
     """
 
     experiment: Experiment
@@ -50,6 +51,7 @@ class Setup:
     train: Table
     test: Table
     shards: dict[int, NDArray[np.int64]]
+    unheld: partition.Unheld
     class_names: list[str]
 
     @property
@@ -133,7 +135,7 @@ def prepare(experiment: Experiment) -> Setup:
     e = experiment
     with _named("dataset"):
         source = _open(e.dataset, e.test_fraction, e.seed)
-    partitions, shards = _partition(source, e)
+    partitions, shards, nobodys = _partition(source, e)
     spec, classes = e.build("model"), len(source.class_names)
     with _named("model"):
         model = spec.build(
@@ -166,12 +168,22 @@ def prepare(experiment: Experiment) -> Setup:
         ),
         test=Table(*test, [], classes, mean, std),
         shards=shards,
+        unheld=nobodys,
         class_names=source.class_names,
     )
 
 
-def prepare_labels(experiment: Experiment) -> tuple[Table, list[str]]:
-    """Load and partition labels without decoding an image; return them and the classes' names.
+def prepare_labels(experiment: Experiment) -> tuple[Table, list[str], partition.Unheld]:
+    """Load and partition labels without decoding an image.
+
+    Returns
+    -------
+    table : Table
+        Labels and who holds them; its images have no pixels.
+    names : list of str
+        Names of the classes.
+    unheld : Unheld
+        What the partition leaves to nobody.
 
     Raises
     ------
@@ -182,26 +194,39 @@ def prepare_labels(experiment: Experiment) -> tuple[Table, list[str]]:
     with _named("dataset"):
         source = _open(e.dataset, e.test_fraction, e.seed)
         labels = source.labels(source.train)
-    partitions, shards = _partition(source, e)
+    partitions, shards, nobodys = _partition(source, e)
     names = source.class_names
     pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
     table = Table(pixels, labels, partitions, len(names), [0.0], [1.0])
-    return skewed(table, e.build("skew"), e.seed, shards), names
+    return skewed(table, e.build("skew"), e.seed, shards), names, nobodys
+
+
+def unheld(experiment: Experiment) -> partition.Unheld:
+    """Return what the partition of an experiment leaves to nobody; raise as `prepare` does."""
+    e = experiment
+    with _named("dataset"):
+        source = _open(e.dataset, e.test_fraction, e.seed)
+    return _split(source, e.partition, e.clients, e.seed)[1]
 
 
 def _partition(
     source: Source, e: Experiment
-) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]]]:
-    """Rows that clients train on, and those that they hold back."""
-    parts = _split(source, e.partition, e.clients, e.seed)
-    return partition.hold_out(parts, e.holdout, seed=e.seed)
+) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]], partition.Unheld]:
+    """Rows that clients train on, those that they hold back, and what nobody holds."""
+    parts, nobodys = _split(source, e.partition, e.clients, e.seed)
+    return *partition.hold_out(parts, e.holdout, seed=e.seed), nobodys
 
 
 @lru_cache(maxsize=16)
-def _split(source: Source, spec: str, clients: int, seed: int) -> list[NDArray[np.int64]]:
-    """Return the rows of every client; the cells of a study share them."""
+def _split(
+    source: Source, spec: str, clients: int, seed: int
+) -> tuple[list[NDArray[np.int64]], partition.Unheld]:
+    """Return the rows of every client and what nobody holds; the cells of a study share them."""
+    with _named("dataset"):
+        labels = source.labels(source.train)
     rows = source.train.select_columns([c for c in source.train.features if c != source.image])
-    return partition.split(rows, spec, clients=clients, label=source.label, seed=seed)
+    parts = partition.split(rows, spec, clients=clients, label=source.label, seed=seed)
+    return parts, partition.unheld(parts, labels, source.class_names)
 
 
 @lru_cache(maxsize=1)

@@ -106,7 +106,7 @@ def _run(crowd: Crowd, found: Sequence[Cell]) -> pd.DataFrame:
     crowd.status.update({c.name: "complete" for c in found if c.name not in waiting})
     if done := len(found) - len(waiting):
         out.print(f"{done} of {len(found)} cells are finished already")
-    explain(cell.experiment for cell in crowd.cells)
+    explain([cell.experiment for cell in crowd.cells])
     try:
         _follow(crowd, found)
     except KeyboardInterrupt:

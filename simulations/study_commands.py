@@ -42,12 +42,12 @@ def partition(
         for studies in ("compare", "pareto", "sweep"):
             values.pop(studies, None)
         experiment = Experiment.from_dict(values)
-        table, names = prepare_labels(experiment)
+        table, names, unheld = prepare_labels(experiment)
         if out_dir:
             make_folder(out_dir)
     counts = statistics.count(table)
     out.print(f"{experiment.dataset}, {experiment.partition}, seed {experiment.seed}", markup=False)
-    out.print(statistics.summary_table(counts), statistics.clients_table(counts))
+    out.print(statistics.summary_table(counts, unheld), statistics.clients_table(counts))
     if out_dir:
         statistics.write(table, out_dir)
         statistics.plot(counts, names, out_dir / statistics.PLOT)

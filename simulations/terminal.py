@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,7 @@ def run_setups(
     from simulations.results import COMPARISON, SUMMARY
 
     engine = next(iter(setups.values())).experiment.build("engine")
-    explain(setup.experiment for setup in setups.values())
+    explain([setup.experiment for setup in setups.values()])
     summaries = {}
     with ExitStack() as held:
         with door():
@@ -119,8 +119,16 @@ def run_setups(
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
 
 
-def explain(experiments: Iterable[Experiment]) -> None:
-    """Say once what accuracy means, if some clients keep models."""
+def explain(experiments: Sequence[Experiment]) -> None:
+    """Say what must be known before a run: what nobody holds, and what accuracy means."""
+    from simulations.setup import unheld
+
+    for text in dict.fromkeys(
+        f"{e.partition}, {e.clients} clients, seed {e.seed}: {unheld(e)}"
+        for e in experiments
+        if str(unheld(e))
+    ):
+        err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
     for experiment in experiments:
         if experiment.build("strategy").keeps_models:
             name = experiment.strategy.partition("(")[0]

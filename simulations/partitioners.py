@@ -1,0 +1,70 @@
+"""Flower's partitioners that leave classes or rows to nobody, mended.
+
+Both subclasses use private members of flwr-datasets, which has no public place to choose whose
+classes or which rows are whose.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from flwr_datasets.partitioner import PathologicalPartitioner, ShardPartitioner
+
+
+class Pathological(PathologicalPartitioner):  # type: ignore[misc]  # has no types
+    """Partition by classes: a client holds samples of so many classes only.
+
+    With ``class_assignment_mode="first-deterministic"`` (Li et al., ICDE 2022, NIID-Bench) client
+    k holds class k modulo the number of classes, and draws its other classes. With fewer clients
+    than classes that draw alone leaves classes without an owner. Each such class then takes the
+    place of a class that most clients hold, at the last of these clients. So every class has an
+    owner wherever clients x classes per client are as many as the classes.
+    The modes "random" and "deterministic" are Flower's and may leave classes to nobody.
+    """
+
+    def _determine_partition_id_to_unique_labels(self) -> None:
+        super()._determine_partition_id_to_unique_labels()
+        if self._class_assignment_mode != "first-deterministic":
+            return
+        held = self._partition_id_to_unique_labels
+        owners = Counter(label for labels in held.values() for label in labels)
+        for missing in [label for label in self._unique_labels if not owners[label]]:
+            spare = max(self._unique_labels, key=lambda label: owners[label])
+            if owners[spare] < 2:
+                return  # fewer places than classes
+            last = max(client for client, labels in held.items() if spare in labels)
+            held[last][held[last].index(spare)] = missing
+            owners.update({spare: -1, missing: 1})
+
+
+class Shard(ShardPartitioner):  # type: ignore[misc]  # has no types
+    """Partition by shards: sort the rows by class, cut them, deal the shards out at random.
+
+    McMahan et al. (AISTATS 2017). With ``num_shards_per_partition`` alone the sizes of shards
+    differ by one row at most and every row is in a shard; where the shards divide the rows
+    evenly, the partitions are Flower's. With ``shard_size`` the partitions are always Flower's,
+    which may leave rows to nobody.
+    """
+
+    def _determine_partition_id_to_indices_if_needed(self) -> None:
+        per_client = self._num_shards_per_partition
+        if per_client is None or self._shard_size is not None:
+            super()._determine_partition_id_to_indices_if_needed()
+        elif not self._partition_id_to_indices:
+            self._deal(self._num_partitions, per_client)
+
+    def _deal(self, clients: int, per_client: int) -> None:
+        """Give every client so many shards of the rows, which are sorted by class."""
+        rows, count = len(self.dataset), clients * per_client
+        if count > rows:
+            raise ValueError(f"{count} shards of {rows} rows; take fewer clients or shards")
+        shards = np.array_split(np.arange(rows), count)
+        dealt = self._rng.permutation(count).reshape(clients, per_client)
+        parts = [np.concatenate([shards[number] for number in numbers]) for numbers in dealt]
+        held = {client: part.tolist() for client, part in enumerate(parts)}
+        if self._shuffle:
+            for indices in held.values():
+                self._rng.shuffle(indices)
+        self._partition_id_to_indices = held
+        self._partition_id_to_indices_determined = True
