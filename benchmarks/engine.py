@@ -46,6 +46,7 @@ from simulations import table as tables
 from simulations.evaluator import Evaluator
 from simulations.experiment import Experiment
 from simulations.memory import keep_freed_memory
+from simulations.partition import Unheld
 from simulations.pool import Pool
 from simulations.setup import Setup
 from strategies import Training, messages
@@ -104,7 +105,9 @@ class Work:
         )
         train = tables.Table(pixels, labels, parts, 10, [0.5], [0.5])
         test = tables.Table(pixels[:1], labels[:1], [], 10, [0.5], [0.5])
-        return Setup(experiment, model, *split(model, self.cut), train, test)
+        names = [str(number) for number in range(10)]
+        halves = split(model, self.cut)
+        return Setup(experiment, model, *halves, train, test, {}, Unheld(0, []), names)
 
 
 WORKS = [

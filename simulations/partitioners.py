@@ -24,6 +24,8 @@ class Pathological(PathologicalPartitioner):  # type: ignore[misc]  # has no typ
     """
 
     def _determine_partition_id_to_unique_labels(self) -> None:
+        if (count := self._num_classes_per_partition) < 1:  # Flower gives one class for none
+            raise ValueError(f"num_classes_per_partition must be 1 or more, got {count}")
         super()._determine_partition_id_to_unique_labels()
         if self._class_assignment_mode != "first-deterministic":
             return

@@ -109,7 +109,7 @@ def test_bad_configuration_is_refused_with_help(values, message):
         ),
         ({"model": "lenet"}, "model: lenet needs images of 16 pixels a side, got 8"),
         ({"partition": "size"}, "partition: 'size()': partition_sizes must be given"),
-        ({"partition": "pathological(num_classes_per_partition=0)"}, "no client any sample"),
+        ({"partition": "pathological(num_classes_per_partition=0)"}, "must be 1 or more, got 0"),
         ({"clients": 5000}, "clients: 5000 clients cannot share 1433 samples"),
         ({"partition": "dirichlet(alpha=0.1, min_partition_size=9)"}, "cannot be satisfied"),
         ({"partition": "pathological(num_classes_per_partition=99)"}, "cannot be satisfied"),
