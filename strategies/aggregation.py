@@ -31,7 +31,8 @@ class Aggregator:
     """One of Flower's strategies, put to use on the weights that clients end a round with.
 
     It sees weights only: heads, whole models for FedAvg, copies of the tail for SFLV1.
-    What it remembers between rounds can be saved and set.
+    Running statistics of batch norms are cut out before: norms, distances and memories are
+    those of weights. What it remembers between rounds can be saved and set.
 
     Attributes
     ----------
@@ -56,7 +57,7 @@ class Aggregator:
         """Return the weights after round `number`, given those `before`.
 
         `statistics` tells where, by name of a vector, running statistics of batch norms
-        are: these are no weights to step or to blur, and always become the mean.
+        are: these always become the mean with weights n_k / n. `replies` are consumed.
 
         Raises
         ------
@@ -65,9 +66,25 @@ class Aggregator:
         """
         replies = list(replies)
         names = list(replies[0].content.array_records[messages.WEIGHTS])
-        places = {k: v for k, v in (statistics or {}).items() if k in names and v is not None}
-        means = {name: _mean(replies, name)[where] for name, where in places.items()}
+        places = {
+            name: where.numpy()
+            for name, where in (statistics or {}).items()
+            if name in names and where is not None
+        }
+        means = {name: _mean(replies, name, where) for name, where in places.items()}
+        for reply in replies if places else []:
+            record = reply.content.array_records[messages.WEIGHTS]
+            reply.content[messages.WEIGHTS] = _without(places, record)
         start = messages.weights(**{name: before[name] for name in names})
+        vectors = self._aggregate(number, replies, _without(places, start), seed)
+        for name, where in places.items():
+            vectors[name] = _with(where, means[name], vectors[name])
+        return messages.weights(**vectors)
+
+    def _aggregate(
+        self, number: int, replies: list[Message], start: ArrayRecord, seed: int
+    ) -> dict[str, np.ndarray]:
+        """Let the strategy make vectors of weights out of `start` and those in `replies`."""
         self.strategy.configure_train(number, start, ConfigRecord(), None)
         if isinstance(self.strategy, flower.DifferentialPrivacyServerSideFixedClipping):
             self.strategy.num_sampled_clients = len(replies)
@@ -77,10 +94,7 @@ class Aggregator:
             found, _ = self.strategy.aggregate_train(number, replies)
         if found is None:
             raise ValueError(f"aggregation gave nothing for {len(replies)} clients")
-        vectors = {name: np.array(array.numpy(), np.float32) for name, array in found.items()}
-        for name, where in places.items():
-            vectors[name][where] = means[name]
-        return messages.weights(**vectors)
+        return {name: np.array(array.numpy(), np.float32) for name, array in found.items()}
 
     def state(self) -> dict[str, Tensor]:
         """What the strategy remembers of earlier rounds, by name."""
@@ -105,10 +119,29 @@ class Aggregator:
                 setattr(self.strategy, name, memory)
 
 
-def _mean(replies: list[Message], name: str) -> np.ndarray:
-    """Mean of one vector with weights n_k / n."""
+def _without(places: Mapping[str, np.ndarray], record: ArrayRecord) -> ArrayRecord:
+    """Return the vectors of `record` without their numbers at `places`."""
+    return messages.weights(
+        **{
+            name: np.delete(messages.numbers(array), places[name]) if name in places else array
+            for name, array in record.items()
+        }
+    )
+
+
+def _with(where: np.ndarray, statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the vector that has `statistics` at `where`, and `weights` in the other places."""
+    is_weight = np.ones(len(where) + len(weights), bool)
+    is_weight[where] = False
+    vector = np.empty(is_weight.shape, np.float32)
+    vector[where], vector[is_weight] = statistics, weights
+    return vector
+
+
+def _mean(replies: list[Message], name: str, where: np.ndarray) -> np.ndarray:
+    """Mean of the numbers `where` in one vector, with weights n_k / n."""
     counts = [messages.metric(reply, messages.NUM_EXAMPLES) for reply in replies]
-    vectors = [messages.numbers(messages.vector(reply, name)) for reply in replies]
+    vectors = [messages.numbers(messages.vector(reply, name))[where] for reply in replies]
     return np.average(vectors, axis=0, weights=counts).astype(np.float32)
 
 
@@ -163,6 +196,7 @@ def krum(malicious: Count = 0) -> Aggregator:
     """The weights of the client nearest to its neighbours (Blanchard et al., NeurIPS 2017).
 
     Of n clients in a round, 2 malicious + 2 < n: else those could choose the outcome.
+    Running statistics of batch norms have no part in the distance, and are all clients' mean.
     """
     return Aggregator(flower.Krum(**OURS, num_malicious_nodes=malicious), 2 * malicious + 3)
 
@@ -173,7 +207,7 @@ def dp(noise_multiplier: Annotated[float, Field(ge=0)], clipping_norm: Positive)
 
     Clients count equally, and the noise has a standard deviation of noise_multiplier *
     clipping_norm / clients. It protects weights only: what crosses the cut is not noisy,
-    nor are running statistics of batch norms.
+    and running statistics of batch norms are neither clipped nor noisy.
     """
     kind = flower.DifferentialPrivacyServerSideFixedClipping
     return Aggregator(kind(flower.FedAvg(**OURS), noise_multiplier, clipping_norm, 1))

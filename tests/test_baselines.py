@@ -4,13 +4,23 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fl_split.flat import Flat
 from fl_split.payload import Payload
 from fl_split.whole import Proximal
 from simulations import client_app
 from strategies import messages
-from strategies.aggregation import Aggregator, dp, fedadam, fedavgm, krum, median, trimmed_mean
+from strategies.aggregation import (
+    Aggregator,
+    dp,
+    fedadam,
+    fedavgm,
+    fedyogi,
+    krum,
+    median,
+    trimmed_mean,
+)
 from strategies.sglr import average
 
 UNEVEN = {"partition": "dirichlet(alpha=0.3)"}
@@ -137,6 +147,7 @@ def test_compat_changes_nothing_where_it_cannot(simulate):
 
 
 def replies(*vectors, examples=None):
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # as in a run
     found = []
     for number, vector in enumerate(vectors):
         request = Message(RecordDict(), 1, "train.step")
@@ -209,6 +220,68 @@ def test_running_statistics_are_averaged_whatever_becomes_of_weights(make):
         clients = replies([5.0, 0.2], [7.0, 0.6], examples=[3, 1])
         found = head(aggregator(number, clients, start(1.0, 1.0), 0, statistics))
         assert found[1] == pytest.approx(0.3, rel=1e-6)
+
+
+def nearest(vectors, malicious):
+    """Krum by its definition: the least sum of squared distances to the n - f - 2 nearest."""
+    closest = len(vectors) - malicious - 2
+    scores = []
+    for mine in vectors:
+        distances = sorted(float(((mine - other) ** 2).sum()) for other in vectors)
+        scores.append(sum(distances[1 : closest + 1]))  # the first is its own
+    return int(np.argmin(scores))
+
+
+def test_krum_takes_the_client_that_is_nearest_by_weights_alone():
+    draw, where, differ = np.random.default_rng(0), np.array([1, 2, 5]), 0
+    for _ in range(20):
+        clients = draw.normal(size=(6, 8)).astype(np.float32)
+        clients[:, where] *= 10
+        weights, counts = np.delete(clients, where, axis=1), [1, 2, 3, 4, 5, 6]
+        chosen = nearest(weights, malicious=1)
+        differ += chosen != nearest(clients, malicious=1)
+        statistics = {messages.HEAD: torch.from_numpy(where), messages.TAIL: None}
+        sent = replies(*clients, examples=counts)
+        found = head(krum(malicious=1)(1, sent, start(*np.zeros(8)), 0, statistics))
+        np.testing.assert_array_equal(np.delete(found, where), weights[chosen])
+        mean = np.average(clients[:, where], axis=0, weights=counts)
+        np.testing.assert_allclose(found[where], mean, rtol=1e-5, atol=1e-6)
+    assert differ > 5  # with running statistics others would have been taken
+
+
+def test_differential_privacy_clips_by_the_norm_of_weights_alone():
+    """The weights move by 3 and 4, norm 5, clipped to 1; the statistics by 100 and 300."""
+    statistics = {messages.HEAD: torch.tensor([1])}
+    sent = replies([3.0, 100.0, 4.0], [0.0, 300.0, 0.5], examples=[3, 1])
+    found = head(dp(0.0, 1.0)(1, sent, start(0.0, 0.0, 0.0), 0, statistics))
+    np.testing.assert_allclose(found, [0.3, 150.0, 0.65], rtol=1e-6)
+
+
+def test_updates_of_weights_below_the_clipping_norm_are_not_clipped(simulate):
+    """One small step: weights move by less than 0.1, running statistics by more than 1."""
+    resnet = {
+        "model": "resnet18(width=4, small_images=True, image_size=16)", "cut": "stage1.1",
+        "strategy": "fedavg", "rounds": 1, "local_steps": 1,
+        "head_optimizer": "sgd(lr=0.01)", "tail_optimizer": "sgd(lr=0.01)",
+    }  # fmt: skip
+    tight, wide = (simulate(**resnet, aggregation=f"dp(0.0, {norm})") for norm in (0.5, 1e6))
+    assert tight.equals(wide)
+    assert not tight.equals(simulate(**resnet, aggregation="dp(0.0, 0.01)"))
+
+
+@pytest.mark.parametrize("make", [fedavgm, fedadam, fedyogi])
+def test_memories_are_of_weights_alone_and_can_be_set(make):
+    statistics, weights, whole = {messages.HEAD: torch.tensor([0])}, start(0.0, 1.0, 2.0), make()
+    for number in (1, 2):
+        weights = whole(number, replies([9.0, number, 5.0]), weights, 0, statistics)
+    assert {len(memory) for memory in whole.state().values()} == {2}
+    resumed: Aggregator = make()
+    resumed.set_state(whole.state())
+    first, second = (
+        head(one(3, replies([7.0, 0.5, 0.25]), weights, 0, statistics)) for one in (whole, resumed)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert first[0] == 7.0
 
 
 @pytest.mark.parametrize("strategy", ["sequential()", "local()", "parallel(average_heads=False)"])
