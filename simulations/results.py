@@ -48,9 +48,12 @@ COLUMNS = [
     "cpu_seconds",
     *details.COLUMNS,
 ]
-"""Columns of rounds.csv. `smashed_bytes`: what the same smashed data, and in a U-shape the
-middle's output, are in fp32, uncompressed, one way. `ratio`: payload bytes of both directions
-over twice that.
+"""Columns of rounds.csv. `loss`: of the test images, after the round. `train_loss`, of any
+strategy: the mean over clients that ended the round, weighted by all the samples each holds
+(whatever the aggregation), of a client's mean loss over its steps, each before its update;
+`centralised`: the mean over its steps.
+`smashed_bytes`: what the same smashed data, and in a U-shape the middle's output, are in fp32,
+uncompressed, one way. `ratio`: payload bytes of both directions over twice that.
 `nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
 Flops: of training, closed form (see fl_split/flops.py); the clients' all together. The last
 columns are those of details.py."""

@@ -33,7 +33,7 @@ class Centralised(SplitStrategy):
     def train_round(self, round: Round) -> list[Message]:
         """Train one round on the server."""
         loss, samples, steps = round.training.pooled_round(round.number, round.clients)
-        round.losses[-1, 0] = samples, loss
+        round.losses[-1, 0] = loss
         head, tail = round.training.head.module, round.training.tail.module
         round.server_flops = whole_step(head, tail, samples)
         round.mailbox.traffic[-1] = Traffic(samples=samples, steps=steps)

@@ -35,6 +35,5 @@ def train_whole(round: Round, content: RecordDict, mu: float = 0.0) -> list[Mess
         round.mailbox.send(client, messages.LOCAL, content)
     round.finish()
     for client, reply in sorted(round.finals.items()):
-        loss = messages.metric(reply, messages.LOSS)
-        round.losses[client, 0] = round.samples[client], loss
+        round.losses[client, 0] = messages.metric(reply, messages.LOSS)
     return round.replies()

@@ -22,7 +22,7 @@ from strategies.downlink import Downlink
 from strategies.kept import mean, shown
 from strategies.mailbox import PUSH_AT, Mailbox
 from strategies.tail import Served, TrainedTail, total
-from strategies.training import Progress, RoundReport, Training
+from strategies.training import Progress, RoundReport, Training, train_loss
 
 MOST_GROUPS, LARGEST_GROUP, LEAST_TOKENS = 8, 16, 2048
 """A joint step runs in groups of clients: enough groups for several cores, none so large that it
@@ -41,10 +41,11 @@ class Round:
     """One round in progress: who takes part, what they sent, what they ended with.
 
     `returned` names the weights that a client must end its round with, `is_local` tells
-    whether clients train the whole model; `losses` holds, by client and step, how much a
-    loss counts and the loss. `end_flops` are those of clients' ends, in a U-shape.
-    `shares` are the clients, each with its share of the batch size. With `merges` a joint
-    step counts clients by the samples of their batch instead of by all they hold.
+    whether clients train the whole model; `losses` are by client and step, or by client
+    alone where it tells only the mean over its steps. `end_flops` are those of clients'
+    ends, in a U-shape. `shares` are the clients, each with its share of the batch size.
+    With `merges` a joint step counts clients by the samples of their batch instead of by
+    all they hold.
     """
 
     number: int
@@ -58,7 +59,7 @@ class Round:
     is_local: bool = False
     merges: bool = False
     finals: dict[int, Message] = field(default_factory=dict)
-    losses: dict[tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    losses: dict[tuple[int, int], float] = field(default_factory=dict)
     server_flops: int = 0
     end_flops: int = 0
     _batches: dict[int, int] = field(default_factory=dict)
@@ -217,7 +218,7 @@ class Round:
             except ValueError as error:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue
-            self.losses[client, step] = self._count(client), served.losses[client]
+            self.losses[client, step] = served.losses[client]
             content = RecordDict({messages.GRADIENT: messages.wrap(packed)})
             self.mailbox.send(client, messages.STEP, content)
 
@@ -258,9 +259,8 @@ class Round:
 
     def report(self, arrays: ArrayRecord, metrics: MetricRecord) -> RoundReport:
         """Sum the round up, with the global weights after it and what evaluation gave."""
-        losses = [loss for _, loss in sorted(self.losses.items())]  # not in order of arrival
-        whole = sum(count for count, _ in losses)
-        loss = sum(count * value for count, value in losses) / whole if whole else math.nan
+        dropped = self.mailbox.dropped
+        losses = {key: loss for key, loss in self.losses.items() if not dropped(key[0])}
         values = {
             key: float(value) for key, value in metrics.items() if not isinstance(value, list)
         }
@@ -277,7 +277,7 @@ class Round:
             round=self.number,
             arrays=arrays,
             metrics=values,
-            train_loss=loss,
+            train_loss=train_loss(losses, self.samples),
             traffic=traffic,
             progress=progress,
             client_flops=client_flops * samples + self.end_flops,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord
@@ -75,6 +76,7 @@ class Training:
 class RoundReport:
     """What one round cost and gave: global weights, metrics, and traffic by partition id.
 
+    `train_loss` is that of :func:`train_loss`; clients dropped in the round are left out.
     `shard_accuracy` is that of clients on their own held-out samples; `drift` the mean
     distance of their heads to the mean, before averaging.
     """
@@ -90,3 +92,18 @@ class RoundReport:
     class_accuracy: list[float]
     shard_accuracy: dict[int, float]
     drift: float | None
+
+
+def train_loss(losses: Mapping[tuple[int, int], float], samples: Mapping[int, int]) -> float:
+    """Return the mean over clients, weights n_k / n, of client k's mean loss over its steps.
+
+    `losses` are by client and step, n_k are all `samples` that client k holds; one that is
+    not among them is the server, alone. Without losses nan. Sums go by client and step, never
+    by arrival, so that SFLV1 has the loss of FedAvg to the bit.
+    """
+    steps: dict[int, list[float]] = {}
+    for (client, _), loss in sorted(losses.items()):
+        steps.setdefault(client, []).append(loss)
+    counts = {client: samples.get(client, 1) for client in steps}
+    means = [counts[client] * (sum(found) / len(found)) for client, found in steps.items()]
+    return sum(means) / sum(counts.values()) if steps else math.nan

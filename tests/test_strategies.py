@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
+from torch.nn import functional
 
 from simulations import client_app
+from simulations.experiment import Experiment
+from simulations.setup import prepare
 from strategies import STRATEGIES, NoClientsLeft, messages
+from strategies.training import train_loss
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 WHOLE = ["fedavg", "fedprox", "local"]
@@ -352,9 +356,6 @@ def test_local_epochs_pass_over_the_samples_that_often_in_new_order(simulate):
 
 def test_clients_without_samples_take_part_in_no_round(simulate):
     outcome = simulate(partition="dirichlet(alpha=0.01)", clients=60, rounds=1)
-    from simulations.experiment import Experiment
-    from simulations.setup import prepare
-
     values = outcome.summary["experiment"]
     sizes = [len(rows) for rows in prepare(Experiment.from_dict(values)).train.partitions]
     assert 0 in sizes
@@ -372,3 +373,67 @@ def test_local_steps_repeat_small_clients_and_cut_large_ones(simulate):
     outcome = simulate(partition="linear", local_steps=3, batch_size=100, rounds=1)
     assert (outcome.clients["steps"] == 3).all()
     assert outcome.clients["samples"].max() == 300
+
+
+# The training loss that a round reports.
+
+LENET = {"model": "lenet(image_size=16)", "cut": "conv1"}
+
+
+def test_train_loss_by_hand():
+    """Client 4 holds 30 samples, its losses 1, 2 and 6; client 7 holds 10, its loss 7."""
+    losses = {(4, 2): 6.0, (7, 0): 7.0, (4, 0): 1.0, (4, 1): 2.0}
+    assert train_loss(losses, {4: 30, 7: 10, 9: 50}) == (30 * 3 + 10 * 7) / 40
+    assert train_loss({(-1, 0): 0.1}, {4: 30, 7: 10}) == 0.1  # the server's
+    assert np.isnan(train_loss({}, {4: 30}))
+
+
+@pytest.mark.parametrize("name", [*SPLIT, PRIVATE, "mergesfl(slowest=0.25)", "fedavg", "local"])
+def test_train_loss_weights_clients_by_the_samples_they_hold_in_every_strategy(simulate, name):
+    """Nothing learns, so every loss can be had from the first model; clients differ in steps."""
+    seen = []
+
+    def watch(message: Message, context):
+        reply = client_app.app(message, context)
+        if messages.PAYLOAD in reply.content:
+            payload = messages.unwrap(reply.content[messages.PAYLOAD])
+            seen.append((context.node_config["partition-id"], payload))
+        return reply
+
+    values = {"partition": "linear", "rounds": 1, "batch_size": 60, "seed": 3,
+              "head_optimizer": "sgd(lr=0.0)", "tail_optimizer": "sgd(lr=0.0)"}  # fmt: skip
+    # Whole models see the batches of sflv1, whose payloads show them.
+    shown = simulate(watch, strategy="sflv1" if name in WHOLE else name, **values)
+    setup = prepare(Experiment.from_dict(shown.summary["experiment"]))
+    held = {client: len(rows) for client, rows in enumerate(setup.train.partitions)}
+    losses = {}
+    for client, payload in seen:
+        with torch.no_grad():
+            logits = setup.tail(payload.values["tokens"])
+        loss = functional.cross_entropy(logits, payload.side["labels"].long())
+        losses.setdefault(client, []).append(loss.item())
+    means = {client: np.mean(found) for client, found in losses.items()}
+    weights = [held[client] for client in means]
+    expected = np.average([*means.values()], weights=weights)
+    by_steps = [held[client] * len(losses[client]) for client in means]
+    assert abs(expected - np.average([*means.values()], weights=by_steps)) > 1e-4
+    outcome = simulate(strategy=name, **values)
+    assert outcome.rounds["train_loss"][0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", [{}, LENET], ids=["vit", "lenet"])
+def test_sflv1_reports_the_train_loss_of_fedavg_to_the_last_bit(simulate, model):
+    """Batches of 50 divide no client's samples evenly, and clients take unlike numbers of steps."""
+    values = {**model, "partition": "dirichlet(alpha=0.3)", "batch_size": 50}
+    first, second = (simulate(strategy=name, **values) for name in ("sflv1", "fedavg"))
+    assert first.clients["steps"].nunique() > 1
+    assert first.rounds["train_loss"].tolist() == second.rounds["train_loss"].tolist()
+
+
+def test_a_client_dropped_on_the_way_has_no_part_in_the_train_loss(simulate, spoilt):
+    """As FedAvg, which never hears of its steps."""
+    values = {"batch_size": 64, "rounds": 1}
+    first = simulate(spoilt({2}, fail, 2), strategy="sflv1", **values)
+    assert first.clients.query("dropped != ''")["steps"].tolist() == [2]
+    second = simulate(spoilt({2}, fail, 0), strategy="fedavg", **values)
+    assert first.rounds["train_loss"].tolist() == second.rounds["train_loss"].tolist()
