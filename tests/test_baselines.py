@@ -187,6 +187,42 @@ def test_server_adam_by_hand():
     assert found.dtype == np.float32
 
 
+def algorithm_2(weights, deltas, eta, beta_1, beta_2, tau):
+    """Reddi et al., with v starting at tau^2; return the weights after every round, float64."""
+    m, v, found = np.zeros_like(weights), np.full_like(weights, tau**2), []
+    for delta in deltas:
+        m = beta_1 * m + (1 - beta_1) * delta
+        v = beta_2 * v + (1 - beta_2) * delta**2
+        weights = weights + eta * m / (np.sqrt(v) + tau)
+        found.append(weights)
+    return found
+
+
+@pytest.mark.parametrize("statistics", [None, {messages.HEAD: torch.tensor([2, 4])}])
+def test_server_adam_of_the_paper_is_algorithm_2(statistics):
+    """Twelve rounds, going on from what is saved after six."""
+    draw, settings = np.random.default_rng(0), (0.1, 0.9, 0.99, 0.5)
+    deltas = draw.normal(size=(12, 5))
+    expected = algorithm_2(np.zeros(5), deltas, *settings)
+    aggregator, weights = fedadam(*settings, paper=True), np.zeros(5)
+    stepped = [0, 1, 3] if statistics else range(5)
+    for number, delta in enumerate(deltas, start=1):
+        clients = replies(weights + delta + 0.1, weights + delta - 0.3, examples=[3, 1])
+        weights = head(aggregator(number, clients, start(*weights), 0, statistics))
+        np.testing.assert_allclose(weights[stepped], expected[number - 1][stepped], atol=1e-5)
+        if number == 6:
+            state, aggregator = aggregator.state(), fedadam(*settings, paper=True)
+            aggregator.set_state(state)
+
+
+@pytest.mark.parametrize(("number", "factor"), [(1, 0.74), (2, 0.64), (10, 0.47)])
+def test_flowers_server_adam_takes_less_of_eta_by_the_factor_that_is_documented(number, factor):
+    """From v = 0 the first step is eta * factor * 0.1 delta / (0.1 delta), with a tiny tau."""
+    aggregator = fedadam(eta=1.0, tau=1e-9)
+    found = head(aggregator(number, replies([4.0]), start(0.0), 0))
+    assert found[0] == pytest.approx(factor, abs=0.005)
+
+
 def test_robust_aggregations_ignore_a_wild_client():
     vectors = [[1.0, 9.0], [2.0, 8.0], [3.0, 7.0], [4.0, 6.0], [1e6, -1e6]]
     zero = start(0.0, 0.0)
