@@ -4,10 +4,10 @@ python benchmarks/equal_results.py record FOLDER [--only TEXT] [--tiny]
 python benchmarks/equal_results.py compare FOLDER_A FOLDER_B [--only TEXT]
 
 `record` runs the tiny experiments of `equal_runs.py` with the code of the checkout that this
-file lies in, and writes FOLDER/results.json: a digest of every tensor, and all columns of all tables but times
-and bytes of whole messages. It knows no module of the project: it calls the command that
-pyproject.toml declares and reads the files that runs leave. `compare` says for every run what
-differs first. Exit code 1: a run failed, differs, or is in one folder only.
+file lies in, and writes FOLDER/results.json: a digest of every tensor, and all columns of all
+tables but times and bytes of whole messages. It knows no module of the project: it calls the
+command that pyproject.toml declares and reads the files that runs leave. `compare` says for
+every run what differs first. Exit code 1: a run failed, differs, or is in one folder only.
 """
 
 from __future__ import annotations

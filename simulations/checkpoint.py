@@ -42,12 +42,15 @@ class Checkpoint:
         Per optimiser of the server ("tail", "pooled-head", "pooled-tail") its state.
     clients : dict
         Flower state of the clients that have one, by partition id.
+    cpu : str
+        Kinds of CPU that the rounds were computed on, see `provenance.kinds`; empty if unknown.
     """
 
     rounds: int
     arrays: ArrayRecord
     moments: Mapping[str, dict[str, Tensor]]
     clients: Mapping[int, RecordDict]
+    cpu: str = ""
 
     def write(self, folder: Path, experiment: Experiment) -> None:
         """Replace the checkpoint in `folder`; a crash leaves the old one or the new one."""
@@ -62,6 +65,7 @@ class Checkpoint:
             tensors[f"client/{client}"] = torch.frombuffer(data, dtype=torch.uint8)
         metadata = {
             "rounds": str(self.rounds),
+            "cpu": self.cpu,
             "experiment": json.dumps(_fixed(experiment)),
         }
         metadata["digest"] = _digest(tensors, metadata)
@@ -104,10 +108,10 @@ def read(folder: Path) -> tuple[Experiment, Checkpoint]:
                 f"{path} belongs to another experiment: {key} is {theirs.get(key)!r} there "
                 f"and {ours.get(key)!r} in {EXPERIMENT}"
             )
-    return experiment, _assemble(int(metadata["rounds"]), tensors)
+    return experiment, _assemble(metadata, tensors)
 
 
-def _assemble(rounds: int, tensors: dict[str, Tensor]) -> Checkpoint:
+def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoint:
     weights, clients = {}, {}
     moments: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
@@ -119,7 +123,8 @@ def _assemble(rounds: int, tensors: dict[str, Tensor]) -> Checkpoint:
         else:
             optimizer, _, key = name.partition("/")
             moments.setdefault(optimizer, {})[key] = tensor
-    return Checkpoint(rounds, messages.weights(**weights), moments, clients)
+    rounds, cpu = int(metadata["rounds"]), metadata.get("cpu", "")
+    return Checkpoint(rounds, messages.weights(**weights), moments, clients, cpu)
 
 
 def _fixed(experiment: Experiment) -> dict[str, object]:

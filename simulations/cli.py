@@ -15,6 +15,7 @@ from simulations.terminal import (
     OVERRIDES,
     chosen_folder,
     door,
+    err,
     out,
     quiet,
     run_all,
@@ -158,6 +159,7 @@ def resume(
     with quiet():
         from simulations.checkpoint import read
         from simulations.experiment import Experiment
+        from simulations.provenance import cpu, kinds
         from simulations.setup import prepare
         from strategies.budget import parse_last
 
@@ -166,6 +168,10 @@ def resume(
         experiment, checkpoint = read(folder)
         values = experiment.model_dump()
         setup = prepare(Experiment.from_dict(_with_options(values, engine)))
+    if len(kinds(checkpoint.cpu, cpu())) > 1:
+        text = f"so far on a CPU of kind {checkpoint.cpu}, from here on {cpu()}: the result will "
+        text += "not be, to the last bit, that of a run never stopped"
+        err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
     run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint, budget)

@@ -19,7 +19,7 @@ from fl_split.codecs import Codec
 from simulations import details
 from simulations.details import Details
 from simulations.experiment import Experiment
-from simulations.provenance import machine, versions
+from simulations.provenance import versions
 from strategies import RoundReport
 from strategies.mailbox import ratio
 
@@ -226,7 +226,6 @@ class Recorder:
             "seed": self.experiment.seed,
             "experiment": self.experiment.model_dump(exclude={"out"}),
             "versions": versions(),
-            "machine": machine(),
         }
 
     def _append(self, cells: list[Any]) -> None:

@@ -22,6 +22,7 @@ from simulations.evaluator import Evaluator
 from simulations.experiment import Experiment
 from simulations.grid import LocalGrid
 from simulations.pool import Pool
+from simulations.provenance import machine
 from simulations.report.labels import short
 from simulations.results import Recorder
 from simulations.setup import Setup, prepare
@@ -102,6 +103,7 @@ class Run:
     def __call__(self) -> None:
         """Train, write results, and whatever happens leave the last round's model."""
         facts = {
+            "machine": machine(self.before.cpu),
             "activation_bytes": self.setup.activation_bytes(),
             "majority_accuracy": self.setup.majority_accuracy,
             "unheld": asdict(self.setup.unheld),
@@ -183,7 +185,9 @@ class Run:
             return
         memory = {"tail": report.progress.moments, "aggregator": report.progress.aggregator}
         moments = {**self.pool.moments(), **memory}
-        Checkpoint(report.round, report.arrays, moments, states).write(self.folder, self.experiment)
+        cpu = machine(self.before.cpu)["cpu"]
+        found = Checkpoint(report.round, report.arrays, moments, states, cpu)
+        found.write(self.folder, self.experiment)
 
     def _spent(self) -> str:
         """Name the first budget that is used up; nothing if none is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,7 +23,8 @@ from simulations.cost import Estimator
 from simulations.crowd import LOG, Crowd, uses_cluster
 from simulations.lock import alone
 from simulations.memory import resident_bytes
-from simulations.results import STUDY, check_empty, check_folder
+from simulations.provenance import unlike
+from simulations.results import STUDY, SUMMARY, check_empty, check_folder
 from simulations.setup import Setup, prepare
 from simulations.sheet import sheet
 from simulations.terminal import (
@@ -72,6 +74,7 @@ def run_study(
             shown = conclude(rows, folder)
     out.print(shown)
     warn_of_losses(rows, folder)
+    warn_of_cpus(found, folder)
     for name, reason in crowd.failed.items():
         complain(f"{name}: {reason}; its log: {folder / name / LOG}")
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
@@ -91,6 +94,14 @@ def warn_of_losses(rows: pd.DataFrame, folder: Path) -> None:
             f"--out {folder}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def warn_of_cpus(found: Sequence[Cell], folder: Path) -> None:
+    """Say if cells were run on unlike kinds of CPU: a study may go on on another machine."""
+    files = [folder / cell.name / SUMMARY for cell in found]
+    summaries = [json.loads(file.read_text()) for file in files if file.is_file()]
+    if text := unlike(summaries):
+        err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _crowd(missing: Sequence[Cell], folder: Path, jobs: int) -> Crowd:

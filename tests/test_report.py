@@ -368,6 +368,25 @@ def test_unequal_rounds_are_said(tmp_path):
     assert build([tmp_path]).facts["rounds done"].startswith("8 to 12: final accuracies are not")
 
 
+def test_unlike_cpus_are_said_and_unknown_ones_are_not(tmp_path):
+    for name, codec in (("a", "identity"), ("b", "fp16"), ("c", "bf16")):
+        write_run(tmp_path / name, [0.5] * 8, codec=codec, engine="inline")
+    set_cpu(tmp_path / "a", "x86_64 AVX2")
+    assert "unlike CPUs" not in build([tmp_path]).facts  # b and c do not know
+    set_cpu(tmp_path / "b", "x86_64 AVX2")
+    assert "unlike CPUs" not in build([tmp_path]).facts
+    set_cpu(tmp_path / "c", "x86_64 AVX2, aarch64 DEFAULT")  # resumed on another
+    page = build([tmp_path])
+    assert page.facts["unlike CPUs"].startswith("x86_64 AVX2, aarch64 DEFAULT: on unlike CPUs")
+    assert html(page).count("on unlike CPUs") == 1
+
+
+def set_cpu(folder, cpu):
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps({**summary, "machine": {"cpu": cpu}}))
+
+
 def test_what_is_read_aloud_names_eight_and_counts_the_rest():
     names = [f"sflv{number}" for number in range(11)]
     assert listed(names[:2]) == "sflv0; sflv1"

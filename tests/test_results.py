@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,9 @@ def test_a_run_leaves_everything_and_can_be_rerun_from_it(simulate):
     assert summary["final_accuracy"] == outcome.rounds["accuracy"].iloc[-1]
     assert summary["best_accuracy"] == outcome.rounds["accuracy"].max()
     assert {"torch", "flwr", "transformers"} <= set(summary["versions"])
+    architecture, instructions = summary["machine"]["cpu"].split()
+    assert architecture == platform.machine()
+    assert instructions == torch.backends.cpu.get_cpu_capability()
     values = read_toml(outcome.folder / "experiment.toml")
     assert Experiment.from_dict(values).model_dump(exclude={"out"}) == summary["experiment"]
     assert simulate(**values).equals(outcome)

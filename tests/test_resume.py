@@ -1,6 +1,9 @@
 """Golden test 6: stopped after any round and resumed equals never stopped, bit for bit."""
 
+import json
 import random
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fl_split.codecs import CODECS
-from simulations import checkpoint, cli
+from simulations import checkpoint, cli, provenance
 from simulations.checkpoint import CheckpointError
 from simulations.lock import alone
 from strategies import STRATEGIES
@@ -170,3 +173,42 @@ def test_a_run_that_another_process_writes_is_not_resumed(simulate, tmp_path):
     assert result.exit_code == 2 and "another process is writing into" in result.stderr
     assert (folder / "rounds.csv").read_text() == before
     assert CliRunner().invoke(cli.app, ["resume", str(folder)]).exit_code == 0
+
+
+def resumed_here(folder):
+    """Resume from the command line; return what it said on stderr, and the summary's CPU."""
+    result = CliRunner().invoke(cli.app, ["resume", str(folder)])
+    assert result.exit_code == 0
+    return result.stderr, json.loads((folder / "summary.json").read_text())["machine"]["cpu"]
+
+
+def test_going_on_on_another_kind_of_cpu_is_told_in_one_line(simulate, monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "cpu", lambda: "x86_64 OLD")
+    stopped(simulate, 2, rounds=3, checkpoint_every=1)
+    monkeypatch.setattr(provenance, "cpu", lambda: "x86_64 NEW")
+    told, cpu = resumed_here(tmp_path / "run1")
+    assert cpu == "x86_64 OLD, x86_64 NEW"
+    assert told.startswith("warning: so far on a CPU of kind x86_64 OLD, from here on x86_64 NEW")
+    assert told.count("\n") == 1
+
+
+def test_going_on_on_the_same_kind_of_cpu_says_nothing(left):
+    assert resumed_here(left) == ("", provenance.cpu())
+
+
+def test_a_checkpoint_that_does_not_know_its_cpu_says_nothing(left):
+    path = left / checkpoint.FILE
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    del metadata["cpu"], metadata["digest"]
+    tensors = load_file(path)
+    save_file(tensors, path, {**metadata, "digest": checkpoint._digest(tensors, metadata)})
+    assert checkpoint.read(left)[1].cpu == ""
+    assert resumed_here(left) == ("", provenance.cpu())
+
+
+def test_the_kind_of_cpu_is_that_whose_instructions_torch_uses(monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    code = "from simulations import provenance; print(provenance.cpu())"
+    found = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert found[1] in {"DEFAULT", "NO AVX"}  # torch's name for none

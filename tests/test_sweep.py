@@ -21,7 +21,7 @@ from simulations.cost import Estimator
 from simulations.experiment import Experiment
 from simulations.lock import alone
 from simulations.setup import prepare
-from simulations.study import warn_of_losses
+from simulations.study import warn_of_cpus, warn_of_losses
 from simulations.sweep import cells, read_grid, read_values, table
 from strategies import STRATEGIES
 
@@ -256,6 +256,20 @@ def test_cells_that_lost_clients_are_named(tmp_path, capsys):
     assert "1 of 2 cells lost clients in some round (a;" in told and f"--out {tmp_path}" in told
     warn_of_losses(rows[rows["cell"] == "b"], tmp_path)
     assert capsys.readouterr().err == ""
+
+
+def test_a_study_on_unlike_cpus_says_so_once(tmp_path, capsys):
+    found = [Cell(name, {"seed": seed}, Experiment()) for seed, name in enumerate("abcd")]
+    cpus = {"a": {"cpu": "x86_64 AVX2"}, "b": {"cpu": "x86_64 AVX2"}, "c": {}}  # d never began
+    for name, machine in cpus.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"machine": machine}))
+    warn_of_cpus(found, tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "c" / "summary.json").write_text(json.dumps({"machine": {"cpu": "x86_64 AVX512"}}))
+    warn_of_cpus(found, tmp_path)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.startswith("warning: x86_64 AVX2, x86_64 AVX512: on unlike CPUs")
 
 
 def test_a_folder_of_other_files_is_refused_and_left_alone(config):

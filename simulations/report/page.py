@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from simulations.provenance import unlike
 from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
@@ -178,6 +179,7 @@ def _facts(study: Collection, baseline: str) -> dict[str, str]:
         "left out": "; ".join(f"{run.name} ({run.flaw})" for run in study.left_out),
         "versions": _merged([run.summary.get("versions", {}) for run in runs]),
         "machine": _merged([run.summary.get("machine", {}) for run in runs]),
+        "unlike CPUs": unlike(run.summary for run in runs),
         "engine": "; ".join(sorted({short("engine", run.settings.get("engine")) for run in runs})),
     }
     return {name: text for name, text in facts.items() if text not in {"", "None"}}
