@@ -1,6 +1,6 @@
 """Cost and fidelity of every codec on the features of a ViT at the cut.
 
-python benchmarks/codecs.py [--batch N] [--only NAME] [--json FILE] [KEY=VALUE ...]
+python benchmarks/codec_costs.py [--batch N] [--only NAME] [--json FILE] [--tiny] [KEY=VALUE ...]
 
 KEY=VALUE are keys of an experiment (model, dataset, cut, ...); by default a ViT-Tiny from
 scratch on the digits. Real features: model="pretrained(path='FOLDER')" dataset="local(...)".
@@ -39,6 +39,7 @@ from strategies.crew import available_cores
 
 TINY = "vit(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, patch_size=4"
 DEFAULTS = {"model": f"{TINY}, image_size=32)", "cut": 3, "clients": 1, "partition": "iid()"}
+SMALL = {"model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)", "cut": 1}
 
 CHAINS = [
     "adc(ratio=0.1) | uniform(bits=8)",
@@ -112,9 +113,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--only", default="", help="measure specs that contain this")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--tiny", action="store_true", help="see whether it runs; small model")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    setup = prepare(Experiment.from_dict({**DEFAULTS, **read_overrides(options.settings)}))
+    defaults = {**DEFAULTS, **(SMALL if options.tiny else {})}
+    setup = prepare(Experiment.from_dict({**defaults, **read_overrides(options.settings)}))
     head = head_milliseconds(setup, options.batch)
     console, (tokens, width) = Console(), setup.head.smashed_shape
     console.print(

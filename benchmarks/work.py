@@ -1,0 +1,179 @@
+"""What the benchmarks train: synthetic work of known size, on an engine, with its cost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import torch
+
+from fl_split.flat import Flat
+from fl_split.specs import parse
+from fl_split.vit import ViT, split
+from simulations import client_app
+from simulations import table as tables
+from simulations.engines import ENGINES
+from simulations.evaluator import Evaluator
+from simulations.experiment import Experiment
+from simulations.grid import Session
+from simulations.pool import Pool
+from simulations.setup import Setup
+from strategies import Training
+from strategies.training import RoundReport
+
+R = TypeVar("R")
+
+STEPS = 2
+"""Batches of a client per round."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One line of the table."""
+
+    name: str
+    clients: int
+    batch: int
+    hidden: int = 64
+    blocks: int = 6
+    cut: int = 2
+    codec: str = "identity()"
+    strategy: str = "parallel()"
+    fraction: float = 1.0
+
+    @property
+    def active(self) -> int:
+        """Clients that train in a round."""
+        return round(self.clients * self.fraction)
+
+    def setup(self) -> Setup:
+        """Synthetic 32x32 colour images, 65 tokens, no evaluation worth the name."""
+        spec = ViT(
+            hidden_size=self.hidden,
+            num_hidden_layers=self.blocks,
+            num_attention_heads=3 if self.hidden == 192 else self.hidden // 16,
+            patch_size=4,
+        )
+        model = spec.build(image_size=32, channels=3, num_classes=10, seed=0)
+        draw = np.random.default_rng(0)
+        count = self.clients * self.batch * STEPS
+        pixels = draw.integers(0, 255, (count, 3, 32, 32), dtype=np.uint8)
+        labels = draw.integers(0, 10, count)
+        parts = list(np.arange(count).reshape(self.clients, -1))
+        experiment = Experiment.from_dict(
+            {
+                "clients": self.clients,
+                "fraction": self.fraction,
+                "cut": self.cut,
+                "codec": self.codec,
+                "strategy": self.strategy,
+                "batch_size": self.batch,
+                "head_optimizer": "sgd(lr=0.01)",
+                "tail_optimizer": "sgd(lr=0.01)",
+            }
+        )
+        head, tail = split(model, self.cut)
+        return Setup(
+            experiment=experiment,
+            model=model,
+            head=head,
+            tail=tail,
+            train=tables.Table(pixels, labels, parts, 10, [0.5], [0.5]),
+            test=tables.Table(pixels[:1], labels[:1], [], 10, [0.5], [0.5]),
+            shards={},
+            class_names=[str(label) for label in range(10)],
+        )
+
+
+WORKS = [
+    Work("100 clients, d=64, B=16", 100, 16),
+    Work("100 clients, d=64, B=8", 100, 8),
+    Work("300 clients, d=64, B=4", 300, 4),
+    Work("100 clients, d=64, B=16, ADC 0.1", 100, 16, codec="adc(ratio=0.1)"),
+    Work("100 clients, d=64, B=16, sflv1", 100, 16, strategy="sflv1()"),
+    Work("10 clients, ViT-Tiny, B=16", 10, 16, hidden=192, blocks=12, cut=3),
+    Work("10 clients, d=64, B=16", 10, 16),
+    Work("500 clients, 50 a round, d=64, B=16", 500, 16, fraction=0.1),
+    Work("1000 clients, 100 a round, d=64, B=16", 1000, 16, fraction=0.1),
+]
+
+TINY = [Work("4 clients, 2 a round, ADC 0.1", 4, 2, 16, 2, 1, "adc(ratio=0.1)", fraction=0.5)]
+"""Work of no time, to see that the programs run."""
+
+
+def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
+    """Start an engine and run `rounds` rounds; return CPU and wall seconds per round."""
+    return next(simulated_together([work], rounds, engine))
+
+
+def simulated_together(
+    works: Sequence[Work], rounds: int, engine: str
+) -> Iterator[tuple[float, float]]:
+    """Run works one after the other on one engine, which takes seconds to start."""
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    with parse(engine, ENGINES).session(client_app.app) as session:
+        for work in works:
+            yield _train(work, rounds, session)
+
+
+def _train(work: Work, rounds: int, session: Session) -> tuple[float, float]:
+    """Run `rounds` rounds and one before them, to warm up; CPU and wall seconds per round."""
+    setup = work.setup()
+    build, marks = setup.experiment.build, list[tuple[float, float]]()
+    head, tail = Flat(setup.head), Flat(setup.tail)
+
+    def mark(report: RoundReport) -> None:
+        marks.append((all_cpu_seconds(), time.perf_counter()))
+
+    training = Training(
+        clients=work.clients,
+        fraction=work.fraction,
+        batch_size=work.batch,
+        seed=0,
+        codec=build("codec"),
+        downlink=build("downlink"),
+        tail_optimizer=build("tail_optimizer"),
+        head=head,
+        tail=tail,
+        pooled_round=Pool(head, tail, setup),
+        on_round=mark,
+    )
+    grid = session(setup.worker(), work.clients, 600.0)
+    evaluate = Evaluator(head, tail, setup, training.crew)
+    build("strategy").start(
+        grid, setup.initial_arrays(), rounds + 1, evaluate_fn=evaluate, training=training
+    )
+    first, last = marks[0], marks[-1]
+    return (last[0] - first[0]) / rounds, (last[1] - first[1]) / rounds
+
+
+def all_cpu_seconds() -> float:
+    """CPU time of this process and everything it started, Ray's daemons too."""
+    me = psutil.Process()
+    total = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def apart(function: Callable[..., R], *arguments: Any) -> R:
+    """Run in a fresh process, so that nothing is inherited."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def here(function: Callable[..., R], *arguments: Any) -> R:
+    """Run in this process: at the tiny size, where imports would take most of the time."""
+    return function(*arguments)

@@ -1,0 +1,114 @@
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fl_split.codecs import CODECS
+
+ROOT = Path(__file__).parents[1]
+TINY = "4 clients, 2 a round, ADC 0.1"
+CHAINS = 4
+COMMANDS = {
+    "engine": ["engine.py", "--tiny"],
+    "engine_only": ["engine.py", "--tiny", "--engine-only", "--only", TINY, "--rounds", "2"],
+    "scaling": ["scaling.py", "--tiny"],
+    "codec_costs": ["codec_costs.py", "--tiny"],
+    "peers": ["peers.py", "--tiny"],
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
+
+def benchmark(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Every program once at its tiny size, two at a time: most of it is imports."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+
+    def run(name):
+        program, *options = COMMANDS[name]
+        found = folder / f"{name}.json"
+        done = benchmark(ROOT / "benchmarks" / program, *options, "--json", found)
+        return done, json.loads(found.read_text()) if found.exists() else None
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(COMMANDS, pool.map(run, COMMANDS), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("engine", [TINY, "empty exchange over 3", "first exchange"]),
+        ("engine_only", [TINY]),
+        ("scaling", [2]),
+        ("peers", ["inline", "ray(workers=1)"]),
+    ],
+)
+def test_a_benchmark_runs_and_prints_its_rows(runs, name, expected):
+    done, rows = runs[name]
+    assert done.returncode == 0, done.stderr
+    assert [row.get("name", row.get("clients")) for row in rows] == expected
+    assert all(row.get("engine", "inline()") == "inline()" for row in rows)
+    for text in map(str, expected[:1]):
+        assert text in done.stdout
+
+
+def test_the_benchmark_of_codecs_measures_every_codec_and_chain(runs):
+    done, rows = runs["codec_costs"]
+    assert done.returncode == 0, done.stderr
+    assert [row["name"] for row in rows][:-CHAINS] == list(CODECS)
+    assert all(row["name"] in done.stdout for row in rows)
+
+
+def test_the_engine_alone_says_what_a_paired_comparison_reads(runs):
+    _, [row] = runs["engine_only"]
+    assert row["wall_s"] > 0 and row["cpu_s"] >= 0
+
+
+def checkout(folder, seconds):
+    """A checkout whose engine says that its runs take `seconds`, one after the other."""
+    program = folder / "benchmarks" / "engine.py"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"""
+import json, os, pathlib, sys
+here = pathlib.Path(__file__).parents[1]
+assert os.environ["PYTHONPATH"] == str(here) == os.getcwd()
+log = here.parent / "order"
+order = log.read_text() if log.exists() else ""
+second = {seconds}[order.count(here.name)]
+log.write_text(order + here.name)
+row = {{"name": "job", "cpu_s": second, "wall_s": 2.0}}
+pathlib.Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps([row]))
+""")
+    return folder
+
+
+def test_pairs_alternate_and_give_the_mean_ratio_with_its_interval(tmp_path):
+    a = checkout(tmp_path / "A", [1.0, 2.0, 4.0])
+    b = checkout(tmp_path / "B", [1.0, 2.2, 4.8])
+    done = benchmark(ROOT / "benchmarks" / "paired.py", a, b, "--pairs", 3)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "order").read_text() == "ABBAAB"
+    # Ratios 1, 1.1, 1.2: mean 1.1, deviation 0.1; t(0.975; 2) = 4.303, so +- 0.248.
+    cells = [
+        cell.strip()
+        for cell in next(x for x in done.stdout.splitlines() if "job" in x)[1:-1].split("│")
+    ]
+    assert cells == ["job", "1.100", "0.852-1.348", "1.000", "1.000-1.000", "2.333"]
+
+
+def test_a_run_that_fails_ends_the_comparison_with_its_reason(tmp_path):
+    a = checkout(tmp_path / "A", [1.0, 1.0])
+    b = checkout(tmp_path / "B", [])
+    done = benchmark(ROOT / "benchmarks" / "paired.py", a, b, "--pairs", 2)
+    assert done.returncode != 0
+    assert "B/benchmarks/engine.py failed" in done.stderr and "IndexError" in done.stderr
