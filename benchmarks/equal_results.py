@@ -260,7 +260,8 @@ def main() -> int:
         command.add_argument("--only", default="", metavar="TEXT", help="runs with it in the name")
     options = parser.parse_args()
     if options.command == "compare":
-        return compare(*options.folders, options.only)
+        first, second = options.folders
+        return compare(first, second, options.only)
     chosen = {n: RUNS[n] for n in (TINY if options.tiny else RUNS) if options.only in n}
     if not find_spec("peft") and (lora := [n for n in chosen if n.startswith("lora")]):
         print(f"left out, they need peft: {', '.join(lora)}")

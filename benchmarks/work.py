@@ -23,6 +23,7 @@ from simulations.engines import ENGINES
 from simulations.evaluator import Evaluator
 from simulations.experiment import Experiment
 from simulations.grid import Session
+from simulations.partition import Unheld
 from simulations.pool import Pool
 from simulations.setup import Setup
 from strategies import Training
@@ -88,6 +89,7 @@ class Work:
             train=tables.Table(pixels, labels, parts, 10, [0.5], [0.5]),
             test=tables.Table(pixels[:1], labels[:1], [], 10, [0.5], [0.5]),
             shards={},
+            unheld=Unheld(0, []),
             class_names=[str(label) for label in range(10)],
         )
 
