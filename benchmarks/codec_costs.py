@@ -30,12 +30,12 @@ from rich.table import Table
 
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import CODECS, Codec, Smashed, parse_codec
+from fl_split.exchange.split import Place, compress, pack, smash
+from fl_split.models.vit import insert
 from fl_split.payload import Payload
-from fl_split.step import Place, compress, pack, smash
-from fl_split.vit import insert
-from simulations.experiment import Experiment, read_overrides
-from simulations.setup import Setup, prepare
-from strategies.crew import available_cores
+from simulations.runs.experiment import Experiment, read_overrides
+from simulations.runs.setup import Setup, prepare
+from strategies.server.threads import available_cores
 
 TINY = "vit(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, patch_size=4"
 DEFAULTS = {"model": f"{TINY}, image_size=32)", "cut": 3, "clients": 1, "partition": "iid()"}

@@ -34,16 +34,16 @@ from rich.table import Table
 from work import STEPS, TINY, WORKS, Work, apart, here, simulated, simulated_together
 
 from fl_split.codecs import CODECS
+from fl_split.exchange.split import Place, head_gradient, smash
 from fl_split.flat import Flat, descend
 from fl_split.optimizers import SGD
 from fl_split.specs import parse
-from fl_split.step import Place, head_gradient, smash
-from simulations import client_app
-from simulations.engines import ENGINES
-from simulations.memory import keep_freed_memory
-from strategies import messages
-from strategies.crew import available_cores
-from strategies.tail import TrainedTail
+from simulations.clients import client_app
+from simulations.engines.inline import ENGINES
+from simulations.engines.memory import keep_freed_memory
+from strategies.server import messages
+from strategies.server.tail import TrainedTail
+from strategies.server.threads import available_cores
 
 
 def bare(work: Work, rounds: int, keeps_memory: bool = False) -> tuple[float, float]:

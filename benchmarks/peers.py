@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from strategies.crew import available_cores
+from strategies.server.threads import available_cores
 
 ROOT = Path(__file__).parents[1]
 STEPS = 2

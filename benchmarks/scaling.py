@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from work import STEPS, Work, apart, simulated
 
-from strategies.crew import available_cores
+from strategies.server.threads import available_cores
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -15,19 +15,19 @@ import psutil
 import torch
 
 from fl_split.flat import Flat
+from fl_split.models.vit import ViT, split
 from fl_split.specs import parse
-from fl_split.vit import ViT, split
-from simulations import client_app
-from simulations import table as tables
-from simulations.engines import ENGINES
-from simulations.evaluator import Evaluator
-from simulations.experiment import Experiment
-from simulations.grid import Session
-from simulations.partition import Unheld
-from simulations.pool import Pool
-from simulations.setup import Setup
+from simulations.clients import client_app
+from simulations.data import samples as tables
+from simulations.data.partition import Unheld
+from simulations.engines.inline import ENGINES
+from simulations.engines.local_grid import Session
+from simulations.runs.centralised import Pool
+from simulations.runs.evaluator import Evaluator
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import Setup
 from strategies import Training
-from strategies.training import RoundReport
+from strategies.server.training import RoundReport
 
 R = TypeVar("R")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_split.norms import MOMENTUM, BatchNorm
+from fl_split.models.norms import MOMENTUM, BatchNorm
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -6,14 +6,14 @@ from strategies.fedprox import FedProx
 from strategies.local import Local
 from strategies.mergesfl import MergeSFL
 from strategies.parallel import Parallel
-from strategies.participants import NoClientsLeft
 from strategies.sequential import Sequential
+from strategies.server.participants import NoClientsLeft
+from strategies.server.strategy import SplitStrategy
+from strategies.server.training import Progress, RoundReport, Training
 from strategies.sflv1 import SFLV1
 from strategies.sflv2 import SFLV2
 from strategies.sflv3 import SFLV3
 from strategies.sglr import SGLR
-from strategies.strategy import SplitStrategy
-from strategies.training import Progress, RoundReport, Training
 
 STRATEGIES = {
     "centralised": Centralised,

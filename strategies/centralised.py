@@ -5,12 +5,12 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
-from fl_split.flops import whole_step
+from fl_split.models.flops import whole_step
 from fl_split.specs import STRICT
-from strategies import messages
-from strategies.mailbox import Traffic
-from strategies.round import Round
-from strategies.strategy import SplitStrategy
+from strategies.server import messages
+from strategies.server.mailbox import Traffic
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -6,9 +6,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies import messages
-from strategies.round import Round
-from strategies.strategy import SplitStrategy
+from strategies.server import messages
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

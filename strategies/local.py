@@ -7,8 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
 from strategies.fedavg import train_whole
-from strategies.round import Round
-from strategies.strategy import SplitStrategy
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -15,11 +15,11 @@ from scipy.special import rel_entr
 
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
-from strategies import messages
 from strategies.parallel import lockstep
-from strategies.participants import Population, batch_samples
-from strategies.round import Round
-from strategies.strategy import SplitStrategy
+from strategies.server import messages
+from strategies.server.participants import Population, batch_samples
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

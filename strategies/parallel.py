@@ -8,9 +8,9 @@ from flwr.app import Array, Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies import messages
-from strategies.round import Mix, Round
-from strategies.strategy import SplitStrategy
+from strategies.server import messages
+from strategies.server.round import Mix, Round
+from strategies.server.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -6,10 +6,10 @@ from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies import messages
-from strategies.round import Round
+from strategies.server import messages
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
 from strategies.sflv2 import Order
-from strategies.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

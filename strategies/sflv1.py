@@ -6,10 +6,10 @@ from flwr.app import Array, Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies import messages
-from strategies.round import Round
-from strategies.strategy import SplitStrategy
-from strategies.tail import TrainedTail
+from strategies.server import messages
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
+from strategies.server.tail import TrainedTail
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies.round import Round
-from strategies.strategy import SplitStrategy
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
 
 Order = Literal["random", "cyclic", "reverse"]
 

@@ -6,10 +6,10 @@ from flwr.app import Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies import messages
-from strategies.round import Round
+from strategies.server import messages
+from strategies.server.round import Round
+from strategies.server.strategy import SplitStrategy
 from strategies.sflv1 import train_apart
-from strategies.strategy import SplitStrategy
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -18,9 +18,9 @@ from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
 from strategies.parallel import lockstep
-from strategies.round import Mix, Round
-from strategies.strategy import SplitStrategy
-from strategies.training import Training
+from strategies.server.round import Mix, Round
+from strategies.server.strategy import SplitStrategy
+from strategies.server.training import Training
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -15,12 +15,13 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
-from simulations import checkpoint, client_app, server_app
-from simulations.experiment import Experiment
-from simulations.grid import Session
-from simulations.ray_engine import Ray
-from simulations.setup import prepare
-from strategies import messages
+from simulations.clients import client_app
+from simulations.engines.local_grid import Session
+from simulations.engines.ray_engine import Ray
+from simulations.runs import checkpoint, server_app
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
+from strategies.server import messages
 
 TINY = {
     "clients": 6,

@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from fl_split.codecs.adc import ADC, kmeans, label_mixtures, merge_and_select, read_mixtures
 from fl_split.codecs.codec import Smashed
+from fl_split.exchange.split import loss
 from fl_split.payload import Payload
-from fl_split.step import loss
 
 # (K, T) of the square-root rule, as the official code computes them.
 SQRT = {

@@ -6,12 +6,12 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fl_split.exchange.whole import Proximal
 from fl_split.flat import Flat
 from fl_split.payload import Payload
-from fl_split.whole import Proximal
-from simulations import client_app
-from strategies import messages
-from strategies.aggregation import (
+from simulations.clients import client_app
+from strategies.server import messages
+from strategies.server.aggregation import (
     Aggregator,
     dp,
     fedadam,

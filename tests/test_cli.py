@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from simulations import cli
-from simulations.experiment import TABLES
-from simulations.list_command import KEYS
+from simulations.cli import main as cli
+from simulations.cli.list_command import KEYS
+from simulations.runs.experiment import TABLES
 
 ROOT = Path(__file__).parents[1]
 QUICK = "configs/quickstart.toml"
@@ -30,7 +30,7 @@ TERMINAL = {**os.environ, "TERM": "xterm"}
 
 
 def fl_split(*arguments, check=None):
-    command = [sys.executable, "-m", "simulations.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "simulations.cli.main", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     if check is not None:
         assert done.returncode == check, done.stdout + done.stderr
@@ -119,7 +119,7 @@ def test_every_category_can_be_listed_alone():
 
 def test_who_waits_at_a_terminal_is_told_so():
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "simulations.cli", "list", "modles"]
+    command = [sys.executable, "-m", "simulations.cli.main", "list", "modles"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=theirs, env=TERMINAL)
     os.close(theirs)
     seen = b""
@@ -193,7 +193,7 @@ def test_folders_that_cannot_be_written_to_are_refused(tmp_path):
 
 @pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_cleanly(tmp_path, engine):
-    command = [sys.executable, "-m", "simulations.cli", "run", QUICK, "rounds=1000"]
+    command = [sys.executable, "-m", "simulations.cli.main", "run", QUICK, "rounds=1000"]
     command += ["--engine", engine, "--out", str(tmp_path / "x")]
     process = subprocess.Popen(
         command,

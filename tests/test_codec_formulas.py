@@ -13,8 +13,8 @@ from fl_split.codecs import Smashed, parse_codec
 from fl_split.codecs.fedlite import FedLite
 from fl_split.codecs.rans import decode, encode
 from fl_split.codecs.splitfc import allot_bits, keep_probabilities
+from fl_split.models.vit import ViT, split
 from fl_split.payload import Payload
-from fl_split.vit import ViT, split
 
 
 def generator(seed=0):

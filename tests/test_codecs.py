@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fl_split.codecs import CODECS, Smashed, parse_codec, parse_downlink
+from fl_split.exchange.split import Place, arrive, cut_gradients, loss, pack
 from fl_split.flat import Flat
+from fl_split.models.vit import ViT, insert, split
 from fl_split.payload import Payload
-from fl_split.step import Place, arrive, cut_gradients, loss, pack
-from fl_split.vit import ViT, insert, split
-from strategies.downlink import Downlink
+from strategies.server.downlink import Downlink
 
 CHAINS = [
     "adc(ratio=0.25) | uniform(bits=8) | rans()",

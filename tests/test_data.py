@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simulations import partition
-from simulations.data import DataError, Digits, Local
-from simulations.partition import PARTITIONS, PartitionError
-from simulations.partitioners import Pathological, Shard
-from simulations.table import Table
+from simulations.data import partition
+from simulations.data.partition import PARTITIONS, PartitionError
+from simulations.data.partitioners import Pathological, Shard
+from simulations.data.samples import Table
+from simulations.data.sources import DataError, Digits, Local
 
 
 def pictures(folder, column="picture", label=True, count=30, size=(12, 12), mode="RGB"):

@@ -13,14 +13,14 @@ from transformers import (
 )
 
 from fl_split.codecs import parse_codec
+from fl_split.exchange.split import Place, smash
+from fl_split.exchange.stacked import GroupedHead
+from fl_split.exchange.whole import joined, predict, train_step
 from fl_split.flat import Flat, trained
-from fl_split.flops import head_step, tail_step
-from fl_split.grouped import GroupedHead
-from fl_split.lora import merged
 from fl_split.models import split
-from fl_split.step import Place, smash
-from fl_split.vit import Pretrained
-from fl_split.whole import joined, predict, train_step
+from fl_split.models.flops import head_step, tail_step
+from fl_split.models.lora import merged
+from fl_split.models.vit import Pretrained
 
 ONE, TWO = DeiTForImageClassification, DeiTForImageClassificationWithTeacher
 SIZES = {"image_size": 8, "channels": 1, "seed": 0}

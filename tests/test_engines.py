@@ -12,14 +12,15 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 
-from simulations import client_app
-from simulations.engines import Inline
-from simulations.experiment import Experiment
-from simulations.grid import FIRST_NODE
-from simulations.ray_engine import _balance
-from simulations.setup import prepare
-from strategies import STRATEGIES, messages
-from strategies.crew import available_cores
+from simulations.clients import client_app
+from simulations.engines.inline import Inline
+from simulations.engines.local_grid import FIRST_NODE
+from simulations.engines.ray_engine import _balance
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
+from strategies import STRATEGIES
+from strategies.server import messages
+from strategies.server.threads import available_cores
 
 ROOT = Path(__file__).parents[1]
 VARIED = {
@@ -137,8 +138,8 @@ def test_the_number_of_server_threads_changes_nothing(simulate, monkeypatch, str
 @pytest.mark.parametrize("kept", [0, 3])
 def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, kept):
     """With room for no graph, or for some: same bits, and never more than there is room for."""
-    from simulations.client import Client
-    from simulations.worker import Worker
+    from simulations.clients.client import Client
+    from simulations.clients.worker import Worker
 
     calls, smashed, sizes = [], Client._smash, []
 
@@ -172,7 +173,7 @@ def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, ke
 @pytest.mark.parametrize("strategy", ["parallel", "parallel(average_heads=False)", "sflv1"])
 def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strategy, codec):
     """Unequal partitions: groups form, fall apart and run out of batches."""
-    from simulations import worker
+    from simulations.clients import worker
 
     changes = {
         **VARIED, "strategy": strategy, "codec": codec, "model": PLAIN, "cut": 2,
@@ -201,8 +202,8 @@ def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strate
 
 
 def test_a_client_that_hangs_in_a_group_is_dropped_alone(simulate, monkeypatch):
-    from simulations import worker
-    from simulations.client import Client
+    from simulations.clients import worker
+    from simulations.clients.client import Client
 
     monkeypatch.setattr(worker, "is_faster", lambda *arguments: True)
     original = Client.rows
@@ -221,8 +222,8 @@ def test_a_client_that_hangs_in_a_group_is_dropped_alone(simulate, monkeypatch):
 
 
 def test_groups_are_used_only_where_their_bits_are_those_of_the_loop(monkeypatch):
-    from fl_split import grouped
-    from fl_split.vit import ViT, split
+    from fl_split.exchange import stacked as grouped
+    from fl_split.models.vit import ViT, split
 
     model = ViT(hidden_size=16, num_attention_heads=2, patch_size=4, num_hidden_layers=2)
     head, _ = split(model.build(image_size=8, channels=1, num_classes=4, seed=0), 1)
@@ -236,7 +237,7 @@ def test_groups_are_used_only_where_their_bits_are_those_of_the_loop(monkeypatch
 
 def test_a_silent_client_is_dropped_after_the_timeout(simulate):
     """A grid that never answers for one node."""
-    from simulations import engines
+    from simulations.engines import inline as engines
 
     class Deaf(engines.InlineGrid):
         def pull_messages(self, message_ids):

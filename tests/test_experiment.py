@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from fl_split.specs import SpecError, parse
-from simulations.experiment import TABLES, Experiment, read_overrides, read_toml
-from simulations.pareto import Study
-from simulations.setup import prepare
-from simulations.sweep import cells, read_grid
+from simulations.runs.experiment import TABLES, Experiment, read_overrides, read_toml
+from simulations.runs.setup import prepare
+from simulations.studies.pareto import Study
+from simulations.studies.sweep import cells, read_grid
 
 ROOT = Path(__file__).parents[1]
 

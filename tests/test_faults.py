@@ -8,8 +8,9 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from simulations import cli, client_app
-from strategies import messages
+from simulations.cli import main as cli
+from simulations.clients import client_app
+from strategies.server import messages
 
 PRIVATE = "parallel(average_heads=False)"
 EXACT = ["round", "accuracy", "loss", "train_loss", "payload_bytes_up", "wire_bytes_down"]

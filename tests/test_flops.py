@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import parse_codec
-from fl_split.flops import head_step, tail_step
-from fl_split.vit import ViT, insert, split
+from fl_split.models.flops import head_step, tail_step
+from fl_split.models.vit import ViT, insert, split
 
 
 @pytest.mark.parametrize("codec", ["identity()", "bottlenet(ratio=0.25)"])

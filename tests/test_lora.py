@@ -6,12 +6,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTForImageClassification
 
 from fl_split.flat import Flat, copy_trained, trained
-from fl_split.flops import head_step, tail_step
-from fl_split.lora import merged
 from fl_split.models import split
-from fl_split.vit import Pretrained, ViT
-from simulations.experiment import Experiment
-from simulations.setup import prepare
+from fl_split.models.flops import head_step, tail_step
+from fl_split.models.lora import merged
+from fl_split.models.vit import Pretrained, ViT
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
 from strategies import STRATEGIES
 
 pytest.importorskip("peft")

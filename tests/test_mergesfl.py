@@ -10,15 +10,16 @@ from flwr.app import Message
 from scipy.stats import entropy
 from torch.nn import functional
 
+from fl_split.exchange.split import Place
 from fl_split.seeds import generator
-from fl_split.step import Place
-from simulations import client_app
-from simulations.experiment import Experiment
-from simulations.schedule import Schedule
-from simulations.setup import prepare
-from strategies import NoClientsLeft, messages
+from simulations.clients import client_app
+from simulations.clients.schedule import Schedule
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
+from strategies import NoClientsLeft
 from strategies.mergesfl import MergeSFL, nearest_to_all
-from strategies.participants import Population
+from strategies.server import messages
+from strategies.server.participants import Population
 
 FOUR = {
     "strategy": "mergesfl(slowest=0.1)",

@@ -9,9 +9,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fl_split.metrics import backward_transfer, by_class, drift, jain, performance_gap, worst
-from simulations import partition
-from simulations.experiment import Experiment
-from simulations.setup import prepare
+from simulations.data import partition
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
 
 
 def test_metrics_by_hand():

@@ -11,19 +11,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ResNetForImageClassification
 
 from fl_split.codecs import CODECS, Identity, parse_codec
+from fl_split.exchange.split import Place, arrive
+from fl_split.exchange.whole import train_step
 from fl_split.flat import Flat, descend, flatten, trained
-from fl_split.flops import head_step, tail_step
-from fl_split.lenet import LeNet
 from fl_split.models import insert, split
-from fl_split.norms import BatchNorm
+from fl_split.models.flops import head_step, tail_step
+from fl_split.models.lenet import LeNet
+from fl_split.models.norms import BatchNorm
+from fl_split.models.resnet import ResNet18
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.payload import Payload
-from fl_split.resnet import ResNet18
 from fl_split.specs import parse
-from fl_split.step import Place, arrive
-from fl_split.whole import train_step
-from simulations.experiment import Experiment
-from simulations.setup import prepare
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
 from strategies import STRATEGIES
 
 LENET = {"model": "lenet(image_size=16)", "cut": "conv1", "rounds": 1, "local_steps": 2}
@@ -401,7 +401,7 @@ def test_what_transformers_cannot_read_back_has_no_config(simulate):
 def test_without_peft_adapters_are_refused_with_the_remedy(monkeypatch, tmp_path):
     import sys
 
-    from fl_split.vit import Pretrained, ViT
+    from fl_split.models.vit import Pretrained, ViT
 
     build(ViT(hidden_size=16, num_attention_heads=2), size=8).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fl_split.flops import head_step, tail_step
-from simulations import cli
-from simulations.cells import Cell, is_finished
-from simulations.experiment import Experiment, read_toml
-from simulations.pareto import front
-from simulations.setup import prepare
-from strategies.budget import Bytes, Nominal
+from fl_split.models.flops import head_step, tail_step
+from simulations.cli import main as cli
+from simulations.runs.budget import Bytes, Nominal
+from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.setup import prepare
+from simulations.studies.cells import Cell, is_finished
+from simulations.studies.pareto import front
 
 CONFIG = """
 dataset = "digits()"

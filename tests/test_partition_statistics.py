@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from simulations import cli
-from simulations import partition_statistics as statistics
-from simulations.experiment import Experiment
-from simulations.setup import prepare, prepare_labels
-from simulations.table import Table
+from simulations.cli import main as cli
+from simulations.data import statistics
+from simulations.data.samples import Table
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare, prepare_labels
 
 
 def table(*clients):

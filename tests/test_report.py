@@ -15,13 +15,13 @@ from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
-from simulations import cli
-from simulations.experiment import Experiment
+from simulations.cli import main as cli
 from simulations.report.figures import grid, named, panels
 from simulations.report.labels import families, listed, short
 from simulations.report.page import attachments, build, html, write
 from simulations.report.runs import collect
 from simulations.report.statistics import holm, interval, non_dominated, paired
+from simulations.runs.experiment import Experiment
 
 
 def write_run(folder, accuracies, status="complete", extra=None, **settings):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import ViTForImageClassification
 
-from simulations import client_app
-from simulations.experiment import Experiment, read_toml
-from simulations.results import COLUMNS, OutputError, check_empty, check_folder
-from simulations.setup import prepare
-from strategies import messages
+from simulations.clients import client_app
+from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.results import COLUMNS, OutputError, check_empty, check_folder
+from simulations.runs.setup import prepare
+from strategies.server import messages
 
 # TINY: 8x8 grey images, patch 4: 5 tokens of width 16; head of one block.
 TOKENS, WIDTH = 5, 16

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fl_split.codecs import CODECS
-from simulations import checkpoint, cli, provenance
-from simulations.checkpoint import CheckpointError
-from simulations.lock import alone
+from simulations.cli import main as cli
+from simulations.runs import checkpoint, provenance
+from simulations.runs.checkpoint import CheckpointError
+from simulations.runs.lock import alone
 from strategies import STRATEGIES
 
 PRIVATE = "parallel(average_heads=False)"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fl_split.specs import SpecError
-from simulations.experiment import Experiment
-from simulations.setup import prepare, prepare_labels
-from simulations.skew import LabelNoise, Noise, Rotation, parse_skew, skewed
-from simulations.table import Table
+from simulations.data.samples import Table
+from simulations.data.skew import LabelNoise, Noise, Rotation, parse_skew, skewed
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare, prepare_labels
 
 
 def table(clients=4, each=50, size=8):

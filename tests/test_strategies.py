@@ -9,11 +9,12 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 from torch.nn import functional
 
-from simulations import client_app
-from simulations.experiment import Experiment
-from simulations.setup import prepare
-from strategies import STRATEGIES, NoClientsLeft, messages
-from strategies.training import train_loss
+from simulations.clients import client_app
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
+from strategies import STRATEGIES, NoClientsLeft
+from strategies.server import messages
+from strategies.server.training import train_loss
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 WHOLE = ["fedavg", "fedprox", "local"]
@@ -128,8 +129,8 @@ def test_parallel_takes_one_tail_step_with_client_weights(simulate):
     from torch.nn import functional
 
     from fl_split.seeds import generator
-    from simulations.experiment import Experiment
-    from simulations.setup import prepare
+    from simulations.runs.experiment import Experiment
+    from simulations.runs.setup import prepare
 
     values = {
         "clients": 2,
@@ -259,7 +260,7 @@ def test_a_private_head_that_cannot_be_used_is_left_out_and_reported(simulate):
 
 def test_a_private_head_survives_a_failure_inside_the_handler(simulate, monkeypatch):
     """The failed message changes nothing: the client goes on from what it had."""
-    from simulations.client import Client
+    from simulations.clients.client import Client
 
     seen, learn = {}, Client.learn
 

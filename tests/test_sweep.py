@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fl_split.specs import SpecError
-from simulations import cli, crowd
-from simulations.cells import Cell, check_others, frame
-from simulations.cost import Estimator
-from simulations.experiment import Experiment
-from simulations.lock import alone
-from simulations.setup import prepare
-from simulations.study import warn_of_cpus, warn_of_losses
-from simulations.sweep import cells, read_grid, read_values, table
+from simulations.cli import main as cli
+from simulations.runs.experiment import Experiment
+from simulations.runs.lock import alone
+from simulations.runs.setup import prepare
+from simulations.studies import processes as crowd
+from simulations.studies.cells import Cell, check_others, frame
+from simulations.studies.cost import Estimator
+from simulations.studies.study import warn_of_cpus, warn_of_losses
+from simulations.studies.sweep import cells, read_grid, read_values, table
 from strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -335,7 +336,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
 ):
     out, changes = config.parent / "out", {"checkpoint_every": 2, "local_steps": 4}
     config.write_text(CONFIG + (PARETO if study == "pareto" else ""))
-    command = [sys.executable, "-m", "simulations.cli", study, str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "simulations.cli.main", study, str(config), "--out", str(out)]
     command += [f"{key}={value}" for key, value in changes.items()]
     command += ["seed=0..1", "rounds=40"] if study == "sweep" else []
     rows = [out / name.format(seed) / "rounds.csv" for seed in (0, 1)]

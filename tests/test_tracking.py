@@ -3,8 +3,8 @@
 import pytest
 
 from fl_split.specs import SpecError
-from simulations import tracking
-from simulations.experiment import Experiment
+from simulations.runs import tracking
+from simulations.runs.experiment import Experiment
 
 
 def test_tensorboard_has_every_number_of_every_round(simulate):

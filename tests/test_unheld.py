@@ -12,10 +12,11 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from fl_split.seeds import derive
-from simulations import cli, partition
-from simulations.experiment import Experiment
-from simulations.partition import PARTITIONS, PartitionError, Unheld
-from simulations.setup import prepare, prepare_labels
+from simulations.cli import main as cli
+from simulations.data import partition
+from simulations.data.partition import PARTITIONS, PartitionError, Unheld
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare, prepare_labels
 
 NEEDS_ARGUMENTS = {
     "continuous": "(partition_by='value', strictness=0.5)",

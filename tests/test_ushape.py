@@ -12,22 +12,24 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from fl_split.codecs import parse_codec
-from fl_split.flops import head_step, tail_step, whole_step
-from fl_split.lenet import LeNet
+from fl_split.exchange.split import Place, pack, smash
+from fl_split.exchange.ushape import smash_unlabelled
+from fl_split.exchange.whole import joined
 from fl_split.models import insert, split
+from fl_split.models.flops import head_step, tail_step, whole_step
+from fl_split.models.lenet import LeNet
+from fl_split.models.resnet import ResNet18
+from fl_split.models.vit import ViT
 from fl_split.payload import Payload
-from fl_split.resnet import ResNet18
 from fl_split.seeds import generator
-from fl_split.step import Place, pack, smash
-from fl_split.ushape import smash_unlabelled
-from fl_split.vit import ViT
-from fl_split.whole import joined
-from simulations import checkpoint, client_app
-from simulations.cost import Estimator
-from simulations.experiment import Experiment
-from simulations.setup import prepare
-from simulations.table import Table
-from strategies import STRATEGIES, messages
+from simulations.clients import client_app
+from simulations.data.samples import Table
+from simulations.runs import checkpoint
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
+from simulations.studies.cost import Estimator
+from strategies import STRATEGIES
+from strategies.server import messages
 
 SGD = {"head_optimizer": "sgd(lr=0.1)", "tail_optimizer": "sgd(lr=0.1)"}
 ADAM = {"head_optimizer": "adam(lr=0.003)", "tail_optimizer": "adam(lr=0.003)"}
@@ -316,7 +318,7 @@ def test_clients_served_through_their_state_equal_live_ones(
     live, other = (run(strategy=strategy, **VARIED) for run in (simulate, through_state))
     assert live.equals(other)
     assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
-    monkeypatch.setattr("simulations.worker.Worker.keep", lambda *arguments: None)
+    monkeypatch.setattr("simulations.clients.worker.Worker.keep", lambda *arguments: None)
     repeated = simulate(strategy=strategy, **VARIED)
     assert live.equals(repeated)
 
@@ -325,11 +327,11 @@ def test_clients_served_through_their_state_equal_live_ones(
 @pytest.mark.parametrize("room", [0, 1.5])
 def test_middles_whose_graphs_find_no_room_run_again(simulate, monkeypatch, strategy, room):
     """Same bits; of graphs that all are of one size as many are kept as fit, whatever ends."""
-    from strategies import ushape
+    from strategies.server import ushape
 
     changes = {"strategy": strategy, "end": 2, "rounds": 1, "local_steps": 3, "batch_size": 50}
     changes |= {"codec": "fp16()", "model": VARIED["model"], "cut": 1, "partition": "iid"}
-    monkeypatch.setattr("strategies.round.LEAST_TOKENS", 0)  # a group of each client
+    monkeypatch.setattr("strategies.server.round.LEAST_TOKENS", 0)  # a group of each client
     kept, sizes, keep = [], [], ushape.UShapedRound._keep
 
     def watch(self, crossing):
@@ -449,7 +451,7 @@ def test_a_client_that_fails_in_any_message_is_dropped(
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2"])
 def test_a_loss_that_is_not_finite_drops_its_client(simulate, monkeypatch, strategy):
-    from simulations import ushape
+    from simulations.clients import half_way as ushape
 
     original = ushape.conclude
 

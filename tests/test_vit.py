@@ -5,12 +5,12 @@ import torch
 from torch.nn import functional
 
 from fl_split.codecs import Identity
+from fl_split.exchange.split import Place
+from fl_split.exchange.whole import train_step
 from fl_split.flat import Flat
+from fl_split.models.vit import ViT, adapt, split
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.specs import parse
-from fl_split.step import Place
-from fl_split.vit import ViT, adapt, split
-from fl_split.whole import train_step
 
 SMALL = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=4)
 
@@ -98,7 +98,7 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_dropout_in_the_head_is_repeatable():
     model = build(spec=ViT(hidden_size=24, num_attention_heads=3, hidden_dropout_prob=0.5))
-    from fl_split.step import smash
+    from fl_split.exchange.split import smash
 
     head, _ = split(model, 2)
     pixels, labels = torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
@@ -110,7 +110,7 @@ def test_dropout_in_the_head_is_repeatable():
 
 
 def test_a_checkpoint_comes_back_with_a_new_classifier(tmp_path):
-    from fl_split.vit import Pretrained
+    from fl_split.models.vit import Pretrained
 
     model = build()
     model.save_pretrained(tmp_path)
@@ -125,7 +125,7 @@ def test_a_checkpoint_comes_back_with_a_new_classifier(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_checkpoint_is_trained_in_fp32(tmp_path, dtype):
-    from fl_split.vit import Pretrained
+    from fl_split.models.vit import Pretrained
 
     build().to(dtype).save_pretrained(tmp_path)
     sizes = {"image_size": 8, "channels": 3, "num_classes": 5, "seed": 0}
@@ -136,7 +136,7 @@ def test_a_half_precision_checkpoint_is_trained_in_fp32(tmp_path, dtype):
 def test_what_is_no_vit_is_refused(tmp_path):
     from transformers import BertConfig, BertModel
 
-    from fl_split.vit import Pretrained
+    from fl_split.models.vit import Pretrained
 
     sizes = {"image_size": 8, "channels": 3, "num_classes": 5, "seed": 0}
     config = BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, vocab_size=9)

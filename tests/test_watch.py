@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from simulations import cli
-from simulations.sheet import sheet, shortened
-from simulations.watch import (
+from simulations.cli import main as cli
+from simulations.report.text_table import sheet, shortened
+from simulations.studies.watch import (
     Pace,
     Snapshot,
     headline,

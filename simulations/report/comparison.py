@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from simulations.results import PAYLOAD, ROUNDS, WEIGHTS
-from simulations.sheet import sheet
+from simulations.report.text_table import sheet
+from simulations.runs.results import PAYLOAD, ROUNDS, WEIGHTS
 
 BYTES_SENT = [*PAYLOAD, *WEIGHTS]
 

@@ -25,7 +25,7 @@ from simulations.report.figures import (
 from simulations.report.labels import families, listed
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import non_dominated
-from simulations.results import PAYLOAD, WEIGHTS
+from simulations.runs.results import PAYLOAD, WEIGHTS
 
 ACCURACY = "test accuracy, %"
 MOST_POINTS = 80

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from simulations.report.labels import TASK, joined
 from simulations.report.runs import Configuration
-from simulations.sheet import shortened_apart
+from simulations.report.text_table import shortened_apart
 
 INK, PAPER = "#010203", "#fdfefd"
 """Stand for the text and the page that a figure meets: a page may be light or dark."""

@@ -9,8 +9,8 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from fl_split.specs import SpecError, resolve, stages
-from simulations.experiment import TABLES, Experiment
-from simulations.partition import PARTITIONS
+from simulations.data.partition import PARTITIONS
+from simulations.runs.experiment import TABLES, Experiment
 
 TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
 """Keys that say what is to be learnt, and by whom; the others say how."""

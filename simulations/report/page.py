@@ -14,13 +14,13 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from simulations.provenance import unlike
 from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
 from simulations.report.runs import Collection, collect
-from simulations.results import write_whole
-from simulations.sheet import shortened_apart
+from simulations.report.text_table import shortened_apart
+from simulations.runs.provenance import unlike
+from simulations.runs.results import write_whole
 
 FIRST = "the first method; choose another with --baseline"
 """Why a baseline is one that nobody asked for."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.checkpoint import FREE
-from simulations.experiment import Experiment, read_toml
 from simulations.report.labels import TASK, joined, ordered, part
-from simulations.results import EXPERIMENT, ROUNDS, SUMMARY
+from simulations.runs.checkpoint import FREE
+from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 
 LONG = 60
 """Characters of a label beyond which it names no more keys than it must."""

@@ -13,7 +13,7 @@ import pandas as pd
 from simulations.report.comparison import CLIENT
 from simulations.report.runs import Collection, Configuration, Run
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
-from simulations.results import BYTES, PAYLOAD, WEIGHTS
+from simulations.runs.results import BYTES, PAYLOAD, WEIGHTS
 
 SHOWN = {
     "round", "accuracy", "client_accuracy", "clients", "samples", "client_steps", *BYTES,

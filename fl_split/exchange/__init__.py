@@ -1,0 +1,1 @@
+"""Exchanges: what both halves of a model do with one batch, and the road between them."""

@@ -1,0 +1,174 @@
+"""The two halves of a model cut after one of its stages: Head (client) and Tail (server).
+
+Cut twice, in a U-shape, the last stages are the client's again: the head has an end, and the
+tail is but the middle.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fl_split.codecs import Codec
+from fl_split.models.norms import BatchNorm
+from fl_split.seeds import seeded
+from fl_split.specs import nearest
+
+
+class Head(nn.Module, ABC):
+    """The client's part: the first stages, and a codec's encoder.
+
+    Attributes
+    ----------
+    smashed_shape : tuple[int, int]
+        Tokens N and width D of the smashed data of one sample.
+    image_shape : tuple[int, int, int]
+        Channels, height and width of the images that come in.
+    num_read : int
+        Tokens that the classifier reads, the first ones; codecs that select tokens keep them.
+    has_attention : bool
+        Whether there is a CLS token whose attention codecs can ask for.
+    has_dropout : bool
+        Whether a training forward draws random numbers.
+    end : Tail or None
+        In a U-shape the last stages, which :meth:`forward` does not run through. Its weights
+        are the head's last: they travel, are averaged and optimised with the others.
+    """
+
+    smashed_shape: tuple[int, int]
+    image_shape: tuple[int, int, int]
+    num_read: int = 1
+    has_attention: bool = False
+    has_dropout: bool = False
+    encoder: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end: Tail | None = None
+
+    @property
+    def smashed_bytes(self) -> int:
+        """Bytes of the uncompressed fp32 smashed data of one sample."""
+        return 4 * math.prod(self.smashed_shape)
+
+    @property
+    def output_bytes(self) -> int:
+        """The same of the middle's output; 0 without one."""
+        if self.end is None:
+            return 0
+        return 4 * (self.end.num_tokens or self.smashed_shape[0]) * self.end.width
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return smashed tokens (B, N, D) and what gives the CLS attention (B, N).
+
+        `pixels` is (B, C, H, W). See :meth:`attention`, which only some codecs ask for.
+        """
+
+    def attention(self, before: Tensor) -> Tensor:
+        """CLS attention row (B, N) of the last stage, given its input; without gradient."""
+        raise ValueError("a model without CLS token has no CLS attention")
+
+
+class Tail(nn.Module, ABC):
+    """The server's part: a codec's decoder, the other stages; the end of a U-shape is one too.
+
+    Attributes
+    ----------
+    width : int
+        Of the tokens that come in: D, or what the encoder makes of it.
+    num_tokens : int, optional
+        How many tokens of a sample must come in; None takes any number.
+    num_classes : int
+        Logits that come out, in a U-shape of the end.
+    has_dropout : bool
+        Whether a training forward draws random numbers.
+    has_batch_norm : bool
+        Whether samples that run through it together change each other's results.
+    """
+
+    width: int
+    num_tokens: int | None = None
+    num_classes: int
+    has_dropout: bool = False
+    has_batch_norm: bool = False
+    decoder: nn.Module
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, C) for tokens (B, T, D); a middle returns tokens again."""
+
+
+def num_stages(names: Sequence[str], cut: int | str) -> int:
+    """Return how many of the stages `names` are the client's: `cut`, or up to the one so named.
+
+    Raises
+    ------
+    ValueError
+        `cut` leaves no stage on one of the two sides, or names none.
+    """
+    *possible, last = names
+    if isinstance(cut, int) and 1 <= cut <= len(possible):
+        return cut
+    if cut in possible:
+        return names.index(str(cut)) + 1
+    hint = f"; after {last!r} nothing is left for the server" if cut == last else _meant(cut, names)
+    raise ValueError(
+        f"cut must be in 1..{len(possible)} or the name of the client's last stage "
+        f"({', '.join(possible)}), got {cut!r}{hint}"
+    )
+
+
+def num_before_end(names: Sequence[str], cut: int, end: int | str) -> int:
+    """Return how many of the stages `names` come before the client's again; `end` may name it.
+
+    Raises
+    ------
+    ValueError
+        `end` leaves the server or the client none of the stages after `cut`, or names none.
+    """
+    possible = range(cut + 1, len(names))
+    found = names.index(end) if isinstance(end, str) and end in names else end
+    if isinstance(found, int) and found in possible:
+        return found
+    if not possible:
+        raise ValueError(
+            f"end needs a stage of the server after the cut, and {names[-1]!r} after it"
+        )
+    raise ValueError(
+        f"end must be in {possible[0]}..{possible[-1]}, stages before the client's again, or the "
+        f"name of the first of these ({', '.join(names[i] for i in possible)}), got {end!r}"
+        f"{_meant(end, names[cut + 1 :])}"
+    )
+
+
+def _meant(stage: int | str, names: Sequence[str]) -> str:
+    near = nearest(stage, names) if isinstance(stage, str) and stage not in names else ""
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:
+    """Put the trainable modules of `codec`, if it has any, on both sides of the cut."""
+    _, width = head.smashed_shape
+    with seeded(seed, "codec modules"):
+        found = codec.modules(width)
+    if found is not None:
+        head.encoder, tail.decoder = found
+        tail.width = head.encoder(torch.zeros(1, width)).shape[-1]
+
+
+def draws(module: nn.Module) -> bool:
+    """Tell whether a training forward of `module` draws random numbers."""
+    return any(
+        (isinstance(part, nn.Dropout) and part.p > 0) or getattr(part, "attention_dropout", 0) > 0
+        for part in module.modules()
+    )
+
+
+def normalises_batches(module: nn.Module) -> bool:
+    """Tell whether `module` holds a batch norm."""
+    return any(isinstance(part, BatchNorm) for part in module.modules())

@@ -1,0 +1,111 @@
+"""A transformers ResNet-18 (He et al., CVPR 2016), cut after its stem or any of its layers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from fl_split.models import pretrained
+from fl_split.models.norms import replace
+from fl_split.seeds import seeded
+from fl_split.specs import STRICT
+
+
+class ResNetModel(ResNetForImageClassification):  # type: ignore[misc]
+    """Stages stem, stage1.1, stage1.2, stage2.1 ... stage4.2, classifier."""
+
+    image_shape: tuple[int, int, int]
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Return the stages by name; pooling belongs to the classifier."""
+        layers = {
+            f"stage{stage}.{number}": layer
+            for stage, part in enumerate(self.resnet.encoder.stages, 1)
+            for number, layer in enumerate(part.layers, 1)
+        }
+        classifier = nn.Sequential(self.resnet.pooler, self.classifier)
+        return {"stem": self.resnet.embedder, **layers, "classifier": classifier}
+
+
+@dataclass(frozen=True, config=STRICT)
+class ResNet18:
+    """ResNet-18: a stem, four stages of two basic layers, global pooling, a classifier.
+
+    Parameters
+    ----------
+    width : int
+        Channels of the first stage; each later stage has twice as many.
+    small_images : bool
+        A stem of 3x3 kernels, without stride and pooling, as is usual for 28 to 64 pixels;
+        else that of ImageNet (7x7, stride 2, max-pool 2), which the SplitFed papers have too.
+    norm : "batch" or "group"
+        Group norm has no running statistics and does not let samples change each other.
+    stats : "averaged" or "batch"
+        Batch norm's running statistics: averaged, sent and counted with the weights (as the
+        SplitFed code does), or none, and evaluation normalises by its own batch.
+    path : str
+        A checkpoint, instead of weights from scratch; its sizes are taken.
+    image_size : int
+        0 takes the size of the data set's images; images are resized to it.
+    """
+
+    width: Annotated[int, Field(ge=2)] = 64
+    small_images: bool = False
+    norm: Literal["batch", "group"] = "batch"
+    stats: Literal["averaged", "batch"] = "averaged"
+    path: str = ""
+    image_size: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.path and (self.width != 64 or self.small_images or self.norm != "batch"):
+            raise ValueError("path takes width, stem and norm from the checkpoint; give none")
+
+    @property
+    def is_transformers(self) -> bool:
+        """Whether ``from_pretrained`` gives the trained model back."""
+        return not self.small_images and (self.norm, self.stats) == ("batch", "averaged")
+
+    def build(self, *, image_size: int, channels: int, num_classes: int, seed: int) -> ResNetModel:
+        """Build the model for square images of `image_size` pixels, weights drawn from `seed`.
+
+        Raises
+        ------
+        ValueError
+            There is no ResNet at `path`.
+        """
+        if self.path:
+            model = pretrained.load(
+                ResNetModel.from_pretrained, "ResNet", self.path, num_classes, seed
+            )
+        else:
+            model = self._from_scratch(channels, num_classes, seed)
+        replace(model, self.norm, self.stats)
+        size = self.image_size or image_size
+        model.image_shape = model.config.num_channels, size, size
+        return model
+
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation, per channel, of the input this model expects."""
+        return pretrained.normalisation(self.path) if self.path else ([0.5], [0.5])
+
+    def _from_scratch(self, channels: int, num_classes: int, seed: int) -> ResNetModel:
+        config = ResNetConfig(
+            num_channels=channels,
+            embedding_size=self.width,
+            hidden_sizes=[self.width * 2**stage for stage in range(4)],
+            depths=[2, 2, 2, 2],
+            layer_type="basic",
+            num_labels=num_classes,
+        )
+        with seeded(seed, "model"):
+            model = ResNetModel(config)
+            if self.small_images:
+                stem = nn.Conv2d(channels, self.width, 3, padding=1, bias=False)
+                nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+                model.resnet.embedder.embedder.convolution = stem
+                model.resnet.embedder.pooler = nn.Identity()
+        return model

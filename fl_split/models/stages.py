@@ -1,0 +1,144 @@
+"""Convolutional models, and any other sequence of named stages, cut after one of them.
+
+Feature maps (B, C, H, W) cross the cut as tokens (B, H W, C), positions row by row, so that
+codecs need not know; a vector (B, C) is one token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fl_split.models.cut import Head, Tail, draws, normalises_batches, num_before_end, num_stages
+
+Shape = tuple[int, ...]
+
+
+class Staged(Protocol):
+    """A model whose forward is that of its stages, one after the other."""
+
+    image_shape: tuple[int, int, int]
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Return the stages by name, in order; the last one ends in logits."""
+        ...
+
+
+class ConvHead(Head):
+    """The first stages of a model for images of `image_shape`.
+
+    Attributes
+    ----------
+    features : tuple
+        (C, H, W) or (C,), what the last stage makes of one image.
+    layer_flops : list[int]
+        Operations of the forward of one sample, by convolution or linear layer.
+    """
+
+    def __init__(self, stages: Mapping[str, nn.Module], image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(*stages.values())
+        self.encoder = nn.Identity()
+        self.image_shape = image_shape
+        self.has_dropout = draws(self)
+        self.features, self.layer_flops = trial(self.stages, image_shape)
+        width, *positions = self.features
+        self.smashed_shape = math.prod(positions), width
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return smashed tokens (B, H W, C) and what refuses to give attention."""
+        tokens = _tokens(self.stages(pixels))
+        return self.encoder(tokens), partial(self.attention, tokens)
+
+
+class ConvMiddle(Tail):
+    """The stages between the cuts of a U-shape, for features of `shape`, (C, H, W) or (C,).
+
+    Attributes
+    ----------
+    features : tuple
+        (C, H, W) or (C,), what the last stage makes of one image.
+    layer_flops : list[int]
+        Operations of the forward of one sample, by convolution or linear layer.
+    """
+
+    def __init__(self, stages: Mapping[str, nn.Module], shape: Shape) -> None:
+        super().__init__()
+        self.decoder = nn.Identity()
+        self.stages = nn.Sequential(*stages.values())
+        self.shape = shape
+        self.width, self.num_tokens = shape[0], math.prod(shape[1:])
+        self.features, self.layer_flops = trial(self.stages, shape)
+        self.has_dropout = draws(self)
+        self.has_batch_norm = normalises_batches(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens (B, H W, C) for tokens (B, H W, C)."""
+        return _tokens(self.run(tokens))
+
+    def run(self, tokens: Tensor) -> Tensor:
+        """Return what the last stage makes of tokens (B, H W, C)."""
+        features = self.decoder(tokens).transpose(1, 2).contiguous()
+        return self.stages(features.view(-1, *self.shape))
+
+
+class ConvTail(ConvMiddle):
+    """All other stages, to the last."""
+
+    def __init__(self, stages: Mapping[str, nn.Module], shape: Shape) -> None:
+        super().__init__(stages, shape)
+        (self.num_classes,) = self.features
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, classes) for tokens (B, H W, C)."""
+        return self.run(tokens)
+
+
+def split(model: Staged, cut: int | str, end: int | str = 0) -> tuple[ConvHead, ConvMiddle]:
+    """Cut `model` after a stage and, if `end` is given, before another one.
+
+    Stages are given by number or name. Both halves share their modules with the model.
+
+    Raises
+    ------
+    ValueError
+        A cut leaves no stage on one of its two sides, or names none.
+    """
+    stages = list(model.stages().items())
+    names = [name for name, _ in stages]
+    count = num_stages(names, cut)
+    head = ConvHead(dict(stages[:count]), model.image_shape)
+    if not end:
+        return head, ConvTail(dict(stages[count:]), head.features)
+    last = num_before_end(names, count, end)
+    middle = ConvMiddle(dict(stages[count:last]), head.features)
+    head.end = ConvTail(dict(stages[last:]), middle.features)
+    middle.num_classes = head.end.num_classes
+    return head, middle
+
+
+def _tokens(features: Tensor) -> Tensor:
+    """Turn feature maps (B, C, H, W) or vectors (B, C) into tokens (B, H W, C)."""
+    tokens = features.flatten(2) if features.dim() > 2 else features[..., None]
+    return tokens.transpose(1, 2).contiguous()
+
+
+@torch.no_grad()
+def trial(stages: nn.Module, shape: Shape) -> tuple[Shape, list[int]]:
+    """Run one sample of `shape`; return the shape of what comes out, and ``layer_flops``."""
+    flops = []
+
+    def count(layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
+        flops.append(2 * layer.weight.numel() * output.numel() // len(layer.weight))
+
+    layers = [part for part in stages.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    output = stages(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return tuple(output.shape[1:]), flops

@@ -1,0 +1,205 @@
+"""Command line ``fl-split``: the only place that prints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from simulations.cli import list_command, study_commands
+from simulations.cli.terminal import (
+    CONFIG,
+    OVERRIDES,
+    chosen_folder,
+    door,
+    err,
+    out,
+    quiet,
+    run_all,
+    run_setups,
+)
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+Form = Literal["html", "md"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+OUT = typer.Option(
+    "--out", help="Output folder; must not hold a run yet. Default: runs/ and the time."
+)
+app.add_typer(study_commands.app)
+app.add_typer(list_command.app)
+ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
+UNTIL = typer.Option(hidden=True, help="Budgets of a study; ends the run when all are used up.")
+
+
+@app.callback()
+def main() -> None:
+    """Simulate federated split learning of ViTs, ResNet-18 and LeNet, and count every byte.
+
+    Hundreds of Flower virtual clients hold the first layers of the model (the
+    head) and send compressed activations to a server that trains the rest (the tail).
+
+    [b]fl-split run configs/quickstart.toml[/b]             one experiment
+    [b]fl-split compare configs/splitfed_baselines.toml[/b] several, side by side
+    [b]fl-split pareto configs/pareto_digits.toml[/b]       codecs at equal budgets
+    [b]fl-split sweep CONFIG seed=0..4[/b]                  a grid, several runs at once
+    [b]fl-split watch DIR[/b]                               what runs are doing
+    [b]fl-split report DIR -o report.html[/b]               tables and figures of runs
+    [b]fl-split partition CONFIG[/b]                        who would hold which samples
+    [b]fl-split resume DIR[/b]                              go on with a stopped run
+    [b]fl-split list[/b]                                    what can be combined
+    """
+
+
+@app.command()
+def run(
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    out_dir: Annotated[Path | None, OUT] = None,
+    engine: Annotated[str | None, ENGINE] = None,
+    until: Annotated[list[str] | None, UNTIL] = None,
+) -> None:
+    """Run one experiment; write results as it goes.
+
+    Example: [b]fl-split run configs/quickstart.toml strategy=fedavg clients=6 rounds=2[/b]
+    """
+    with door():
+        from simulations.runs.budget import parse_last
+        from simulations.runs.experiment import read_overrides, read_toml
+
+        budget = parse_last(until or [])
+        values = {**read_toml(config), **read_overrides(overrides or [])}
+        for study in sorted(values.keys() & {"compare", "pareto", "sweep"}):
+            raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
+        plans = {"": _with_options(values, engine)}
+    run_all(plans, chosen_folder(values, out_dir), budget)
+
+
+@app.command()
+def compare(
+    configs: Annotated[list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE]...")],
+    out_dir: Annotated[Path | None, OUT] = None,
+    engine: Annotated[str | None, ENGINE] = None,
+) -> None:
+    r"""Run several experiments and end in one table and plot: accuracy against bytes.
+
+    Give several files, or one file with [b]\[\[compare]][/b] tables: each is a run, with a
+    name and the keys in which it differs. KEY=VALUE holds for all runs.
+    """
+    with door():
+        from simulations.runs.experiment import read_overrides, read_toml
+
+        files = [Path(text) for text in configs if "=" not in text]
+        overrides = read_overrides([text for text in configs if "=" in text])
+        plans = {}
+        for file in files:
+            for name, values in _rows(file, read_toml(file), overrides):
+                if name in plans:
+                    raise ValueError(f"two runs are called {name!r}; give them different names")
+                plans[name] = _with_options(values, engine)
+        if not plans:
+            raise ValueError("give at least one configuration file")
+    run_all(plans, chosen_folder(next(iter(plans.values())), out_dir))
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, at any depth.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
+        "report.html"
+    ),
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Whom to compare with: part of a configuration's label."),
+    ] = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="By default from the name of the file.")
+    ] = None,
+) -> None:
+    """Make one page of tables and figures from finished runs; runs differing in seed are grouped.
+
+    Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
+    """
+    with door():
+        from simulations.report.page import build, form_of, write
+
+        if output.is_dir():
+            raise ValueError(f"output: {str(output)!r} is a folder; give a file")
+        chosen = form or form_of(output)
+        page = build(folders, baseline)
+        write(page, output, chosen)
+    for skipped in page.study.left_out:
+        out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)
+    text = f"{page.facts['runs']}: {output}"
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run that was stopped.")],
+    engine: Annotated[str | None, ENGINE] = None,
+    until: Annotated[list[str] | None, UNTIL] = None,
+) -> None:
+    """Go on with a stopped run from its last checkpoint; the result is that of one never stopped.
+
+    Example: [b]fl-split resume runs/20261121-101500 --engine ray[/b]
+    """
+    with quiet():
+        from simulations.runs.budget import parse_last
+        from simulations.runs.checkpoint import read
+        from simulations.runs.experiment import Experiment
+        from simulations.runs.provenance import cpu, kinds
+        from simulations.runs.setup import prepare
+
+    with door():
+        budget = parse_last(until or [])
+        experiment, checkpoint = read(folder)
+        values = experiment.model_dump()
+        setup = prepare(Experiment.from_dict(_with_options(values, engine)))
+    if len(kinds(checkpoint.cpu, cpu())) > 1:
+        text = f"so far on a CPU of kind {checkpoint.cpu}, from here on {cpu()}: the result will "
+        text += "not be, to the last bit, that of a run never stopped"
+        err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+    done, rounds = checkpoint.rounds, setup.experiment.rounds
+    out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
+    run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint, budget)
+
+
+def _rows(
+    file: Path, values: dict[str, Any], overrides: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and settings of each run that a configuration file asks for."""
+    rows = values.pop("compare", None)
+    if rows is None:
+        yield file.stem, {**values, **overrides}
+        return
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file}: compare must be a list of tables, [[compare]]")
+    for number, row in enumerate(rows, start=1):
+        name = str(row.pop("name", f"run-{number}"))
+        if name in {"", ".", ".."} or Path(name).name != name:
+            raise ValueError(f"{file}: name must be usable as a folder's, got {name!r}")
+        for key in overrides:
+            if key in row:
+                raise ValueError(f"{key} differs between the runs of {file}; set it there")
+        yield name, {**values, **overrides, **row}
+
+
+def _with_options(values: dict[str, Any], engine: str | None) -> dict[str, Any]:
+    return values if engine is None else {**values, "engine": engine}
+
+
+if __name__ == "__main__":
+    app()

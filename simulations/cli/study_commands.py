@@ -1,0 +1,166 @@
+"""Commands around studies of many runs: what is trained on, grids, and a look at what runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.live import Live
+
+from simulations.cli.terminal import AROUND, CONFIG, INTERVAL, OVERRIDES, door, out, quiet
+
+app = typer.Typer()
+
+OUT = typer.Option("--out", help="Folder of all cells. Default: runs/ and the time.")
+JOBS = typer.Option(min=0, help="Most runs at once; 0 takes one per core, as memory allows.")
+DRY = typer.Option("--dry-run", help="Show the cells and what they will cost; run nothing.")
+
+
+@app.command()
+def partition(
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Also write partition.csv and partition.svg here.")
+    ] = None,
+) -> None:
+    """Show who would hold which samples, without training anything.
+
+    Example: [b]fl-split partition configs/quickstart.toml partition="dirichlet(alpha=0.1)"[/b]
+    """
+    with quiet():
+        from simulations.data import statistics
+        from simulations.runs.experiment import Experiment, read_overrides, read_toml
+        from simulations.runs.results import make_folder
+        from simulations.runs.setup import prepare_labels
+    with door():
+        values = {**read_toml(config), **read_overrides(overrides or [])}
+        for studies in ("compare", "pareto", "sweep"):
+            values.pop(studies, None)
+        experiment = Experiment.from_dict(values)
+        table, names, unheld = prepare_labels(experiment)
+        if out_dir:
+            make_folder(out_dir)
+    counts = statistics.count(table)
+    out.print(f"{experiment.dataset}, {experiment.partition}, seed {experiment.seed}", markup=False)
+    out.print(statistics.summary_table(counts, unheld), statistics.clients_table(counts))
+    if out_dir:
+        statistics.write(table, out_dir)
+        statistics.plot(counts, names, out_dir / statistics.PLOT)
+        out.print("Written:", str(out_dir), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, CONFIG],
+    grid: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE,VALUE...]...")] = None,
+    out_dir: Annotated[Path | None, OUT] = None,
+    jobs: Annotated[int, JOBS] = 0,
+    dry_run: Annotated[bool, DRY] = False,
+) -> None:
+    r"""Run a grid of experiments, several at once, each in a folder of its own.
+
+    A key may have several values: separated by commas, or a range of whole numbers as
+    [b]seed=0..4[/b]; also in the file, as lists in a [b]\[sweep][/b] table, which the command
+    line replaces. Each cell is a process with the [b]inline[/b] engine; with
+    [b]engine="ray(address='auto')"[/b] cells run on that cluster, one after the other. The
+    same command with the same [b]--out[/b] goes on with a stopped sweep: finished cells
+    are kept, others continue from their last checkpoint.
+
+    Example: [b]fl-split sweep configs/quickstart.toml strategy=parallel,sflv1 seed=0..2[/b]
+    """
+    with quiet():
+        from simulations.runs.experiment import read_toml
+        from simulations.studies.study import run_study
+        from simulations.studies.sweep import cells, read_grid, table
+    with door():
+        values = read_toml(config)
+        for study in sorted(values.keys() & {"compare", "pareto"}):
+            raise ValueError(f"{config} has a table of its own; use: fl-split {study} {config}")
+        found_grid = read_grid(values.pop("sweep", {}), grid or [])
+        found = cells(values, found_grid)
+    if left_out := math.prod(map(len, found_grid.values())) - len(found):
+        out.print(f"{left_out} cells left out: without smashed data codecs change nothing")
+    run_study(
+        found,
+        axes={"seed"} | {key for key, entries in found_grid.items() if len(entries) > 1},
+        conclude=lambda rows, folder: table(rows, out.width),
+        out_dir=out_dir,
+        jobs=jobs,
+        dry_run=dry_run,
+    )
+
+
+@app.command()
+def pareto(
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    out_dir: Annotated[Path | None, OUT] = None,
+    jobs: Annotated[int, JOBS] = 0,
+    dry_run: Annotated[bool, DRY] = False,
+) -> None:
+    r"""Compare codecs at equal rounds, equal bytes and equal client compute.
+
+    The file's [b]\[pareto][/b] table says which codecs, ratios, seeds and budgets; every
+    cell runs until all budgets are used up. Cells run as those of a sweep do, and the same
+    command with the same [b]--out[/b] goes on with a stopped study; one with larger budgets
+    runs again what ended too early. Ends in a table, [b]pareto.csv[/b] and [b]pareto.svg[/b].
+
+    Example: [b]fl-split pareto configs/pareto_digits.toml[/b]
+    """
+    with quiet():
+        from simulations.runs.experiment import read_overrides, read_toml
+        from simulations.studies.pareto import AXES, Study, conclude
+        from simulations.studies.study import run_study
+    with door():
+        replaced = read_overrides(overrides or [])
+        values = {**read_toml(config), **replaced}
+        if not isinstance(values.get("pareto"), dict):
+            raise ValueError(f"{config} has no [pareto] table")
+        for key in sorted(replaced.keys() & {*AXES, "pareto", "rounds"}):
+            raise ValueError(f"{key} differs between the cells of {config}; set it there")
+        study = Study.read(values.pop("pareto"))
+        found = study.cells(values)
+    run_study(
+        found,
+        axes=AXES,
+        conclude=lambda rows, folder: conclude(found, study.budgets(), folder),
+        out_dir=out_dir,
+        jobs=jobs,
+        dry_run=dry_run,
+    )
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run, a study or a sweep.")],
+    once: Annotated[bool, typer.Option("--once", help="Show the present state and end.")] = False,
+) -> None:
+    """Look at what runs are doing, every second until all have ended.
+
+    Example: [b]fl-split watch runs/20261121-101500[/b]
+    """
+    with quiet():
+        from simulations.studies.watch import headline, is_over, look_below, table
+    with door():
+        seen = look_below(folder)
+        if not seen:
+            raise ValueError(f"no runs in {str(folder)!r}")
+    if once or not out.is_terminal:
+        out.print(table(seen, out.width), headline(seen))
+        return
+    try:
+        with Live(console=out, auto_refresh=False) as live:
+            while True:
+                rows = max(3, out.height - AROUND)
+                live.update(Group(table(seen, out.width, rows), headline(seen)), refresh=True)
+                if is_over(seen):
+                    break
+                time.sleep(INTERVAL)
+                seen = look_below(folder)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

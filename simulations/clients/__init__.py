@@ -1,0 +1,1 @@
+"""Virtual clients: the head's side of an exchange, as a Flower ClientApp."""

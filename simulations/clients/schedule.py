@@ -1,0 +1,50 @@
+"""Which samples make up which step of a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fl_split.exchange.split import Place
+from fl_split.seeds import generator
+from strategies.server.participants import batch_samples
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which samples make up which step of a round: shuffled epochs, the last batch kept."""
+
+    seed: int
+    batch_size: int
+    local_epochs: int
+    local_steps: int
+
+    def reduced(self, share: float) -> Schedule:
+        """Return the schedule of a client that takes a share of the batch size."""
+        return replace(self, batch_size=batch_samples(share, self.batch_size))
+
+    def num_steps(self, num_samples: int) -> int:
+        """Steps of a round: `local_steps`, or if 0 `local_epochs` passes over the samples."""
+        return self.local_steps or self.local_epochs * self._per_epoch(num_samples)
+
+    def num_samples(self, num_samples: int) -> int:
+        """Samples that a client of `num_samples` goes through in a round, repeats counted."""
+        epochs, rest = divmod(self.num_steps(num_samples), max(1, self._per_epoch(num_samples)))
+        return epochs * num_samples + rest * self.batch_size
+
+    def batch_samples(self, step: int, num_samples: int) -> int:
+        """Samples of one step: `batch_size`, or what the epoch has left."""
+        part = step % self._per_epoch(num_samples)
+        return min(self.batch_size, num_samples - part * self.batch_size)
+
+    def batch(self, place: Place, num_samples: int) -> np.ndarray:
+        """Positions, in 0..num_samples-1, of the batch at `place`."""
+        epoch, part = divmod(place.step, self._per_epoch(num_samples))
+        draw = generator(self.seed, "batches", place.round, place.client, epoch)
+        order = torch.randperm(num_samples, generator=draw).numpy()
+        return order[part * self.batch_size : (part + 1) * self.batch_size]
+
+    def _per_epoch(self, num_samples: int) -> int:
+        return -(-num_samples // self.batch_size)

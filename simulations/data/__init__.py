@@ -1,0 +1,1 @@
+"""Data: where images come from, who holds which of them."""

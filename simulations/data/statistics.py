@@ -1,0 +1,165 @@
+"""Who holds how much of what: partitions in numbers, before anything is trained.
+
+Skew is measured against the labels of all clients together. Entropy is that of a client's
+labels, in bits: 0 for one class, log2(C) for C classes alike. The distance is Jensen and
+Shannon's (the root of their divergence, base 2): 0 for the global mixture of labels, 1 for
+labels that nobody else holds any of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.table import Table as Sheet
+from rich.text import Text
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
+
+from simulations.data.partition import Unheld
+from simulations.data.samples import Table
+
+FILE, PLOT = "partition.csv", "partition.svg"
+
+MOST_ROWS = 20
+"""Clients that are shown one by one on a terminal."""
+
+MOST_CLASSES = 40
+"""Classes that fit a line of the terminal's heat map."""
+
+SHADES = " ·░▒▓█"
+
+Counts = NDArray[np.int64]
+"""(clients, classes) samples."""
+
+
+def count(table: Table) -> Counts:
+    """Count the samples of each client and class."""
+    rows = [np.bincount(table.labels[part], minlength=table.num_classes) for part in _parts(table)]
+    return np.stack(rows)
+
+
+def tidy(counts: Counts) -> pd.DataFrame:
+    """Return one row for each client and class of which it has samples."""
+    clients, classes = np.nonzero(counts)
+    samples = counts[clients, classes]
+    return pd.DataFrame({"client": clients, "class": classes, "samples": samples})
+
+
+def per_client(counts: Counts) -> pd.DataFrame:
+    """Return samples, classes, entropy and distance to the global labels of every client.
+
+    A client without samples has neither entropy nor distance.
+    """
+    whole = counts.sum(axis=0)
+    is_empty = counts.sum(axis=1) == 0
+    return pd.DataFrame(
+        {
+            "client": np.arange(len(counts)),
+            "samples": counts.sum(axis=1),
+            "classes": (counts > 0).sum(axis=1),
+            "entropy": [
+                np.nan if empty else entropy(row, base=2)
+                for row, empty in zip(counts, is_empty, strict=True)
+            ],
+            "distance": [
+                np.nan if empty else jensenshannon(row, whole, base=2)
+                for row, empty in zip(counts, is_empty, strict=True)
+            ],
+        }
+    )
+
+
+def summary(counts: Counts) -> dict[str, float]:
+    """Sum a partition up; entropy and distance are means over clients that hold samples."""
+    clients = per_client(counts)
+    sizes = clients["samples"].to_numpy()
+    return {
+        "clients": len(sizes),
+        "empty clients": int((sizes == 0).sum()),
+        "samples": int(sizes.sum()),
+        "fewest samples": int(sizes.min()),
+        "median samples": float(np.median(sizes)),
+        "most samples": int(sizes.max()),
+        "Gini of sizes": gini(sizes),
+        "mean classes": float(clients["classes"].mean()),
+        "mean label entropy, bits": float(clients["entropy"].mean()),
+        "mean Jensen-Shannon distance": float(clients["distance"].mean()),
+    }
+
+
+def gini(sizes: Sequence[int] | NDArray[np.int64]) -> float:
+    """Return Gini's coefficient: 0 if all are equal, near 1 if one has everything."""
+    ordered = np.sort(np.asarray(sizes, dtype=np.float64))
+    ranks = np.arange(1, len(ordered) + 1)
+    return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
+
+
+def write(table: Table, folder: Path) -> None:
+    """Write the counts of a run into its folder."""
+    tidy(count(table)).to_csv(folder / FILE, index=False)
+
+
+def plot(counts: Counts, names: Sequence[str], path: Path) -> None:
+    """Draw clients against classes; colours differ in lightness too."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    clients, classes = counts.shape
+    size = min(16.0, 3 + 0.12 * clients), min(12.0, 1.8 + 0.22 * classes)
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(counts.T, cmap="cividis", aspect="auto", interpolation="nearest")
+    axis.set_xlabel("client")
+    axis.set_ylabel("class")
+    if classes <= MOST_CLASSES:
+        axis.set_yticks(range(classes), names)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, label="samples")
+    figure.savefig(path)
+
+
+def summary_table(counts: Counts, unheld: Unheld) -> Sheet:
+    """Show :func:`summary` on a terminal, and what nobody holds."""
+    sheet = Sheet(box=SIMPLE, show_header=False)
+    sheet.add_column()
+    sheet.add_column(justify="right")
+    for name, value in summary(counts).items():
+        sheet.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.3g}")
+    sheet.add_row("training images nobody holds", f"{unheld.samples:,}")
+    sheet.add_row("classes nobody holds", Text(", ".join(unheld.classes) or "none"))
+    return sheet
+
+
+def clients_table(counts: Counts) -> Sheet:
+    """Show the first clients on a terminal: numbers, and how their labels are distributed."""
+    shown = counts[:MOST_ROWS]
+    rest = len(counts) - len(shown)
+    has_map = counts.shape[1] <= MOST_CLASSES
+    sheet = Sheet(box=SIMPLE, caption=f"and {rest} more clients" if rest else None)
+    titles = ["client", "samples", "classes", "entropy", "distance"]
+    for title in titles:
+        sheet.add_column(title, justify="right")
+    if has_map:
+        sheet.add_column(f"share of classes 0 .. {counts.shape[1] - 1}", no_wrap=True)
+    for row, client in zip(shown, per_client(counts).to_dict("records"), strict=False):
+        cells: list[Any] = [f"{client[title]:,}" for title in titles[:3]]
+        cells += [f"{client[title]:.2f}" for title in titles[3:]]
+        sheet.add_row(*cells, *([_shades(row)] if has_map else []))
+    return sheet
+
+
+def _shades(row: NDArray[np.int64]) -> str:
+    """A character per class: blank for none, darker with its share of the client's samples."""
+    shares = row / max(1, row.sum())
+    levels = np.ceil(shares * (len(SHADES) - 1)).astype(int)
+    return "".join(SHADES[level] for level in levels)
+
+
+def _parts(table: Table) -> list[NDArray[np.int64]]:
+    return table.partitions or [np.empty(0, dtype=np.int64)]

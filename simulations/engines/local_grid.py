@@ -1,0 +1,153 @@
+"""What the engines of our own share: a Flower grid over virtual clients that stay live."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from typing import Any, Protocol
+
+from flwr.app import Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+# Private to Flower, and needed: outside a Flower process nobody sets who we are, and
+# ``Message(...)`` refuses to be made without.
+from flwr.supercore.task_identity import TaskIdentity
+
+from simulations.clients.client import ResidentContext
+from simulations.clients.worker import Worker
+
+FIRST_NODE = 2
+"""Node id of partition 0; Flower reserves lower ones."""
+
+
+class EngineError(ValueError):
+    """Workers that cannot be had, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"engine: {reason}")
+
+
+class Session(Protocol):
+    """Runs one experiment after the other on workers that are started once."""
+
+    def __call__(self, worker: Worker, clients: int, timeout: float) -> LocalGrid:
+        """Return a grid of `clients` fresh virtual clients that may take `timeout` s a message."""
+        ...
+
+
+class Engine(Protocol):
+    """What runs the clients."""
+
+    def session(self, app: ClientApp) -> AbstractContextManager[Session]:
+        """Start the workers, and stop them in the end."""
+        ...
+
+
+class LocalGrid(Grid):
+    """A Flower grid over virtual clients whose node id is their partition id plus FIRST_NODE."""
+
+    def __init__(self, clients: int) -> None:
+        self._nodes = [FIRST_NODE + partition for partition in range(clients)]
+        self._run = Run.create_empty(run_id=1)
+        self._ids = count(1)
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+
+    @abstractmethod
+    def cpu_seconds(self) -> float:
+        """CPU time of the server and of all workers so far."""
+
+    @abstractmethod
+    def states(self) -> dict[int, RecordDict] | None:
+        """State between two rounds of the clients that have one, by partition id; None if lost."""
+
+    @abstractmethod
+    def restore(self, states: Mapping[int, RecordDict]) -> None:
+        """Put clients back into the `states` that a grid like this has reported."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that messages belong to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that messages belong to."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message, as the constructor would."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes, by partition."""
+        return list(self._nodes)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull until every reply is there or `timeout` seconds have passed."""
+        waiting, replies = set(self.push_messages(messages)), []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            for reply in self.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def _accept(self, message: Message) -> str:
+        """Give a message an id, as a SuperLink would."""
+        message_id = f"{next(self._ids):064x}"
+        message.metadata.__dict__["_message_id"] = message_id
+        return message_id
+
+
+def contexts(worker: Worker, clients: int) -> dict[int, ResidentContext]:
+    """Make fresh clients, by node id."""
+    nodes = {FIRST_NODE + partition: partition for partition in range(clients)}
+    return {node: ResidentContext(node, partition, worker) for node, partition in nodes.items()}
+
+
+def answer(app: ClientApp, message: Message, context: ResidentContext, timeout: float) -> Message:
+    """Let a client handle a message; whatever it does must not end the run."""
+    try:
+        with deadline(timeout):
+            return app(message, context)
+    except (Exception, SystemExit) as error:
+        return failure(message, error)
+
+
+def failure(message: Message, error: BaseException) -> Message:
+    """Reply that a client could not handle `message`."""
+    return Message(Error(1, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after `seconds`; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> None:
+        raise TimeoutError(f"no reply within {seconds:g} seconds")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,201 @@
+"""The Ray engine: every virtual client lives in one actor, which may die without a trace."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Annotated, Any
+
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from fl_split.exchange.stacked import MEMBERS
+from fl_split.specs import STRICT
+from simulations.clients.worker import Worker
+from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
+from simulations.engines.memory import keep_freed_memory
+from simulations.engines.ray_actor import WAIT_SECONDS, Host, Line, reason
+from strategies.server import messages
+from strategies.server.threads import available_cores
+
+BUNDLE, CALLS = 16, 4
+"""Least messages in a Ray call, to make it cheap; most calls of a push to an actor, if more.
+
+Both in whole groups: who went forward together should come back together."""
+
+PROMPT = 10.0
+"""Seconds within which an idle worker answers a question that is not worth waiting for."""
+
+
+class RayGrid(LocalGrid):
+    """Send messages to the Ray actors that host the clients, a bundle per call."""
+
+    def __init__(self, actors: Sequence[Any], worker: Worker, clients: int, timeout: float) -> None:
+        import ray
+
+        super().__init__(clients)
+        self._ray = ray
+        self._home = _balance([len(part) for part in worker.data.partitions], len(actors))
+        self._done: SimpleQueue[tuple[Line, Any] | None] = SimpleQueue()
+        # In a list, so that Ray passes the reference on and an actor fetches it once.
+        opening = [ray.put(worker)], timeout
+        self._lines = [Line(actor, opening, self._done) for actor in actors]
+        for line in self._lines:
+            line.open()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages to their actors at once."""
+        ids: list[str] = []
+        bundles: list[list[Message]] = [[] for _ in self._lines]
+        for message in messages:
+            ids.append(self._accept(message))
+            bundles[self._home[message.metadata.dst_node_id - FIRST_NODE]].append(message)
+        longest = max(map(len, bundles))
+        size = max(BUNDLE, MEMBERS * math.ceil(longest / CALLS / MEMBERS))
+        for start in range(0, longest, size):
+            for line, bundle in zip(self._lines, bundles, strict=True):
+                if part := bundle[start : start + size]:
+                    line.push(part)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Wait for replies, or to be woken, and return the replies that are there."""
+        wanted, replies = set(message_ids), []
+        wait = WAIT_SECONDS
+        while True:
+            try:
+                event = self._done.get(timeout=wait)
+            except Empty:
+                break
+            wait = 0.0
+            if event is not None:
+                line, result = event
+                replies += line.take(result)
+        return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
+
+    def wake(self) -> None:
+        """Let a blocking pull return; for another thread that has news for the caller."""
+        self._done.put(None)
+
+    def states(self) -> dict[int, RecordDict] | None:
+        """State of the clients that have one, by partition id; None if a worker cannot tell."""
+        found = {}
+        for line in self._lines:
+            found.update(line.states)
+            nodes = [node for node, kept in line.journal.items() if kept]
+            if not nodes:
+                continue
+            try:
+                states = self._ray.get(line.actor.states.remote(nodes), timeout=PROMPT)
+            except self._ray.exceptions.RayError:
+                return None
+            found.update(zip(nodes, messages.from_wire(states), strict=True))
+        return {node - FIRST_NODE: state for node, state in found.items() if state}
+
+    def restore(self, states: Mapping[int, RecordDict]) -> None:
+        """Put clients back into `states`."""
+        for partition, state in states.items():
+            self._lines[self._home[partition]].states[FIRST_NODE + partition] = state
+        for line in self._lines:
+            line.open()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this process and of all actors, not of Ray's own processes.
+
+        An actor that does not say at once (it hangs, it is being restarted) counts as it last did.
+        """
+        calls = [line.actor.cpu_seconds.remote() for line in self._lines]
+        ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=PROMPT)
+        for line, call in zip(self._lines, calls, strict=True):
+            try:
+                seconds = self._ray.get(call) if call in ready else line.last_seconds
+            except self._ray.exceptions.RayError:
+                continue
+            if seconds < line.last_seconds:  # a restarted actor begins at zero again
+                line.past_seconds += line.last_seconds
+            line.last_seconds = seconds
+        own = time.process_time()
+        return own + sum(line.past_seconds + line.last_seconds for line in self._lines)
+
+    def close(self) -> None:
+        """Let go of the run: its threads, states and data."""
+        for line in self._lines:
+            line.close()
+
+
+@validated(frozen=True, config=STRICT)
+class Ray:
+    """Clients in Ray actors, each always in the same one; `workers` 0 takes one per core.
+
+    `address` joins a running Ray cluster ("auto": the one on this machine) instead of
+    starting Ray here; workers are then spread over its nodes.
+    """
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    address: str = ""
+
+    @contextmanager
+    def session(self, app: ClientApp) -> Iterator[Session]:
+        """Start Ray, or join it, and start the actors."""
+        keep_freed_memory()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        quiet = {"log_to_driver": False, "logging_level": "error"}
+        count = self.workers or available_cores()
+        if self.address:
+            try:
+                _knock(self.address)
+                ray.init(address=self.address, **quiet)
+            except (OSError, ValueError) as error:
+                raise EngineError(f"no Ray cluster at {self.address!r}: {reason(error)}") from None
+        else:
+            # "local": of our own, even on a machine that belongs to a cluster
+            ray.init("local", num_cpus=count, include_dashboard=False, **quiet)
+        grids: list[RayGrid] = []
+        try:
+            if self.address:
+                free = int(ray.available_resources().get("CPU", 0))
+                count = self.workers or free
+                if not 1 <= count <= free:
+                    raise EngineError(
+                        f"{count} workers need a CPU each, the cluster has {free} free"
+                    )
+            actor = ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")(Host)
+            actors = [actor.remote(app) for _ in range(count)]
+
+            def begin(worker: Worker, clients: int, timeout: float) -> RayGrid:
+                for grid in grids:
+                    grid.close()
+                grids[:] = [RayGrid(actors, worker, clients, timeout)]
+                return grids[0]
+
+            yield begin
+        finally:
+            for grid in grids:
+                grid.close()
+            ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at host:port; Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def _balance(sizes: Sequence[int], actors: int) -> list[int]:
+    """Assign clients to actors: largest first, always to the least loaded, ties to the first."""
+    load, home = [0] * actors, [0] * len(sizes)
+    for client in sorted(range(len(sizes)), key=lambda client: -sizes[client]):
+        home[client] = load.index(min(load))
+        load[home[client]] += sizes[client] + 1
+    return home

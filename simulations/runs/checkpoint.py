@@ -1,0 +1,147 @@
+"""Checkpoints: all that a run needs to go on, in one file that is whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.results import EXPERIMENT, STUDY, write_whole
+from strategies.server import messages
+
+FILE = "checkpoint.safetensors"
+
+FREE = {"out", "engine", "timeout", "checkpoint_every", "tracking"}
+"""Keys that do not change a result, so a run may go on with other values."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two rounds.
+
+    Attributes
+    ----------
+    rounds : int
+        Rounds done.
+    arrays : ArrayRecord
+        Global weights HEAD and TAIL.
+    moments : dict
+        Per optimiser of the server ("tail", "pooled-head", "pooled-tail") its state.
+    clients : dict
+        Flower state of the clients that have one, by partition id.
+    cpu : str
+        Kinds of CPU that the rounds were computed on, see `provenance.kinds`; empty if unknown.
+    """
+
+    rounds: int
+    arrays: ArrayRecord
+    moments: Mapping[str, dict[str, Tensor]]
+    clients: Mapping[int, RecordDict]
+    cpu: str = ""
+
+    def write(self, folder: Path, experiment: Experiment) -> None:
+        """Replace the checkpoint in `folder`; a crash leaves the old one or the new one."""
+        tensors = {
+            f"weights/{name}": torch.from_numpy(messages.numbers(array).copy())
+            for name, array in self.arrays.items()
+        }
+        for name, moments in self.moments.items():
+            tensors |= {f"moments/{name}/{key}": value for key, value in moments.items()}
+        for client, state in self.clients.items():
+            data = bytearray(messages.record_to_bytes(state))
+            tensors[f"client/{client}"] = torch.frombuffer(data, dtype=torch.uint8)
+        metadata = {
+            "rounds": str(self.rounds),
+            "cpu": self.cpu,
+            "experiment": json.dumps(_fixed(experiment)),
+        }
+        metadata["digest"] = _digest(tensors, metadata)
+        write_whole(folder / FILE, save(tensors, metadata))
+
+
+def read(folder: Path) -> tuple[Experiment, Checkpoint]:
+    """Read the run in `folder` and its checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        There is none, it is torn, or it belongs to another experiment.
+    """
+    if not (folder / EXPERIMENT).is_file():
+        raise CheckpointError(f"{str(folder)!r} holds no run: no {EXPERIMENT}{_runs_below(folder)}")
+    experiment = Experiment.from_dict({**read_toml(folder / EXPERIMENT), "out": str(folder)})
+    path = folder / FILE
+    if not path.is_file():
+        every = experiment.checkpoint_every
+        early = f"it was stopped before round {every}" if every else "checkpoint_every is 0"
+        raise CheckpointError(
+            f"{str(folder)!r} holds no checkpoint: the run is complete, or {early}, "
+            "or `flwr run` made it, which writes none"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is torn or no checkpoint: {error}") from None
+    if metadata.pop("digest", None) != _digest(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its contents are not those that were written")
+    # Keys that came later were at their defaults.
+    theirs = {**_fixed(Experiment.from_dict({})), **json.loads(metadata["experiment"])}
+    ours = _fixed(experiment)
+    for key in {*theirs, *ours}:
+        if theirs.get(key) != ours.get(key):
+            raise CheckpointError(
+                f"{path} belongs to another experiment: {key} is {theirs.get(key)!r} there "
+                f"and {ours.get(key)!r} in {EXPERIMENT}"
+            )
+    return experiment, _assemble(metadata, tensors)
+
+
+def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoint:
+    weights, clients = {}, {}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        kind, _, name = path.partition("/")
+        if kind == "weights":
+            weights[name] = tensor.numpy()
+        elif kind == "client":
+            clients[int(name)] = messages.record_from_bytes(tensor.numpy().tobytes())
+        else:
+            optimizer, _, key = name.partition("/")
+            moments.setdefault(optimizer, {})[key] = tensor
+    rounds, cpu = int(metadata["rounds"]), metadata.get("cpu", "")
+    return Checkpoint(rounds, messages.weights(**weights), moments, clients, cpu)
+
+
+def _fixed(experiment: Experiment) -> dict[str, object]:
+    return experiment.model_dump(exclude=FREE)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    total = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _runs_below(folder: Path) -> str:
+    """Name the runs of a comparison, which go on one by one; studies go on as they began."""
+    if (folder / STUDY).exists():
+        return "; of a study, repeat the command with the same --out"
+    runs = [str(path.parent) for path in sorted(folder.glob(f"*/{FILE}"))]
+    return f"; resume one of {', '.join(runs)}" if runs else ""

@@ -1,0 +1,198 @@
+"""Experiment: the whole configuration, flat scalars and spec strings, checked at the door."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fl_split.codecs import CODECS, parse_codec, parse_downlink
+from fl_split.models import MODELS
+from fl_split.optimizers import OPTIMIZERS
+from fl_split.specs import SpecError, canonical, parse, sentence, stages, unknown
+from simulations.data import partition
+from simulations.data.skew import SKEWS, parse_skew
+from simulations.data.sources import DATASETS
+from simulations.engines.inline import ENGINES
+from simulations.runs.budget import BUDGETS, parse_budget
+from simulations.runs.tracking import TRACKING
+from strategies import STRATEGIES
+from strategies.server.aggregation import AGGREGATIONS
+
+TABLES: dict[str, Mapping[str, Any]] = {
+    "aggregation": AGGREGATIONS,
+    "budget": BUDGETS,
+    "codec": CODECS,
+    "dataset": DATASETS,
+    "downlink": CODECS,
+    "engine": ENGINES,
+    "head_optimizer": OPTIMIZERS,
+    "model": MODELS,
+    "skew": SKEWS,
+    "strategy": STRATEGIES,
+    "tail_optimizer": OPTIMIZERS,
+    "tracking": TRACKING,
+}
+"""Keys whose value is a spec string, and the table it names an entry of."""
+
+CHAINS: dict[str, Callable[[str], Any]] = {
+    "budget": parse_budget,
+    "codec": parse_codec,
+    "downlink": parse_downlink,
+    "skew": parse_skew,
+}
+"""Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Experiment(BaseModel):
+    """One run, all specs spelt out; the same keys in TOML, ``key=value`` and Flower's config."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
+
+    dataset: str = Field("digits()", description="which images")
+    partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
+    skew: str = Field("none()", description="how clients' training data differ beside that")
+    clients: Count = Field(100, description="virtual clients")
+    fraction: Share = Field(1.0, description="share of the clients sampled per round")
+    model: str = Field("vit()", description="which model")
+    cut: int | str = Field(
+        2, description="blocks or stages on the client, or the name of the last of them"
+    )
+    end: int | str = Field(
+        0, description="U-shape: stages before the client's again, or the first of them; 0 is off"
+    )
+    codec: str = Field("identity()", description="how smashed data are compressed")
+    downlink: str = Field("identity()", description="how cut gradients are packed")
+    strategy: str = Field("parallel()", description="who trains when, what is averaged")
+    aggregation: str = Field("fedavg()", description="how weights are averaged each round")
+    rounds: Count = Field(20, description="rounds")
+    budget: str = Field("none()", description="what else may end a run, after a whole round")
+    batch_size: Count = Field(16, description="samples per client and step; the last may be less")
+    local_epochs: Count = Field(1, description="passes of a client over its samples per round")
+    local_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps of a client per round; 0 goes by local_epochs"
+    )
+    head_optimizer: str = Field("adam(lr=0.001)", description="of every client's head")
+    tail_optimizer: str = Field("adam(lr=0.001)", description="of the server's tail")
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="held out for testing where a data set has no test split"
+    )
+    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of every client's samples kept back to test that client on"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
+    engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
+    timeout: Annotated[float, Field(gt=0)] = Field(
+        600.0,
+        description="seconds for a client to answer a message; then it is dropped for the round",
+    )
+    checkpoint_every: Annotated[int, Field(ge=0)] = Field(
+        10, description="rounds between checkpoints, for `fl-split resume`; 0 writes none"
+    )
+    tracking: str = Field("none()", description="where rows go beside the folder")
+    out: str = Field("", description="output folder; must not hold a run yet")
+
+    @field_validator(*TABLES)
+    @classmethod
+    def _is_known(cls, spec: str, info: Any) -> str:
+        table, build = TABLES[info.field_name], CHAINS.get(info.field_name)
+        if build is None:
+            parse(spec, table)
+            return canonical(spec, table)
+        build(spec)
+        return " | ".join(canonical(stage, table) for stage in stages(spec))
+
+    @field_validator("cut", mode="before")
+    @classmethod
+    def _is_cut(cls, cut: Any) -> Any:
+        if (type(cut) is int and cut >= 1) or (isinstance(cut, str) and cut):
+            return cut
+        raise ValueError(f"must be a number of stages from 1, or a stage's name, got {cut!r}")
+
+    @field_validator("end", mode="before")
+    @classmethod
+    def _is_end(cls, end: Any) -> Any:
+        if (type(end) is int and end >= 0) or (isinstance(end, str) and end):
+            return end
+        raise ValueError(f"must be a number of stages, a stage's name, or 0, got {end!r}")
+
+    @field_validator("partition")
+    @classmethod
+    def _is_partition(cls, spec: str) -> str:
+        return partition.resolved(spec)
+
+    def build(self, key: str) -> Any:
+        """Return the object that the spec string `key` describes."""
+        spec = getattr(self, key)
+        return CHAINS[key](spec) if key in CHAINS else parse(spec, TABLES[key])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
+        """Check `values` and fill in defaults.
+
+        Raises
+        ------
+        SpecError
+            An unknown key, a wrong type, a value out of range or an unknown spec; the
+            message names the key and says what to do.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                raise SpecError(unknown("key", key, cls.model_fields))
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise SpecError(sentence(error)) from None
+
+    def to_toml(self) -> str:
+        """Return the resolved experiment as TOML; reading it back gives an equal one."""
+        values = self.model_dump(exclude={"out"})
+        return "".join(
+            f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
+        )
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises
+    ------
+    SpecError
+        The file is missing or is no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise SpecError(f"no configuration file {str(path)!r}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+
+
+def read_overrides(pairs: list[str]) -> dict[str, Any]:
+    """Turn ``key=value`` arguments into values; what is no TOML literal is a string.
+
+    Raises
+    ------
+    SpecError
+        An argument without ``=``.
+    """
+    overrides = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"expected key=value, got {pair!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        overrides[key] = value
+    return overrides

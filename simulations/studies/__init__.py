@@ -1,0 +1,1 @@
+"""Studies: many runs, their cost and their state."""

@@ -1,0 +1,141 @@
+"""Cells of a study: runs in folders of their own, which are found again and not repeated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fl_split.specs import SpecError
+from simulations.runs.budget import First, parse_last
+from simulations.runs.checkpoint import FREE
+from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
+
+METRICS = [
+    "ended_by",
+    "final_accuracy",
+    "best_accuracy",
+    "client_accuracy",
+    "dropped",
+    "payload_bytes_up",
+    "payload_bytes_down",
+    "head_bytes_up",
+    "head_bytes_down",
+    "client_steps",
+    "client_flops",
+    "cpu_seconds",
+    "wall_seconds",
+]
+"""Columns of a study's file that come from each cell's summary."""
+
+LOCK = ".sweep.lock"
+"""A file that a sweep holds while it runs, and leaves."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a study, its name, and the keys in which it differs from others.
+
+    `until` are budgets that end it, beside its own, when all of them are used up.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    experiment: Experiment
+    until: Sequence[str] = ()
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        values: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        until: Sequence[str] = (),
+    ) -> Cell:
+        """Check the experiment of `values` and `settings`; SpecError names the cell."""
+        try:
+            return cls(name, settings, Experiment.from_dict({**values, **settings}), until)
+        except SpecError as error:
+            raise SpecError(f"{name}: {error}") from None
+
+
+def holds_run(folder: Path, experiment: Experiment) -> bool:
+    """Tell whether `folder` holds a run of this experiment, finished or not.
+
+    Raises
+    ------
+    SpecError
+        It holds a run of another experiment.
+    """
+    if not (folder / EXPERIMENT).exists():
+        return False
+    expected = experiment.model_dump(exclude=FREE)
+    found = Experiment.from_dict(read_toml(folder / EXPERIMENT)).model_dump(exclude=FREE)
+    if found != expected:
+        raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
+    return True
+
+
+def check_others(folder: Path, settings: Mapping[str, Any], axes: Collection[str]) -> None:
+    """Let a folder hold other runs only if these differ in `axes` alone, as more seeds do.
+
+    Raises
+    ------
+    SpecError
+        One is of another study.
+    """
+    expected = Experiment.from_dict(settings).model_dump(exclude={*FREE, *axes})
+    for path in sorted(folder.glob(f"*/{EXPERIMENT}")):
+        found = Experiment.from_dict(read_toml(path)).model_dump(exclude={*FREE, *axes})
+        for key, value in expected.items():
+            if found[key] != value:
+                raise SpecError(
+                    f"{str(path.parent)!r} is of another study, with {key}={found[key]!r}; "
+                    "give another --out"
+                )
+
+
+def holds_cells(folder: Path) -> bool:
+    """Tell whether a sweep has begun in `folder`, or other runs lie in it."""
+    return (folder / LOCK).exists() or any(folder.glob(f"*/{EXPERIMENT}"))
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether the run in `folder` reached its end."""
+    summary = folder / SUMMARY
+    return summary.exists() and json.loads(summary.read_text())["status"] == "complete"
+
+
+def is_finished(folder: Path, cell: Cell) -> bool:
+    """Tell whether `folder` holds the run of a cell, as long as the cell asks for today.
+
+    Raises
+    ------
+    SpecError
+        It holds a run of another experiment.
+    """
+    if not holds_run(folder, cell.experiment) or not is_complete(folder):
+        return False
+    if not cell.until:
+        return True
+    rounds = pd.read_csv(folder / ROUNDS)
+    totals = {**rounds.sum(numeric_only=True), "rounds": len(rounds)}
+    budget = First((cell.experiment.build("budget"), parse_last(cell.until)))
+    return len(rounds) >= cell.experiment.rounds or budget.is_spent(totals)
+
+
+def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.DataFrame:
+    """One row per cell: what differs, its status, and what it gave and cost if it has ended."""
+    rows = []
+    for cell in found:
+        path = folder / cell.name / SUMMARY
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        row = {"cell": cell.name, **cell.settings, "status": status.get(cell.name, "waiting")}
+        row["rounds_done"] = summary.get("rounds")
+        rows.append({**row, **{key: summary.get(key) for key in METRICS}})
+    return pd.DataFrame(rows)

@@ -1,0 +1,175 @@
+"""What runs are doing, read from their folders while they write to them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from simulations.report import BYTES_SENT
+from simulations.report.text_table import sheet
+from simulations.runs.experiment import read_toml
+from simulations.runs.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
+
+BARS = "▁▂▃▄▅▆▇█"
+SPARKS, CURVE = 20, "0 to 100 %"
+"""Characters of a curve, and the title of its column."""
+
+LATE = 5
+"""Rounds whose seconds say how fast a run is now."""
+
+GOING_ON = {"running", "waiting"}
+ORDER = ["running", "failed", "stopped", "interrupted", "complete", "waiting"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run as its folder shows it at one moment; `silent_seconds` since its last row."""
+
+    name: str
+    status: str
+    total: int = 0
+    accuracies: Sequence[float] = ()
+    sent: int = 0
+    seconds_per_round: float = 0.0
+    silent_seconds: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        """Rounds done."""
+        return len(self.accuracies)
+
+
+def look(folder: Path, name: str, status: str = "") -> Snapshot:
+    """Read one run; `status` is what is known about it from elsewhere."""
+    if not (folder / EXPERIMENT).exists():
+        return Snapshot(name, status or "waiting")
+    rows = _whole_rows(folder / ROUNDS)
+    seconds = [float(row["wall_seconds"]) for row in rows[-LATE:]]
+    newest = max(p.stat().st_mtime for p in _files(folder))
+    return Snapshot(
+        name=name,
+        status=_status(folder) if status in {"", "running"} else status,
+        total=int(read_toml(folder / EXPERIMENT).get("rounds", 0)),
+        accuracies=[float(row["accuracy"]) for row in rows],
+        sent=sum(int(row[key]) for row in rows for key in BYTES_SENT),
+        seconds_per_round=statistics.median(seconds) if seconds else 0.0,
+        silent_seconds=max(0.0, time.time() - newest),
+    )
+
+
+def look_below(folder: Path) -> list[Snapshot]:
+    """Read all runs in and below `folder`; those of a study also before they begin."""
+    plan = folder / STUDY
+    if plan.exists():
+        with plan.open(newline="", encoding="utf-8") as file:
+            rows = [(row["cell"], row["status"]) for row in csv.DictReader(file)]
+        return [look(folder / name, name, status) for name, status in rows]
+    found = sorted(path.parent for path in folder.rglob(EXPERIMENT))
+    return [look(run, run.relative_to(folder).as_posix(), "") for run in found]
+
+
+def table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) -> Table:
+    """Show runs, those first in which something happens; at most so many.
+
+    In `width` characters names come before curves.
+    """
+    ordered = sorted(snapshots, key=lambda seen: _rank(seen.status))
+    shown = ordered[:most]
+    rest = len(ordered) - len(shown)
+    return sheet(
+        ["run", "round", "accuracy", CURVE, "sent", "s/round", "status"],
+        [_cells(seen) for seen in shown], width, spare=(CURVE, "s/round"),
+        left=(CURVE, "status"), caption=f"and {rest} more" if rest else None,
+    )  # fmt: skip
+
+
+def headline(snapshots: Sequence[Snapshot]) -> str:
+    """Count runs by status."""
+    told = ["silent" if _is_silent(seen) else seen.status for seen in snapshots]
+    counts = {status: told.count(status) for status in ["running", "silent", *ORDER[1:]]}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+def is_over(snapshots: Sequence[Snapshot]) -> bool:
+    """Tell whether nothing more is to come."""
+    return not any(seen.status in GOING_ON for seen in snapshots)
+
+
+def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
+    """Draw shares in 0..1 as at most `width` characters, each the last value of its part."""
+    count = min(width, len(values))
+    picked = [values[(number + 1) * len(values) // count - 1] for number in range(count)]
+    top = len(BARS) - 1
+    return "".join(BARS[max(0, min(top, int(value * len(BARS))))] for value in picked)
+
+
+class Pace:
+    """How long the rest takes, from the rounds that have been done since the beginning."""
+
+    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+        self._began, self._before = time.monotonic(), self._rounds(snapshots)
+
+    def seconds_left(self, snapshots: Sequence[Snapshot], total: int) -> float | None:
+        """Return what `total` rounds still need; None before anything is known."""
+        done = self._rounds(snapshots)
+        if done <= self._before:
+            return None
+        each = (time.monotonic() - self._began) / (done - self._before)
+        return each * max(0, total - done)
+
+    @staticmethod
+    def _rounds(snapshots: Sequence[Snapshot]) -> int:
+        """Rounds done; a run that ended, as by its budget, has done all of its own."""
+        return sum(seen.rounds if seen.status in GOING_ON else seen.total for seen in snapshots)
+
+
+def _cells(seen: Snapshot) -> list[str]:
+    status = f"silent for {seen.silent_seconds:,.0f} s" if _is_silent(seen) else seen.status
+    accuracy = f"{100 * seen.accuracies[-1]:.1f} %" if seen.accuracies else "-"
+    return [
+        seen.name,
+        f"{seen.rounds}/{seen.total}" if seen.total else "-",
+        accuracy,
+        sparkline(seen.accuracies),
+        decimal(seen.sent) if seen.rounds else "-",
+        f"{seen.seconds_per_round:.2f}" if seen.rounds else "-",
+        status,
+    ]
+
+
+def _is_silent(seen: Snapshot) -> bool:
+    is_late = seen.silent_seconds > max(60, 5 * seen.seconds_per_round)
+    return seen.status == "running" and is_late
+
+
+def _rank(status: str) -> int:
+    return ORDER.index(status) if status in ORDER else len(ORDER)
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows that are written to their end."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return list(csv.DictReader(StringIO(text[: text.rfind("\n") + 1])))
+
+
+def _status(folder: Path) -> str:
+    """Tell from its summary how a run ended, unless it has gone on since."""
+    summary, rounds = folder / SUMMARY, folder / ROUNDS
+    if not summary.exists():
+        return "running"
+    if rounds.exists() and rounds.stat().st_mtime > summary.stat().st_mtime:
+        return "running"
+    return str(json.loads(summary.read_text())["status"])
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for name in (EXPERIMENT, ROUNDS, SUMMARY) if (path := folder / name).exists()]

@@ -1,0 +1,1 @@
+"""What all strategies run on: rounds, messages, the trained tail, aggregation."""

@@ -1,0 +1,248 @@
+"""How weights are averaged at the end of a round: Flower's own strategies do it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import strategy as flower
+from pydantic import Field, validate_call
+from torch import Tensor
+
+from fl_split.seeds import seeded
+from fl_split.specs import STRICT
+from strategies.server import messages
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+
+OURS: dict[str, Any] = {"weighted_by_key": messages.NUM_EXAMPLES}
+"""Flower's strategies are to weight clients by n_k / n."""
+
+MEMORIES = ("m_t", "v_t", "momentum_vector")
+"""Attributes in which Flower's strategies remember earlier rounds."""
+
+
+class Aggregator:
+    """One of Flower's strategies, put to use on the weights that clients end a round with.
+
+    It sees weights only: heads, whole models for FedAvg, copies of the tail for SFLV1.
+    Running statistics of batch norms are cut out before: norms, distances and memories are
+    those of weights. What it remembers between rounds can be saved and set.
+
+    Attributes
+    ----------
+    least_clients : int
+        How many must take part in a round for it to be what its paper says.
+    """
+
+    def __init__(self, strategy: flower.Strategy, least_clients: int = 1) -> None:
+        self.strategy: Any = strategy
+        self.least_clients = least_clients
+        inner: Any = getattr(strategy, "strategy", strategy)
+        inner.fraction_train = 0.0  # whom to sample is ours to say
+
+    def __call__(
+        self,
+        number: int,
+        replies: Iterable[Message],
+        before: ArrayRecord,
+        seed: int,
+        statistics: Mapping[str, Tensor | None] | None = None,
+    ) -> ArrayRecord:
+        """Return the weights after round `number`, given those `before`.
+
+        `statistics` tells where, by name of a vector, running statistics of batch norms
+        are: these always become the mean with weights n_k / n. `replies` are consumed.
+
+        Raises
+        ------
+        ValueError
+            The strategy made nothing of the replies, as with too few of them.
+        """
+        replies = list(replies)
+        names = list(replies[0].content.array_records[messages.WEIGHTS])
+        places = {
+            name: where.numpy()
+            for name, where in (statistics or {}).items()
+            if name in names and where is not None
+        }
+        means = {name: _mean(replies, name, where) for name, where in places.items()}
+        for reply in replies if places else []:
+            record = reply.content.array_records[messages.WEIGHTS]
+            reply.content[messages.WEIGHTS] = _without(places, record)
+        start = messages.weights(**{name: before[name] for name in names})
+        vectors = self._aggregate(number, replies, _without(places, start), seed)
+        for name, where in places.items():
+            vectors[name] = _with(where, means[name], vectors[name])
+        return messages.weights(**vectors)
+
+    def _aggregate(
+        self, number: int, replies: list[Message], start: ArrayRecord, seed: int
+    ) -> dict[str, np.ndarray]:
+        """Let the strategy make vectors of weights out of `start` and those in `replies`."""
+        self.strategy.configure_train(number, start, ConfigRecord(), None)
+        if isinstance(self.strategy, flower.DifferentialPrivacyServerSideFixedClipping):
+            self.strategy.num_sampled_clients = len(replies)
+            for reply in replies:  # the noise is for clients that count equally
+                reply.content.metric_records[messages.METRICS][messages.NUM_EXAMPLES] = 1
+        with seeded(seed, "aggregation", number):  # noise of differential privacy
+            found, _ = self.strategy.aggregate_train(number, replies)
+        if found is None:
+            raise ValueError(f"aggregation gave nothing for {len(replies)} clients")
+        return {name: np.array(array.numpy(), np.float32) for name, array in found.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the strategy remembers of earlier rounds, by name."""
+        found: dict[str, Tensor] = {}
+        for name in MEMORIES:
+            memory = getattr(self.strategy, name, None) or {}
+            items = memory.items() if isinstance(memory, dict) else enumerate(memory)
+            found |= {f"{name}.{key}": torch.from_numpy(np.asarray(v)) for key, v in items}
+        return found
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned."""
+        for name in MEMORIES:
+            part = {
+                key.partition(".")[2]: value.numpy()
+                for key, value in state.items()
+                if key.partition(".")[0] == name
+            }
+            if part:
+                is_list = name == "momentum_vector"
+                memory = [part[key] for key in sorted(part, key=int)] if is_list else part
+                setattr(self.strategy, name, memory)
+
+
+class PaperAdam(flower.FedAdam):
+    """Adam of Reddi et al., algorithm 2: eta is not corrected, and v starts at tau^2."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Do as Flower's in a round so late that its correction of eta is 1."""
+        start = self.current_arrays or {}
+        self.v_t = self.v_t or {k: np.full_like(x, self.tau**2) for k, x in start.items()}
+        return super().aggregate_train(sys.maxsize, replies)
+
+
+def _without(places: Mapping[str, np.ndarray], record: ArrayRecord) -> ArrayRecord:
+    """Return the vectors of `record` without their numbers at `places`."""
+    return messages.weights(
+        **{
+            name: np.delete(messages.numbers(array), places[name]) if name in places else array
+            for name, array in record.items()
+        }
+    )
+
+
+def _with(where: np.ndarray, statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the vector that has `statistics` at `where`, and `weights` in the other places."""
+    is_weight = np.ones(len(where) + len(weights), bool)
+    is_weight[where] = False
+    vector = np.empty(is_weight.shape, np.float32)
+    vector[where], vector[is_weight] = statistics, weights
+    return vector
+
+
+def _mean(replies: list[Message], name: str, where: np.ndarray) -> np.ndarray:
+    """Mean of the numbers `where` in one vector, with weights n_k / n."""
+    counts = [messages.metric(reply, messages.NUM_EXAMPLES) for reply in replies]
+    vectors = [messages.numbers(messages.vector(reply, name))[where] for reply in replies]
+    return np.average(vectors, axis=0, weights=counts).astype(np.float32)
+
+
+@validate_call(config=STRICT)
+def fedavg() -> Aggregator:
+    """Mean with weights n_k / n (McMahan et al., AISTATS 2017)."""
+    return Aggregator(flower.FedAvg(**OURS))
+
+
+@validate_call(config=STRICT)
+def fedavgm(server_learning_rate: Positive = 1.0, server_momentum: Share = 0.9) -> Aggregator:
+    """Momentum on the server (Hsu et al., 2019, arXiv 1909.06335)."""
+    return Aggregator(
+        flower.FedAvgM(
+            **OURS,
+            server_learning_rate=server_learning_rate,
+            server_momentum=server_momentum,
+        )
+    )
+
+
+@validate_call(config=STRICT)
+def fedadam(
+    eta: Positive = 0.01,
+    beta_1: Share = 0.9,
+    beta_2: Share = 0.99,
+    tau: Positive = 0.001,
+    paper: bool = False,
+) -> Aggregator:
+    """Flower's FedAdam: .74, .64, .47 of eta in rounds 1, 2, 10; `paper`: Reddi et al., ICLR 2021.
+
+    Flower's multiplies eta by sqrt(1 - beta_2^(t+1)) / (1 - beta_1^(t+1)) in round t = 1,
+    2, ...; the numbers are for the default betas. Algorithm 2 of Reddi et al. (arXiv
+    2003.00295) does not, and its v starts at tau^2 instead of 0.
+    """
+    kind = PaperAdam if paper else flower.FedAdam
+    return Aggregator(kind(**OURS, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau))
+
+
+@validate_call(config=STRICT)
+def fedyogi(
+    eta: Positive = 0.01, beta_1: Share = 0.9, beta_2: Share = 0.99, tau: Positive = 0.001
+) -> Aggregator:
+    """Yogi on the server (Reddi et al., ICLR 2021), but v starts at 0, not tau^2, in Flower."""
+    return Aggregator(flower.FedYogi(**OURS, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau))
+
+
+@validate_call(config=STRICT)
+def median() -> Aggregator:
+    """Coordinate-wise median, unweighted (Yin et al., ICML 2018)."""
+    return Aggregator(flower.FedMedian(**OURS))
+
+
+@validate_call(config=STRICT)
+def trimmed_mean(beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2) -> Aggregator:
+    """Coordinate-wise mean without the share `beta` at either end (Yin et al., ICML 2018)."""
+    return Aggregator(flower.FedTrimmedAvg(**OURS, beta=beta))
+
+
+@validate_call(config=STRICT)
+def krum(malicious: Count = 0) -> Aggregator:
+    """The weights of the client nearest to its neighbours (Blanchard et al., NeurIPS 2017).
+
+    Of n clients in a round, 2 malicious + 2 < n: else those could choose the outcome.
+    Running statistics of batch norms have no part in the distance, and are all clients' mean.
+    """
+    return Aggregator(flower.Krum(**OURS, num_malicious_nodes=malicious), 2 * malicious + 3)
+
+
+@validate_call(config=STRICT)
+def dp(noise_multiplier: Annotated[float, Field(ge=0)], clipping_norm: Positive) -> Aggregator:
+    """Clip every client's update, average, add Gaussian noise (McMahan et al., ICLR 2018).
+
+    Clients count equally, and the noise has a standard deviation of noise_multiplier *
+    clipping_norm / clients. It protects weights only: what crosses the cut is not noisy,
+    and running statistics of batch norms are neither clipped nor noisy.
+    """
+    kind = flower.DifferentialPrivacyServerSideFixedClipping
+    return Aggregator(kind(flower.FedAvg(**OURS), noise_multiplier, clipping_norm, 1))
+
+
+AGGREGATIONS = {
+    "dp": dp,
+    "fedadam": fedadam,
+    "fedavg": fedavg,
+    "fedavgm": fedavgm,
+    "fedyogi": fedyogi,
+    "krum": krum,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+}
