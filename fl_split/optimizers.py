@@ -71,6 +71,19 @@ class AdamW:
         )
 
 
+@dataclass(frozen=True)
+class Restarting:
+    """An optimiser that starts afresh with every step, as in the official SplitFed scripts."""
+
+    optimizer: Any
+
+    def build(self, vector: nn.Parameter) -> torch.optim.Optimizer:
+        """Return an optimiser of `vector` that forgets its state before each step."""
+        found: torch.optim.Optimizer = self.optimizer.build(vector)
+        found.register_step_pre_hook(lambda optimizer, *_: optimizer.state.clear())
+        return found
+
+
 def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
     """Return `optimizer` with a learning rate so many times as large."""
     spec: Any = optimizer

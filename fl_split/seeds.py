@@ -5,27 +5,86 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 import torch
 
 _GLOBAL_GENERATOR = Lock()
 
+Purpose = Literal[
+    # one step of one client: (round, client, step)
+    "codec",
+    "pack",
+    "downlink",
+    "output",
+    "way back",
+    "head",
+    "tail",
+    "end",
+    # a client: (round, client, epoch), (client,)
+    "batches",
+    "hold out",
+    "speed",
+    # a round: (round,), (round, step)
+    "aggregation",
+    "order",
+    "sample",
+    "split average",
+    # the whole run
+    "adapters",
+    "c3sl keys",
+    "codec modules",
+    "model",
+    "partition",
+    # skews, by class: (client,)
+    "LabelNoise",
+    "Noise",
+    "Rotation",
+    # trials before a run, whose results are thrown away
+    "grouped",
+    "trial",
+]
+"""Everything that is drawn; two uses of one name would give correlated numbers."""
 
-def derive(seed: int, purpose: str, *path: int) -> int:
+
+def derive(seed: int, purpose: Purpose, *path: int) -> int:
     """Hash a seed, a purpose and a path (round, client, step ...) to 63 bits."""
     text = repr((seed, purpose, path)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
-def generator(seed: int, purpose: str, *path: int) -> torch.Generator:
+def generator(seed: int, purpose: Purpose, *path: int) -> torch.Generator:
     """Return a fresh CPU generator that depends on nothing but its arguments."""
     return torch.Generator().manual_seed(derive(seed, purpose, *path))
 
 
+@dataclass(frozen=True)
+class StepId:
+    """One step of one client: all randomness of the step is derived from these four numbers."""
+
+    seed: int
+    round: int
+    client: int
+    step: int
+
+    def path(self) -> tuple[int, int, int]:
+        """Round, client, step."""
+        return self.round, self.client, self.step
+
+    def next(self) -> StepId:
+        """Return the client's next step of the same round."""
+        return replace(self, step=self.step + 1)
+
+    def generator(self, purpose: Purpose) -> torch.Generator:
+        """Return a fresh generator for one purpose of this step."""
+        return generator(self.seed, purpose, *self.path())
+
+
 @contextmanager
-def seeded(seed: int, purpose: str, *path: int) -> Iterator[None]:
+def seeded(seed: int, purpose: Purpose, *path: int) -> Iterator[None]:
     """Seed torch's and NumPy's global generators inside the block and restore them afterwards.
 
     Only for code of others that draws from them (weight initialisation, dropout, noise of

@@ -99,6 +99,30 @@ def canonical(
     return f"{name}({', '.join(parts)})"
 
 
+def shortened(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
+    """Spell `spec` without what its entry has by default; :func:`canonical` is the opposite.
+
+    A first argument that is a number stays, because it says most: ``adc(ratio=0.1)``. A spec
+    that `table` cannot read, as one of an older version, is returned as it is.
+    """
+    try:
+        return " | ".join(_shortened(stage, table) for stage in stages(spec))
+    except SpecError:
+        return spec
+
+
+def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
+    name, arguments = resolve(stage, table)
+    known = inspect.signature(table[name]).parameters
+    first = next(iter(arguments), None)
+    told = [
+        f"{key}={value!r}"
+        for key, value in arguments.items()
+        if value != known[key].default or (key == first and type(value) in {int, float})
+    ]
+    return f"{name}({', '.join(told)})" if told else name
+
+
 def parameters(entry: Callable[..., Any]) -> list[str]:
     """Names that a spec may set on `entry`."""
     return list(inspect.signature(entry).parameters)

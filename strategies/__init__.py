@@ -7,9 +7,10 @@ from strategies.local import Local
 from strategies.mergesfl import MergeSFL
 from strategies.parallel import Parallel
 from strategies.sequential import Sequential
+from strategies.server.loop import train
 from strategies.server.participants import NoClientsLeft
-from strategies.server.strategy import SplitStrategy
-from strategies.server.training import Progress, RoundReport, Training
+from strategies.server.strategy import Strategy
+from strategies.server.training import Progress, RoundResult, Training
 from strategies.sflv1 import SFLV1
 from strategies.sflv2 import SFLV2
 from strategies.sflv3 import SFLV3
@@ -29,4 +30,12 @@ STRATEGIES = {
     "sglr": SGLR,
 }
 
-__all__ = ["STRATEGIES", "NoClientsLeft", "Progress", "RoundReport", "SplitStrategy", "Training"]
+__all__ = [
+    "STRATEGIES",
+    "NoClientsLeft",
+    "Progress",
+    "RoundResult",
+    "Strategy",
+    "Training",
+    "train",
+]

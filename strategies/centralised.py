@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
-from fl_split.models.flops import whole_step
+from fl_split.exchange.protocol import Exchange
+from fl_split.exchange.whole import Whole
+from fl_split.models.cut import Head
 from fl_split.specs import STRICT
-from strategies.server import messages
-from strategies.server.mailbox import Traffic
+from strategies.server.aggregation import Update
 from strategies.server.round import Round
-from strategies.server.strategy import SplitStrategy
+from strategies.server.strategy import Strategy
 
 
 @dataclass(frozen=True, config=STRICT)
-class Centralised(SplitStrategy):
+class Centralised(Strategy):
     """Train on the pooled data on the server; nothing travels, the codec does not apply.
 
     (A trainable codec is part of the model all the same.)
@@ -23,23 +23,15 @@ class Centralised(SplitStrategy):
     live as long as the run. In the results the server is client -1.
     """
 
-    trains = "pooled"
+    sends_smashed_data = False
+    trains_on_server = True
+    averages = False
 
-    @property
-    def averages(self) -> bool:
-        """Nothing is averaged."""
-        return False
+    def exchange(self, head: Head) -> Exchange:
+        """Nothing crosses; what one step is, a whole model says."""
+        return Whole()
 
-    def train_round(self, round: Round) -> list[Message]:
+    def train_round(self, round: Round) -> list[Update]:
         """Train one round on the server."""
-        loss, samples, steps = round.training.pooled_round(round.number, round.clients)
-        round.losses[-1, 0] = loss
-        head, tail = round.training.head.module, round.training.tail.module
-        round.server_flops = whole_step(head, tail, samples)
-        round.mailbox.traffic[-1] = Traffic(samples=samples, steps=steps)
+        round.train_pooled()
         return []
-
-    def aggregate_round(self, round: Round, replies: list[Message]) -> ArrayRecord:
-        """Take the weights as training left them."""
-        training = round.training
-        return messages.weights(head=training.head.numpy(), tail=training.tail.numpy())

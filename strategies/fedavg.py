@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from flwr.app import ConfigRecord, Message, RecordDict
 from pydantic.dataclasses import dataclass
 
+from fl_split.exchange.protocol import Exchange
+from fl_split.exchange.whole import Whole
+from fl_split.models.cut import Head
 from fl_split.specs import STRICT
-from strategies.server import messages
+from strategies.server.aggregation import Update
 from strategies.server.round import Round
-from strategies.server.strategy import SplitStrategy
+from strategies.server.strategy import Strategy
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedAvg(SplitStrategy):
+class FedAvg(Strategy):
     """Clients train head and tail locally, with the same two optimisers as split learning.
 
     Averaging is Flower's own FedAvg; sampling and order go by partition id. The codec does
     not apply: no smashed data travel. (A trainable codec is part of the model all the same.)
     """
 
-    trains = "whole"
+    sends_smashed_data = False
 
-    def train_round(self, round: Round) -> list[Message]:
+    def exchange(self, head: Head) -> Exchange:
+        """Clients train whole models."""
+        return Whole()
+
+    def train_round(self, round: Round) -> list[Update]:
         """Send the model, collect the trained ones."""
-        round.returned = [messages.HEAD, messages.TAIL]
-        return train_whole(round, RecordDict({messages.WEIGHTS: round.arrays}))
-
-
-def train_whole(round: Round, content: RecordDict, mu: float = 0.0) -> list[Message]:
-    """Let all clients train whole models, those in `content` or their own."""
-    round.is_local = True
-    content[messages.SETTINGS] = ConfigRecord({messages.ROUND: round.number, messages.MU: mu})
-    for client in round.clients:
-        round.mailbox.send(client, messages.LOCAL, content)
-    round.finish()
-    for client, reply in sorted(round.finals.items()):
-        round.losses[client, 0] = messages.metric(reply, messages.LOSS)
-    return round.replies()
+        round.begin(round.clients, **round.weights)
+        round.finish()
+        return round.updates()

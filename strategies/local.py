@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from flwr.app import Message, RecordDict
 from pydantic.dataclasses import dataclass
 
+from fl_split.exchange.protocol import Exchange
+from fl_split.exchange.whole import Whole
+from fl_split.models.cut import Head
 from fl_split.specs import STRICT
-from strategies.fedavg import train_whole
+from strategies.server.aggregation import Update
 from strategies.server.round import Round
-from strategies.server.strategy import SplitStrategy
+from strategies.server.strategy import Strategy
 
 
 @dataclass(frozen=True, config=STRICT)
-class Local(SplitStrategy):
+class Local(Strategy):
     """Every client trains a whole model of its own; nothing travels, nothing is averaged.
 
     Models and optimisers live as long as the run. Accuracy is the mean over all clients,
     each with its own model; the saved model is their average.
     """
 
-    @property
-    def keeps_models(self) -> bool:
-        """Whole ones."""
-        return True
+    sends_smashed_data = False
+    keeps_models = True
+    averages = False
 
-    trains = "whole"
+    def exchange(self, head: Head) -> Exchange:
+        """Clients train whole models."""
+        return Whole()
 
-    def train_round(self, round: Round) -> list[Message]:
+    def train_round(self, round: Round) -> list[Update]:
         """Ask clients to go on with what they have."""
-        round.returned = []
-        return train_whole(round, RecordDict())
+        round.begin(round.clients)
+        round.finish()
+        return round.updates()

@@ -8,22 +8,20 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from flwr.app import Message
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy.special import rel_entr
 
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
-from strategies.parallel import lockstep
-from strategies.server import messages
-from strategies.server.participants import Population, batch_samples
+from strategies.server.aggregation import Update
+from strategies.server.participants import Assignment, Population
 from strategies.server.round import Round
-from strategies.server.strategy import SplitStrategy
+from strategies.server.strategy import Strategy
 
 
 @dataclass(frozen=True, config=STRICT)
-class MergeSFL(SplitStrategy):
+class MergeSFL(Strategy):
     """All clients step together on one merged batch; who takes part keeps its labels near IID.
 
     The tail takes one step per exchange on the mean over the samples of all batches. A
@@ -53,28 +51,29 @@ class MergeSFL(SplitStrategy):
 
     needs_labels = True
 
-    def choose(self, population: Population, server_round: int) -> dict[int, float]:
+    def choose(self, population: Population, server_round: int) -> dict[int, Assignment]:
         """Draw candidates, then choose those whose merged labels are nearest to all labels."""
         wanted = population.per_round
         drawn = population.shuffled(server_round)[: math.ceil(self.candidates * wanted)]
         speeds = {client: self._speed(population.seed, client) for client in drawn}
         shares = {client: speed / max(speeds.values()) for client, speed in speeds.items()}
         sizes = {
-            client: min(batch_samples(share, population.batch_size), population.samples[client])
-            for client, share in shares.items()
+            client: max(1, int(share * population.batch_size)) for client, share in shares.items()
         }
-        chosen = nearest_to_all(drawn, wanted, sizes, population.labels)
-        return {client: shares[client] for client in sorted(chosen)}
+        filled = {client: min(size, population.samples[client]) for client, size in sizes.items()}
+        chosen = nearest_to_all(drawn, wanted, filled, population.labels)
+        return {client: Assignment(sizes[client], shares[client]) for client in sorted(chosen)}
 
     def _speed(self, seed: int, client: int) -> float:
         place = torch.rand((), dtype=torch.float64, generator=generator(seed, "speed", client))
         return self.slowest ** place.item()
 
-    def train_round(self, round: Round) -> list[Message]:
-        """Exchange in lockstep until the last client has run out of batches."""
-        round.returned, round.merges = [messages.HEAD], True
-        lockstep(round, round.head)
-        return round.weighted(lambda client: round.mailbox.traffic[client].samples)
+    def train_round(self, round: Round) -> list[Update]:
+        """Serve all clients together, weighted by their batches, until none has one left."""
+        active = round.begin(round.clients, head=round.head)
+        while active:
+            active = round.serve_together(active, weight=lambda client: round.batch[client])
+        return round.updates(lambda client: round.traffic[client].samples)
 
 
 def nearest_to_all(

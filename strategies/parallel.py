@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from flwr.app import Array, Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies.server import messages
-from strategies.server.round import Mix, Round
-from strategies.server.strategy import SplitStrategy
+from strategies.server.aggregation import Update
+from strategies.server.round import Round
+from strategies.server.strategy import Strategy
 
 
 @dataclass(frozen=True, config=STRICT)
-class Parallel(SplitStrategy):
+class Parallel(Strategy):
     """All clients step together; the shared tail takes one step per exchange, weights n_k/n.
 
     In each exchange n sums over the clients that still have a batch, and n_k counts all
@@ -32,26 +29,18 @@ class Parallel(SplitStrategy):
     average_heads: bool = True
 
     @property
-    def keeps_models(self) -> bool:
+    def keeps_models(self) -> bool:  # type: ignore[override]
         """Whether heads are private."""
         return not self.average_heads
 
-    def train_round(self, round: Round) -> list[Message]:
-        """Exchange in lockstep until the last client has run out of batches."""
-        round.returned = [messages.HEAD] if self.average_heads else []
-        return lockstep(round, round.head if self.average_heads else None)
+    @property
+    def averages(self) -> bool:  # type: ignore[override]
+        """Whether heads are averaged."""
+        return self.average_heads
 
-
-def lockstep(
-    round: Round, head: Array | None, mix_of: Callable[[int], Mix | None] = lambda step: None
-) -> list[Message]:
-    """Let all clients, with `head` or their own, step together until none has a batch left.
-
-    `mix_of` tells, by step, what becomes of the cut gradients before they are sent.
-    """
-    active, step = round.clients, 0
-    round.begin(active, head)
-    while active:
-        active = round.serve_together(active, step, mix_of(step))
-        step += 1
-    return round.replies()
+    def train_round(self, round: Round) -> list[Update]:
+        """Serve all clients together until the last one has run out of batches."""
+        active = round.begin(round.clients, **({"head": round.head} if self.average_heads else {}))
+        while active:
+            active = round.serve_together(active)
+        return round.updates()

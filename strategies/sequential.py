@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, Message
 from pydantic.dataclasses import dataclass
 
+from fl_split.optimizers import Optimizer, Restarting
 from fl_split.specs import STRICT
-from strategies.server import messages
+from strategies.server.aggregation import Update
 from strategies.server.round import Round
-from strategies.server.strategy import SplitStrategy
+from strategies.server.strategy import Strategy
 from strategies.sflv2 import Order
 
 
 @dataclass(frozen=True, config=STRICT)
-class Sequential(SplitStrategy):
+class Sequential(Strategy):
     """Clients train one after another; each starts from the head its predecessor left.
 
     The head travels through the server, so a hand-over costs one head up and one down.
@@ -23,33 +23,27 @@ class Sequential(SplitStrategy):
     ----------
     order : "random", "cyclic" or "reverse"
         Anew each round, by partition id, or by falling partition id.
-    compat : bool
+    official_scripts : bool
         As the official scripts: the tail's optimiser starts afresh with every batch.
     """
 
     order: Order = "random"
-    compat: bool = False
+    official_scripts: bool = False
 
-    @property
-    def averages(self) -> bool:
-        """Nothing is averaged."""
-        return False
+    averages = False
 
-    def train_round(self, round: Round) -> list[Message]:
+    def tail_optimizer(self, optimizer: Optimizer, clients: int) -> Optimizer:
+        """Return the experiment's, or one that starts afresh with every batch."""
+        return Restarting(optimizer) if self.official_scripts else optimizer
+
+    def train_round(self, round: Round) -> list[Update]:
         """Visit one client after the other; a dropped client hands nothing over."""
         head, last = round.head, []
-        round.tail.restarts = self.compat
         for client in round.order(self.order):
-            round.begin([client], head)
-            step = 0
-            while (payload := round.payload(client)) is not None:
-                round.serve(client, payload, step)
-                step += 1
-            if client in round.finals:
-                last = [round.finals[client]]
-                head = messages.vector(last[0], messages.HEAD)
+            round.begin([client], head=head)
+            while (arrival := round.payload(client)) is not None:
+                round.serve(client, arrival)
+            if client in round.ends:
+                last = [round.ends[client]]
+                head = last[0].weights["head"]
         return last
-
-    def average(self, round: Round, replies: list[Message]) -> ArrayRecord:
-        """Keep the head of the last client."""
-        return replies[0].content.array_records[messages.WEIGHTS]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Annotated, Literal
 
-from flwr.app import Message
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fl_split.optimizers import Optimizer, Restarting
 from fl_split.specs import STRICT
+from strategies.server.aggregation import Update
 from strategies.server.round import Round
-from strategies.server.strategy import SplitStrategy
+from strategies.server.strategy import Strategy
 
 Order = Literal["random", "cyclic", "reverse"]
 
 
 @dataclass(frozen=True, config=STRICT)
-class SFLV2(SplitStrategy):
+class SFLV2(Strategy):
     """The shared tail steps after every batch, clients in some order; heads are averaged.
 
     The result depends on the order, so it is part of the name.
@@ -28,32 +30,32 @@ class SFLV2(SplitStrategy):
     phi : int
         Consecutive batches of a client served per turn; 0 serves all of them (the official
         code), 1 is round-robin.
-    compat : bool
+    official_scripts : bool
         As the official scripts, which do not follow the paper: the tail's optimiser starts
         afresh with every batch, and clients count equally whatever they hold.
     """
 
     order: Order = "random"
     phi: Annotated[int, Field(ge=0)] = 0
-    compat: bool = False
+    official_scripts: bool = False
 
-    def train_round(self, round: Round) -> list[Message]:
+    def tail_optimizer(self, optimizer: Optimizer, clients: int) -> Optimizer:
+        """Return the experiment's, or one that starts afresh with every batch."""
+        return Restarting(optimizer) if self.official_scripts else optimizer
+
+    def train_round(self, round: Round) -> list[Update]:
         """Serve turns of `phi` batches until nobody has a batch left."""
-        round.tail.restarts = self.compat
-        round.begin(round.clients, round.head)
-        queue, steps = round.order(self.order), dict.fromkeys(round.clients, 0)
+        round.begin(round.clients, head=round.head)
+        queue = round.order(self.order)
         while queue:
-            queue = [client for client in queue if self._turn(round, client, steps)]
-        return round.weighted(lambda client: 1) if self.compat else round.replies()
+            queue = [client for client in queue if self._turn(round, client)]
+        return round.updates((lambda client: 1) if self.official_scripts else None)
 
-    def _turn(self, round: Round, client: int, steps: dict[int, int]) -> bool:
+    def _turn(self, round: Round, client: int) -> bool:
         """Serve one turn of `client`; tell whether it may have more batches."""
-        served = 0
-        while not self.phi or served < self.phi:
-            payload = round.payload(client)
-            if payload is None:
+        for _ in range(self.phi) if self.phi else count():
+            arrival = round.payload(client)
+            if arrival is None:
                 return False
-            round.serve(client, payload, steps[client])
-            steps[client] += 1
-            served += 1
+            round.serve(client, arrival)
         return True

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from flwr.app import Message
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
-from strategies.server import messages
+from strategies.server.aggregation import Update
 from strategies.server.round import Round
-from strategies.server.strategy import SplitStrategy
-from strategies.sflv1 import train_apart
+from strategies.server.strategy import Strategy
 
 
 @dataclass(frozen=True, config=STRICT)
-class SFLV3(SplitStrategy):
+class SFLV3(Strategy):
     """Every client trains its own head against its own copy of the tail; only tails are averaged.
 
     Heads and their optimisers stay with the clients and never travel. Copies start each
@@ -21,20 +19,12 @@ class SFLV3(SplitStrategy):
     Accuracy is the mean over all clients, each with its own head.
     """
 
-    @property
-    def keeps_models(self) -> bool:
-        """Heads are private."""
-        return True
+    keeps_models = True
 
-    @property
-    def averages(self) -> bool:
-        """Tails are."""
-        return True
-
-    def train_round(self, round: Round) -> list[Message]:
+    def train_round(self, round: Round) -> list[Update]:
         """Serve payloads as they come: no client's tail depends on another's."""
-        round.returned = []
-        tails = train_apart(round, None)
-        for client, reply in round.finals.items():
-            reply.content[messages.WEIGHTS] = messages.weights(tail=tails[client].flat.numpy())
-        return round.replies()
+        tails = dict(zip(round.clients, round.tail.forks(len(round.clients)), strict=True))
+        round.begin(round.clients)
+        for arrivals in round.arrivals():
+            round.serve_apart(tails, arrivals)
+        return [u.including(tail=tails[u.client].weights()) for u in round.updates()]

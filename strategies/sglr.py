@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from itertools import count
 from typing import Annotated, Any
 
 import torch
-from flwr.app import Message
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -17,14 +17,13 @@ from fl_split.optimizers import Optimizer, scaled
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
-from strategies.parallel import lockstep
-from strategies.server.round import Mix, Round
-from strategies.server.strategy import SplitStrategy
-from strategies.server.training import Training
+from strategies.server.aggregation import Update
+from strategies.server.round import Round
+from strategies.server.strategy import Strategy
 
 
 @dataclass(frozen=True, config=STRICT)
-class SGLR(SplitStrategy):
+class SGLR(Strategy):
     """PSL with a larger learning rate of the tail, and one cut gradient for many clients.
 
     All clients step together, the tail takes one step per exchange as in PSL, heads are
@@ -51,10 +50,8 @@ class SGLR(SplitStrategy):
     phi: Annotated[float, Field(ge=0, le=1)] = 0.75
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
 
-    @property
-    def keeps_models(self) -> bool:
-        """Heads are private."""
-        return True
+    keeps_models = True
+    averages = False
 
     def check(self, codec: Codec) -> None:
         """Refuse codecs whose numbers stand for other places with every client."""
@@ -64,25 +61,24 @@ class SGLR(SplitStrategy):
                 "of every sample; use one that sends all tokens, as uniform(bits=4), or phi=0.0"
             )
 
-    def tail_optimizer(self, training: Training, clients: int) -> Optimizer:
+    def tail_optimizer(self, optimizer: Optimizer, clients: int) -> Optimizer:
         """Scale the learning rate."""
-        return scaled(training.tail_optimizer, clients**self.alpha)
+        return scaled(optimizer, clients**self.alpha)
 
-    def train_round(self, round: Round) -> list[Message]:
-        """Exchange in lockstep until the last client has run out of batches."""
-        round.returned = []
-        seed, number = round.training.seed, round.number
-
-        def mix_of(step: int) -> Mix | None:
-            draw = generator(seed, "split average", number, step)
-            return partial(self._mix, draw) if self.phi else None
-
-        return lockstep(round, None, mix_of)
+    def train_round(self, round: Round) -> list[Update]:
+        """Serve all clients together until the last one has run out of batches."""
+        active = round.begin(round.clients)
+        for step in count():
+            if not active:
+                break
+            draw = generator(round.seed, "split average", round.number, step)
+            active = round.serve_together(active, partial(self._mix, draw) if self.phi else None)
+        return round.updates()
 
     def _mix(self, draw: torch.Generator, cuts: Mapping[int, Payload]) -> dict[int, Payload]:
         """Draw clients of this exchange and average their cut gradients."""
-        clients, count = sorted(cuts), math.floor(self.phi * len(cuts) + 0.5)
-        chosen = torch.randperm(len(clients), generator=draw)[:count].tolist()
+        clients, wanted = sorted(cuts), math.floor(self.phi * len(cuts) + 0.5)
+        chosen = torch.randperm(len(clients), generator=draw)[:wanted].tolist()
         return average([clients[i] for i in chosen], cuts)
 
 

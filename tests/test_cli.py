@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import main as cli
 from simulations.cli.list_command import KEYS
-from simulations.runs.experiment import TABLES
+from simulations.runs.experiment import SPEC_TABLES
 
 ROOT = Path(__file__).parents[1]
 QUICK = "configs/quickstart.toml"
@@ -112,7 +112,7 @@ def test_every_category_can_be_listed_alone():
     whole = CliRunner().invoke(cli.app, ["list"]).output
     parts = [CliRunner().invoke(cli.app, ["list", name]).output for name in [*KEYS, "keys"]]
     assert "".join(parts) == whole
-    assert {*KEYS.values()} | {"downlink", "tail_optimizer"} == {*TABLES, "partition"}
+    assert {*KEYS.values()} | {"downlink", "tail_optimizer"} == {*SPEC_TABLES}
     unknown = CliRunner().invoke(cli.app, ["list", "modles"])
     assert unknown.exit_code == 2 and "did you mean 'models'?" in unknown.stderr
 

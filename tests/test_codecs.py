@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from strategies.server.downlink import Downlink
 
 from fl_split.codecs import CODECS, Smashed, parse_codec, parse_downlink
 from fl_split.exchange.split import Place, arrive, cut_gradients, loss, pack
 from fl_split.flat import Flat
-from fl_split.models.vit import ViT, insert, split
+from fl_split.models.cut import insert
+from fl_split.models.vit import ViT, split
 from fl_split.payload import Payload
-from strategies.server.downlink import Downlink
 
 CHAINS = [
     "adc(ratio=0.25) | uniform(bits=8) | rans()",

@@ -6,7 +6,7 @@ from PIL import Image
 from simulations.data import partition
 from simulations.data.partition import PARTITIONS, PartitionError
 from simulations.data.partitioners import Pathological, Shard
-from simulations.data.samples import Table
+from simulations.data.samples import Samples
 from simulations.data.sources import DataError, Digits, Local
 
 
@@ -146,7 +146,7 @@ def test_a_distribution_is_given_as_a_table():
 
 def test_a_batch_is_normalised():
     pixels = np.array([[[[0, 255]]]], dtype=np.uint8)
-    table = Table(pixels, np.array([3]), [], 10, [0.5], [0.25])
+    table = Samples(pixels, np.array([3]), [], 10, [0.5], [0.25])
     values, labels = table.batch(np.array([0]))
     assert values.flatten().tolist() == [-2.0, 2.0]
     assert labels.tolist() == [3]

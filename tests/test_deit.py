@@ -17,10 +17,9 @@ from fl_split.exchange.split import Place, smash
 from fl_split.exchange.stacked import GroupedHead
 from fl_split.exchange.whole import joined, predict, train_step
 from fl_split.flat import Flat, trained
-from fl_split.models import split
-from fl_split.models.flops import head_step, tail_step
 from fl_split.models.lora import merged
-from fl_split.models.vit import Pretrained
+from fl_split.models.pretrained import Pretrained
+from fl_split.models.vit import split
 
 ONE, TWO = DeiTForImageClassification, DeiTForImageClassificationWithTeacher
 SIZES = {"image_size": 8, "channels": 1, "seed": 0}
@@ -116,12 +115,16 @@ def test_flops_equal_the_counter(tmp_path, architecture, lora):
     model.set_attn_implementation("eager")  # fused attention counts as nothing on a CPU
     head, tail = split(model, 2)
     with FlopCounterMode(display=False) as counter:
-        head(pixels())[0].sum().backward()
-    assert head_step(head, 5) == counter.get_total_flops()
+        tokens = head(pixels())[0]
+        assert head.forward_flops(5) == counter.get_total_flops()
+        tokens.sum().backward()
+    assert head.flops(5) == counter.get_total_flops()
     leaf = torch.randn(3, 6, 16, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        tail(leaf).sum().backward()
-    assert tail_step(tail, 3, 6) == counter.get_total_flops()
+        output = tail(leaf)
+        assert tail.forward_flops(3, 6) == counter.get_total_flops()
+        output.sum().backward()
+    assert tail.flops(3, 6) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("architecture", [ONE, TWO])

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import parse_codec
-from fl_split.models.flops import head_step, tail_step
-from fl_split.models.vit import ViT, insert, split
+from fl_split.models.cut import insert
+from fl_split.models.vit import ViT, split
 
 
 @pytest.mark.parametrize("codec", ["identity()", "bottlenet(ratio=0.25)"])
@@ -19,12 +19,15 @@ def test_head_and_tail_steps_equal_the_counter(codec):
     insert(head, tail, parse_codec(codec), 0)
     with FlopCounterMode(display=False) as counter:
         tokens = head(torch.randn(5, 3, 16, 16))[0]
+        assert head.forward_flops(5) == counter.get_total_flops()
         tokens.sum().backward()
-    assert head_step(head, 5) == counter.get_total_flops()
+    assert head.flops(5) == counter.get_total_flops()
     leaf = torch.randn(3, 9, tail.width, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        tail(leaf).sum().backward()
-    assert tail_step(tail, 3, 9) == counter.get_total_flops()
+        logits = tail(leaf)
+        assert tail.forward_flops(3, 9) == counter.get_total_flops()
+        logits.sum().backward()
+    assert tail.flops(3, 9) == counter.get_total_flops()
 
 
 def test_a_vit_tiny_costs_what_the_literature_says():
@@ -33,9 +36,9 @@ def test_a_vit_tiny_costs_what_the_literature_says():
         hidden_size=192, num_hidden_layers=12, num_attention_heads=3, patch_size=16, image_size=224
     )
     head, tail = split(spec.build(image_size=224, channels=3, num_classes=1000, seed=0), 3)
-    patches = 2 * 196 * 16 * 16 * 3 * 192
-    forward = (head_step(head, 1) + patches + tail_step(tail, 1, 197)) / 3
-    assert forward == 2 * 1253.6832e6
+    assert head.forward_flops(1) + tail.forward_flops(1, 197) == 2 * 1253.6832e6
+    patches = 2 * 196 * 16 * 16 * 3 * 192  # whose inputs, pixels, need no gradient
+    assert head.flops(1) + patches + tail.flops(1, 197) == 3 * 2 * 1253.6832e6
 
 
 def test_activations_are_what_autograd_saves_without_weights():

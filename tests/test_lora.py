@@ -6,10 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTForImageClassification
 
 from fl_split.flat import Flat, copy_trained, trained
-from fl_split.models import split
-from fl_split.models.flops import head_step, tail_step
 from fl_split.models.lora import merged
-from fl_split.models.vit import Pretrained, ViT
+from fl_split.models.pretrained import Pretrained
+from fl_split.models.vit import ViT, split
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from strategies import STRATEGIES
@@ -72,12 +71,16 @@ def test_flops_equal_the_counter(base, cut):
     model.set_attn_implementation("eager")
     head, tail = split(model, cut)
     with FlopCounterMode(display=False) as counter:
-        head(pixels(5))[0].sum().backward()
-    assert head_step(head, 5) == counter.get_total_flops()
+        tokens = head(pixels(5))[0]
+        assert head.forward_flops(5) == counter.get_total_flops()
+        tokens.sum().backward()
+    assert head.flops(5) == counter.get_total_flops()
     leaf = torch.randn(3, 5, 16, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        tail(leaf).sum().backward()
-    assert tail_step(tail, 3, 5) == counter.get_total_flops()
+        output = tail(leaf)
+        assert tail.forward_flops(3, 5) == counter.get_total_flops()
+        output.sum().backward()
+    assert tail.flops(3, 5) == counter.get_total_flops()
 
 
 def test_the_merged_model_gives_the_same_answers(base):

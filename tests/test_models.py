@@ -14,11 +14,14 @@ from fl_split.codecs import CODECS, Identity, parse_codec
 from fl_split.exchange.split import Place, arrive
 from fl_split.exchange.whole import train_step
 from fl_split.flat import Flat, descend, flatten, trained
-from fl_split.models import insert, split
-from fl_split.models.flops import head_step, tail_step
+from fl_split.models import MODELS
+from fl_split.models.cut import insert
 from fl_split.models.lenet import LeNet
 from fl_split.models.norms import BatchNorm
+from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
+from fl_split.models.stages import split
+from fl_split.models.vit import ViT
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.payload import Payload
 from fl_split.specs import parse
@@ -51,6 +54,115 @@ def images(model, count=3):
 def logits(model, pixels):
     found = model(pixels)
     return found if isinstance(found, torch.Tensor) else found.logits
+
+
+SMALL = {  # of each model a small one, its last cut and its last end
+    "lenet": (LeNet(image_size=16), 4, 4),
+    "pretrained": (ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2), 2, 3),
+    "resnet18": (ResNet18(width=4, small_images=True), 9, 9),
+    "vit": (ViT(hidden_size=24, num_hidden_layers=3, num_attention_heads=3, patch_size=4), 2, 3),
+}
+
+
+@pytest.fixture(params=MODELS)
+def small(request, tmp_path):
+    """Return a spec of each model, the model, and all places (cut, end) to cut it at."""
+    spec, last, last_end = SMALL[request.param]
+    if request.param == "pretrained":
+        build(spec, size=12, channels=3).save_pretrained(tmp_path)
+        spec = Pretrained(str(tmp_path))
+    assert type(spec) is MODELS[request.param]
+    model = build(spec, size=12, channels=3).train()
+    if hasattr(model, "set_attn_implementation"):
+        model.set_attn_implementation("eager")  # fused attention counts as nothing on a CPU
+    cuts = range(1, last + 1)
+    return spec, model, [(cut, end) for cut in cuts for end in (0, *range(cut + 1, last_end + 1))]
+
+
+def steps(head, tail):
+    """Return what the parts do, in order."""
+    return [lambda pixels: head(pixels)[0], tail, *([head.end] if head.end else [])]
+
+
+def test_every_model_cut_anywhere_is_the_whole_in_result_and_gradient(small):
+    """Each part has a graph of its own: only values and gradients cross the cuts."""
+    spec, model, places = small
+    pixels = images(spec.split(model, 1)[0])
+    expected = logits(model, pixels)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    wanted = torch.autograd.grad(expected, list(model.parameters()), weights)
+    for place in places:
+        model.zero_grad()
+        value, crossings = pixels, []
+        for step in steps(*spec.split(model, *place)):
+            leaf = value.detach().requires_grad_()
+            value = step(leaf)
+            crossings.append((leaf, value))
+        assert torch.equal(value, expected), place
+        gradient = weights
+        for leaf, output in reversed(crossings):
+            output.backward(gradient)
+            gradient = leaf.grad
+        for (name, weight), own in zip(model.named_parameters(), wanted, strict=True):
+            assert torch.equal(weight.grad, own), (place, name)
+
+
+def test_every_model_keeps_its_names_and_gives_each_weight_to_one_half(small):
+    spec, model, places = small
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for place in places:
+        head, tail = spec.split(model, *place)
+        after = model.state_dict()
+        assert list(after) == list(before)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        held = [id(weight) for half in (head, tail) for weight in half.parameters()]
+        assert sorted(held) == sorted(id(weight) for weight in model.parameters()), place
+        assert tail.num_classes == 10
+
+
+def test_every_model_refuses_a_cut_behind_its_last(small):
+    spec, model, places = small
+    cut, end = (max(numbers) for numbers in zip(*places, strict=True))
+    with pytest.raises(ValueError, match="cut must be in"):
+        spec.split(model, cut + 1)
+    with pytest.raises(ValueError, match="end must be in"):
+        spec.split(model, 1, end + 1)
+
+
+def test_every_model_counts_its_flops_as_torch_does(small):
+    spec, model, places = small
+    for place in places:
+        head, tail = spec.split(model, *place)
+        if place[1] == 0:  # an end changes nothing of its head
+            with FlopCounterMode(display=False) as counter:
+                tokens, _ = head(images(head, 5))
+                assert head.forward_flops(5) == counter.get_total_flops(), place
+                tokens.sum().backward()
+            assert head.flops(5) == counter.get_total_flops(), place
+        parts = [tail] if place[0] > 1 else steps(head, tail)[1:]  # ends are the same at any cut
+        for part in parts:
+            count = part.num_tokens or 4
+            leaf = torch.randn(3, count, part.width, requires_grad=True)
+            with FlopCounterMode(display=False) as counter:
+                output = part(leaf)
+                assert part.forward_flops(3, count) == counter.get_total_flops(), place
+                output.sum().backward()
+            assert part.flops(3, count) == counter.get_total_flops(), place
+
+
+def test_heads_stack_only_if_a_vits_without_dropout_frozen_weights_and_end():
+    vit, _, _ = SMALL["vit"]
+
+    def can_stack(spec, *place):
+        return spec.split(build(spec, size=16), *place)[0].can_stack
+
+    assert can_stack(vit, 1)
+    assert not can_stack(vit, 1, 2)
+    assert not can_stack(ViT(num_hidden_layers=2, hidden_dropout_prob=0.1), 1)
+    assert not can_stack(LeNet(), 1)
+    frozen, _ = vit.split(build(vit, size=16), 1)
+    next(frozen.parameters()).requires_grad_(False)
+    assert not frozen.can_stack
 
 
 def test_lenet_has_the_sizes_of_the_paper():
@@ -136,12 +248,16 @@ def test_flops_equal_the_counter(make, cut, codec):
     head, tail = split(model, cut)
     insert(head, tail, parse_codec(codec), 0)
     with FlopCounterMode(display=False) as counter:
-        head(images(model, 5))[0].sum().backward()
-    assert head_step(head, 5) == counter.get_total_flops()
+        tokens = head(images(model, 5))[0]
+        assert head.forward_flops(5) == counter.get_total_flops()
+        tokens.sum().backward()
+    assert head.flops(5) == counter.get_total_flops()
     leaf = torch.randn(3, tail.num_tokens, tail.width, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        tail(leaf).sum().backward()
-    assert tail_step(tail, 3, tail.num_tokens) == counter.get_total_flops()
+        output = tail(leaf)
+        assert tail.forward_flops(3, tail.num_tokens) == counter.get_total_flops()
+        output.sum().backward()
+    assert tail.flops(3, tail.num_tokens) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd(lr=0.1, momentum=0.9)", "adam(lr=0.01)"])
@@ -400,8 +516,6 @@ def test_what_transformers_cannot_read_back_has_no_config(simulate):
 
 def test_without_peft_adapters_are_refused_with_the_remedy(monkeypatch, tmp_path):
     import sys
-
-    from fl_split.models.vit import Pretrained, ViT
 
     build(ViT(hidden_size=16, num_attention_heads=2), size=8).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -1,6 +1,7 @@
 """Budgets, and codecs compared under them."""
 
 import json
+from io import StringIO
 
 import pandas as pd
 import pytest
@@ -8,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fl_split.models.flops import head_step, tail_step
 from simulations.cli import main as cli
 from simulations.runs.budget import Bytes, Nominal
 from simulations.runs.experiment import Experiment, read_toml
 from simulations.runs.setup import prepare
+from simulations.studies.cell_process import Work, follow
 from simulations.studies.cells import Cell, is_finished
 from simulations.studies.pareto import front
 
@@ -74,7 +75,7 @@ def test_flops_are_those_of_whoever_holds_the_layers(simulate, strategy):
     values = {**outcome.summary["experiment"]}
     setup = prepare(Experiment.from_dict(values))
     samples, tokens = int(outcome.rounds["samples"].iloc[0]), setup.head.smashed_shape[0]
-    head, tail = head_step(setup.head, samples), tail_step(setup.tail, samples, tokens)
+    head, tail = setup.head.flops(samples), setup.tail.flops(samples, tokens)
     expected = {"parallel()": (head, tail), "fedavg()": (head + tail, 0)}
     clients, server = expected.get(strategy, (0, head + tail))
     assert outcome.rounds["client_flops"].iloc[0] == clients
@@ -162,13 +163,19 @@ def test_a_dry_run_counts_the_steps_of_all_rounds_as_a_bound(study):
     assert not folder.exists()
 
 
-def test_a_run_until_several_budgets_ends_with_the_last_and_larger_ones_want_more(tmp_path):
+def test_a_cell_until_several_budgets_ends_with_the_last_and_larger_ones_want_more(tmp_path):
     (tmp_path / "c.toml").write_text(CONFIG.partition("[pareto]")[0])
-    folder = tmp_path / "out"
-    command = ["run", str(tmp_path / "c.toml"), "rounds=4", "--out", str(folder)]
-    result = CliRunner().invoke(cli.app, [*command, "--until=bytes(1)", "--until=rounds(2)"])
-    assert result.exit_code == 0, result.output
-    assert len(pd.read_csv(folder / "rounds.csv")) == 2
+    folder, log = tmp_path / "out", StringIO()
+    values = {**read_toml(tmp_path / "c.toml"), "rounds": 4, "out": str(folder)}
+    work = Work(Experiment.from_dict(values), ["bytes(1)", "rounds(2)"])
+    assert follow(work, log) == 0
+    rounds = pd.read_csv(folder / "rounds.csv")
+    assert len(rounds) == 2
+    lines = log.getvalue().splitlines()
+    for number, accuracy in enumerate(rounds["accuracy"]):
+        start = f"out: round {number + 1}/4 accuracy {100 * accuracy:.1f} % up "
+        assert lines[number].startswith(start)
+    assert lines[2:] == ["ended after round 2 of 4: budget of the study is used up"]
     experiment = Experiment.from_dict(read_toml(folder / "experiment.toml"))
     wanted = [
         (),
@@ -179,6 +186,22 @@ def test_a_run_until_several_budgets_ends_with_the_last_and_larger_ones_want_mor
     ]
     finished = [is_finished(folder, Cell("", {}, experiment, until)) for until in wanted]
     assert finished == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"cut": 9}, 2, "error: cut must be in"),
+        ({"head_optimizer": "sgd(lr=1e30)", "rounds": 3}, 1, "clients were dropped"),
+    ],
+)
+def test_a_cell_that_fails_says_why_on_the_last_line_of_its_log(tmp_path, changes, code, message):
+    (tmp_path / "c.toml").write_text(CONFIG.partition("[pareto]")[0])
+    values = {**read_toml(tmp_path / "c.toml"), **changes, "out": str(tmp_path / "out")}
+    log = StringIO()
+    assert follow(Work(Experiment.from_dict(values)), log) == code
+    last = log.getvalue().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
 
 
 @pytest.mark.slow

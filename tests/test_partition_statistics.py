@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import main as cli
 from simulations.data import statistics
-from simulations.data.samples import Table
+from simulations.data.samples import Samples
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare, prepare_labels
 
@@ -19,7 +19,7 @@ def table(*clients):
     labels = np.array([label for held in clients for label in held], dtype=np.int64)
     ends = np.cumsum([len(held) for held in clients])
     parts = np.split(np.arange(len(labels)), ends[:-1])
-    return Table(np.empty((len(labels), 0, 0, 0), np.uint8), labels, parts, 4, [0.0], [1.0])
+    return Samples(np.empty((len(labels), 0, 0, 0), np.uint8), labels, parts, 4, [0.0], [1.0])
 
 
 def test_counts_are_those_done_by_hand():
@@ -48,7 +48,7 @@ def test_a_client_like_all_together_is_at_distance_zero():
 
 
 def test_the_summary_counts_empty_clients_and_leaves_them_out_of_means():
-    found = statistics.summary(statistics.count(table([0, 0], [0, 1], [2, 2, 2, 2], [])))
+    found = statistics.partition_summary(statistics.count(table([0, 0], [0, 1], [2, 2, 2, 2], [])))
     sizes = {name: found[f"{name} samples"] for name in ("fewest", "median", "most")}
     assert sizes == {"fewest": 0, "median": 2, "most": 4}
     assert (found["clients"], found["empty clients"], found["samples"]) == (4, 1, 8)

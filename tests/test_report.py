@@ -286,7 +286,7 @@ def test_studies_that_differ_in_much_have_short_labels_and_whole_ones_to_look_at
         write_run(tmp_path / f"a-{codec}", [0.5], codec=codec)
         write_run(tmp_path / f"b-{codec}", [0.5], codec=codec, clients=5, **more)
     page = build([tmp_path])
-    labels = [one.label for one in page.study.configurations]
+    labels = [one.label for one in page.collection.configurations]
     first, second = "clients=5, rounds=7, batch_size=8", "clients=100, rounds=20, batch_size=16"
     assert labels == [
         f"{codec}, {rest}" for rest in (first, second) for codec in ("identity", "topk(ratio=0.1)")
@@ -297,7 +297,9 @@ def test_studies_that_differ_in_much_have_short_labels_and_whole_ones_to_look_at
     assert page.facts["batch_size (differs)"] == "8; 16"
     runs = page.tables[-1].data.set_index("run")
     assert runs.loc[f"{tmp_path.name}/b-identity", "all that differs"] == whole
-    assert page.study.baselines(whole)[page.study.configurations[0].task].label == labels[0]
+    assert (
+        page.collection.baselines(whole)[page.collection.configurations[0].task].label == labels[0]
+    )
 
 
 def test_labels_that_stay_long_are_cut_where_they_are_shown():

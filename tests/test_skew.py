@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl_split.specs import SpecError
-from simulations.data.samples import Table
+from simulations.data.samples import Samples
 from simulations.data.skew import LabelNoise, Noise, Rotation, parse_skew, skewed
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare, prepare_labels
@@ -18,7 +18,7 @@ def table(clients=4, each=50, size=8):
     pixels = draw.integers(100, 150, (count, 1, size, size), dtype=np.uint8)
     labels = draw.integers(0, 5, count)
     parts = np.split(draw.permutation(count), clients)
-    return Table(pixels, labels, [*parts, np.empty(0, np.int64)], 5, [0.5], [0.5])
+    return Samples(pixels, labels, [*parts, np.empty(0, np.int64)], 5, [0.5], [0.5])
 
 
 def test_a_quarter_turn_is_that_of_numpy(monkeypatch):

@@ -1,5 +1,6 @@
 """Grids of experiments: how they are read, run, stopped and taken up again."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -19,11 +20,11 @@ from simulations.cli import main as cli
 from simulations.runs.experiment import Experiment
 from simulations.runs.lock import alone
 from simulations.runs.setup import prepare
-from simulations.studies import processes as crowd
 from simulations.studies.cells import Cell, check_others, frame
 from simulations.studies.cost import Estimator
-from simulations.studies.study import warn_of_cpus, warn_of_losses
-from simulations.studies.sweep import cells, read_grid, read_values, table
+from simulations.studies.processes import CellProcesses, Memory, RunningCell
+from simulations.studies.study import losses, unlike_cpus
+from simulations.studies.sweep import cells, read_grid, read_values, sweep_table
 from strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,12 @@ def test_cells_are_named_after_what_differs_in_an_order_of_their_own():
     assert all(
         cell.experiment.partition.startswith("dirichlet(alpha=0.3") for cell in cells({}, {})
     )
+
+
+def test_names_leave_out_what_a_spec_has_by_default():
+    grid = {"codec": ["adc(0.1, split='sqrt')", "identity()"], "strategy": ["sflv2", "sflv1()"]}
+    assert names(**grid)[0] == "sflv2-adc-0.1-seed0"
+    assert names(head_optimizer=["sgd(lr=1e30)", "adam()"])[0] == "head_optimizer-sgd-1e30-seed0"
 
 
 def test_names_that_would_be_the_same_or_too_long_end_in_a_digest():
@@ -197,19 +204,30 @@ def test_a_folder_of_another_study_is_refused_and_more_seeds_are_not(tmp_path):
         check_others(tmp_path, base, ["codec"])
 
 
-def test_another_cell_waits_for_memory(monkeypatch, tmp_path):
-    def start(self, cell):
-        process = SimpleNamespace(pid=len(self.running), is_alive=lambda: True)
-        self.running.append(crowd.Run(cell, tmp_path, process))
+def test_another_cell_waits_for_memory(tmp_path):
+    pids = itertools.count(1)
 
-    monkeypatch.setattr(crowd.Crowd, "_start", start)
-    monkeypatch.setattr(crowd, "resident_bytes", lambda pid: 40)
+    def start(cell):
+        return RunningCell(cell, tmp_path, SimpleNamespace(pid=next(pids), is_alive=lambda: True))
+
     for free, expected in ((0, 1), (184, 1), (186, 2), (10_000, 4)):
         # One runs, holds 40 of 100 and will take 60 more; the next must find 125 beside that.
-        monkeypatch.setattr(crowd, "available_bytes", lambda free=free: free)
-        several = crowd.Crowd(cells({}, {"seed": [*range(9)]}), tmp_path, jobs=4, need=100)
+        memory = Memory(resident=lambda pid: 40, available=lambda free=free: free)
+        several = CellProcesses(cells({}, {"seed": [*range(9)]}), 4, 100, start, memory)
         several.step()
         assert len(several.running) == expected
+
+
+def test_a_cell_that_cannot_be_started_fails_alone():
+    def start(cell):
+        if cell.experiment.seed == 0:
+            raise OSError("disk full")
+        return RunningCell(cell, Path(), SimpleNamespace(pid=1, is_alive=lambda: True))
+
+    several = CellProcesses(cells({}, {"seed": [0, 1]}), 2, 0, start)
+    assert several.step()
+    assert several.failed == {"seed0": "disk full"}
+    assert several.status == {"seed0": "failed", "seed1": "running"}
 
 
 def test_two_writers_cannot_share_a_folder(tmp_path):
@@ -243,34 +261,30 @@ def shown(rows):
     """Cells of the table by title, as they are printed where there is room."""
     return {
         column.header: [getattr(cell, "plain", None) or cell.text for cell in column.cells]
-        for column in table(rows, 200).columns
+        for column in sweep_table(rows, 200).columns
     }
 
 
-def test_cells_that_lost_clients_are_named(tmp_path, capsys):
+def test_cells_that_lost_clients_are_named(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "summary.json").write_text(json.dumps({"dropped": 2}))
     found = [Cell(name, {"seed": seed}, Experiment()) for seed, name in enumerate("ab")]
     rows = frame(found, tmp_path, {"a": "complete"})
-    warn_of_losses(rows, tmp_path)
-    told = " ".join(capsys.readouterr().err.split())
+    told = losses(rows, tmp_path)
     assert "1 of 2 cells lost clients in some round (a;" in told and f"--out {tmp_path}" in told
-    warn_of_losses(rows[rows["cell"] == "b"], tmp_path)
-    assert capsys.readouterr().err == ""
+    assert losses(rows[rows["cell"] == "b"], tmp_path) == ""
 
 
-def test_a_study_on_unlike_cpus_says_so_once(tmp_path, capsys):
+def test_a_study_on_unlike_cpus_says_so_once(tmp_path):
     found = [Cell(name, {"seed": seed}, Experiment()) for seed, name in enumerate("abcd")]
     cpus = {"a": {"cpu": "x86_64 AVX2"}, "b": {"cpu": "x86_64 AVX2"}, "c": {}}  # d never began
     for name, machine in cpus.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps({"machine": machine}))
-    warn_of_cpus(found, tmp_path)
-    assert capsys.readouterr().err == ""
+    assert unlike_cpus(found, tmp_path) == ""
     (tmp_path / "c" / "summary.json").write_text(json.dumps({"machine": {"cpu": "x86_64 AVX512"}}))
-    warn_of_cpus(found, tmp_path)
-    told = " ".join(capsys.readouterr().err.split())
-    assert told.startswith("warning: x86_64 AVX2, x86_64 AVX512: on unlike CPUs")
+    told = unlike_cpus(found, tmp_path)
+    assert told.startswith("x86_64 AVX2, x86_64 AVX512: on unlike CPUs")
 
 
 def test_a_folder_of_other_files_is_refused_and_left_alone(config):

@@ -15,15 +15,14 @@ from fl_split.codecs import parse_codec
 from fl_split.exchange.split import Place, pack, smash
 from fl_split.exchange.ushape import smash_unlabelled
 from fl_split.exchange.whole import joined
-from fl_split.models import insert, split
-from fl_split.models.flops import head_step, tail_step, whole_step
+from fl_split.models.cut import insert, whole_flops
 from fl_split.models.lenet import LeNet
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from simulations.clients import client_app
-from simulations.data.samples import Table
+from simulations.data.samples import Samples
 from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
@@ -68,59 +67,55 @@ CODECS = [
 ]  # fmt: skip
 
 
-def vit():
-    spec = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=4)
-    return spec.build(image_size=8, channels=3, num_classes=5, seed=0)
+VIT = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=4, image_size=8)
+LENET = LeNet(image_size=28)
+RESNET = ResNet18(width=4, small_images=True, image_size=16)
 
 
-def lenet():
-    return LeNet().build(image_size=28, channels=3, num_classes=5, seed=0)
-
-
-def resnet():
-    spec = ResNet18(width=4, small_images=True)
-    return spec.build(image_size=16, channels=3, num_classes=5, seed=0)
+def build(spec):
+    return spec.build(image_size=spec.image_size, channels=3, num_classes=5, seed=0)
 
 
 @pytest.mark.parametrize(
-    ("make", "cut", "end"),
+    ("spec", "cut", "end"),
     [
-        (vit, 1, 2), (vit, 1, "block4"), (vit, 2, 4), (vit, 3, "classifier"),
-        (lenet, "conv1", "linear1"), (lenet, 3, 4), (resnet, "stem", "stage4.2"),
-        (resnet, "stage2.1", "classifier"),
+        (VIT, 1, 2), (VIT, 1, "block4"), (VIT, 2, 4), (VIT, 3, "classifier"),
+        (LENET, "conv1", "linear1"), (LENET, 3, 4), (RESNET, "stem", "stage4.2"),
+        (RESNET, "stage2.1", "classifier"),
     ],
 )  # fmt: skip
-def test_head_middle_and_end_are_the_whole_model(make, cut, end):
-    model = make()
-    size = {vit: 8, lenet: 28, resnet: 16}[make]
+def test_head_middle_and_end_are_the_whole_model(spec, cut, end):
+    model, size = build(spec), spec.image_size
     pixels = torch.randn(3, 3, size, size, generator=generator(0, "test"))
     found = model(pixels)
     logits = found if isinstance(found, torch.Tensor) else found.logits
-    head, middle = split(model, cut, end)
+    head, middle = spec.split(model, cut, end)
     assert torch.equal(joined(head, middle, pixels), logits)
     parts = [*head.parameters(), *middle.parameters()]
     assert {id(p) for p in parts} == {id(p) for p in model.parameters()}
     assert len(parts) == len(list(model.parameters()))
     assert head.output_bytes == 4 * middle(head(pixels)[0])[0].numel()
-    plain = whole_step(*split(model, cut), 5)
-    assert whole_step(head, middle, 5) == plain
+    plain = whole_flops(*spec.split(model, cut), 5)
+    assert whole_flops(head, middle, 5) == plain
     tokens = head.smashed_shape[0]
-    ours = head_step(head, 5), tail_step(middle, 5, tokens), tail_step(head.end, 5, tokens)
+    ours = head.flops(5), middle.flops(5, tokens), head.end.flops(5, tokens)
     assert sum(ours) == plain and min(ours) > 0
 
 
-@pytest.mark.parametrize(("make", "cut", "end"), [(vit, 1, 3), (lenet, "conv1", "linear2")])
-def test_flops_of_middle_and_end_equal_the_counter(make, cut, end):
-    model = make()
-    if make is vit:
+@pytest.mark.parametrize(("spec", "cut", "end"), [(VIT, 1, 3), (LENET, "conv1", "linear2")])
+def test_flops_of_middle_and_end_equal_the_counter(spec, cut, end):
+    model = build(spec)
+    if spec.is_transformers:
         model.set_attn_implementation("eager")
-    head, middle = split(model, cut, end)
+    head, middle = spec.split(model, cut, end)
     for part, rows in ((middle, 3), (head.end, 2)):
         tokens = part.num_tokens or 5
         leaf = torch.randn(rows, tokens, part.width, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
-            part(leaf).sum().backward()
-        assert tail_step(part, rows, tokens) == counter.get_total_flops()
+            output = part(leaf)
+            assert part.forward_flops(rows, tokens) == counter.get_total_flops()
+            output.sum().backward()
+        assert part.flops(rows, tokens) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +137,7 @@ def test_an_end_that_leaves_somebody_nothing_is_refused(simulate, cut, end, mess
 @pytest.mark.parametrize("spec", CODECS)
 def test_what_is_sent_knows_no_labels_and_the_client_knows_its_targets(spec):
     codec, place, draw = parse_codec(spec), Place(0, 1, 2, 3), generator(0, "test")
-    head, middle = split(vit(), 1, 2)
+    head, middle = VIT.split(build(VIT), 1, 2)
     insert(head, middle, codec, 0)
     pixels = torch.randn(9, 3, 8, 8, generator=draw)
     sent, targets = set(), []
@@ -177,13 +172,13 @@ def test_another_labelling_sends_the_same_first_payload(simulate, monkeypatch, c
         simulate(watch, end=2, codec=codec, rounds=1, local_steps=1)
         return found
 
-    usual, batch = first_payloads(), Table.batch
+    usual, batch = first_payloads(), Samples.batch
 
     def shifted(self, rows):
         pixels, labels = batch(self, rows)
         return pixels, (labels + 3) % self.num_classes
 
-    monkeypatch.setattr(Table, "batch", shifted)
+    monkeypatch.setattr(Samples, "batch", shifted)
     assert first_payloads() == usual and len(usual) == 6
 
 

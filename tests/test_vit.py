@@ -8,7 +8,8 @@ from fl_split.codecs import Identity
 from fl_split.exchange.split import Place
 from fl_split.exchange.whole import train_step
 from fl_split.flat import Flat
-from fl_split.models.vit import ViT, adapt, split
+from fl_split.models.pretrained import Pretrained, adapt
+from fl_split.models.vit import ViT, split
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.specs import parse
 
@@ -110,8 +111,6 @@ def test_dropout_in_the_head_is_repeatable():
 
 
 def test_a_checkpoint_comes_back_with_a_new_classifier(tmp_path):
-    from fl_split.models.vit import Pretrained
-
     model = build()
     model.save_pretrained(tmp_path)
     loaded = Pretrained(path=str(tmp_path)).build(image_size=99, channels=9, num_classes=7, seed=0)
@@ -125,8 +124,6 @@ def test_a_checkpoint_comes_back_with_a_new_classifier(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_checkpoint_is_trained_in_fp32(tmp_path, dtype):
-    from fl_split.models.vit import Pretrained
-
     build().to(dtype).save_pretrained(tmp_path)
     sizes = {"image_size": 8, "channels": 3, "num_classes": 5, "seed": 0}
     loaded = Pretrained(path=str(tmp_path)).build(**sizes)
@@ -135,8 +132,6 @@ def test_a_half_precision_checkpoint_is_trained_in_fp32(tmp_path, dtype):
 
 def test_what_is_no_vit_is_refused(tmp_path):
     from transformers import BertConfig, BertModel
-
-    from fl_split.models.vit import Pretrained
 
     sizes = {"image_size": 8, "channels": 3, "num_classes": 5, "seed": 0}
     config = BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, vocab_size=9)

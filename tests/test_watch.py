@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from simulations.cli import main as cli
-from simulations.report.text_table import sheet, shortened
+from simulations.report.text_table import shortened, text_table
 from simulations.studies.watch import (
     Pace,
     Snapshot,
@@ -17,8 +17,8 @@ from simulations.studies.watch import (
     is_over,
     look,
     look_below,
+    snapshot_table,
     sparkline,
-    table,
 )
 
 
@@ -107,13 +107,13 @@ def printed(width, table):
 def test_names_keep_one_line_and_their_room_on_a_narrow_terminal():
     names = ["sflv2-order-random-phi-1-adc-0.1-seed0", "sflv2-order-random-phi-1-adc-0.1-seed1"]
     seen = [Snapshot(name, "running", 80, [0.5] * 40, 12_345_678, 1.25) for name in names]
-    wide = printed(130, table(seen, 130))
+    wide = printed(130, snapshot_table(seen, 130))
     assert names[0] in wide[3] and "▅▅▅" in wide[3] and "1.25" in wide[3]
-    normal = printed(80, table(seen, 80))
+    normal = printed(80, snapshot_table(seen, 80))
     assert names[0] in normal[3] and names[1] in normal[4]
     assert "40/80" in normal[3] and "50.0 %" in normal[3] and "running" in normal[3]
     assert "▅" not in normal[3]  # curves give way first
-    narrow = printed(60, table(seen, 60))
+    narrow = printed(60, snapshot_table(seen, 60))
     assert "sflv2" in narrow[3] and "…" in narrow[3] and "seed0" in narrow[3]
     assert all(len(line) <= 60 for line in narrow) and len(narrow) == len(normal)
 
@@ -128,7 +128,7 @@ def test_columns_are_left_out_in_order_until_the_rest_has_room():
     rows = [["x" * 30, "first", "second", "third"]]
 
     def titles(width):
-        found = sheet(["run", "1", "2", "3"], rows, width, spare=["3", "2"])
+        found = text_table(["run", "1", "2", "3"], rows, width, spare=["3", "2"])
         return [column.header for column in found.columns]
 
     # Edges take 1, a column its width and 2: 1 + 32 + 7 + 8 + 7 = 55.

@@ -1,16 +1,19 @@
-"""One exchange over the cut, in plain torch.
+"""Split learning: smashed data go up, the cut gradient comes down.
 
-head -> encode -> | payload | -> decode -> tail -> loss -> d loss / d values -> | -> head
+    client: head -> encode ─── payload ───►  decode -> tail -> loss      :server
+    client: head <─ gradient ◄─ d loss / d values ◄───────┘
 
-The gradient is taken at the payload's values, so autograd covers both halves and the
-downlink shrinks with the uplink.
+The gradient is taken at the payload's values, so autograd covers both halves and the downlink
+shrinks with the uplink.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,65 +21,131 @@ from torch import Tensor
 from torch.nn import functional
 
 from fl_split.codecs import Codec, Received, Smashed
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.link import Arrival, Link
+from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
+from fl_split.exchange.records import (
+    BEGIN,
+    GRADIENT,
+    HEAD,
+    PAYLOAD,
+    SAMPLES,
+    SMASHED_BYTES,
+    STEPS,
+    Record,
+)
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
-from fl_split.seeds import generator, seeded
+from fl_split.seeds import Purpose, StepId, seeded
+
+MAX_TOKENS = 8192
+"""Tokens that run through the tail at once: larger joins only fall out of the cache."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in a run a step happens; all its randomness is derived from here."""
+class Split(Exchange):
+    """One cut; labels go up with the smashed data, the loss is the server's."""
 
-    seed: int
-    round: int
-    client: int
-    step: int
+    actions: ClassVar[tuple[str, ...]] = (BEGIN, GRADIENT)
+    returned = (HEAD,)
+    can_stack = True
 
-    def path(self) -> tuple[int, int, int]:
-        """Round, client, step."""
-        return self.round, self.client, self.step
+    # The client's half.
 
-    def next(self) -> Place:
-        """The client's next step of the same round."""
-        return replace(self, step=self.step + 1)
+    def receive(self, client: ClientSide, record: Record) -> Record | None:
+        """Enter the round, or learn from a cut gradient."""
+        if record.action == BEGIN:
+            client.begin(record)
+        elif record.action == GRADIENT:
+            client.learn(client.backward(record))
+        else:
+            raise ValueError(f"split learning knows no {record.action!r}")
+        return None
+
+    def send(self, client: ClientSide) -> Record:
+        """Send the smashed data of the next batch, or end the round."""
+        if not client.has_batch():
+            return client.end()
+        samples = client.batch_samples
+        size = samples * client.head.module.smashed_bytes
+        return Record(
+            PAYLOAD,
+            payload=client.link.up(client.forward(), client.at),
+            numbers={SAMPLES: samples, STEPS: 1, SMASHED_BYTES: size},
+        )
+
+    def smash(
+        self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
+    ) -> Payload:
+        """Turn a batch into a payload with a live graph.
+
+        The same arguments and weights give the same payload, bit for bit, so the forward can
+        be repeated later when the graph could not be kept. `memory` gets what the client must
+        remember.
+        """
+        with randomness(head, "head", at):
+            tokens, attention = head(batch.pixels)
+        smashed = Smashed(tokens, attention, batch.labels, batch.num_classes, head.num_read)
+        return encode(codec, smashed, at)
+
+    def flops(self, head: Head, tail: Tail) -> Flops:
+        """Operations of the head, without its end."""
+        forward = head.forward_flops(1)
+        return Flops(forward, head.flops(1) - forward)
+
+    # The server's half.
+
+    def serve(
+        self,
+        tail: Flat[Tail],
+        arrivals: Mapping[int, Arrival],
+        weights: Mapping[int, float],
+        at: StepId,
+        graphs: GraphMemory,
+    ) -> Served | HalfServed:
+        """Compute losses, cut gradients and the tail's gradient."""
+        losses: dict[int, float] = {}
+        cuts: dict[int, Payload] = {}
+        gradients = []
+        for clients in batches(tail.module, arrivals):
+            values, payloads, gradient = cut_gradients(
+                tail,
+                [arrivals[client] for client in clients],
+                [weights[client] for client in clients],
+                replace(at, client=clients[0]),
+            )
+            losses.update(zip(clients, values, strict=True))
+            cuts.update(zip(clients, payloads, strict=True))
+            gradients.append(gradient)
+        failed = [client for client, loss in losses.items() if not math.isfinite(loss)]
+        if failed:  # which spoils the sum: once more without
+            rest = {k: arrival for k, arrival in arrivals.items() if k not in failed}
+            if not rest:
+                return Served({}, {}, torch.zeros_like(tail.vector), 0, failed)
+            return replace(self.serve(tail, rest, weights, at, graphs), failed=failed)
+        return Served(losses, cuts, total(gradients), serving_flops(tail.module, arrivals))
+
+    # Both halves in one process.
+
+    def step(
+        self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
+    ) -> Step:
+        """Take one whole exchange; the loss and the gradients of both halves."""
+        payload = self.smash(head.module, link.codec, batch, at, {})
+        arrival = link.carry(payload, at, tail.module)
+        (loss,), (cut,), of_tail = cut_gradients(tail, [arrival], [1.0], at)
+        return Step(loss, head_gradient(head, payload, cut), of_tail)
 
 
-def smash(
-    head: Head, codec: Codec, pixels: Tensor, labels: Tensor, num_classes: int, place: Place
-) -> Payload:
-    """Client, forward: images (B, C, H, W) to a payload with a live graph.
-
-    The same arguments and weights give the same payload, bit for bit, so the forward can be
-    repeated later when the graph could not be kept.
-    """
-    with randomness(head, "head", place):
-        tokens, attention = head(pixels)
-    return compress(codec, Smashed(tokens, attention, labels, num_classes, head.num_read), place)
-
-
-def compress(codec: Codec, smashed: Smashed, place: Place) -> Payload:
-    """Encode with the randomness of `place`."""
+def encode(codec: Codec, smashed: Smashed, at: StepId) -> Payload:
+    """Encode with the randomness of a step."""
     if smashed.tokens.requires_grad:  # sums in the head must not depend on strides
         smashed.tokens.register_hook(torch.Tensor.contiguous)
-    return codec.encode(smashed, generator(place.seed, "codec", *place.path()))
-
-
-def pack(codec: Codec, payload: Payload, place: Place, purpose: str = "pack") -> Payload:
-    """Return what is sent of `payload`, without its graph; the randomness is that of `place`.
-
-    Raises
-    ------
-    ValueError
-        Values that are not finite: some grids would hide them.
-    """
-    check_finite(payload)
-    with torch.no_grad():
-        return codec.pack(payload, generator(place.seed, purpose, *place.path()))
+    return codec.encode(smashed, at.generator("codec"))
 
 
 def head_gradient(head: Flat[Head], payload: Payload, gradient: Payload) -> Tensor:
-    """Client, backward: the head's gradient for the cut gradient of its payload.
+    """Return the head's gradient for the cut gradient of its payload.
 
     Raises
     ------
@@ -87,7 +156,7 @@ def head_gradient(head: Flat[Head], payload: Payload, gradient: Payload) -> Tens
 
 
 def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor]]:
-    """Values of `payload` and their gradients, in the same order.
+    """Return the values of `payload` and their gradients, in the same order.
 
     Raises
     ------
@@ -101,70 +170,10 @@ def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor
     return list(payload.values.values()), [gradient.values[name] for name in payload.values]
 
 
-def loss(logits: Tensor, received: Received) -> Tensor:
-    """Cross-entropy of logits (K, C), averaged over rows with the codec's weights."""
-    if received.weights is None:
-        return functional.cross_entropy(logits, received.targets)
-    rows = functional.cross_entropy(logits, received.targets, reduction="none")
-    return (rows * received.weights).sum() / received.weights.sum()
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A payload on the server: where its cut gradient is taken, and what the tail is fed."""
-
-    leaves: dict[str, Tensor]
-    received: Received
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all rows together."""
-        rows, tokens, _ = self.received.tokens.shape
-        return rows * tokens
-
-
-def arrive(tail: Tail, codec: Codec, payload: Payload) -> Arrival:
-    """Unpack and decode what came, and check that it is something `tail` can be trained on.
-
-    Raises
-    ------
-    ValueError
-        Values that are not finite, tokens or targets of a wrong shape, or a label that is
-        no class.
-    """
-    try:
-        payload = codec.unpack(payload)
-        check_finite(payload)
-        leaves = {name: value.detach().requires_grad_() for name, value in payload.values.items()}
-        received = codec.decode(Payload(leaves, payload.side))
-    except (KeyError, IndexError, OverflowError, RuntimeError, TypeError) as error:
-        raise ValueError(f"cannot be decoded: {error}") from None
-    tokens, targets = received.tokens, received.targets
-    classes, width, count = tail.num_classes, tail.width, tail.num_tokens or "T"
-    if tokens.dim() != 3 or not len(tokens) or tokens.shape[2] != width:
-        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
-    if tail.num_tokens not in {None, tokens.shape[1]}:
-        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
-    if targets.shape not in {(len(tokens),), (len(tokens), classes)}:
-        raise ValueError(f"targets do not fit {len(tokens)} rows: {tuple(targets.shape)}")
-    if targets.dim() == 1 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-        raise ValueError(f"labels must be in 0..{classes - 1}")
-    if not bool(targets.isfinite().all()):
-        raise ValueError("labels that are not finite")
-    return Arrival(leaves, received)
-
-
-def check_finite(payload: Payload) -> None:
-    """Raise ValueError if a value is infinite or not a number."""
-    for value in payload.values.values():
-        if not all(map(torch.isfinite, value.detach().aminmax())):
-            raise ValueError("values that are not finite")
-
-
 def cut_gradients(
-    tail: Flat[Tail], arrivals: Sequence[Arrival], weights: Sequence[float], place: Place
+    tail: Flat[Tail], arrivals: Sequence[Arrival], weights: Sequence[float], at: StepId
 ) -> tuple[list[float], list[Payload], Tensor]:
-    """Server: losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
+    """Return losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
 
     All arrivals run through the tail as one batch, so they must have the same number of
     tokens, and with batch norm each must come alone. Each cut gradient is that of the
@@ -172,11 +181,11 @@ def cut_gradients(
     """
     assert len(arrivals) == 1 or not tail.module.has_batch_norm
     tokens = [arrival.received.tokens for arrival in arrivals]
-    with randomness(tail.module, "tail", place):
+    with randomness(tail.module, "tail", at):
         logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
-    total, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
+    joint, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
     leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
-    gradient, cuts = tail.differentiate([total], inputs=leaves)
+    gradient, cuts = tail.differentiate([joint], inputs=leaves)
     if tail.statistics is not None:  # which know nothing of the weight in the joint loss
         gradient[tail.statistics] *= weights[0]
     following = iter(cuts)
@@ -186,6 +195,14 @@ def cut_gradients(
         for arrival, weight in zip(arrivals, weights, strict=True)
     ]
     return losses, payloads, gradient
+
+
+def loss(logits: Tensor, received: Received) -> Tensor:
+    """Cross-entropy of logits (K, C), averaged over rows with the codec's weights."""
+    if received.weights is None:
+        return functional.cross_entropy(logits, received.targets)
+    rows = functional.cross_entropy(logits, received.targets, reduction="none")
+    return (rows * received.weights).sum() / received.weights.sum()
 
 
 def _joint_loss(
@@ -212,6 +229,39 @@ def _shares(received: Received) -> Tensor:
     return torch.full((count,), 1 / count) if weights is None else weights / weights.sum()
 
 
-def randomness(module: Head | Tail, purpose: str, place: Place) -> AbstractContextManager[None]:
+def randomness(module: Head | Tail, purpose: Purpose, at: StepId) -> AbstractContextManager[None]:
     """Seed what `module` draws in a training forward, if it draws anything."""
-    return seeded(place.seed, purpose, *place.path()) if module.has_dropout else nullcontext()
+    return seeded(at.seed, purpose, *at.path()) if module.has_dropout else nullcontext()
+
+
+def batches(tail: Tail, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
+    """Return which clients run through `tail` as one batch, in the order of `arrivals`.
+
+    They have the same number of tokens, at most MAX_TOKENS in all. Batch norm normalises
+    every client's batch by itself: each runs alone.
+    """
+    if tail.has_batch_norm:
+        return [[client] for client in arrivals]
+    groups: dict[int, list[list[int]]] = {}
+    free: dict[int, int] = {}
+    for client, arrival in arrivals.items():
+        tokens, size = arrival.tokens, arrival.rows * arrival.tokens
+        if free.get(tokens, 0) < size:
+            groups.setdefault(tokens, []).append([])
+            free[tokens] = MAX_TOKENS
+        groups[tokens][-1].append(client)
+        free[tokens] -= size
+    return [clients for found in groups.values() for clients in found]
+
+
+def serving_flops(tail: Tail, arrivals: Mapping[int, Arrival]) -> int:
+    """Operations of the tail's step on `arrivals`."""
+    return sum(tail.flops(arrival.rows, arrival.tokens) for arrival in arrivals.values())
+
+
+def total(gradients: Sequence[Tensor]) -> Tensor:
+    """Add up in the order given, in place of the first."""
+    first, *others = gradients
+    for gradient in others:
+        first.add_(gradient)
+    return first

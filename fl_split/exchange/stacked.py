@@ -12,19 +12,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_split.codecs import Codec, Smashed
-from fl_split.exchange.split import Place, compress, pair
+from fl_split.exchange.split import encode, pair
 from fl_split.flat import Flat
 from fl_split.models.cut import Head
-from fl_split.models.vit import ViTHead
 from fl_split.payload import Payload
-from fl_split.seeds import generator
+from fl_split.seeds import StepId, generator
 
 MEMBERS = 8
 """Most clients in a group: more gain little, and their activations leave the cache."""
@@ -108,7 +107,7 @@ class Conv2d(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class StackedForward:
     """A forward of G clients with its graph.
 
     Attributes
@@ -136,31 +135,21 @@ class Run:
         return torch.cat([part.flatten(1) for part in found], dim=1)
 
 
-def can_group(head: Head) -> TypeGuard[ViTHead]:
-    """Tell whether there is a grouped counterpart of `head`.
-
-    That is so for a ViT's, without dropout, with nothing frozen and no end.
-    """
-    is_trained = all(parameter.requires_grad for parameter in head.parameters())
-    is_plain = not head.has_dropout and head.end is None
-    return isinstance(head, ViTHead) and is_plain and is_trained
-
-
-class GroupedHead:
+class StackedHead:
     """Any number of copies of `head` with weights of their own.
 
     Raises
     ------
     ValueError
-        `head` draws random numbers or holds layers that have no grouped counterpart.
+        `head` draws random numbers or holds layers that have no stacked counterpart.
     """
 
     def __init__(self, head: Head) -> None:
-        if not can_group(head):
+        if not head.can_stack:
             raise ValueError("only ViT heads without dropout can be grouped")
         self._shapes = [parameter.shape for parameter in head.parameters()]
         names = [name for name, _ in head.named_parameters()]
-        self._head = copy.deepcopy(head)
+        self._head: Any = copy.deepcopy(head)
         _swap(self._head)
         self._slots: list[tuple[nn.Module, str]] = []
         for name in names:
@@ -171,7 +160,7 @@ class GroupedHead:
         if left := [name for name, _ in self._head.named_parameters()]:
             raise ValueError(f"{left[0]} cannot be grouped")
 
-    def run(self, vectors: Sequence[Tensor], pixels: Tensor) -> Run:
+    def run(self, vectors: Sequence[Tensor], pixels: Tensor) -> StackedForward:
         """Forward of G clients with flat weights (P,) each on images (G * B, C, H, W)."""
         members = len(vectors)
         with torch.no_grad():
@@ -190,49 +179,50 @@ class GroupedHead:
         for block in self._head.blocks[:-1]:
             tokens = block(tokens)
         sent = self._head.encoder(self._head.blocks[-1](tokens))
-        return Run(sent, tokens.detach(), weights)
+        return StackedForward(sent, tokens.detach(), weights)
 
 
 @dataclass(frozen=True)
-class Seat:
-    """One client's place in a run: its number, and where its codec's graph begins."""
+class StackSlot:
+    """One client's place in a stack: its number, and where its codec's graph begins."""
 
-    run: Run
+    forward: StackedForward
     number: int
     tokens: Tensor
 
 
 def smash_together(
-    grouped: GroupedHead,
+    stacked: StackedHead,
     heads: Sequence[Flat[Head]],
     codec: Codec,
     pixels: Tensor,
     labels: Tensor,
     num_classes: int,
-    places: Sequence[Place],
-) -> list[tuple[Payload, Seat]]:
-    """Do what :func:`fl_split.exchange.split.smash` does, for G clients with as many images each.
+    steps: Sequence[StepId],
+) -> list[tuple[Payload, StackSlot]]:
+    """Do what :meth:`Split.smash` does, for G clients with as many images each.
 
     `pixels` (G * B, C, H, W) and `labels` (G * B,) go client by client.
     """
-    run = grouped.run([head.vector for head in heads], pixels)
-    parts = [part.chunk(run.members) for part in (run.tokens.detach(), run.before, labels)]
+    forward = stacked.run([head.vector for head in heads], pixels)
+    whole = forward.tokens.detach(), forward.before, labels
+    parts = [part.chunk(forward.members) for part in whole]
     found = []
     for number, (tokens, before, targets) in enumerate(zip(*parts, strict=True)):
-        seat = Seat(run, number, tokens.requires_grad_())
+        slot = StackSlot(forward, number, tokens.requires_grad_())
         head = heads[number].module
         attention = partial(head.attention, before)
-        smashed = Smashed(seat.tokens, attention, targets, num_classes, head.num_read)
-        found.append((compress(codec, smashed, places[number]), seat))
+        smashed = Smashed(slot.tokens, attention, targets, num_classes, head.num_read)
+        found.append((encode(codec, smashed, steps[number]), slot))
     return found
 
 
 def head_gradients(
-    seats: Sequence[Seat], payloads: Sequence[Payload], gradients: Sequence[Payload]
+    slots: Sequence[StackSlot], payloads: Sequence[Payload], gradients: Sequence[Payload]
 ) -> Tensor:
-    """Do what :func:`fl_split.exchange.split.head_gradient` does, for all clients of a run, (G, P).
+    """Do what :func:`~fl_split.exchange.split.head_gradient` does, for all clients of a stack.
 
-    All clients of one run, in the order of their seats.
+    `slots` are all those of one forward, in order. Returns (G, P).
 
     Raises
     ------
@@ -240,11 +230,11 @@ def head_gradients(
         A gradient does not have the names and shapes of its payload's values.
     """
     parts = []
-    for seat, payload, gradient in zip(seats, payloads, gradients, strict=True):
+    for slot, payload, gradient in zip(slots, payloads, gradients, strict=True):
         values, weights = pair(payload, gradient)
-        found = torch.autograd.grad(values, [seat.tokens], weights, materialize_grads=True)
+        found = torch.autograd.grad(values, [slot.tokens], weights, materialize_grads=True)
         parts.append(found[0])
-    return seats[0].run.differentiate(torch.cat(parts))
+    return slots[0].forward.differentiate(torch.cat(parts))
 
 
 def _swap(module: nn.Module) -> None:
@@ -259,7 +249,7 @@ def _swap(module: nn.Module) -> None:
             _swap(child)
 
 
-def is_faster(grouped: GroupedHead, head: Head, shape: Sequence[int]) -> bool:
+def is_faster(stacked: StackedHead, head: Head, shape: Sequence[int]) -> bool:
     """Try a group of copies of `head` on batches of `shape` (B, C, H, W), grouped and one by one.
 
     True if the group takes less CPU time on this machine and, which kernels do not promise,
@@ -284,7 +274,7 @@ def is_faster(grouped: GroupedHead, head: Head, shape: Sequence[int]) -> bool:
         return torch.cat(outputs), torch.stack(gradients)
 
     def group() -> tuple[Tensor, Tensor]:
-        found = grouped.run([flat.vector for flat in heads], pixels)
+        found = stacked.run([flat.vector for flat in heads], pixels)
         return found.tokens, found.differentiate(weights)
 
     seconds: dict[Callable[[], Any], list[float]] = {loop: [], group: []}

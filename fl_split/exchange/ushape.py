@@ -1,144 +1,303 @@
 """The U-shape: the last stages are the client's too, and labels never leave it.
 
-head -> encode -> | payload | -> decode -> middle -> | output          | -> end -> loss
-head <- ......... | gradient | <- ........... middle <- | its gradient | <- end
+    client: head -> encode ── payload ──►  decode -> middle            :server
+    client: end  <────────── output ◄─────────────────┘
+    client: loss ── gradient of the output ──►  middle
+    client: head <────────── gradient ◄────────────┘
 
 An exchange has four transfers. What is sent is encoded as if all labels were 0; which rows
-a codec makes of a batch does not depend on them, so that the client, who knows what it would
-have sent, knows the targets of the rows that come back.
+a codec makes of a batch does not depend on labels, so that the client, which knows what it
+would have sent, knows the targets of the rows that come back. Outputs and their gradients are
+packed as cut gradients are, but without error feedback: samples change.
+
+An exchange is taken whole or not at all: the end waits for the head, and both step together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import Codec, Received, Smashed
-from fl_split.exchange.split import Arrival, Place, compress, loss, randomness
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.link import Arrival, Link, check_finite
+from fl_split.exchange.protocol import Batch, ClientSide, HalfServed, Served, Step
+from fl_split.exchange.records import BEGIN, GRADIENT, LOSS, SMASHED_BYTES, Record
+from fl_split.exchange.split import (
+    Split,
+    batches,
+    encode,
+    head_gradient,
+    loss,
+    randomness,
+    serving_flops,
+    total,
+)
 from fl_split.flat import Flat, trained
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
+from fl_split.seeds import StepId
+
+OUTPUT = "output"
+"""The server sends what the middle made of a payload."""
+OUTPUT_GRADIENT = "output-gradient"
+"""The client answers with the gradient of its loss in that output, and with the loss."""
+
+TARGETS, ROW_WEIGHTS, OF_END = "targets", "row-weights", "of-end"
+"""What a client remembers: targets of the rows that will come back; then the end's gradient."""
+
+Answer = tuple[float, Tensor]
+"""A client's loss, and its gradient in the output (K, T, D)."""
+
+
+def crossing(head: Head) -> Split:
+    """Return the exchange of a model that has been cut once, or twice."""
+    return Split() if head.end is None else UShape()
+
+
+class UShape(Split):
+    """Two cuts; the loss is the client's."""
+
+    actions = (BEGIN, OUTPUT, GRADIENT)
+    can_stack = False
+
+    # The client's half.
+
+    def receive(self, client: ClientSide, record: Record) -> Record | None:
+        """Enter the round; run an output through the end; or learn from a cut gradient."""
+        if record.action == OUTPUT:
+            return self._conclude(client, record)
+        if record.action == GRADIENT:
+            of_head = client.backward(record)
+            client.learn(add_end(client.head, of_head, client.memory[OF_END]))
+            client.memory.clear()
+            return None
+        client.memory.clear()
+        return super().receive(client, record)
+
+    def _conclude(self, client: ClientSide, record: Record) -> Record:
+        memory = client.memory
+        if TARGETS not in memory:
+            raise RuntimeError("no exchange in progress: this client's state was lost")
+        output = client.link.read(record.sent(), client.at).values["tokens"]
+        received = Received(output, memory[TARGETS], memory.get(ROW_WEIGHTS))
+        value, of_end, of_output = conclude(client.head, received, client.at)
+        sent = client.link.across(Payload({"tokens": of_output}), client.at, "way back")
+        memory.clear()
+        memory[OF_END] = of_end
+        size = client.batch_samples * client.head.module.output_bytes
+        return Record(OUTPUT_GRADIENT, sent, numbers={LOSS: value, SMASHED_BYTES: size})
+
+    def smash(
+        self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
+    ) -> Payload:
+        """Turn a batch into a payload that knows nothing of its labels; remember the targets."""
+        with randomness(head, "head", at):
+            tokens, attention = head(batch.pixels)
+        attention = cache(attention)
+        classes = batch.num_classes
+        unlabelled = torch.zeros_like(batch.labels)
+        unknown = Smashed(tokens, attention, unlabelled, classes, head.num_read)
+        payload = encode(codec, unknown, at)
+        with torch.no_grad():
+            own = Smashed(tokens.detach(), attention, batch.labels, classes, head.num_read)
+            received = codec.decode(encode(codec, own, at))
+        memory[TARGETS] = received.targets
+        if received.weights is not None:
+            memory[ROW_WEIGHTS] = received.weights
+        return payload
+
+    # The server's half.
+
+    def serve(
+        self,
+        tail: Flat[Tail],
+        arrivals: Mapping[int, Arrival],
+        weights: Mapping[int, float],
+        at: StepId,
+        graphs: GraphMemory,
+    ) -> HalfServed:
+        """Run payloads through the middle; the rest waits for the clients' ends.
+
+        The middle's graphs are kept meanwhile, as far as `graphs` has room; else the forward
+        is repeated, with the same weights and so the same bits.
+        """
+        forwards, size = _forwards(tail.module, arrivals, at)
+        outputs = {k: found for forward in forwards for k, found in forward.outputs().items()}
+        failed = [k for k, output in outputs.items() if not bool(output.isfinite().all())]
+        if failed:  # which would spoil the gradient of the others: once more without
+            rest = {k: arrival for k, arrival in arrivals.items() if k not in failed}
+            return replace(self.serve(tail, rest, weights, at, graphs), failed=failed)
+        kept = forwards if graphs.take(size) else None
+
+        def resume(answers: Mapping[int, Answer]) -> Served:
+            if kept is not None:
+                graphs.give(size)
+            if not answers:
+                return Served({}, {}, torch.zeros_like(tail.vector), 0)
+            again = kept or _forwards(tail.module, arrivals, at)[0]
+            return _serve_back(tail, again, answers, weights)
+
+        return HalfServed(
+            OUTPUT,
+            {k: Payload({"tokens": output}) for k, output in outputs.items()},
+            lambda client, link, record: _read(
+                link, record, outputs[client], replace(at, client=client)
+            ),
+            resume,
+        )
+
+    def answer_flops(self, head: Head, output: Payload) -> int:
+        """Operations of the end on one output."""
+        assert head.end is not None
+        rows, tokens, _ = output.values["tokens"].shape
+        return head.end.flops(rows, tokens)
+
+    # Both halves in one process.
+
+    def step(
+        self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
+    ) -> Step:
+        """Take one whole exchange; the loss and the gradients of both halves."""
+        memory: dict[str, Tensor] = {}
+        payload = self.smash(head.module, link.codec, batch, at, memory)
+        arrival = link.carry(payload, at, tail.module)
+        forward = _traverse(tail.module, {at.client: arrival}, at)
+        received = Received(forward.output, memory[TARGETS], memory.get(ROW_WEIGHTS))
+        value, of_end, of_output = conclude(head, received, at)
+        (cut,), of_middle = _retrace(tail, forward, [of_output], [1.0])
+        return Step(value, add_end(head, head_gradient(head, payload, cut), of_end), of_middle)
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What the rows of an output are compared with.
-
-    Attributes
-    ----------
-    targets : Tensor
-        (K,) int64 classes, or (K, C) float mixtures that sum to 1.
-    weights : Tensor or None
-        (K,) float loss weights of the rows; None is the plain mean.
-    """
-
-    targets: Tensor
-    weights: Tensor | None = None
-
-
-def smash_unlabelled(
-    head: Head, codec: Codec, pixels: Tensor, labels: Tensor, num_classes: int, place: Place
-) -> tuple[Payload, Targets]:
-    """Client, forward: images to a payload that knows nothing of `labels`, and to targets.
-
-    Like :func:`fl_split.exchange.split.smash` it gives the same again when repeated.
-    """
-    with randomness(head, "head", place):
-        tokens, attention = head(pixels)
-    attention = cache(attention)
-    unknown = Smashed(tokens, attention, torch.zeros_like(labels), num_classes, head.num_read)
-    payload = compress(codec, unknown, place)
-    with torch.no_grad():
-        own = Smashed(tokens.detach(), attention, labels, num_classes, head.num_read)
-        received = codec.decode(compress(codec, own, place))
-    return payload, Targets(received.targets, received.weights)
-
-
-@dataclass(frozen=True)
-class Passage:
+class MiddleForward:
     """Payloads that ran through the middle as one batch; `output` (rows, T, D) has the graph."""
 
-    arrivals: Sequence[Arrival]
+    arrivals: Mapping[int, Arrival]
     output: Tensor
 
-    def outputs(self) -> list[Tensor]:
-        """What came out, by arrival, (K, T, D) each and without graph."""
-        counts = [len(arrival.received.tokens) for arrival in self.arrivals]
-        return list(self.output.detach().split(counts))
+    def outputs(self) -> dict[int, Tensor]:
+        """Return what came out, by client, (K, T, D) each and without graph."""
+        parts = self.output.detach().split([arrival.rows for arrival in self.arrivals.values()])
+        return dict(zip(self.arrivals, parts, strict=True))
 
 
-def traverse(middle: Tail, arrivals: Sequence[Arrival], place: Place) -> Passage:
-    """Server, forward: run all arrivals through the middle as one batch.
+def _forwards(
+    middle: Tail, arrivals: Mapping[int, Arrival], at: StepId
+) -> tuple[list[MiddleForward], int]:
+    """Run all arrivals through the middle; return its graphs and their bytes."""
+    with saved() as sizes:
+        forwards = [
+            _traverse(middle, {k: arrivals[k] for k in clients}, replace(at, client=clients[0]))
+            for clients in batches(middle, arrivals)
+        ]
+    return forwards, activation_bytes(sizes, middle.parameters())
+
+
+def _traverse(middle: Tail, arrivals: Mapping[int, Arrival], at: StepId) -> MiddleForward:
+    """Run arrivals through the middle as one batch.
 
     They must have the same number of tokens, and with batch norm each must come alone.
     """
     assert len(arrivals) == 1 or not middle.has_batch_norm
-    tokens = [arrival.received.tokens for arrival in arrivals]
-    with randomness(middle, "tail", place):
-        return Passage(arrivals, middle(tokens[0] if len(tokens) == 1 else torch.cat(tokens)))
+    tokens = [arrival.received.tokens for arrival in arrivals.values()]
+    with randomness(middle, "tail", at):
+        output = middle(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
+    return MiddleForward(arrivals, output)
 
 
-def retrace(
-    middle: Flat[Tail], passage: Passage, gradients: Sequence[Tensor], weights: Sequence[float]
+def _serve_back(
+    middle: Flat[Tail],
+    forwards: Sequence[MiddleForward],
+    answers: Mapping[int, Answer],
+    weights: Mapping[int, float],
+) -> Served:
+    """Differentiate sum_k weights[k] loss_k over the clients of `answers`; others are gone."""
+    cuts: dict[int, Payload] = {}
+    gradients = []
+    arrivals: dict[int, Arrival] = {}
+    for forward in forwards:
+        if not answers.keys() & forward.arrivals.keys():
+            continue
+        of_outputs = [
+            answers[k][1] if k in answers else torch.zeros_like(output)
+            for k, output in forward.outputs().items()
+        ]
+        counted = [weights[k] if k in answers else 0.0 for k in forward.arrivals]
+        found, gradient = _retrace(middle, forward, of_outputs, counted)
+        gradients.append(gradient)
+        cuts |= {k: cut for k, cut in zip(forward.arrivals, found, strict=True) if k in answers}
+        arrivals |= {k: arrival for k, arrival in forward.arrivals.items() if k in answers}
+    losses = {client: value for client, (value, _) in answers.items()}
+    return Served(losses, cuts, total(gradients), serving_flops(middle.module, arrivals))
+
+
+def _retrace(
+    middle: Flat[Tail],
+    forward: MiddleForward,
+    gradients: Sequence[Tensor],
+    weights: Sequence[float],
 ) -> tuple[list[Payload], Tensor]:
-    """Server, backward: cut gradients, and the middle's of sum_k weights[k] loss_k.
+    """Return cut gradients, and the middle's gradient of sum_k weights[k] loss_k.
 
     `gradients` are those of each client's own loss in its output, and so are the cut
     gradients. A client of weight 0 takes no part; its cut gradient means nothing.
     """
     scaled = torch.cat([g * weight for g, weight in zip(gradients, weights, strict=True)])
-    leaves = [leaf for arrival in passage.arrivals for leaf in arrival.leaves.values()]
-    gradient, cuts = middle.differentiate([passage.output], [scaled], inputs=leaves)
+    arrivals = list(forward.arrivals.values())
+    leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
+    gradient, cuts = middle.differentiate([forward.output], [scaled], inputs=leaves)
     if middle.statistics is not None:  # which know nothing of the weight
         gradient[middle.statistics] *= weights[0]
     following = iter(cuts)
     payloads = [
         Payload({name: next(following) / (weight or 1.0) for name in arrival.leaves})
-        for arrival, weight in zip(passage.arrivals, weights, strict=True)
+        for arrival, weight in zip(arrivals, weights, strict=True)
     ]
     return payloads, gradient
 
 
-def conclude(
-    head: Flat[Head], output: Tensor, targets: Targets, place: Place
-) -> tuple[float, Tensor, Tensor]:
-    """Client, end: the loss, its gradient in the weights of the end, and in `output`."""
+def _read(link: Link, record: Record, output: Tensor, at: StepId) -> Answer:
+    """Read loss and gradient; raise ValueError if they are not what they should be."""
+    if record.action != OUTPUT_GRADIENT:
+        raise ValueError(f"a {record.action!r} where the gradient of an output was due")
+    payload = link.read(record.sent(), at)
+    check_finite(payload)
+    gradient = payload.values.get("tokens")
+    if gradient is None or gradient.shape != output.shape:
+        got = None if gradient is None else tuple(gradient.shape)
+        raise ValueError(f"a gradient of shape {got}, expected {tuple(output.shape)}")
+    value = record.number(LOSS)
+    if not math.isfinite(value):
+        raise ValueError("a loss that is not finite")
+    return value, gradient
+
+
+def conclude(head: Flat[Head], received: Received, at: StepId) -> tuple[float, Tensor, Tensor]:
+    """Client, end: the loss, its gradient in the weights of the end, and in the output."""
     end = head.module.end
     assert end is not None
-    leaf = output.detach().requires_grad_()
-    with randomness(end, "end", place):
+    leaf = received.tokens.detach().requires_grad_()
+    with randomness(end, "end", at):
         logits = end(leaf)
-    value = loss(logits, Received(leaf, targets.targets, targets.weights))
+    value = loss(logits, received)
     gradient, (of_output,) = head.differentiate([value], inputs=[leaf])
-    return float(value.detach()), gradient[_end(head)], of_output
+    return float(value.detach()), gradient[_place_of_end(head)], of_output
 
 
 def add_end(head: Flat[Head], gradient: Tensor, of_end: Tensor) -> Tensor:
     """Put the gradient of the end's weights into one of the head's, in place."""
-    gradient[_end(head)] += of_end
+    gradient[_place_of_end(head)] += of_end
     return gradient
 
 
-def there_and_back(
-    head: Flat[Head], middle: Flat[Tail], arrival: Arrival, place: Place
-) -> tuple[float, Payload, Tensor, Tensor]:
-    """Do all that lies between payload and cut gradient, in one process.
-
-    Returns the loss, the cut gradient, and the gradients of the middle and of the end.
-    """
-    received = arrival.received
-    passage = traverse(middle.module, [arrival], place)
-    targets = Targets(received.targets, received.weights)
-    value, of_end, of_output = conclude(head, passage.output, targets, place)
-    (cut,), of_middle = retrace(middle, passage, [of_output], [1.0])
-    return value, cut, of_middle, of_end
-
-
-def _end(head: Flat[Head]) -> slice:
+def _place_of_end(head: Flat[Head]) -> slice:
     """Where the end is in the head's vector: last, as it is the last module of a head."""
     assert head.module.end is not None
     return slice(-sum(parameter.numel() for parameter in trained(head.module.end)), None)

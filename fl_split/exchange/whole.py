@@ -1,70 +1,110 @@
-"""Both sides of the cut in one process: whole exchanges, and the joined model."""
+"""Whole models: a client trains head and tail for one round, and nothing else crosses.
+
+    client: weights ◄── BEGIN ── server ;  all steps of the round ;  weights ── END ──► server
+
+Also the joined model, as evaluation and the saved files have it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fl_split.codecs import Codec
-from fl_split.exchange.split import Place, arrive, cut_gradients, head_gradient, pack, smash
-from fl_split.exchange.ushape import add_end, there_and_back
+from fl_split.codecs import Identity
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import ClientSide, Exchange, Flops
+from fl_split.exchange.records import BEGIN, HEAD, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
+from fl_split.exchange.ushape import crossing
 from fl_split.flat import Flat, descend
-from fl_split.models.cut import Head, Tail
+from fl_split.models.cut import Head, Tail, whole_flops
+from fl_split.optimizers import moments, set_moments
+
+MOMENT = "tail-moment/"
+"""What begins the name under which a client remembers a moment of its own tail's optimiser."""
+
+
+class Pull(Protocol):
+    """A term that an algorithm adds to the gradient of local training."""
+
+    def __call__(self, weights: Tensor, start: Tensor) -> Tensor:
+        """Return the gradient (P,) of the term, given weights now and at the round's start."""
+        ...
 
 
 @dataclass(frozen=True)
-class Proximal:
-    """The gradient of mu / 2 ||w - w_0||^2, which FedProx adds (Li et al., MLSys 2020)."""
+class Whole(Exchange):
+    """A client trains the whole model, those that came or its own; uncompressed.
 
-    mu: float
-    head: Tensor
-    tail: Tensor
+    Attributes
+    ----------
+    pull : Pull, optional
+        Is added to the gradients of weights, not of running statistics.
+    """
 
-    @classmethod
-    def at(cls, mu: float, head: Flat[Head], tail: Flat[Tail]) -> Proximal:
-        """Pull towards the present weights."""
-        return cls(mu, head.vector.detach().clone(), tail.vector.detach().clone())
+    pull: Pull | None = None
+    actions = (BEGIN,)
+    returned = (HEAD, TAIL)
 
-    def add(self, gradient: Tensor, flat: Flat[Any], anchor: Tensor) -> Tensor:
-        """Return `gradient` with the pull on weights, not on running statistics, added."""
-        if not self.mu:
-            return gradient
-        pull = self.mu * (flat.vector.detach() - anchor)
+    def receive(self, client: ClientSide, record: Record) -> Record:
+        """Train for one round."""
+        client.begin(record)
+        tail, memory = client.tail, client.memory
+        is_own = TAIL not in record.weights
+        optimizer = client.load_tail(None if is_own else record.weights[TAIL].numpy())
+        if is_own and TAIL in memory:
+            tail.load(memory[TAIL])
+            kept = {k: v for k, v in memory.items() if k.startswith(MOMENT)}
+            found = {name.removeprefix(MOMENT): v.clone() for name, v in kept.items()}
+            set_moments(optimizer, tail.vector, found)
+        losses, samples = self._train(client, tail, optimizer)
+        if is_own:
+            found = moments(optimizer, tail.vector)
+            memory |= {TAIL: torch.from_numpy(tail.numpy())}
+            memory |= {f"{MOMENT}{name}": moment for name, moment in found.items()}
+        end = client.end()
+        weights = end.weights if is_own else {**end.weights, TAIL: Weights.of(tail.numpy())}
+        numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
+        return Record(end.action, weights=weights, numbers={**end.numbers, **numbers})
+
+    def send(self, client: ClientSide) -> Record:
+        """Send nothing beside the weights that end a round."""
+        return client.end()
+
+    def flops(self, head: Head, tail: Tail) -> Flops:
+        """Operations of head, tail and end together."""
+        return Flops(whole_flops(head, tail, 1), 0)
+
+    def _train(
+        self, client: ClientSide, tail: Flat[Tail], optimizer: torch.optim.Optimizer
+    ) -> tuple[list[float], int]:
+        """Take all steps of the round; return their losses and the number of samples."""
+        head, losses, samples = client.head, [], 0
+        step = crossing(head.module).step
+        starts = [flat.vector.detach().clone() for flat in (head, tail)] if self.pull else []
+        while client.has_batch():
+            batch = client.batch()
+            found = step(head, tail, Link(Identity(), Identity()), batch, client.at)
+            gradients = [found.of_head, found.of_tail]
+            if self.pull:
+                gradients = [
+                    self._pulled(found.of_head, head, starts[0]),
+                    self._pulled(found.of_tail, tail, starts[1]),
+                ]
+            descend(optimizer, tail, gradients[1])
+            client.learn(gradients[0])
+            losses.append(found.loss)
+            samples += len(batch.labels)
+        return losses, samples
+
+    def _pulled(self, gradient: Tensor, flat: Flat[Any], start: Tensor) -> Tensor:
+        assert self.pull is not None
+        pull = self.pull(flat.vector.detach(), start)
         if flat.statistics is not None:
             pull[flat.statistics] = 0
         return gradient + pull
-
-
-def train_step(
-    head: Flat[Head],
-    tail: Flat[Tail],
-    optimizers: Sequence[torch.optim.Optimizer],
-    codec: Codec,
-    pixels: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    place: Place,
-    proximal: Proximal | None = None,
-) -> float:
-    """One whole exchange in one process and a step of both optimisers; return the loss."""
-    payload = smash(head.module, codec, pixels, labels, num_classes, place)
-    arrival = arrive(tail.module, codec, pack(codec, payload, place))
-    if head.module.end is None:
-        (loss,), (cut,), of_tail = cut_gradients(tail, [arrival], [1.0], place)
-        of_head = head_gradient(head, payload, cut)
-    else:
-        loss, cut, of_tail, of_end = there_and_back(head, tail, arrival, place)
-        of_head = add_end(head, head_gradient(head, payload, cut), of_end)
-    if proximal:
-        of_head = proximal.add(of_head, head, proximal.head)
-        of_tail = proximal.add(of_tail, tail, proximal.tail)
-    descend(optimizers[0], head, of_head)
-    descend(optimizers[1], tail, of_tail)
-    return loss
 
 
 def joined(head: Head, tail: Tail, pixels: Tensor) -> Tensor:

@@ -51,6 +51,11 @@ class Head(nn.Module, ABC):
         self.end: Tail | None = None
 
     @property
+    def can_stack(self) -> bool:
+        """Whether heads of several clients can run as one, with stacked weights."""
+        return False
+
+    @property
     def smashed_bytes(self) -> int:
         """Bytes of the uncompressed fp32 smashed data of one sample."""
         return 4 * math.prod(self.smashed_shape)
@@ -68,6 +73,14 @@ class Head(nn.Module, ABC):
 
         `pixels` is (B, C, H, W). See :meth:`attention`, which only some codecs ask for.
         """
+
+    @abstractmethod
+    def flops(self, samples: int) -> int:
+        """Operations of forward and backward on so many images, without the end."""
+
+    @abstractmethod
+    def forward_flops(self, samples: int) -> int:
+        """Operations of the forward alone."""
 
     def attention(self, before: Tensor) -> Tensor:
         """CLS attention row (B, N) of the last stage, given its input; without gradient."""
@@ -101,6 +114,21 @@ class Tail(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D); a middle returns tokens again."""
+
+    @abstractmethod
+    def flops(self, rows: int, tokens: int) -> int:
+        """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
+
+    @abstractmethod
+    def forward_flops(self, rows: int, tokens: int) -> int:
+        """Operations of the forward alone."""
+
+
+def whole_flops(head: Head, tail: Tail, samples: int) -> int:
+    """Operations of forward and backward of all parts on so many images, uncompressed."""
+    tokens = head.smashed_shape[0]
+    total = head.flops(samples) + tail.flops(samples, tokens)
+    return total + (head.end.flops(samples, tokens) if head.end else 0)
 
 
 def num_stages(names: Sequence[str], cut: int | str) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from fl_split.models.cut import Head, Tail
+from fl_split.models.stages import split
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -60,6 +62,10 @@ class LeNet:
             )
         with seeded(seed, "model"):
             return LeNetModel(size, channels, num_classes)
+
+    def split(self, module: Any, cut: int | str, end: int | str = 0) -> tuple[Head, Tail]:
+        """Cut what :meth:`build` returned, see :func:`fl_split.models.stages.split`."""
+        return split(module, cut, end)
 
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation, per channel, of the input this model expects."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from fl_split.models.pretrained import classifiers
+from fl_split.models.vit import classifiers
 from fl_split.seeds import seeded
 
 TARGETS = ["q_proj", "v_proj"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -10,7 +10,9 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from fl_split.models import pretrained
+from fl_split.models.cut import Head, Tail
 from fl_split.models.norms import replace
+from fl_split.models.stages import split
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -87,6 +89,10 @@ class ResNet18:
         size = self.image_size or image_size
         model.image_shape = model.config.num_channels, size, size
         return model
+
+    def split(self, module: Any, cut: int | str, end: int | str = 0) -> tuple[Head, Tail]:
+        """Cut what :meth:`build` returned, see :func:`fl_split.models.stages.split`."""
+        return split(module, cut, end)
 
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation, per channel, of the input this model expects."""

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fl_split.models import flops
 from fl_split.models.cut import Head, Tail, draws, normalises_batches, num_before_end, num_stages
 
 Shape = tuple[int, ...]
@@ -55,6 +56,16 @@ class ConvHead(Head):
         tokens = _tokens(self.stages(pixels))
         return self.encoder(tokens), partial(self.attention, tokens)
 
+    def flops(self, samples: int) -> int:
+        """Operations of forward and backward on so many images; pixels need no gradient."""
+        layers = 3 * sum(self.layer_flops) - self.layer_flops[0]
+        return samples * (self.smashed_shape[0] * flops.training(self.encoder) + layers)
+
+    def forward_flops(self, samples: int) -> int:
+        """Operations of the forward alone."""
+        encoder = self.smashed_shape[0] * flops.forward(self.encoder)
+        return samples * (encoder + sum(self.layer_flops))
+
 
 class ConvMiddle(Tail):
     """The stages between the cuts of a U-shape, for features of `shape`, (C, H, W) or (C,).
@@ -80,6 +91,14 @@ class ConvMiddle(Tail):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens (B, H W, C) for tokens (B, H W, C)."""
         return _tokens(self.run(tokens))
+
+    def flops(self, rows: int, tokens: int) -> int:
+        """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
+        return rows * (tokens * flops.training(self.decoder) + 3 * sum(self.layer_flops))
+
+    def forward_flops(self, rows: int, tokens: int) -> int:
+        """Operations of the forward alone."""
+        return rows * (tokens * flops.forward(self.decoder) + sum(self.layer_flops))
 
     def run(self, tokens: Tensor) -> Tensor:
         """Return what the last stage makes of tokens (B, H W, C)."""
@@ -131,14 +150,14 @@ def _tokens(features: Tensor) -> Tensor:
 @torch.no_grad()
 def trial(stages: nn.Module, shape: Shape) -> tuple[Shape, list[int]]:
     """Run one sample of `shape`; return the shape of what comes out, and ``layer_flops``."""
-    flops = []
+    found: list[int] = []
 
     def count(layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
-        flops.append(2 * layer.weight.numel() * output.numel() // len(layer.weight))
+        found.append(2 * layer.weight.numel() * output.numel() // len(layer.weight))
 
     layers = [part for part in stages.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     output = stages(torch.zeros(1, *shape))
     for hook in hooks:
         hook.remove()
-    return tuple(output.shape[1:]), flops
+    return tuple(output.shape[1:]), found

@@ -10,8 +10,7 @@ no teacher.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -19,28 +18,12 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import (
-    DeiTForImageClassification,
-    DeiTForImageClassificationWithTeacher,
-    PreTrainedModel,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from fl_split.models import pretrained
-from fl_split.models.cut import Head, Tail, draws, insert, num_before_end, num_stages
-from fl_split.models.lora import add_adapters
+from fl_split.models import flops
+from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
-
-__all__ = ["Head", "Pretrained", "Tail", "ViT", "adapt", "insert", "split"]
-
-ARCHITECTURES = (
-    ViTForImageClassification,
-    DeiTForImageClassification,
-    DeiTForImageClassificationWithTeacher,
-)
 
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -59,9 +42,15 @@ class ViTHead(Head):
         self.has_dropout = draws(self)
         _, tokens, width = self.embeddings.position_embeddings.shape
         self.smashed_shape = tokens, width
-        self.num_read = len(pretrained.classifiers(model))
+        self.num_read = len(classifiers(model))
         size = model.config.image_size
         self.image_shape = model.config.num_channels, size, size
+
+    @property
+    def can_stack(self) -> bool:
+        """True without dropout, with nothing frozen and no end."""
+        is_trained = all(parameter.requires_grad for parameter in self.parameters())
+        return is_trained and not self.has_dropout and self.end is None
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return smashed tokens (B, N, D), CLS first, and what gives :meth:`attention`."""
@@ -77,6 +66,25 @@ class ViTHead(Head):
         CLS-to-CLS entry 0, sums to 1 and carries no gradient.
         """
         return _cls_attention(self.blocks[-1], before)
+
+    def flops(self, samples: int) -> int:
+        """Operations of forward and backward on so many images; pixels need no gradient."""
+        tokens, width = self.smashed_shape
+        is_trained = self.embeddings.patch_embeddings.projection.weight.requires_grad
+        first, *others = self.blocks
+        total = tokens * flops.training(self.encoder) + self._patch_flops() * (1 + is_trained)
+        total += _block_flops(first, tokens, width, is_trained)
+        return samples * (total + sum(_block_flops(block, tokens, width) for block in others))
+
+    def forward_flops(self, samples: int) -> int:
+        """Operations of the forward alone."""
+        tokens, width = self.smashed_shape
+        total = tokens * flops.forward(self.encoder) + self._patch_flops()
+        return samples * (total + _blocks_forward_flops(self.blocks, tokens, width))
+
+    def _patch_flops(self) -> int:
+        patches = self.embeddings.patch_embeddings
+        return 2 * patches.num_patches * patches.projection.weight.numel()
 
 
 class ViTMiddle(Tail):
@@ -97,6 +105,18 @@ class ViTMiddle(Tail):
             tokens = block(tokens)
         return tokens
 
+    def flops(self, rows: int, tokens: int) -> int:
+        """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
+        total = tokens * flops.training(self.decoder)
+        return rows * (
+            total + sum(_block_flops(block, tokens, self.hidden_size) for block in self.blocks)
+        )
+
+    def forward_flops(self, rows: int, tokens: int) -> int:
+        """Operations of the forward alone."""
+        total = tokens * flops.forward(self.decoder)
+        return rows * (total + _blocks_forward_flops(self.blocks, tokens, self.hidden_size))
+
 
 class ViTTail(ViTMiddle):
     """All blocks after `cut`, if there are any, the final norm, the classifier or two."""
@@ -104,13 +124,21 @@ class ViTTail(ViTMiddle):
     def __init__(self, model: PreTrainedModel, cut: int) -> None:
         super().__init__(model, cut, None)
         self.norm = model.base_model.layernorm
-        self.classifiers = nn.ModuleList(pretrained.classifiers(model))
+        self.classifiers = nn.ModuleList(classifiers(model))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
         normed = self.norm(super().forward(tokens))
         logits = [layer(normed[:, place]) for place, layer in enumerate(self.classifiers)]
         return torch.stack(logits).mean(dim=0)
+
+    def flops(self, rows: int, tokens: int) -> int:
+        """Operations of forward and backward; a classifier reads one token of a sequence."""
+        return super().flops(rows, tokens) + rows * flops.training(self.classifiers)
+
+    def forward_flops(self, rows: int, tokens: int) -> int:
+        """Operations of the forward alone."""
+        return super().forward_flops(rows, tokens) + rows * flops.forward(self.classifiers)
 
 
 def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[ViTHead, ViTMiddle]:
@@ -133,6 +161,11 @@ def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[V
     return head, ViTMiddle(model, blocks, last)
 
 
+def classifiers(model: Any) -> list[Any]:
+    """What is behind the backbone: the classifier of token 0, that of token 1 if there is one."""
+    return [part for part in model.children() if part is not model.base_model]
+
+
 @torch.no_grad()
 def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
     """Attention of the CLS query in `block`, (B, N), without materialising N x N.
@@ -149,6 +182,27 @@ def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
     probe = torch.einsum("bhe,hed->bhd", query, key_weight)
     scores = torch.einsum("bhd,bnd->bhn", probe, normed) * attention.scaling
     return scores.softmax(dim=-1).mean(dim=1)
+
+
+def _blocks_forward_flops(blocks: Iterable[nn.Module], tokens: int, width: int) -> int:
+    """Operations of the forward on one sample: linear layers, two products of attention."""
+    return sum(tokens * flops.forward(block) + 4 * tokens**2 * width for block in blocks)
+
+
+def _block_flops(block: nn.Module, tokens: int, width: int, needs_inputs: bool = True) -> int:
+    """Operations of forward and backward on one sample.
+
+    Not `needs_inputs`: only frozen weights came before, so that a backward pass ends in the
+    adapters of queries and values, and keys need no gradient either.
+    """
+    if needs_inputs:
+        return tokens * flops.training(block) + 12 * tokens**2 * width
+    linear = 0
+    for name, layer in block.named_modules():
+        if isinstance(layer, nn.Linear):
+            is_end = name.startswith("attention.") and "o_proj" not in name
+            linear += flops.of_layer(layer, needs_inputs=not is_end or "lora_B" in name)
+    return tokens * linear + 10 * tokens**2 * width
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -191,114 +245,21 @@ class ViT:
             hidden_dropout_prob=self.hidden_dropout_prob,
             attention_probs_dropout_prob=self.attention_probs_dropout_prob,
         )
-        _check_sizes(config)
+        check_sizes(config)
         with seeded(seed, "model"):
             return ViTForImageClassification(config)
+
+    def split(self, module: Any, cut: int | str, end: int | str = 0) -> tuple[Head, Tail]:
+        """Cut what :meth:`build` returned, see :func:`split`."""
+        return split(module, cut, end)
 
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation, per channel, of the input this model expects."""
         return [0.5], [0.5]
 
 
-@dataclass(frozen=True, config=STRICT)
-class Pretrained:
-    """ViT or DeiT checkpoint from a local folder or a hub name, with a new classifier if needed.
-
-    A DeiT may be distilled, with one classifier or two (see above).
-
-    Images are resized to the checkpoint's input, unless `image_size` or `patch_size`
-    is given: then the model adapts (see :func:`adapt`). `lora` above 0 freezes it but for
-    the classifier and adapters of that rank (see :mod:`fl_split.models.lora`).
-    """
-
-    path: str
-    image_size: Annotated[int, Field(ge=0)] = 0
-    patch_size: Annotated[int, Field(ge=0)] = 0
-    lora: Annotated[int, Field(ge=0)] = 0
-
-    is_transformers: ClassVar[bool] = True
-
-    def build(
-        self, *, image_size: int, channels: int, num_classes: int, seed: int
-    ) -> PreTrainedModel:
-        """Load the checkpoint; a classifier of another size is drawn from `seed`.
-
-        Raises
-        ------
-        ValueError
-            Nothing to load at `path`, sizes that do not fit each other, or no `peft`.
-        """
-        del image_size, channels  # images come to the checkpoint, not the other way round
-        model = pretrained.load(_from_pretrained, "ViT", self.path, num_classes, seed)
-        model = adapt(
-            model,
-            image_size=self.image_size or model.config.image_size,
-            patch_size=self.patch_size or model.config.patch_size,
-        )
-        if self.lora:
-            add_adapters(model, self.lora, seed)
-        return model
-
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, that the checkpoint was trained with."""
-        return pretrained.normalisation(self.path)
-
-
-def _from_pretrained(path: str, **settings: Any) -> Any:
-    """Load the architecture that the checkpoint's config names; a ViT if it is no DeiT."""
-    config, _ = ViTConfig.get_config_dict(path)
-    if config.get("model_type") != "deit":
-        return ViTForImageClassification.from_pretrained(path, **settings)
-    has_two = DeiTForImageClassificationWithTeacher.__name__ in (config.get("architectures") or ())
-    kind = DeiTForImageClassificationWithTeacher if has_two else DeiTForImageClassification
-    return kind.from_pretrained(path, **settings)
-
-
-def adapt(model: PreTrainedModel, *, image_size: int, patch_size: int) -> PreTrainedModel:
-    """Give a trained model another input size and patch size.
-
-    The patch kernel is folded: applying the new one to a patch equals resizing the
-    patch to the old size (bicubic) and applying the old one. The position grid is
-    interpolated (bicubic, with antialiasing). Everything else is kept.
-    """
-    config = model.config
-    if (image_size, patch_size) == (config.image_size, config.patch_size):
-        return model
-    config = copy.deepcopy(config)
-    config.image_size, config.patch_size = image_size, patch_size
-    _check_sizes(config)
-    state = model.state_dict()
-    embeddings = f"{model.base_model_prefix}.embeddings"
-    kernel = f"{embeddings}.patch_embeddings.projection.weight"
-    state[kernel] = _fold_kernel(state[kernel], patch_size)
-    positions = f"{embeddings}.position_embeddings"
-    patches = model.base_model.embeddings.patch_embeddings.num_patches
-    state[positions] = _resize_positions(state[positions], patches, image_size // patch_size)
-    with seeded(0, "model"):
-        adapted = type(model)(config)
-    adapted.load_state_dict(state)
-    return adapted
-
-
-def _fold_kernel(kernel: Tensor, patch_size: int) -> Tensor:
-    basis = torch.eye(patch_size**2).reshape(-1, 1, patch_size, patch_size)
-    shrinks = patch_size > kernel.shape[-1]
-    resized = functional.interpolate(
-        basis, size=kernel.shape[-2:], mode="bicubic", antialias=shrinks
-    )
-    folded = torch.einsum("pij,dcij->dcp", resized[:, 0], kernel)
-    return folded.unflatten(-1, (patch_size, patch_size))
-
-
-def _resize_positions(positions: Tensor, num_patches: int, grid: int) -> Tensor:
-    prefix, patches = positions[:, :-num_patches], positions[:, -num_patches:]
-    old = round(num_patches**0.5)
-    square = patches.transpose(1, 2).unflatten(2, (old, old))  # 1 dim rows columns
-    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([prefix, resized.flatten(2).transpose(1, 2)], dim=1)
-
-
-def _check_sizes(config: ViTConfig) -> None:
+def check_sizes(config: ViTConfig) -> None:
+    """Raise ValueError unless attention heads divide the width, and patches the image."""
     width, heads = config.hidden_size, config.num_attention_heads
     if width % heads:
         raise ValueError(f"num_attention_heads must divide hidden_size {width}, got {heads}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -66,19 +66,17 @@ def _category(text: str) -> str:
 
 
 def _entries(category: str) -> Table:
-    from simulations.data.partition import PARTITIONS
-    from simulations.runs.experiment import TABLES
+    from simulations.runs.experiment import SPEC_TABLES
 
     key = KEYS[category]
-    entries: Mapping[str, Callable[..., Any]] = PARTITIONS if key == "partition" else TABLES[key]
     title = TITLES.get(category, f"{category.capitalize()} ({key})")
     table = Table(title=title, title_justify="left", show_lines=True)
     for column in ("spec", "what it is"):
         table.add_column(column, overflow="fold")
-    for name, entry in entries.items():
+    for name, entry in SPEC_TABLES[key].items():
         about = _summary(entry)
         if key == "codec":
-            about += f"\nUp: {entry.up}. Down: {entry.down}."  # type: ignore[attr-defined]
+            about += f"\nUp: {entry.up}. Down: {entry.down}."
         table.add_row(escape(_signature(name, entry, key)), escape(about))
     return table
 

@@ -1,4 +1,4 @@
-"""Command line ``fl-split``: the only place that prints."""
+"""Command line ``fl-split``: runs, comparisons, reports; studies are in study_commands."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ OUT = typer.Option(
 app.add_typer(study_commands.app)
 app.add_typer(list_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
-UNTIL = typer.Option(hidden=True, help="Budgets of a study; ends the run when all are used up.")
 
 
 @app.callback()
@@ -67,22 +66,19 @@ def run(
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
     out_dir: Annotated[Path | None, OUT] = None,
     engine: Annotated[str | None, ENGINE] = None,
-    until: Annotated[list[str] | None, UNTIL] = None,
 ) -> None:
     """Run one experiment; write results as it goes.
 
     Example: [b]fl-split run configs/quickstart.toml strategy=fedavg clients=6 rounds=2[/b]
     """
     with door():
-        from simulations.runs.budget import parse_last
         from simulations.runs.experiment import read_overrides, read_toml
 
-        budget = parse_last(until or [])
         values = {**read_toml(config), **read_overrides(overrides or [])}
         for study in sorted(values.keys() & {"compare", "pareto", "sweep"}):
             raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
         plans = {"": _with_options(values, engine)}
-    run_all(plans, chosen_folder(values, out_dir), budget)
+    run_all(plans, chosen_folder(values, out_dir))
 
 
 @app.command()
@@ -140,7 +136,7 @@ def report(
         chosen = form or form_of(output)
         page = build(folders, baseline)
         write(page, output, chosen)
-    for skipped in page.study.left_out:
+    for skipped in page.collection.left_out:
         out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)
     text = f"{page.facts['runs']}: {output}"
     out.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -150,21 +146,18 @@ def report(
 def resume(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run that was stopped.")],
     engine: Annotated[str | None, ENGINE] = None,
-    until: Annotated[list[str] | None, UNTIL] = None,
 ) -> None:
     """Go on with a stopped run from its last checkpoint; the result is that of one never stopped.
 
     Example: [b]fl-split resume runs/20261121-101500 --engine ray[/b]
     """
     with quiet():
-        from simulations.runs.budget import parse_last
         from simulations.runs.checkpoint import read
         from simulations.runs.experiment import Experiment
         from simulations.runs.provenance import cpu, kinds
         from simulations.runs.setup import prepare
 
     with door():
-        budget = parse_last(until or [])
         experiment, checkpoint = read(folder)
         values = experiment.model_dump()
         setup = prepare(Experiment.from_dict(_with_options(values, engine)))
@@ -174,7 +167,7 @@ def resume(
         err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
-    run_setups({folder.name: setup}, {folder.name: folder}, folder, checkpoint, budget)
+    run_setups({folder.name: setup}, folder, checkpoint)
 
 
 def _rows(

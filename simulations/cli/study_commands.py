@@ -50,7 +50,7 @@ def partition(
     out.print(statistics.summary_table(counts, unheld), statistics.clients_table(counts))
     if out_dir:
         statistics.write(table, out_dir)
-        statistics.plot(counts, names, out_dir / statistics.PLOT)
+        statistics.partition_plot(counts, names, out_dir / statistics.PLOT)
         out.print("Written:", str(out_dir), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -74,9 +74,9 @@ def sweep(
     Example: [b]fl-split sweep configs/quickstart.toml strategy=parallel,sflv1 seed=0..2[/b]
     """
     with quiet():
+        from simulations.cli.study_view import run_study
         from simulations.runs.experiment import read_toml
-        from simulations.studies.study import run_study
-        from simulations.studies.sweep import cells, read_grid, table
+        from simulations.studies.sweep import cells, read_grid, sweep_table
     with door():
         values = read_toml(config)
         for study in sorted(values.keys() & {"compare", "pareto"}):
@@ -88,7 +88,7 @@ def sweep(
     run_study(
         found,
         axes={"seed"} | {key for key, entries in found_grid.items() if len(entries) > 1},
-        conclude=lambda rows, folder: table(rows, out.width),
+        conclude=lambda rows, folder: sweep_table(rows, out.width),
         out_dir=out_dir,
         jobs=jobs,
         dry_run=dry_run,
@@ -113,9 +113,9 @@ def pareto(
     Example: [b]fl-split pareto configs/pareto_digits.toml[/b]
     """
     with quiet():
+        from simulations.cli.study_view import run_study
         from simulations.runs.experiment import read_overrides, read_toml
-        from simulations.studies.pareto import AXES, Study, conclude
-        from simulations.studies.study import run_study
+        from simulations.studies.pareto import AXES, ParetoStudy, conclude
     with door():
         replaced = read_overrides(overrides or [])
         values = {**read_toml(config), **replaced}
@@ -123,7 +123,7 @@ def pareto(
             raise ValueError(f"{config} has no [pareto] table")
         for key in sorted(replaced.keys() & {*AXES, "pareto", "rounds"}):
             raise ValueError(f"{key} differs between the cells of {config}; set it there")
-        study = Study.read(values.pop("pareto"))
+        study = ParetoStudy.read(values.pop("pareto"))
         found = study.cells(values)
     run_study(
         found,
@@ -145,19 +145,21 @@ def watch(
     Example: [b]fl-split watch runs/20261121-101500[/b]
     """
     with quiet():
-        from simulations.studies.watch import headline, is_over, look_below, table
+        from simulations.studies.watch import headline, is_over, look_below, snapshot_table
     with door():
         seen = look_below(folder)
         if not seen:
             raise ValueError(f"no runs in {str(folder)!r}")
     if once or not out.is_terminal:
-        out.print(table(seen, out.width), headline(seen))
+        out.print(snapshot_table(seen, out.width), headline(seen))
         return
     try:
         with Live(console=out, auto_refresh=False) as live:
             while True:
                 rows = max(3, out.height - AROUND)
-                live.update(Group(table(seen, out.width, rows), headline(seen)), refresh=True)
+                live.update(
+                    Group(snapshot_table(seen, out.width, rows), headline(seen)), refresh=True
+                )
                 if is_over(seen):
                     break
                 time.sleep(INTERVAL)

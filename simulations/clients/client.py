@@ -1,125 +1,99 @@
-"""One virtual client: the head's side of the exchange, kept live or in Flower's context."""
+"""One virtual client: its head in training, kept live or saved between two messages."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_split.codecs import Identity
-from fl_split.exchange.split import Place, head_gradient, pack, smash
-from fl_split.exchange.stacked import Seat
-from fl_split.exchange.ushape import add_end, smash_unlabelled
-from fl_split.exchange.whole import Proximal, train_step
-from fl_split.flat import Flat, descend, flatten, trained
-from fl_split.models.cut import Head
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.records import END, HEAD, HELD, ROUND, Record, Weights
+from fl_split.exchange.split import Split, head_gradient
+from fl_split.exchange.stacked import StackSlot
+from fl_split.flat import Flat, copy_trained, descend, flatten, trained
+from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import moments, scaled, set_moments
 from fl_split.payload import Payload
-from simulations.clients.half_way import HalfWay
+from fl_split.seeds import StepId
 from simulations.clients.schedule import Schedule
-
-if TYPE_CHECKING:
-    from simulations.clients.worker import Worker
-
-PLACE, HEAD, OPTIMIZER = "place", "head", "optimizer"
-"""Records of ``context.state``: where in the run, flat head weights, optimiser state."""
-
-TAIL, TAIL_OPTIMIZER = "tail", "tail-optimizer"
-"""The same of a client that has a whole model of its own."""
-
-
-@dataclass(frozen=True)
-class OwnTail:
-    """The tail of a client that trains a whole model of its own, between two rounds."""
-
-    weights: np.ndarray
-    moments: dict[str, Tensor]
+from simulations.clients.state import ClientState
+from simulations.clients.worker import Worker
+from strategies.server.participants import USUAL, Assignment
 
 
 @dataclass
 class Client:
-    """A virtual client in training.
+    """A virtual client in training; what an exchange may ask of it is in ClientSide.
 
     A head received from the server starts a fresh optimiser; a client that keeps its own
     head keeps its optimiser too.
+
+    Attributes
+    ----------
+    graph, graph_bytes : Payload, int
+        The payload of the present step with its autograd graph, if it was kept.
+    slot : StackSlot, optional
+        Where the graph begins, if the head ran as one of several.
+    ready : Payload or Tensor, optional
+        What a stack has computed for this client ahead of :meth:`forward` or :meth:`backward`.
     """
 
     worker: Worker
-    head: Flat[Head]
+    partition: int = -1
+    head: Flat[Head] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
-    place: Place | None = None
-    share: float = 1.0
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    place: StepId | None = None
+    assignment: Assignment = USUAL
+    keeps_head: bool = False
     graph: Payload | None = None
-    graph_size: int = 0
-    seat: Seat | None = None
-    has_own_head: bool = False
-    own_tail: OwnTail | None = None
-    half_way: HalfWay = field(default_factory=HalfWay)
+    graph_bytes: int = 0
+    slot: StackSlot | None = None
+    ready: Payload | Tensor | None = None
 
-    def begin(
-        self, partition: int, server_round: int, head: np.ndarray | None, share: float = 1.0
-    ) -> None:
-        """Enter a round with the server's head, or (None) with the client's own.
+    def __post_init__(self) -> None:
+        self.head = Flat(copy_trained(self.worker.head))
 
-        `share` is that of the batch size; the learning rate is reduced with it.
-        """
-        self.place = Place(self.worker.schedule.seed, server_round, partition, 0)
-        self.worker.release(self)
-        self.half_way, self.share = HalfWay(), share
-        if head is None and self.has_own_head:
-            return
-        self.has_own_head = head is None
-        self.head.load(flatten(trained(self.worker.head)) if head is None else head)
-        self.optimizer = self._fresh_optimizer()
+    def begin(self, record: Record) -> None:
+        """Enter a round with the head of a BEGIN, or without one with the client's own."""
+        seed, number = self.worker.schedule.seed, int(record.number(ROUND))
+        self.place = StepId(seed, number, self.partition, 0)
+        self.release()
+        self.assignment = Assignment.told(record.numbers)
+        sent = record.weights.get(HEAD)
+        if sent is None:
+            self.keep_head()
+        else:
+            self.keeps_head = False
+            self.head.load(sent.numpy())
+            self.optimizer = self._fresh_optimizer()
+
+    def keep_head(self) -> None:
+        """Have a head of its own: the one it has kept, or the one that every run starts from."""
+        if not self.keeps_head:
+            self.keeps_head = True
+            self.head.load(flatten(trained(self.worker.head)))
+            self.optimizer = self._fresh_optimizer()
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        return scaled(self.worker.head_optimizer, self.share).build(self.head.vector)
+        return scaled(self.worker.head_optimizer, self.assignment.rate).build(self.head.vector)
+
+    @property
+    def link(self) -> Link:
+        """The road to the server."""
+        return self.worker.link
 
     @property
     def schedule(self) -> Schedule:
         """Which samples make up which step of this client's round."""
-        return self.worker.schedule.reduced(self.share)
-
-    def sit_out(self) -> None:
-        """Be at the end of the round, so that nothing of it is kept live."""
-        self.place = replace(self.here, step=self.schedule.num_steps(self.num_samples))
+        return self.worker.schedule.with_batches_of(self.assignment.batch_size)
 
     @property
-    def num_samples(self) -> int:
-        """Samples of this client's partition."""
-        return len(self.worker.data.partitions[self.here.client])
-
-    def has_batch(self) -> bool:
-        """Tell whether a round is going on that has another step for this client."""
-        if self.place is None:
-            return False
-        return self.place.step < self.schedule.num_steps(self.num_samples)
-
-    @property
-    def batch_samples(self) -> int:
-        """Samples of the present step."""
-        return self.schedule.batch_samples(self.here.step, self.num_samples)
-
-    def rows(self) -> np.ndarray:
-        """Row numbers (B,) of the present step's samples in the data."""
-        rows = self.worker.data.partitions[self.here.client]
-        return rows[self.schedule.batch(self.here, len(rows))]
-
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Pixels (B, C, H, W) and labels (B,) of the present step."""
-        return self.worker.data.batch(self.rows())
-
-    @property
-    def steps_taken(self) -> int:
-        """Steps since the round began."""
-        return self.here.step
-
-    @property
-    def here(self) -> Place:
+    def at(self) -> StepId:
         """The present step.
 
         Raises
@@ -131,132 +105,147 @@ class Client:
             raise RuntimeError("no round in progress: this client's state was lost")
         return self.place
 
+    @property
+    def num_samples(self) -> int:
+        """Samples of this client's partition."""
+        return len(self.worker.data.partitions[self.partition])
+
+    def has_batch(self) -> bool:
+        """Tell whether a round is going on that has another step for this client."""
+        if self.place is None:
+            return False
+        return self.place.step < self.schedule.num_steps(self.num_samples)
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples of the present step."""
+        return self.schedule.batch_samples(self.at.step, self.num_samples)
+
+    def rows(self) -> NDArray[np.int64]:
+        """Row numbers (B,) of the present step's samples in the data."""
+        rows = self.worker.data.partitions[self.partition]
+        return rows[self.schedule.batch(self.at, len(rows))]
+
+    def batch(self) -> Batch:
+        """Return the samples of the present step."""
+        return Batch(*self.worker.data.batch(self.rows()), self.worker.data.num_classes)
+
     def forward(self) -> Payload:
-        """Return what is sent in the present step."""
-        return pack(self.worker.codec, self._smash(), self.here)
+        """Return what is sent in the present step, with its graph."""
+        ready, self.ready = self.ready, None
+        return ready if isinstance(ready, Payload) else self._smash()
 
     def _smash(self) -> Payload:
-        pixels, labels = self.batch()
-        classes = self.worker.data.num_classes
-        batch = (self.worker.codec, pixels, labels, classes, self.here)
-        self.worker.release(self)
-        with self.worker.measure(1, len(labels)):
-            if self.head.module.end is None:
-                payload = smash(self.head.module, *batch)
-            else:
-                payload, self.half_way.targets = smash_unlabelled(self.head.module, *batch)
-        self.worker.keep(self, len(labels), payload)
+        exchange, batch = self.worker.exchange, self.batch()
+        assert isinstance(exchange, Split)
+        self.release()
+        with self.worker.measure(1, len(batch.labels)):
+            payload = exchange.smash(self.head.module, self.link.codec, batch, self.at, self.memory)
+        self.keep(payload, len(batch.labels))
         return payload
 
-    def backward(self, gradient: Payload) -> Tensor:
-        """Return the head's gradient for the cut gradient of the present step.
+    def backward(self, record: Record) -> Tensor:
+        """Return the head's gradient for the cut gradient in `record`.
 
-        Where the graph of the forward was not kept, or is that of a whole group, the
+        Where the graph of the forward was not kept, or is that of a whole stack, the
         forward is repeated: same bits.
         """
-        if self.seat:
-            self.worker.count(0, 1)
-            self.worker.release(self)
+        ready, self.ready = self.ready, None
+        if isinstance(ready, Tensor):
+            return ready
+        gradient = self.link.read(record.sent(), self.at)
+        if self.slot:
+            self.worker.stacks.count(apart=1)
+            self.release()
         return head_gradient(self.head, self.graph or self._smash(), gradient)
 
     def learn(self, gradient: Tensor) -> None:
-        """Step the head on its gradient for the present step, and go on to the next.
-
-        In a U-shape the end steps with it: the same as if it had stepped at once.
-        """
-        if self.half_way.gradient is not None:
-            gradient = add_end(self.head, gradient, self.half_way.gradient)
-        self.half_way = HalfWay()
+        """Step the head on its gradient for the present step, and go on to the next."""
         descend(self.optimizer, self.head, gradient)
-        self.worker.release(self)
-        self.place = self.here.next()
+        self.release()
+        self.place = self.at.next()
 
-    def train_locally(
-        self, tail: np.ndarray | None, mu: float = 0.0
-    ) -> tuple[np.ndarray, float, int]:
-        """Train head and `tail`, or its own, to the end of the round.
+    @property
+    def tail(self) -> Flat[Tail]:
+        """The tail of a client that trains the whole model, to be loaded before use."""
+        return self.worker.scratch_tail()
 
-        `mu` is the weight of FedProx's pull to where training starts. Returns tail, mean
-        loss and samples.
-        """
-        flat = self.worker.scratch_tail()
-        own = self.present_tail() if tail is None else OwnTail(tail, {})
-        flat.load(own.weights)
-        optimizers = [self.optimizer, self.worker.tail_optimizer.build(flat.vector)]
-        set_moments(optimizers[1], flat.vector, own.moments)
-        proximal = Proximal.at(mu, self.head, flat)
-        classes = self.worker.data.num_classes
-        losses, samples = [], 0
-        while self.has_batch():
-            pixels, labels = self.batch()
-            batch = (Identity(), pixels, labels, classes, self.here)
-            losses.append(train_step(self.head, flat, optimizers, *batch, proximal))
-            samples += len(labels)
-            self.place = self.here.next()
-        if tail is None:
-            self.own_tail = OwnTail(flat.numpy(), moments(optimizers[1], flat.vector))
-        return flat.numpy(), sum(losses) / len(losses), samples
+    def load_tail(self, weights: NDArray[np.float32] | None) -> torch.optim.Optimizer:
+        """Load weights into `tail`, None those that every run starts from; a fresh optimiser."""
+        self.tail.load(self.initial_tail() if weights is None else weights)
+        return self.worker.tail_optimizer.build(self.tail.vector)
 
-    def present_tail(self) -> OwnTail:
-        """Its own tail, or if it has none yet the one that every run starts from."""
-        weights = flatten(trained(self.worker.tail)).numpy()
-        return self.own_tail or OwnTail(weights, {})
+    def initial_tail(self) -> NDArray[np.float32]:
+        """Return the tail that every run starts from."""
+        return flatten(trained(self.worker.tail)).numpy()
 
-    def save(self, state: RecordDict) -> None:
-        """Write everything the next message needs into a context's state."""
-        state.clear()
-        if not self.has_own_head and not self.has_batch():
-            return  # the round is over and the head is with the server
-        place = dict(zip(("round", "client", "step"), self.here.path(), strict=True))
-        state[PLACE] = ConfigRecord({**place, "own-head": self.has_own_head, "share": self.share})
-        state[HEAD] = ArrayRecord({HEAD: Array(self.head.numpy())})
-        found = moments(self.optimizer, self.head.vector)
-        state[OPTIMIZER] = _record(found)
-        self.half_way.save(state)
-        if self.own_tail:
-            state[TAIL] = ArrayRecord({TAIL: Array(self.own_tail.weights)})
-            state[TAIL_OPTIMIZER] = _record(self.own_tail.moments)
+    def stop(self) -> None:
+        """Be in no round, so that nothing of it is kept live."""
+        self.release()
+        self.place = None
 
-    def restore(self, state: RecordDict) -> None:
-        """Read back what :meth:`save` wrote; nothing saved is a client that never began."""
-        if PLACE not in state:
-            return
-        place = state.config_records[PLACE]
-        numbers = [int(str(place[key])) for key in ("round", "client", "step")]
-        self.place = Place(self.worker.schedule.seed, *numbers)
-        self.has_own_head, self.share = bool(place["own-head"]), float(str(place.get("share", 1.0)))
-        self.head.load(state.array_records[HEAD][HEAD].numpy())
+    def end(self) -> Record:
+        """Return the END of the client's round: the samples it holds, and a head that came."""
+        weights = {} if self.keeps_head else {HEAD: Weights.of(self.head.numpy())}
+        return Record(END, weights=weights, numbers={HELD: self.num_samples})
+
+    def keep(self, graph: Payload, samples: int, slot: StackSlot | None = None) -> None:
+        """Keep a graph until its gradient comes, if the process has room for it."""
+        size = self.worker.graph_bytes(samples)
+        if self.worker.graphs.take(size):
+            self.graph, self.graph_bytes, self.slot = graph, size, slot
+
+    def release(self) -> None:
+        """Forget the graph."""
+        self.worker.graphs.give(self.graph_bytes)
+        self.graph, self.graph_bytes, self.slot, self.ready = None, 0, None, None
+
+    def save(self) -> ClientState | None:
+        """Return all that the next message needs; None if the round is over and nothing kept."""
+        if not self.keeps_head and not self.has_batch():
+            return None
+        return ClientState(
+            round=self.place.round if self.place else 0,
+            step=self.place.step if self.place else 0,
+            keeps_head=self.keeps_head,
+            assignment=self.assignment,
+            head=self.head.vector.detach(),
+            moments=moments(self.optimizer, self.head.vector),
+            memory=self.memory,
+        )
+
+    def restore(self, state: ClientState) -> None:
+        """Be where :meth:`save` was called."""
+        seed = self.worker.schedule.seed
+        if state.round:
+            self.place = StepId(seed, state.round, self.partition, state.step)
+        self.keeps_head, self.assignment = state.keeps_head, state.assignment
+        self.head.load(state.head)
         self.optimizer = self._fresh_optimizer()
-        set_moments(self.optimizer, self.head.vector, _tensors(state.array_records[OPTIMIZER]))
-        self.half_way = HalfWay.restored(state)
-        if TAIL in state:
-            weights = state.array_records[TAIL][TAIL].numpy()
-            self.own_tail = OwnTail(weights, _tensors(state.array_records[TAIL_OPTIMIZER]))
+        set_moments(self.optimizer, self.head.vector, state.moments)
+        self.memory = dict(state.memory)
 
 
-def _record(tensors: dict[str, Tensor]) -> ArrayRecord:
-    return ArrayRecord({key: Array(value.numpy()) for key, value in tensors.items()})
+class ClientPool:
+    """Shells of clients: their modules take long to make, so they are lent and taken back."""
 
-
-def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(array.numpy()) for key, array in record.items()}
-
-
-class ResidentContext(Context):
-    """A Flower context whose client stays live between messages.
-
-    Given by engines that serve a node always from the same process. Within a round the
-    client is kept as it is instead of going through ``state`` after each message; between
-    rounds nothing but ``state`` is left of it.
-    """
-
-    def __init__(self, node_id: int, partition: int, worker: Worker) -> None:
-        super().__init__(0, node_id, {"partition-id": partition}, RecordDict(), {})
+    def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.client: Client | None = None
+        self._idle: list[Client] = []
 
-    def snapshot(self) -> RecordDict:
-        """Return ``state`` as it would be, had the client not been kept live."""
-        if self.client is not None:
-            self.client.save(self.state)
-        return self.state
+    def lend(self, partition: int) -> Client:
+        """Return a client that has done nothing yet; its weights are whatever was left in it."""
+        client = self._idle.pop() if self._idle else Client(self.worker)
+        client.partition = partition
+        return client
+
+    def take_back(self, client: Client) -> None:
+        """Take back a client whose round is over, or whose state has been saved.
+
+        It keeps its modules, but no optimiser, whose moments would take memory.
+        """
+        client.release()
+        client.place, client.keeps_head, client.assignment = None, False, USUAL
+        client.memory = {}
+        vars(client).pop("optimizer", None)
+        self._idle.append(client)

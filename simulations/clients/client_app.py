@@ -1,201 +1,195 @@
-"""Flower ClientApp: what a virtual client answers to each action.
+"""Flower ClientApp: what a virtual client answers to each message.
 
-A handler is a function of (message, context): all that a client is between two messages
-lies in ``context.state``, so any process may serve any message.
+All that a client is between two messages lies in ``context.state``, so any process may serve
+any message; an engine that serves a client always from one process may keep it live.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import torch
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Message,
-    MetricRecord,
-    RecordDict,
-    UserConfigValue,
-)
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from simulations.clients.client import Client, ResidentContext
-from simulations.clients.half_way import finish_forward
-from simulations.clients.worker import Worker
-from simulations.engines.batching import Plan, finish
+from fl_split.exchange.records import CPU_SECONDS, HEAD, HELD, TAIL, Record, Weights
+from fl_split.exchange.split import Split
+from fl_split.exchange.ushape import UShape
+from fl_split.exchange.whole import Whole
+from simulations.clients.client import Client, ClientPool
+from simulations.clients.state import ClientState
 from strategies.server import messages
+
+ACTIONS = sorted({action for kind in (Split, UShape, Whole) for action in kind.actions})
+"""All that a server says in exchanges."""
+
+
+class ResidentContext(Context):
+    """A Flower context whose client stays live between messages.
+
+    Within a round the client is kept as it is instead of going through ``state`` after each
+    message; between rounds nothing but ``state`` is left of it.
+    """
+
+    def __init__(self, node_id: int, partition: int, pool: ClientPool) -> None:
+        super().__init__(0, node_id, {"partition-id": partition}, RecordDict(), {})
+        self.pool = pool
+        self.client: Client | None = None
+
+    def snapshot(self) -> RecordDict:
+        """Return ``state`` as it would be, had the client not been kept live."""
+        if self.client is not None:
+            _write(self.client, self.state)
+        return self.state
+
+
+class Answering:
+    """A message of an exchange that is being answered: first :meth:`receive`, then :meth:`send`.
+
+    What several clients of one process do in between, an engine may compute for all of them
+    at once. After an error :meth:`fail` must be called.
+    """
+
+    def __init__(self, message: Message, context: Context, pool: ClientPool) -> None:
+        self.message, self.context, self.pool = message, context, pool
+        self.record = messages.read(message)
+        live = context.client if isinstance(context, ResidentContext) else None
+        self.is_live = live is not None
+        self.client = live or _restored(context, pool)
+        self.exchange = pool.worker.exchange
+        self.cpu_seconds = 0.0
+        self._answer: Record | None = None
+
+    def receive(self) -> None:
+        """Let the client take what came."""
+        began = time.thread_time()
+        self._answer = self.exchange.receive(self.client, self.record)
+        self.cpu_seconds += time.thread_time() - began
+
+    def answer_with(self, record: Record) -> None:
+        """Say what :meth:`send` is to send."""
+        self._answer = record
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether what came has been answered already."""
+        return self._answer is not None
+
+    def send(self) -> Message:
+        """Return the client's answer, and leave the client as the next message needs it."""
+        began = time.thread_time()
+        answer = self._answer or self.exchange.send(self.client)
+        seconds = self.cpu_seconds + time.thread_time() - began
+        reply = messages.reply(
+            self.message, replace(answer, numbers={**answer.numbers, CPU_SECONDS: seconds})
+        )
+        self._leave()
+        return reply
+
+    def fail(self) -> None:
+        """Leave the client as if its state had been restored."""
+        self.client.release()
+        if not self.is_live:
+            self.pool.take_back(self.client)
+
+    def _leave(self) -> None:
+        client, context = self.client, self.context
+        if isinstance(context, ResidentContext):
+            context.client = client if client.has_batch() else None
+            if context.client:
+                return
+        _write(client, context.state)
+        self.pool.take_back(client)
 
 
 class SplitApp(ClientApp):
-    """A Flower app that also tells how it answers, so that an engine may answer many at once."""
+    """The app of all virtual clients.
 
-    def plan(self, message: Message, context: Context) -> Plan | None:
-        """Return what answers `message` in requests; None for what is answered in one go."""
-        return (
-            exchange(message, context) if message.metadata.message_type == messages.STEP else None
-        )
+    Parameters
+    ----------
+    pool_of : Callable, optional
+        Gives the clients of a process, for contexts that are not resident.
+    """
 
+    def __init__(self, pool_of: Callable[[Context], ClientPool] | None = None) -> None:
+        super().__init__()
+        self._pool_of = pool_of
+        for action in ACTIONS:
+            self.train(action)(self._train)
+        for question in (messages.SAMPLES, messages.LABELS):
+            self.query(question)(self._describe)
+        for question in (messages.OWN_HEAD, messages.OWN_MODEL):
+            self.query(question)(self._show)
 
-app = SplitApp()
+    def open(self, message: Message, context: Context) -> Answering | None:
+        """Begin to answer a message of an exchange; None for what is answered in one go."""
+        if not message.metadata.message_type.startswith(messages.TRAIN):
+            return None
+        return Answering(message, context, self._pool(context))
 
+    def _pool(self, context: Context) -> ClientPool:
+        if isinstance(context, ResidentContext):
+            return context.pool
+        assert self._pool_of is not None, "only resident contexts bring their clients along"
+        return self._pool_of(context)
 
-@app.query("roll_call")
-def roll_call(message: Message, context: Context) -> Message:
-    """Say which partition this node holds and how many samples, if asked of each class."""
-    partition, data = _partition(context), _worker(context).data
-    rows = data.partitions[partition]
-    found: dict[str, Any] = {messages.PARTITION: partition, messages.NUM_EXAMPLES: len(rows)}
-    if messages.SETTINGS in message.content:
-        found[messages.NUM_LABELS] = data.label_counts(rows)
-    return _reply(message, found)
+    def _train(self, message: Message, context: Context) -> Message:
+        """Answer a message of an exchange."""
+        answering = Answering(message, context, self._pool(context))
+        try:
+            answering.receive()
+            return answering.send()
+        except BaseException:
+            answering.fail()
+            raise
 
+    def _describe(self, message: Message, context: Context) -> Message:
+        """Say which partition this node holds and how many samples, if asked of each class."""
+        partition, data = _partition(context), self._pool(context).worker.data
+        rows = data.partitions[partition]
+        found: dict[str, Any] = {messages.PARTITION: partition, HELD: len(rows)}
+        question = messages.read(message).action
+        if question == messages.LABELS:
+            found[messages.NUM_LABELS] = data.label_counts(rows)
+        return messages.reply(message, Record(question, numbers=found))
 
-@app.query("report")
-def report(message: Message, context: Context) -> Message:
-    """Show the client's own head, or model, for evaluation; the initial one if it has none yet."""
-    with _client(context) as client:
-        if not client.has_own_head:
-            client.begin(_partition(context), 0, None)
-        record = messages.weights(head=client.head.numpy())
-        if messages.SETTINGS in message.content:  # the tail too
-            record.update(messages.weights(tail=client.present_tail().weights))
-        client.sit_out()
-        return _reply(message, {}, record)
-
-
-@app.train("step")
-def step(message: Message, context: Context) -> Message:
-    """Enter a round or learn from a cut gradient; answer with the next payload or the head."""
-    return finish(exchange(message, context))
-
-
-def exchange(message: Message, context: Context) -> Plan:
-    """Do that, with the head's forward and backward left to whoever drives the plan."""
-    started = time.thread_time()
-    arrays = message.content.array_records
-    with _client(context) as client:
-        if messages.SETTINGS in message.content:
-            head = arrays.get(messages.WEIGHTS)
-            client.begin(
-                _partition(context),
-                _round(message),
-                None if head is None else messages.numbers(head[messages.HEAD]),
-                float(str(_settings(message).get(messages.SHARE, 1.0))),
-            )
-        if messages.PAYLOAD in arrays:
-            output = client.worker.downlink.unpack(messages.unwrap(arrays[messages.PAYLOAD]))
-            back, loss = finish_forward(client, output)
-            reference = client.batch_samples * client.head.module.output_bytes
-            work = {**_work(0, 0, reference, started), messages.LOSS: loss}
-            return _reply(message, work, messages.wrap(back), messages.GRADIENT)
-        if messages.GRADIENT in arrays:
-            gradient = client.worker.downlink.unpack(messages.unwrap(arrays[messages.GRADIENT]))
-            paused = time.thread_time()
-            result, seconds = yield client, gradient
-            started += time.thread_time() - paused - seconds
-            client.learn(result)
-        if client.has_batch():
-            paused = time.thread_time()
-            payload, seconds = yield client, None
-            started += time.thread_time() - paused - seconds
-            samples = client.batch_samples
-            work = _work(samples, 1, samples * client.head.module.smashed_bytes, started)
-            return _reply(message, work, messages.wrap(payload), messages.PAYLOAD)
-        record = None if client.has_own_head else messages.weights(head=client.head.numpy())
-        return _reply(message, _work(0, 0, 0, started, client.num_samples), record)
+    def _show(self, message: Message, context: Context) -> Message:
+        """Show the client's own head, or model, for evaluation; the initial one at first."""
+        answering = Answering(message, context, self._pool(context))
+        client, question = answering.client, answering.record.action
+        try:
+            client.stop()
+            client.keep_head()
+            weights = {HEAD: Weights.of(client.head.numpy())}
+            if question == messages.OWN_MODEL:
+                tail = client.memory[TAIL].numpy() if TAIL in client.memory else None
+                weights[TAIL] = Weights.of(client.initial_tail() if tail is None else tail)
+            answering.answer_with(Record(question, weights=weights))
+            return answering.send()
+        except BaseException:
+            answering.fail()
+            raise
 
 
-@app.train("local")
-def local(message: Message, context: Context) -> Message:
-    """Train a whole model for one round: the one that came, or the client's own."""
-    started = time.thread_time()
-    model = message.content.array_records.get(messages.WEIGHTS, ArrayRecord())
-    mu = float(str(_settings(message)[messages.MU]))
-    with _client(context) as client:
-        weights = {name: messages.numbers(vector) for name, vector in model.items()}
-        client.begin(_partition(context), _round(message), weights.get(messages.HEAD))
-        tail, loss, samples = client.train_locally(weights.get(messages.TAIL), mu)
-        work = _work(samples, client.steps_taken, 0, started, client.num_samples)
-        is_own = client.has_own_head
-        record = None if is_own else messages.weights(head=client.head.numpy(), tail=tail)
-        return _reply(message, {**work, messages.LOSS: loss}, record)
+def _restored(context: Context, pool: ClientPool) -> Client:
+    client, state = pool.lend(_partition(context)), ClientState.read(context.state)
+    if state:
+        client.restore(state)
+    return client
 
 
-@contextmanager
-def _client(context: Context) -> Iterator[Client]:
-    """Give the client of `context`: live if it is resident, else through its state."""
-    worker = _worker(context)
-    live = context.client if isinstance(context, ResidentContext) else None
-    client = live or worker.lend()
-    if live is None:
-        client.restore(context.state)
-    try:
-        yield client
-    except BaseException:
-        worker.release(client)  # as if its state had been restored
-        if live is None:
-            worker.give_back(client)
-        raise
-    if isinstance(context, ResidentContext):
-        context.client = client if client.has_batch() else None
-        if context.client:
-            return
-    client.save(context.state)
-    worker.give_back(client)
-
-
-def _worker(context: Context) -> Worker:
-    if isinstance(context, ResidentContext):
-        return context.worker
-    return _build(tuple(sorted(context.run_config.items())))
-
-
-@lru_cache(maxsize=1)
-def _build(run_config: tuple[tuple[str, UserConfigValue], ...]) -> Worker:
-    torch.set_num_threads(1)  # as everywhere: results must not depend on idle cores
-    from simulations.runs import setup  # which costs seconds that actors of ours do without
-    from simulations.runs.experiment import Experiment
-
-    return setup.prepare(Experiment.from_dict(dict(run_config))).worker()
+def _write(client: Client, state: RecordDict) -> None:
+    """Write all that the next message needs into a context's state."""
+    state.clear()
+    if found := client.save():
+        found.write(state)
 
 
 def _partition(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
-def _round(message: Message) -> int:
-    return int(str(_settings(message)[messages.ROUND]))
-
-
-def _settings(message: Message) -> ConfigRecord:
-    return message.content.config_records[messages.SETTINGS]
-
-
-def _work(
-    samples: int, steps: int, smashed_bytes: int, started: float, num_examples: int = 0
-) -> dict[str, float]:
-    """What this reply stands for; `num_examples` weights the client where it ends its round."""
-    return {
-        messages.NUM_EXAMPLES: num_examples,
-        messages.NUM_SAMPLES: samples,
-        messages.NUM_STEPS: steps,
-        messages.SMASHED_BYTES: smashed_bytes,
-        messages.CPU_SECONDS: time.thread_time() - started,
-    }
-
-
-def _reply(
-    message: Message,
-    metrics: Mapping[str, Any],
-    record: ArrayRecord | None = None,
-    name: str = messages.WEIGHTS,
-) -> Message:
-    content = RecordDict({messages.METRICS: MetricRecord(dict(metrics))})
-    if record is not None:
-        content[name] = record
-    return Message(content, reply_to=message)
+app = SplitApp()
+"""The app of the engines of our own, whose contexts are resident."""

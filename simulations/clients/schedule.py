@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fl_split.exchange.split import Place
-from fl_split.seeds import generator
-from strategies.server.participants import batch_samples
+from fl_split.seeds import StepId, generator
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,9 @@ class Schedule:
     local_epochs: int
     local_steps: int
 
-    def reduced(self, share: float) -> Schedule:
-        """Return the schedule of a client that takes a share of the batch size."""
-        return replace(self, batch_size=batch_samples(share, self.batch_size))
+    def with_batches_of(self, size: int) -> Schedule:
+        """Return the schedule with another batch size; 0 keeps this one."""
+        return replace(self, batch_size=size) if size else self
 
     def num_steps(self, num_samples: int) -> int:
         """Steps of a round: `local_steps`, or if 0 `local_epochs` passes over the samples."""
@@ -39,10 +37,10 @@ class Schedule:
         part = step % self._per_epoch(num_samples)
         return min(self.batch_size, num_samples - part * self.batch_size)
 
-    def batch(self, place: Place, num_samples: int) -> np.ndarray:
-        """Positions, in 0..num_samples-1, of the batch at `place`."""
-        epoch, part = divmod(place.step, self._per_epoch(num_samples))
-        draw = generator(self.seed, "batches", place.round, place.client, epoch)
+    def batch(self, at: StepId, num_samples: int) -> np.ndarray:
+        """Positions, in 0..num_samples-1, of the batch at `at`."""
+        epoch, part = divmod(at.step, self._per_epoch(num_samples))
+        draw = generator(self.seed, "batches", at.round, at.client, epoch)
         order = torch.randperm(num_samples, generator=draw).numpy()
         return order[part * self.batch_size : (part + 1) * self.batch_size]
 

@@ -15,7 +15,7 @@ Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Table:
+class Samples:
     """Decoded images with labels, and who holds which rows.
 
     Attributes

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
-from fl_split.seeds import derive
+from fl_split.seeds import Purpose, derive
 from fl_split.specs import STRICT, SpecError, parse, stages
-from simulations.data.samples import Labels, Pixels, Table
+from simulations.data.samples import Labels, Pixels, Samples
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -119,7 +119,9 @@ def parse_skew(spec: str) -> tuple[Skew, ...]:
     return found
 
 
-def skewed(table: Table, skews: Sequence[Skew], seed: int, shards: Mapping[int, Labels]) -> Table:
+def skewed(
+    table: Samples, skews: Sequence[Skew], seed: int, shards: Mapping[int, Labels]
+) -> Samples:
     """Return training data as their clients see them; `table` itself stays as it is.
 
     Rows in `shards`, by client, are held out to test on: their images are skewed as those
@@ -130,7 +132,7 @@ def skewed(table: Table, skews: Sequence[Skew], seed: int, shards: Mapping[int, 
     pixels, labels = table.pixels.copy(), table.labels.copy()
     for skew in skews:
         for client, rows in enumerate(table.partitions):
-            draw = np.random.default_rng(derive(seed, type(skew).__name__, client))
+            draw = np.random.default_rng(derive(seed, cast(Purpose, type(skew).__name__), client))
             owner = Owner(client, len(table.partitions), draw)
             labels[rows] = skew.labels(labels[rows], table.num_classes, owner)
             seen = np.concatenate([rows, shards.get(client, rows[:0])])

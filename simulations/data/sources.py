@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import datasets
 import numpy as np
@@ -83,6 +83,14 @@ class Source:
             except Exception as error:  # each image format fails in its own way
                 raise DataError(f"image {row} cannot be used: {error}") from None
         return table
+
+
+class Dataset(Protocol):
+    """A description of a data set; a frozen dataclass whose ``repr`` is its spec."""
+
+    def open(self, test_fraction: float, seed: int) -> Source:
+        """Open it; raise DataError if that cannot be done."""
+        ...
 
 
 @validated(frozen=True, config=STRICT)

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from rich.box import SIMPLE
-from rich.table import Table as Sheet
+from rich.table import Table
 from rich.text import Text
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from simulations.data.partition import Unheld
-from simulations.data.samples import Table
+from simulations.data.samples import Samples
 
 FILE, PLOT = "partition.csv", "partition.svg"
 
@@ -38,7 +38,7 @@ Counts = NDArray[np.int64]
 """(clients, classes) samples."""
 
 
-def count(table: Table) -> Counts:
+def count(table: Samples) -> Counts:
     """Count the samples of each client and class."""
     rows = [np.bincount(table.labels[part], minlength=table.num_classes) for part in _parts(table)]
     return np.stack(rows)
@@ -75,7 +75,7 @@ def per_client(counts: Counts) -> pd.DataFrame:
     )
 
 
-def summary(counts: Counts) -> dict[str, float]:
+def partition_summary(counts: Counts) -> dict[str, float]:
     """Sum a partition up; entropy and distance are means over clients that hold samples."""
     clients = per_client(counts)
     sizes = clients["samples"].to_numpy()
@@ -100,12 +100,12 @@ def gini(sizes: Sequence[int] | NDArray[np.int64]) -> float:
     return float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * ordered.sum()))
 
 
-def write(table: Table, folder: Path) -> None:
+def write(table: Samples, folder: Path) -> None:
     """Write the counts of a run into its folder."""
     tidy(count(table)).to_csv(folder / FILE, index=False)
 
 
-def plot(counts: Counts, names: Sequence[str], path: Path) -> None:
+def partition_plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     """Draw clients against classes; colours differ in lightness too."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -124,34 +124,34 @@ def plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     figure.savefig(path)
 
 
-def summary_table(counts: Counts, unheld: Unheld) -> Sheet:
+def summary_table(counts: Counts, unheld: Unheld) -> Table:
     """Show :func:`summary` on a terminal, and what nobody holds."""
-    sheet = Sheet(box=SIMPLE, show_header=False)
-    sheet.add_column()
-    sheet.add_column(justify="right")
-    for name, value in summary(counts).items():
-        sheet.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.3g}")
-    sheet.add_row("training images nobody holds", f"{unheld.samples:,}")
-    sheet.add_row("classes nobody holds", Text(", ".join(unheld.classes) or "none"))
-    return sheet
+    table = Table(box=SIMPLE, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in partition_summary(counts).items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.3g}")
+    table.add_row("training images nobody holds", f"{unheld.samples:,}")
+    table.add_row("classes nobody holds", Text(", ".join(unheld.classes) or "none"))
+    return table
 
 
-def clients_table(counts: Counts) -> Sheet:
+def clients_table(counts: Counts) -> Table:
     """Show the first clients on a terminal: numbers, and how their labels are distributed."""
     shown = counts[:MOST_ROWS]
     rest = len(counts) - len(shown)
     has_map = counts.shape[1] <= MOST_CLASSES
-    sheet = Sheet(box=SIMPLE, caption=f"and {rest} more clients" if rest else None)
+    table = Table(box=SIMPLE, caption=f"and {rest} more clients" if rest else None)
     titles = ["client", "samples", "classes", "entropy", "distance"]
     for title in titles:
-        sheet.add_column(title, justify="right")
+        table.add_column(title, justify="right")
     if has_map:
-        sheet.add_column(f"share of classes 0 .. {counts.shape[1] - 1}", no_wrap=True)
+        table.add_column(f"share of classes 0 .. {counts.shape[1] - 1}", no_wrap=True)
     for row, client in zip(shown, per_client(counts).to_dict("records"), strict=False):
         cells: list[Any] = [f"{client[title]:,}" for title in titles[:3]]
         cells += [f"{client[title]:.2f}" for title in titles[3:]]
-        sheet.add_row(*cells, *([_shades(row)] if has_map else []))
-    return sheet
+        table.add_row(*cells, *([_shades(row)] if has_map else []))
+    return table
 
 
 def _shades(row: NDArray[np.int64]) -> str:
@@ -161,5 +161,5 @@ def _shades(row: NDArray[np.int64]) -> str:
     return "".join(SHADES[level] for level in levels)
 
 
-def _parts(table: Table) -> list[NDArray[np.int64]]:
+def _parts(table: Samples) -> list[NDArray[np.int64]]:
     return table.partitions or [np.empty(0, dtype=np.int64)]

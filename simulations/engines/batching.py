@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from fl_split.exchange.stacked import MEMBERS, Run
-from fl_split.payload import Payload
-from simulations.clients.client import Client, ResidentContext
-from simulations.clients.worker import backward_together, forward_together
+from simulations.clients.client_app import Answering, ResidentContext
+from simulations.clients.together import (
+    backward_stacks,
+    backward_together,
+    forward_stacks,
+    forward_together,
+)
 from simulations.engines.local_grid import answer, deadline, failure
-
-Request = tuple[Client, Payload | None]
-"""A client and its cut gradient, for the head's gradient; or None, for its next payload."""
-
-Plan = Generator[Request, Any, Message]
-"""A message being answered: yields requests, is sent results with the CPU seconds they took."""
-
-
-def fulfil(client: Client, gradient: Payload | None) -> tuple[Any, float]:
-    """Fulfil one request; return the result and its CPU seconds."""
-    began = time.thread_time()
-    result = client.forward() if gradient is None else client.backward(gradient)
-    return result, time.thread_time() - began
-
-
-def finish(plan: Plan) -> Message:
-    """Answer one message alone."""
-    result: Any = None
-    while True:
-        try:
-            request = _advance(plan, result)
-        except StopIteration as end:
-            return end.value
-        try:
-            result = fulfil(*request)
-        except Exception as error:
-            result = error
-
-
-def _advance(plan: Plan, result: Any) -> Request:
-    return plan.throw(result) if isinstance(result, BaseException) else plan.send(result)
 
 
 def answer_together(
@@ -52,93 +23,72 @@ def answer_together(
 ) -> list[Message]:
     """Answer messages to different clients, each as :func:`answer` would, to the bit.
 
-    If `app` has plans (see :class:`~simulations.clients.client_app.SplitApp`), the requests of all
-    are collected and fulfilled in groups; whatever goes wrong in a group is tried again alone.
-    Messages that are left when half of the time for one is over, or from a second one to
-    the same client on, are not answered: replies that are there should not wait behind a
-    client that hangs.
+    Heads of several clients run as one where that is faster; whatever goes wrong then is tried
+    again alone. Messages that are left when half of the time for one is over, or from a second
+    one to the same client on, are not answered: replies that are there should not wait behind
+    a client that hangs.
     """
     began = time.monotonic()
     replies: dict[int, Message] = {}
-    plans: dict[int, Plan] = {}
-    requests: dict[int, Request] = {}
+    opened: dict[int, Answering] = {}
 
-    def advance(index: int, result: Any) -> None:
+    def attempt(index: int, work: Callable[[], Message | None]) -> None:
+        """Do a part of the answer; note the reply, or the failure."""
+        is_late = time.monotonic() - began > timeout
         try:
-            with deadline(timeout):
-                requests[index] = _advance(plans[index], result)
-        except StopIteration as end:
-            replies[index] = end.value
+            with deadline(timeout / 4 if is_late else timeout):
+                reply = work()
         except (Exception, SystemExit) as error:
+            opened.pop(index).fail()
             replies[index] = failure(parts[index][0], error)
-
-    find = getattr(app, "plan", None) if len(parts) > 1 else None
-    seen: set[int] = set()
-    for index, part in enumerate(parts):
-        if (index and time.monotonic() - began > timeout / 2) or part[1].node_id in seen:
-            break
-        seen.add(part[1].node_id)
-        plan = find(*part) if find else None
-        if plan is None:
-            replies[index] = answer(app, *part, timeout)
         else:
-            plans[index] = plan
-            advance(index, None)
-    while requests:
-        results, requests = _fulfil_all(requests, timeout), {}
-        for index, result in results.items():
-            advance(index, result)
+            if reply is not None:
+                replies[index] = reply
+
+    find = getattr(app, "open", None) if len(parts) > 1 else None
+    seen: set[int] = set()
+    for index, (message, context) in enumerate(parts):
+        if (index and time.monotonic() - began > timeout / 2) or context.node_id in seen:
+            break
+        seen.add(context.node_id)
+        try:
+            answering = find(message, context) if find else None
+        except Exception as error:
+            replies[index] = failure(message, error)
+            continue
+        if answering is None:
+            replies[index] = answer(app, message, context, timeout)
+        else:
+            opened[index] = answering
+    _compute(backward_stacks, backward_together, [*opened.values()], timeout)
+    for index in [*opened]:
+        attempt(index, opened[index].receive)
+    _compute(forward_stacks, forward_together, [*opened.values()], timeout)
+    for index in [*opened]:
+        attempt(index, opened[index].send)
     return [replies[index] for index in sorted(replies)]
 
 
-def _fulfil_all(requests: dict[int, Request], timeout: float) -> dict[int, Any]:
-    """Return results, or the error, by index; a hang leaves others a share of the time."""
-    start, results = time.monotonic(), dict[int, Any]()
+def _compute(
+    find: Callable[[Sequence[Answering]], Iterable[list[Answering]]],
+    work: Callable[[Sequence[Answering]], None],
+    answering: Sequence[Answering],
+    timeout: float,
+) -> None:
+    """Compute ahead what can be computed together; each has its share of the CPU time."""
     try:
-        groups = list(_groups(requests))
+        stacks = list(find(answering))
     except Exception:
-        groups = []  # let each of them fail, or not, alone
-    for group in groups:
+        return  # let each of them fail, or not, alone
+    for stack in stacks:
         began = time.thread_time()
         try:
             with deadline(timeout / 4):
-                found = _fulfil_group([requests[index] for index in group])
+                work(stack)
         except (Exception, SystemExit):
+            for one in stack:
+                one.client.ready = None
             continue
-        seconds = (time.thread_time() - began) / len(group)
-        results.update((i, (value, seconds)) for i, value in zip(group, found, strict=True))
-    for index in sorted(requests.keys() - results.keys()):
-        is_late = time.monotonic() - start > timeout
-        try:
-            with deadline(timeout / 4 if is_late else timeout):
-                results[index] = fulfil(*requests[index])
-        except (Exception, SystemExit) as error:
-            results[index] = error
-    return dict(sorted(results.items()))
-
-
-def _groups(requests: dict[int, Request]) -> Iterator[list[int]]:
-    """Yield what can be fulfilled together: batches of one size, or all seats of one run."""
-    alike: dict[Any, list[tuple[int, int]]] = {}
-    for index, (client, gradient) in requests.items():
-        if gradient is None:
-            alike.setdefault(client.batch_samples, []).append((index, index))
-        elif client.seat:
-            alike.setdefault(client.seat.run, []).append((client.seat.number, index))
-    for key, ordered in alike.items():
-        indices = [index for _, index in sorted(ordered)]
-        worker = requests[indices[0]][0].worker
-        if isinstance(key, Run):
-            if len(indices) == key.members:
-                yield indices
-        elif len(indices) > 1 and worker.grouped(key):
-            parts = [indices[i : i + MEMBERS] for i in range(0, len(indices), MEMBERS)]
-            yield from (part for part in parts if len(part) > 1)
-
-
-def _fulfil_group(requests: Sequence[Request]) -> list[Any]:
-    clients = [client for client, _ in requests]
-    gradients = [gradient for _, gradient in requests if gradient is not None]
-    if gradients:
-        return backward_together(clients, gradients)
-    return forward_together(clients)
+        seconds = (time.thread_time() - began) / len(stack)
+        for one in stack:
+            one.cpu_seconds += seconds

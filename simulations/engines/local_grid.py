@@ -20,7 +20,8 @@ from flwr.supercore.run import Run
 # ``Message(...)`` refuses to be made without.
 from flwr.supercore.task_identity import TaskIdentity
 
-from simulations.clients.client import ResidentContext
+from simulations.clients.client import ClientPool
+from simulations.clients.client_app import ResidentContext
 from simulations.clients.worker import Worker
 
 FIRST_NODE = 2
@@ -117,7 +118,8 @@ class LocalGrid(Grid):
 def contexts(worker: Worker, clients: int) -> dict[int, ResidentContext]:
     """Make fresh clients, by node id."""
     nodes = {FIRST_NODE + partition: partition for partition in range(clients)}
-    return {node: ResidentContext(node, partition, worker) for node, partition in nodes.items()}
+    pool = ClientPool(worker)
+    return {node: ResidentContext(node, partition, pool) for node, partition in nodes.items()}
 
 
 def answer(app: ClientApp, message: Message, context: ResidentContext, timeout: float) -> Message:

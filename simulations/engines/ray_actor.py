@@ -17,7 +17,7 @@ import torch
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from simulations.clients.client import ResidentContext
+from simulations.clients.client_app import ResidentContext
 from simulations.engines.batching import answer_together
 from simulations.engines.local_grid import contexts
 from simulations.engines.memory import keep_freed_memory

@@ -1,5 +1,11 @@
 """Finished runs, for people: the table and plot of `compare`, and pages from folders of runs."""
 
-from simulations.report.comparison import BYTES_SENT, CLIENT, comparison, comparison_table, plot
+from simulations.report.comparison import (
+    BYTES_SENT,
+    CLIENT,
+    comparison,
+    comparison_plot,
+    comparison_table,
+)
 
-__all__ = ["BYTES_SENT", "CLIENT", "comparison", "comparison_table", "plot"]
+__all__ = ["BYTES_SENT", "CLIENT", "comparison", "comparison_plot", "comparison_table"]

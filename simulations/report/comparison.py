@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from simulations.report.text_table import sheet
-from simulations.runs.results import PAYLOAD, ROUNDS, WEIGHTS
+from simulations.report.text_table import text_table
+from simulations.runs.metrics import PAYLOAD, WEIGHTS
+from simulations.runs.results import ROUNDS
 
 BYTES_SENT = [*PAYLOAD, *WEIGHTS]
 
@@ -36,7 +37,6 @@ def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
                 "client_accuracy": summary.get("client_accuracy"),
                 "ratio": summary["ratio"],
                 **{key: summary[key] for key in BYTES_SENT},
-                "wire_bytes": summary["wire_bytes_up"] + summary["wire_bytes_down"],
                 "client_steps": summary["client_steps"],
                 "cpu_seconds": summary["cpu_seconds"],
                 "wall_seconds": summary["wall_seconds"],
@@ -68,13 +68,13 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
     )
     accuracies = ["final %", "best %", *(["client %"] if has_clients else [])]
     titles = ["run", *accuracies, "payload MB", "ratio", "weights MB", "steps", "CPU s"]
-    return sheet(
+    return text_table(
         titles, rows, width, spare=("best %", "CPU s", "steps"),
         title="Accuracy against bytes", caption=caption + (CLIENT if has_clients else ""),
     )  # fmt: skip
 
 
-def plot(folders: Mapping[str, Path], path: Path) -> None:
+def comparison_plot(folders: Mapping[str, Path], path: Path) -> None:
     """Draw accuracy against rounds, against bytes sent and against client steps into `path`."""
     from matplotlib.figure import Figure
 

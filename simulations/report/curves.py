@@ -25,7 +25,7 @@ from simulations.report.figures import (
 from simulations.report.labels import families, listed
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import non_dominated
-from simulations.runs.results import PAYLOAD, WEIGHTS
+from simulations.runs.metrics import PAYLOAD, WEIGHTS
 
 ACCURACY = "test accuracy, %"
 MOST_POINTS = 80
@@ -55,11 +55,11 @@ COSTS = (
 )
 
 
-def figures(study: Collection) -> list[Drawing]:
+def figures(collection: Collection) -> list[Drawing]:
     """All curves, then the fronts."""
-    found = panels(study.configurations)
+    found = panels(collection.configurations)
     curves = [_rounds(found), *(_curves(found, cost) for cost in COSTS)]
-    whole = _by_family(panels(study.configurations, most=len(study.configurations)))
+    whole = _by_family(panels(collection.configurations, most=len(collection.configurations)))
     fronts = [_front(whole, cost) for cost in COSTS[:2]]  # points do not hide each other
     return [drawing for drawing in (*curves, *fronts) if drawing]
 

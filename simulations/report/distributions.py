@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from simulations.report.figures import INK, Drawing, drawn, look, named
 from simulations.report.labels import listed
-from simulations.report.runs import Collection, Configuration, Run
+from simulations.report.runs import Collection, Configuration, FinishedRun
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
 """Samples by client and class; accuracy by round and class; accuracy by round and client."""
@@ -22,16 +22,16 @@ MOST_NAMES = 80
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9}
 
 
-def figures(study: Collection) -> list[Drawing]:
+def figures(collection: Collection) -> list[Drawing]:
     """Draw what the runs have recorded, if anything."""
-    found = [*_partitions(study), _classes(study), _clients(study)]
+    found = [*_partitions(collection), _classes(collection), _clients(collection)]
     return [drawing for drawing in found if drawing]
 
 
-def _partitions(study: Collection) -> list[Drawing]:
+def _partitions(collection: Collection) -> list[Drawing]:
     """One heat map for each way to share out the data, of its first seed."""
-    by_task: dict[str, Run] = {}
-    for one in study.configurations:
+    by_task: dict[str, FinishedRun] = {}
+    for one in collection.configurations:
         for run in one.runs:
             if one.task not in by_task and run.table(PARTITION) is not None:
                 by_task[one.task] = run
@@ -58,9 +58,11 @@ def _partitions(study: Collection) -> list[Drawing]:
     return maps
 
 
-def _classes(study: Collection) -> Drawing | None:
+def _classes(collection: Collection) -> Drawing | None:
     """Heat map of configurations and classes: accuracy after the last round, mean over seeds."""
-    parts = [frame for one in study.configurations if (frame := _last(one, CLASSES)) is not None]
+    parts = [
+        frame for one in collection.configurations if (frame := _last(one, CLASSES)) is not None
+    ]
     if not parts:
         return None
     data = pd.concat(parts, ignore_index=True)
@@ -83,10 +85,10 @@ def _classes(study: Collection) -> Drawing | None:
     )  # fmt: skip
 
 
-def _clients(study: Collection) -> Drawing | None:
+def _clients(collection: Collection) -> Drawing | None:
     """Boxes of the clients' accuracies after the last round, all seeds together."""
     rows = []
-    for one in study.configurations:
+    for one in collection.configurations:
         frame = _last(one, SHARDS)
         if frame is not None:
             values = 100 * frame["accuracy"].dropna()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
-from fl_split.specs import SpecError, resolve, stages
-from simulations.data.partition import PARTITIONS
-from simulations.runs.experiment import TABLES, Experiment
+from fl_split.specs import shortened
+from simulations.runs.experiment import SPEC_TABLES, Experiment
 
 TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
 """Keys that say what is to be learnt, and by whom; the others say how."""
@@ -18,16 +16,14 @@ TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_
 NOTHING = ("downlink=identity", "budget=none", "skew=none", "aggregation=fedavg", "holdout=0.0")
 """What is not worth saying beside anything else."""
 
-SELF_EVIDENT = ("strategy", "codec", "dataset", "partition", "model")
-"""Keys whose value speaks for itself; it comes first, and without the key."""
+SELF_EVIDENT = ("strategy", "codec", "partition", "dataset", "model")
+"""Keys whose value is clear without the key; labels and names of folders begin with them."""
 
 TOLD = 8
 """Configurations that the description of a figure names; its table has them all."""
 
 NUMBER = re.compile(r"(?<==)(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=[,)]|$)")
 """A number that an argument or a key is set to."""
-
-SPECS: Mapping[str, Mapping[str, Callable[..., Any]]] = {**TABLES, "partition": PARTITIONS}
 
 
 def ordered(keys: Iterable[str]) -> list[str]:
@@ -78,23 +74,7 @@ def part(key: str, value: Any, is_short: bool = True) -> str:
 
 
 def short(key: str, value: Any) -> str:
-    """Spell a setting without what is its default; a spec of unknown names stays as it is."""
-    if key not in SPECS or not isinstance(value, str):
+    """Spell the value of `key` without what a spec has by default."""
+    if key not in SPEC_TABLES or not isinstance(value, str):
         return str(value)
-    try:
-        return " | ".join(_stage(stage, SPECS[key]) for stage in stages(value))
-    except SpecError:
-        return value
-
-
-def _stage(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
-    """Keep what is no default, and a number that comes first: `adc(ratio=0.1)`."""
-    name, arguments = resolve(spec, table)
-    parameters = inspect.signature(table[name]).parameters
-    first = next(iter(arguments), None)
-    told = [
-        f"{key}={value!r}"
-        for key, value in arguments.items()
-        if value != parameters[key].default or (key == first and type(value) in {int, float})
-    ]
-    return f"{name}({', '.join(told)})" if told else name
+    return shortened(value, SPEC_TABLES[key])

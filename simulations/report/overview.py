@@ -13,7 +13,7 @@ from simulations.report.figures import Drawing, Panel, drawn, grid, look, marks
 from simulations.report.labels import TASK, joined, listed
 from simulations.report.runs import Collection, Configuration
 from simulations.report.statistics import interval
-from simulations.report.tables import WITHIN, Table, with_interval
+from simulations.report.tables import WITHIN, ReportTable, with_interval
 
 NAME = "accuracy-by-task"
 
@@ -23,9 +23,9 @@ LONG = 24
 NUMBERED = "task, in the order of the overview"
 
 
-def table(study: Collection) -> Table | None:
+def overview_table(collection: Collection) -> ReportTable | None:
     """Final accuracy, methods by tasks; None if there is one of either."""
-    cells, tasks = _cells(study), _tasks(study)
+    cells, tasks = _cells(collection), _tasks(collection)
     if len(tasks) < 2 or len(cells) < 2:
         return None
     rows, data = [], []
@@ -38,15 +38,17 @@ def table(study: Collection) -> Table | None:
         rows.append(row)
         data.append(numbers)
     caption = f"Final accuracy on the test set, %: mean {WITHIN} over seeds."
-    return Table("overview", "Overview", caption, ["method", *tasks], rows, pd.DataFrame(data))
+    return ReportTable(
+        "overview", "Overview", caption, ["method", *tasks], rows, pd.DataFrame(data)
+    )
 
 
-def figure(study: Collection) -> Drawing | None:
+def overview_figure(collection: Collection) -> Drawing | None:
     """Draw final accuracy against the task: a panel for each first part of a method."""
-    tasks = _tasks(study)
-    if len(tasks) < 2 or len(_cells(study)) < 2:
+    tasks = _tasks(collection)
+    if len(tasks) < 2 or len(_cells(collection)) < 2:
         return None
-    found = _panels(study)
+    found = _panels(collection)
     numbers, data = numbered(found), []
     ticks, axis_name = _ticks(tasks)
     with look(NAME):
@@ -70,17 +72,17 @@ def figure(study: Collection) -> Drawing | None:
         return drawn(drawing, NAME, "Accuracy by task", caption, alt, points)
 
 
-def _tasks(study: Collection) -> list[str]:
+def _tasks(collection: Collection) -> list[str]:
     """Tasks, if methods differ too."""
-    if all(key in TASK for key in study.configurations[0].told):
+    if all(key in TASK for key in collection.configurations[0].told):
         return []
-    return list(dict.fromkeys(one.task for one in study.configurations))
+    return list(dict.fromkeys(one.task for one in collection.configurations))
 
 
-def _cells(study: Collection) -> dict[str, dict[str, Configuration]]:
+def _cells(collection: Collection) -> dict[str, dict[str, Configuration]]:
     """Configurations by method and task."""
     found: dict[str, dict[str, Configuration]] = {}
-    for one in study.configurations:
+    for one in collection.configurations:
         found.setdefault(one.method, {})[one.task] = one
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))  # stable
 
@@ -89,11 +91,11 @@ def _finals(one: Configuration | None) -> list[float]:
     return one.values("final_accuracy") if one else []
 
 
-def _panels(study: Collection) -> list[Panel]:
-    keys = [key for key in study.configurations[0].told if key not in TASK]
+def _panels(collection: Collection) -> list[Panel]:
+    keys = [key for key in collection.configurations[0].told if key not in TASK]
     split, rest = (keys[:1], keys[1:]) if len(keys) > 1 else ([], keys)
     found: dict[str, list[tuple[str, Configuration]]] = {}
-    for one in study.configurations:
+    for one in collection.configurations:
         panel = joined(one.differing, split)
         found.setdefault(panel, []).append((joined(one.differing, rest), one))
     return [Panel(tuple(split), lines) for lines in found.values()]

@@ -39,15 +39,15 @@ FORMS = {".html": "html", ".htm": "html", ".md": "md"}
 class Page:
     """All that a report shows, ready to be laid out."""
 
-    study: Collection
+    collection: Collection
     facts: Mapping[str, str]
-    tables: Sequence[tables.Table]
+    tables: Sequence[tables.ReportTable]
     drawings: Sequence[Drawing]
 
     @cached_property
     def whole_labels(self) -> dict[str, str]:
         """What to show where there is room, by label."""
-        return {one.label: one.whole_label for one in self.study.configurations}
+        return {one.label: one.whole_label for one in self.collection.configurations}
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -58,8 +58,8 @@ class Page:
     @property
     def title(self) -> str:
         """What the page is about, in a few words."""
-        count = len(self.study.configurations)
-        names = ", ".join(one.label for one in self.study.configurations)
+        count = len(self.collection.configurations)
+        names = ", ".join(one.label for one in self.collection.configurations)
         return names if count < 3 else f"{count} configurations"
 
 
@@ -73,18 +73,25 @@ def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
     ValueError
         No complete run, or an unknown baseline.
     """
-    study = collect(folders)
-    against = study.baselines(baseline)
+    collection = collect(folders)
+    against = collection.baselines(baseline)
     remark = FIRST if baseline is None else ""
-    differences = tables.differences(study, against, remark)
-    found = (overview.table(study), tables.results(study), differences, tables.metrics(study))
-    shown = [table for table in (*found, tables.runs(study)) if table]
-    first = overview.figure(study)
-    drawings = [*([first] if first else []), *curves.figures(study)]
-    drawings += distributions.figures(study)
+    differences = tables.differences(collection, against, remark)
+    found = (
+        overview.overview_table(collection),
+        tables.results(collection),
+        differences,
+        tables.metrics(collection),
+    )
+    shown = [table for table in (*found, tables.runs(collection)) if table]
+    first = overview.overview_figure(collection)
+    drawings = [*([first] if first else []), *curves.figures(collection)]
+    drawings += distributions.figures(collection)
     bases = dict.fromkeys(one.label for one in against.values()) if differences else ()
-    facts = _facts(study, f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if bases else "")
-    return Page(study, facts, shown, drawings)
+    facts = _facts(
+        collection, f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if bases else ""
+    )
+    return Page(collection, facts, shown, drawings)
 
 
 def html(page: Page) -> str:
@@ -151,22 +158,22 @@ def numbers(data: pd.DataFrame) -> str:
     return data.to_csv(index=False, lineterminator="\n")
 
 
-def _facts(study: Collection, baseline: str) -> dict[str, str]:
+def _facts(collection: Collection, baseline: str) -> dict[str, str]:
     """What was run, by heading."""
-    runs = study.runs
+    runs = collection.runs
     seeds = sorted({run.seed for run in runs})
     differing = {
         key: "; ".join(
             dict.fromkeys(
-                one.differing[key].removeprefix(f"{key}=") for one in study.configurations
+                one.differing[key].removeprefix(f"{key}=") for one in collection.configurations
             )
         )
-        for key in study.keys
+        for key in collection.keys
     }
     done = [str(count) for count in sorted({len(run.rounds) for run in runs})]
-    few = [one.label for one in study.configurations if len(one.runs) == 1]
+    few = [one.label for one in collection.configurations if len(one.runs) == 1]
     facts = {
-        "runs": f"{len(runs)} runs of {len(study.configurations)} configurations",
+        "runs": f"{len(runs)} runs of {len(collection.configurations)} configurations",
         "seeds": ", ".join(map(str, seeds)),
         "one seed only, so no interval": "; ".join(few),
         "baseline": baseline,
@@ -175,8 +182,8 @@ def _facts(study: Collection, baseline: str) -> dict[str, str]:
         else "",
         "always the commonest class": _spread([r.summary.get("majority_accuracy") for r in runs]),
         **{f"{key} (differs)": text for key, text in differing.items()},
-        **{key: short(key, study.common[key]) for key in ordered(study.common)},
-        "left out": "; ".join(f"{run.name} ({run.flaw})" for run in study.left_out),
+        **{key: short(key, collection.common[key]) for key in ordered(collection.common)},
+        "left out": "; ".join(f"{run.name} ({run.flaw})" for run in collection.left_out),
         "versions": _merged([run.summary.get("versions", {}) for run in runs]),
         "machine": _merged([run.summary.get("machine", {}) for run in runs]),
         "unlike CPUs": unlike(run.summary for run in runs),

@@ -25,7 +25,7 @@ IGNORED = FREE | {"seed"}
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """What one output folder holds.
 
     Attributes
@@ -66,14 +66,14 @@ class Configuration:
     Attributes
     ----------
     differing : Mapping[str, str]
-        Key to short text, for the keys in which the configurations of the study differ.
+        Key to short text, for the keys in which the configurations of the report differ.
     told : tuple[str, ...]
         Those of these keys that labels name: all, unless labels would become long.
     """
 
     differing: Mapping[str, str]
     told: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[FinishedRun, ...]
 
     @property
     def label(self) -> str:
@@ -110,11 +110,11 @@ class Collection:
     """All runs of a report, grouped; `common` are the keys in which none differs."""
 
     configurations: tuple[Configuration, ...]
-    left_out: tuple[Run, ...]
+    left_out: tuple[FinishedRun, ...]
     common: Mapping[str, Any]
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         """All runs that count."""
         return [run for one in self.configurations for run in one.runs]
 
@@ -181,7 +181,7 @@ def collect(folders: Iterable[Path]) -> Collection:
         raise ValueError(f"no run is complete: {flaws}")
     keys = sorted({key for run in whole for key in run.settings} - IGNORED)
     differing = [key for key in keys if len({str(r.settings.get(key)) for r in whole}) > 1]
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[FinishedRun]] = {}
     for run in whole:
         groups.setdefault(str([run.settings.get(key) for key in differing]), []).append(run)
     shown = ordered(differing) or ["strategy", "codec"]
@@ -196,7 +196,7 @@ def collect(folders: Iterable[Path]) -> Collection:
     return Collection(tuple(configurations), left_out, common)
 
 
-def _find(folder: Path) -> list[Run]:
+def _find(folder: Path) -> list[FinishedRun]:
     if not folder.is_dir():
         raise ValueError(f"no folder {str(folder)!r}")
     places = [path.parent for path in folder.rglob(EXPERIMENT)]
@@ -207,7 +207,7 @@ def _find(folder: Path) -> list[Run]:
     return [_read(name.removesuffix("/."), named[name]) for name in sorted(named, key=_natural)]
 
 
-def _read(name: str, folder: Path) -> Run:
+def _read(name: str, folder: Path) -> FinishedRun:
     defaults = {key: field.default for key, field in Experiment.model_fields.items()}
     settings = {**defaults, **read_toml(folder / EXPERIMENT)}  # keys may be newer than the run
     try:
@@ -222,7 +222,9 @@ def _read(name: str, folder: Path) -> Run:
         flaw = flaw or f"{ROUNDS} is missing or damaged"
     elif rounds.empty:
         flaw = flaw or "no rounds"
-    return Run(name, folder, settings, summary, pd.DataFrame() if rounds is None else rounds, flaw)
+    return FinishedRun(
+        name, folder, settings, summary, pd.DataFrame() if rounds is None else rounds, flaw
+    )
 
 
 def _csv(path: Path) -> pd.DataFrame | None:
@@ -232,9 +234,9 @@ def _csv(path: Path) -> pd.DataFrame | None:
         return None
 
 
-def _unique(runs: list[Run]) -> list[Run]:
+def _unique(runs: list[FinishedRun]) -> list[FinishedRun]:
     """Drop folders that were given twice; mark runs whose seed their configuration has."""
-    found: dict[Path, Run] = {}
+    found: dict[Path, FinishedRun] = {}
     seen: dict[str, str] = {}
     for run in runs:
         place = run.folder.resolve()
@@ -248,7 +250,9 @@ def _unique(runs: list[Run]) -> list[Run]:
     return list(found.values())
 
 
-def _configuration(keys: list[str], runs: list[Run], is_short: bool = True) -> Configuration:
+def _configuration(
+    keys: list[str], runs: list[FinishedRun], is_short: bool = True
+) -> Configuration:
     texts = {key: part(key, runs[0].settings.get(key), is_short) for key in keys}
     return Configuration(texts, tuple(keys), tuple(sorted(runs, key=lambda run: run.seed)))
 

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from simulations.report.comparison import CLIENT
-from simulations.report.runs import Collection, Configuration, Run
+from simulations.report.runs import Collection, Configuration, FinishedRun
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
-from simulations.runs.results import BYTES, PAYLOAD, WEIGHTS
+from simulations.runs.metrics import PAYLOAD, WEIGHTS
 
 SHOWN = {
-    "round", "accuracy", "client_accuracy", "clients", "samples", "client_steps", *BYTES,
-    "smashed_bytes", "ratio", "nominal_samples", "client_flops", "server_flops",
+    "round", "accuracy", "client_accuracy", "clients", "samples", "client_steps",
+    *PAYLOAD, *WEIGHTS, "smashed_bytes", "ratio", "nominal_samples", "client_flops", "server_flops",
     "wall_seconds", "cpu_seconds", "dropped",
 }  # fmt: skip
 """Columns of rounds.csv that other tables tell of; whatever else is there is a metric."""
@@ -30,14 +30,11 @@ SHARES = {
 
 WITHIN = f"± half of the {100 * LEVEL:.0f} % interval"
 
-WIRE = ("wire_bytes_up", "wire_bytes_down")
-
 MEANS: Mapping[str, tuple[tuple[str, ...], float, str]] = {
     "payload up, MB": (PAYLOAD[:1], 1e-6, ",.1f"),
     "payload down, MB": (PAYLOAD[1:], 1e-6, ",.1f"),
     "weights up, MB": (WEIGHTS[:1], 1e-6, ",.1f"),
     "weights down, MB": (WEIGHTS[1:], 1e-6, ",.1f"),
-    "wire, MB": (WIRE, 1e-6, ",.1f"),
     "ratio": (("ratio",), 1.0, ".3f"),
     "client GFLOP": (("client_flops",), 1e-9, ",.1f"),
     "server GFLOP": (("server_flops",), 1e-9, ",.1f"),
@@ -55,7 +52,7 @@ LATEX = {
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Rows of text, the first cell naming the row, and the numbers behind them."""
 
     name: str
@@ -81,11 +78,11 @@ class Table:
         )
 
 
-def results(study: Collection) -> Table:
+def results(collection: Collection) -> ReportTable:
     """Accuracy, and what it cost, by configuration."""
     rows, data = [], []
-    accuracies = _accuracies(study)
-    for one in study.configurations:
+    accuracies = _accuracies(collection)
+    for one in collection.configurations:
         cells, numbers = [one.label, str(len(one.runs))], {"seeds": float(len(one.runs))}
         for key, accuracy in accuracies.items():
             mean, half = interval([100 * accuracy(run) for run in one.runs])
@@ -102,23 +99,23 @@ def results(study: Collection) -> Table:
         "one seed and no interval. Best: over the rounds of each run, chosen on the test set and "
         f"so optimistic.{CLIENT if 'client' in accuracies else ''} The rest are means over seeds "
         "of what all clients and rounds took together. Payload: smashed data up, cut gradients "
-        "down. Weights: synchronised heads, of fedavg models. Wire: whole messages, both ways. "
+        "down. Weights: synchronised heads, of fedavg models. "
         "Ratio: payload over uncompressed fp32. MB are 10⁶ bytes."
     )
     columns = ["configuration", "seeds", *(f"{key}, %" for key in accuracies), *MEANS]
-    return Table("results", "Results", caption, columns, rows, pd.DataFrame(data))
+    return ReportTable("results", "Results", caption, columns, rows, pd.DataFrame(data))
 
 
 def differences(
-    study: Collection, baselines: Mapping[str, Configuration], remark: str = ""
-) -> Table | None:
+    collection: Collection, baselines: Mapping[str, Configuration], remark: str = ""
+) -> ReportTable | None:
     """Final accuracy less that of the baseline, over common seeds; None without a second one.
 
     `remark` says how the baseline was chosen.
     """
     compared = [
         (one, baselines[one.task], _difference(one, baselines[one.task]))
-        for one in study.configurations
+        for one in collection.configurations
         if one.task in baselines and baselines[one.task] is not one
     ]
     if not compared:
@@ -151,20 +148,22 @@ def differences(
         f"{tests} test{'s' * (tests != 1)} of this table. {_few_seeds(compared)}"
         f"{f'The baseline is {remark}.' if remark else ''}"
     )
-    return Table("differences", "Differences", caption.strip(), columns, rows, pd.DataFrame(data))
+    return ReportTable(
+        "differences", "Differences", caption.strip(), columns, rows, pd.DataFrame(data)
+    )
 
 
-def metrics(study: Collection) -> Table | None:
+def metrics(collection: Collection) -> ReportTable | None:
     """Whatever else the rounds recorded, after the last one."""
     keys: dict[str, None] = {}
-    for run in study.runs:
+    for run in collection.runs:
         numeric = run.rounds.select_dtypes("number").dropna(axis="columns", how="all")
         keys.update(dict.fromkeys(str(name) for name in numeric if name not in SHOWN))
     if not keys:
         return None
     titles = {key: f"{key.replace('_', ' ')}{', %' * (key in SHARES)}" for key in keys}
     rows, data = [], []
-    for one in study.configurations:
+    for one in collection.configurations:
         cells: list[str] = [one.label]
         numbers: dict[str, float] = {}
         for key in keys:
@@ -176,13 +175,13 @@ def metrics(study: Collection) -> Table | None:
         data.append({"configuration": one.label, **numbers})
     caption = f"After the last round: mean {WITHIN} over seeds."
     columns = ["configuration", *titles.values()]
-    return Table("metrics", "More metrics", caption, columns, rows, pd.DataFrame(data))
+    return ReportTable("metrics", "More metrics", caption, columns, rows, pd.DataFrame(data))
 
 
-def runs(study: Collection) -> Table:
+def runs(collection: Collection) -> ReportTable:
     """Every run that counts: where it lies, and clients that it lost."""
     rows = []
-    for one in study.configurations:
+    for one in collection.configurations:
         for run in one.runs:
             dropped = run.rounds["dropped"].sum() if "dropped" in run.rounds else 0
             final = _number(100 * run.total("final_accuracy"), ".1f")
@@ -190,21 +189,21 @@ def runs(study: Collection) -> Table:
             rows.append([run.name, one.label, *counts, final])
     columns = ["run", "configuration", "seed", "rounds", "clients dropped", "final, %"]
     caption = "Clients dropped: summed over rounds."
-    labels = [one.whole_label for one in study.configurations for _ in one.runs]
+    labels = [one.whole_label for one in collection.configurations for _ in one.runs]
     data = pd.DataFrame(rows, columns=columns).assign(**{"all that differs": labels})
-    return Table("runs", "Runs", caption, columns, rows, data)
+    return ReportTable("runs", "Runs", caption, columns, rows, data)
 
 
-def _accuracies(study: Collection) -> dict[str, Callable[[Run], float]]:
+def _accuracies(collection: Collection) -> dict[str, Callable[[FinishedRun], float]]:
     """Say how to read each kind of accuracy; that of clients only where some were tested."""
-    found: dict[str, Callable[[Run], float]] = {
-        key: partial(Run.total, key=f"{key}_accuracy") for key in ("final", "best")
+    found: dict[str, Callable[[FinishedRun], float]] = {
+        key: partial(FinishedRun.total, key=f"{key}_accuracy") for key in ("final", "best")
     }
 
-    def of_clients(run: Run) -> float:
+    def of_clients(run: FinishedRun) -> float:
         return _last(run.rounds, "client_accuracy")
 
-    if not all(math.isnan(of_clients(run)) for run in study.runs):
+    if not all(math.isnan(of_clients(run)) for run in collection.runs):
         found["client"] = of_clients
     return found
 

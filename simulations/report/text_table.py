@@ -46,7 +46,7 @@ def shortened_apart(texts: Sequence[str], width: int) -> list[str]:
     return cut if len({*cut}) == len({*texts}) else list(texts)
 
 
-def sheet(
+def text_table(
     titles: Sequence[str],
     rows: Sequence[Sequence[str]],
     width: int,

@@ -8,23 +8,26 @@ import numpy as np
 from torch import Tensor
 
 from fl_split.codecs import Identity
-from fl_split.exchange.split import Place
-from fl_split.exchange.whole import train_step
-from fl_split.flat import Flat
-from fl_split.models.cut import Head, Tail
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.ushape import crossing
+from fl_split.flat import Flat, descend
+from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.optimizers import moments, set_moments
+from fl_split.seeds import StepId
 from simulations.runs.setup import Setup
+from strategies.server.training import PooledWork
 
 
-class Pool:
+class CentralisedTrainer:
     """Centralised training on the samples of all clients together."""
 
     def __init__(self, head: Flat[Head], tail: Flat[Tail], setup: Setup) -> None:
         self.head, self.tail, self.setup = head, tail, setup
-        build = setup.experiment.build
+        parts = setup.experiment.parts
         self.optimizers = [
-            build("head_optimizer").build(head.vector),
-            build("tail_optimizer").build(tail.vector),
+            parts.head_optimizer.build(head.vector),
+            parts.tail_optimizer.build(tail.vector),
         ]
         self._named = {
             "pooled-head": (self.optimizers[0], head.vector),
@@ -40,19 +43,25 @@ class Pool:
         for name, pair in self._named.items():
             set_moments(*pair, found.get(name, {}))
 
-    def __call__(self, server_round: int, clients: Sequence[int]) -> tuple[float, int, int]:
-        """Train for as many samples as `clients` would; return mean loss, samples and steps."""
-        setup, schedule = self.setup, self.setup.schedule()
-        train = setup.train
+    def __call__(self, server_round: int, clients: Sequence[int]) -> PooledWork:
+        """Train for as many samples as `clients` would in a round."""
+        schedule, train = self.setup.schedule(), self.setup.train
+        head, tail = self.head, self.tail
         rows = np.concatenate(train.partitions)
         budget = sum(schedule.num_samples(len(train.partitions[c])) for c in clients)
-        place = Place(schedule.seed, server_round, 0, 0)
+        at = StepId(schedule.seed, server_round, 0, 0)
+        step, link = crossing(head.module).step, Link(Identity(), Identity())
         losses: list[float] = []
         seen = 0
         while seen < budget:
-            chosen = rows[schedule.batch(place, len(rows))]
-            batch = (Identity(), *train.batch(chosen), train.num_classes, place)
-            losses.append(train_step(self.head, self.tail, self.optimizers, *batch))
+            chosen = rows[schedule.batch(at, len(rows))]
+            pixels, labels = train.batch(chosen)
+            batch = Batch(pixels, labels, train.num_classes)
+            found = step(head, tail, link, batch, at)
+            descend(self.optimizers[0], head, found.of_head)
+            descend(self.optimizers[1], tail, found.of_tail)
+            losses.append(found.loss)
             seen += len(chosen)
-            place = place.next()
-        return sum(losses) / len(losses), seen, len(losses)
+            at = at.next()
+        flops = whole_flops(head.module, tail.module, seen)
+        return PooledWork(sum(losses) / len(losses), seen, len(losses), flops)

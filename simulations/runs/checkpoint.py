@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fl_split.exchange.records import Weights
+from simulations.engines.local_grid import LocalGrid
 from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.observers import Observer, Row
+from simulations.runs.provenance import machine
 from simulations.runs.results import EXPERIMENT, STUDY, write_whole
+from strategies import RoundResult
 from strategies.server import messages
 
 FILE = "checkpoint.safetensors"
@@ -36,7 +42,7 @@ class Checkpoint:
     ----------
     rounds : int
         Rounds done.
-    arrays : ArrayRecord
+    weights : Mapping[str, Weights]
         Global weights HEAD and TAIL.
     moments : dict
         Per optimiser of the server ("tail", "pooled-head", "pooled-tail") its state.
@@ -47,7 +53,7 @@ class Checkpoint:
     """
 
     rounds: int
-    arrays: ArrayRecord
+    weights: Mapping[str, Weights]
     moments: Mapping[str, dict[str, Tensor]]
     clients: Mapping[int, RecordDict]
     cpu: str = ""
@@ -55,8 +61,8 @@ class Checkpoint:
     def write(self, folder: Path, experiment: Experiment) -> None:
         """Replace the checkpoint in `folder`; a crash leaves the old one or the new one."""
         tensors = {
-            f"weights/{name}": torch.from_numpy(messages.numbers(array).copy())
-            for name, array in self.arrays.items()
+            f"weights/{name}": torch.from_numpy(vector.numpy().copy())
+            for name, vector in self.weights.items()
         }
         for name, moments in self.moments.items():
             tensors |= {f"moments/{name}/{key}": value for key, value in moments.items()}
@@ -70,6 +76,43 @@ class Checkpoint:
         }
         metadata["digest"] = _digest(tensors, metadata)
         write_whole(folder / FILE, save(tensors, metadata))
+
+
+class Checkpointer(Observer):
+    """Writes a checkpoint every so many rounds, if the engine can tell what clients are.
+
+    Parameters
+    ----------
+    moments : Callable
+        Gives the state of optimisers that training does not know of.
+    cpu : str
+        Kinds of CPU that earlier rounds were computed on.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        folder: Path,
+        experiment: Experiment,
+        moments: Callable[[], dict[str, dict[str, Tensor]]],
+        cpu: str,
+    ) -> None:
+        self.grid, self.folder, self.experiment = grid, folder, experiment
+        self.moments, self.cpu = moments, machine(cpu)["cpu"]
+
+    def after_round(self, result: RoundResult, row: Row) -> bool:
+        """Write a checkpoint if it is time to."""
+        every = self.experiment.checkpoint_every
+        if not every or result.round % every:
+            return False
+        states = self.grid.states() if isinstance(self.grid, LocalGrid) else None
+        if states is None:  # or a worker is just being restarted: not this time
+            return False
+        progress = result.progress
+        moments = {**self.moments(), "tail": progress.moments, "aggregator": progress.aggregator}
+        found = Checkpoint(result.round, result.weights, moments, states, self.cpu)
+        found.write(self.folder, self.experiment)
+        return False
 
 
 def read(folder: Path) -> tuple[Experiment, Checkpoint]:
@@ -117,14 +160,14 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoin
     for path, tensor in tensors.items():
         kind, _, name = path.partition("/")
         if kind == "weights":
-            weights[name] = tensor.numpy()
+            weights[name] = Weights.of(tensor.numpy())
         elif kind == "client":
             clients[int(name)] = messages.record_from_bytes(tensor.numpy().tobytes())
         else:
             optimizer, _, key = name.partition("/")
             moments.setdefault(optimizer, {})[key] = tensor
     rounds, cpu = int(metadata["rounds"]), metadata.get("cpu", "")
-    return Checkpoint(rounds, messages.weights(**weights), moments, clients, cpu)
+    return Checkpoint(rounds, weights, moments, clients, cpu)
 
 
 def _fixed(experiment: Experiment) -> dict[str, object]:

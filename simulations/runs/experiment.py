@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fl_split.codecs import CODECS, parse_codec, parse_downlink
-from fl_split.models import MODELS
-from fl_split.optimizers import OPTIMIZERS
+from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
+from fl_split.exchange.link import Link
+from fl_split.models import MODELS, Model
+from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.specs import SpecError, canonical, parse, sentence, stages, unknown
 from simulations.data import partition
-from simulations.data.skew import SKEWS, parse_skew
-from simulations.data.sources import DATASETS
+from simulations.data.skew import SKEWS, Skew, parse_skew
+from simulations.data.sources import DATASETS, Dataset
 from simulations.engines.inline import ENGINES
-from simulations.runs.budget import BUDGETS, parse_budget
-from simulations.runs.tracking import TRACKING
-from strategies import STRATEGIES
-from strategies.server.aggregation import AGGREGATIONS
+from simulations.engines.local_grid import Engine
+from simulations.runs.budget import BUDGETS, Budget, parse_budget
+from simulations.runs.tracking import TRACKING, Tracking
+from strategies import STRATEGIES, Strategy
+from strategies.server.aggregation import AGGREGATIONS, Aggregator
 
 TABLES: dict[str, Mapping[str, Any]] = {
     "aggregation": AGGREGATIONS,
@@ -39,6 +43,9 @@ TABLES: dict[str, Mapping[str, Any]] = {
 }
 """Keys whose value is a spec string, and the table it names an entry of."""
 
+SPEC_TABLES: Mapping[str, Mapping[str, Any]] = {**TABLES, "partition": partition.PARTITIONS}
+"""The same with `partition`, whose entries need what the experiment fills in."""
+
 CHAINS: dict[str, Callable[[str], Any]] = {
     "budget": parse_budget,
     "codec": parse_codec,
@@ -46,6 +53,35 @@ CHAINS: dict[str, Callable[[str], Any]] = {
     "skew": parse_skew,
 }
 """Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an experiment's spec strings describe, by key.
+
+    Attributes
+    ----------
+    aggregation : Callable
+        Makes an aggregator, which remembers earlier rounds of one run.
+    """
+
+    codec: Codec
+    downlink: Codec
+    strategy: Strategy
+    aggregation: Callable[[], Aggregator]
+    model: Model
+    head_optimizer: Optimizer
+    tail_optimizer: Optimizer
+    dataset: Dataset
+    skew: Sequence[Skew]
+    budget: Budget
+    engine: Engine
+    tracking: Tracking
+
+    def link(self) -> Link:
+        """Return the road between clients and server."""
+        return Link(self.codec, self.downlink)
+
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -130,10 +166,23 @@ class Experiment(BaseModel):
     def _is_partition(cls, spec: str) -> str:
         return partition.resolved(spec)
 
-    def build(self, key: str) -> Any:
-        """Return the object that the spec string `key` describes."""
-        spec = getattr(self, key)
-        return CHAINS[key](spec) if key in CHAINS else parse(spec, TABLES[key])
+    @cached_property
+    def parts(self) -> Parts:
+        """What the spec strings describe, built once."""
+        return Parts(
+            codec=parse_codec(self.codec),
+            downlink=parse_downlink(self.downlink),
+            strategy=parse(self.strategy, STRATEGIES),
+            aggregation=lambda: parse(self.aggregation, AGGREGATIONS),
+            model=parse(self.model, MODELS),
+            head_optimizer=parse(self.head_optimizer, OPTIMIZERS),
+            tail_optimizer=parse(self.tail_optimizer, OPTIMIZERS),
+            dataset=parse(self.dataset, DATASETS),
+            skew=parse_skew(self.skew),
+            budget=parse_budget(self.budget),
+            engine=parse(self.engine, ENGINES),
+            tracking=parse(self.tracking, TRACKING),
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Experiment:

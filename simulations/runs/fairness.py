@@ -11,27 +11,13 @@ import numpy as np
 import pandas as pd
 
 from fl_split.metrics import backward_transfer, jain, performance_gap, worst
-from strategies import RoundReport
+from simulations.runs.observers import Observer
+from strategies import RoundResult
 
 CLASSES, SHARDS = "classes.csv", "shards.csv"
 
-COLUMNS = [
-    "balanced_accuracy",
-    "performance_gap",
-    "backward_transfer",
-    "client_accuracy",
-    "worst_client_accuracy",
-    "client_accuracy_std",
-    "jain",
-    "drift",
-]
-"""Columns of rounds.csv. Of classes: their mean accuracy; best less worst; mean of accuracy
-less the best so far (forgetting). Of clients, each on its own held-out samples: their mean;
-the mean of the worst tenth; standard deviation; Jain's index. Drift: mean distance of the
-clients' heads, before averaging, to their mean. Empty where there is nothing to measure."""
 
-
-class Details:
+class Fairness(Observer):
     """Write accuracies by class and by client, and sum them up.
 
     Parameters
@@ -54,19 +40,19 @@ class Details:
             else:
                 path.unlink(missing_ok=True)
 
-    def add(self, report: RoundReport) -> dict[str, float | None]:
+    def measure(self, result: RoundResult) -> dict[str, float | int | None]:
         """Write a round; return its columns."""
-        by_class = np.asarray(report.class_accuracy, dtype=float)
+        by_class = np.asarray(result.evaluation.by_class, dtype=float)
         classes = [
-            {"round": report.round, "class": number, "name": name, "accuracy": by_class[number]}
+            {"round": result.round, "class": number, "name": name, "accuracy": by_class[number]}
             for number, name in enumerate(self.class_names)
         ]
         self._append(CLASSES, classes)
         self.best = np.fmax(self.best, by_class)
-        shards = report.shard_accuracy
+        shards = result.evaluation.by_client
         self._append(
             SHARDS,
-            [{"round": report.round, "client": k, "accuracy": v} for k, v in shards.items()],
+            [{"round": result.round, "client": k, "accuracy": v} for k, v in shards.items()],
         )
         values = list(shards.values())
         return {
@@ -77,7 +63,6 @@ class Details:
             "worst_client_accuracy": worst(values) if values else None,
             "client_accuracy_std": float(np.std(values)) if values else None,
             "jain": jain(values) if values else None,
-            "drift": report.drift,
         }
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:

@@ -5,70 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from fl_split.codecs import Codec
-from simulations.runs import fairness as details
 from simulations.runs.experiment import Experiment
-from simulations.runs.fairness import Details
+from simulations.runs.metrics import COLUMNS, SUMS
+from simulations.runs.observers import payload_ratio
 from simulations.runs.provenance import versions
-from strategies import RoundReport
-from strategies.server.mailbox import ratio
-
-PAYLOAD = "payload_bytes_up", "payload_bytes_down"
-WEIGHTS = "head_bytes_up", "head_bytes_down"
-BYTES = [*PAYLOAD, *WEIGHTS, "wire_bytes_up", "wire_bytes_down"]
-"""Payload: smashed data, labels and cut gradients, as the codec serialises them. Head:
-synchronised weights (of the whole model for FedAvg). Wire: the whole Flower messages."""
-
-COLUMNS = [
-    "round",
-    "accuracy",
-    "loss",
-    "train_loss",
-    "clients",
-    "dropped",
-    "samples",
-    "client_steps",
-    *BYTES,
-    "smashed_bytes",
-    "ratio",
-    "nominal_samples",
-    "client_flops",
-    "server_flops",
-    "wall_seconds",
-    "cpu_seconds",
-    *details.COLUMNS,
-]
-"""Columns of rounds.csv. `loss`: of the test images, after the round. `train_loss`, of any
-strategy: the mean over clients that ended the round, weighted by all the samples each holds
-(whatever the aggregation), of a client's mean loss over its steps, each before its update;
-`centralised`: the mean over its steps.
-`smashed_bytes`: what the same smashed data, and in a U-shape the middle's output, are in fp32,
-uncompressed, one way. `ratio`: payload bytes of both directions over twice that.
-`nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
-Flops: of training, closed form (see fl_split/flops.py); the clients' all together. The last
-columns are those of details.py."""
-
-SUMS = (
-    "dropped",
-    "samples",
-    "client_steps",
-    "smashed_bytes",
-    "nominal_samples",
-    "client_flops",
-    "server_flops",
-    *BYTES,
-)
-"""Columns of which the summary holds the sum."""
+from strategies import RoundResult
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
 MODEL, CODEC, SUMMARY = "model.safetensors", "codec.safetensors", "summary.json"
@@ -90,9 +40,6 @@ class Recorder:
     ----------
     folder : Path
         Made if it is not there.
-    clock : Callable, optional
-        CPU seconds of the whole simulation so far. Without it (Flower's own runtime) CPU
-        time is that of this process and what the clients report.
     rounds_done : int
         Go on after so many rounds of the run in `folder`; later ones are forgotten.
 
@@ -102,42 +49,43 @@ class Recorder:
         The folder already holds a run, or is no folder.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        experiment: Experiment,
-        class_names: Sequence[str],
-        clock: Callable[[], float] | None,
-        rounds_done: int = 0,
-    ) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, rounds_done: int = 0) -> None:
         if not rounds_done:
             check_folder(folder)
         make_folder(folder / CLIENTS)
         self.folder, self.experiment = folder, experiment
-        self.codec = experiment.build("codec")
-        self.clock, self.hears_clients = clock or time.process_time, clock is None
         self.rows: list[dict[str, Any]] = self._keep(rounds_done) if rounds_done else []
-        self.details = Details(folder, class_names, rounds_done)
-        self._cpu = self.clock()
-        self._wall = time.monotonic()
+        self.columns = list(self.rows[0]) if self.rows else list(COLUMNS)
         write_whole(folder / EXPERIMENT, experiment.to_toml().encode())
         if not rounds_done:
-            self._append(COLUMNS)
+            self._append(self.columns)
 
-    def add(self, report: RoundReport) -> dict[str, Any]:
-        """Write a finished round; return its row."""
-        row = self._row(report)
+    def add(self, result: RoundResult, measured: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a finished round and what was measured of it; return its row."""
+        found = {"round": result.round, **measured}
+        if new := [key for key in found if key not in self.columns]:
+            self._widen(new)
+        row = {key: found.get(key) for key in self.columns}
         self.rows.append(row)
-        self._append([row[column] for column in COLUMNS])
-        if report.traffic:
+        self._append(list(row.values()))
+        if result.traffic:
             clients = [
-                {"round": report.round, "client": client, **traffic.row()}
-                for client, traffic in sorted(report.traffic.items())
+                {"round": result.round, "client": client, **traffic.row()}
+                for client, traffic in sorted(result.traffic.items())
             ]
             frame = pd.DataFrame(clients).astype({"ratio": float})
-            path = self.folder / CLIENTS / f"round-{report.round:06d}.parquet"
+            path = self.folder / CLIENTS / f"round-{result.round:06d}.parquet"
             write_whole(path, frame.to_parquet(index=False))
         return row
+
+    def _widen(self, new: Sequence[str]) -> None:
+        """Give the table more columns, empty in the rows so far."""
+        self.columns += new
+        self.rows = [{key: row.get(key) for key in self.columns} for row in self.rows]
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([self.columns, *(row.values() for row in self.rows)])
+        write_whole(self.folder / ROUNDS, text.getvalue().encode())
 
     def _keep(self, rounds: int) -> list[dict[str, Any]]:
         """Drop what was written after `rounds` rounds; return the rows before."""
@@ -176,39 +124,12 @@ class Recorder:
         write_whole(self.folder / MODEL, save(state, metadata={"format": "pt"}))
         if codec:
             write_whole(self.folder / CODEC, save(dict(codec)))
-        if isinstance(model, PreTrainedModel) and self.experiment.build("model").is_transformers:
-            model.config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
+        if self.experiment.parts.model.is_transformers:
+            config: Any = model.config
+            config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
         summary = {**self._summary(status, ended_by), **facts}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
-
-    def _row(self, report: RoundReport) -> dict[str, Any]:
-        traffic = list(report.traffic.values())
-        total = {
-            key: sum(getattr(t, key) for t in traffic)
-            for key in ("samples", "steps", "smashed_bytes", *BYTES)
-        }
-        cpu, wall = self.clock(), time.monotonic()
-        reported = sum(t.client_cpu_seconds for t in traffic) if self.hears_clients else 0.0
-        row = {
-            **{key: value for key, value in total.items() if key != "steps"},
-            "round": report.round,
-            "accuracy": report.metrics["accuracy"],
-            "loss": report.metrics["loss"],
-            "train_loss": report.train_loss,
-            "clients": sum(client >= 0 for client in report.traffic),
-            "dropped": sum(bool(t.dropped) for t in traffic),
-            "client_steps": total["steps"],
-            "ratio": _ratio(total),
-            "nominal_samples": _nominal_samples(self.codec, total),
-            "client_flops": report.client_flops,
-            "server_flops": report.server_flops,
-            "wall_seconds": round(wall - self._wall, 3),
-            "cpu_seconds": round(cpu - self._cpu + reported, 3),
-            **self.details.add(report),
-        }
-        self._cpu, self._wall = cpu, wall
-        return row
 
     def _summary(self, status: str, ended_by: str) -> dict[str, Any]:
         accuracies = [row["accuracy"] for row in self.rows]
@@ -220,7 +141,7 @@ class Recorder:
             "best_accuracy": max(accuracies, default=None),
             "client_accuracy": self.rows[-1]["client_accuracy"] if self.rows else None,
             **sums,
-            "ratio": _ratio(sums),
+            "ratio": payload_ratio(sums),
             "wall_seconds": round(sum(row["wall_seconds"] for row in self.rows), 3),
             "cpu_seconds": round(sum(row["cpu_seconds"] for row in self.rows), 3),
             "seed": self.experiment.seed,
@@ -264,20 +185,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"out: cannot make {str(folder)!r}: {error.strerror}") from None
-
-
-def _ratio(total: dict[str, Any]) -> float | None:
-    sent = total["payload_bytes_up"] + total["payload_bytes_down"]
-    return ratio(sent, total["smashed_bytes"])
-
-
-def _nominal_samples(codec: Codec, total: dict[str, Any]) -> float:
-    """Samples times the codec's nominal ratio, or where it has none times the real one."""
-    samples, smashed = total["samples"], total["smashed_bytes"]
-    if not smashed:
-        return 0.0
-    nominal = codec.nominal_ratio(samples / total["steps"], smashed // (4 * samples))
-    return float(samples * ((_ratio(total) or 0.0) if nominal is None else nominal))
 
 
 def write_whole(path: Path, data: bytes) -> None:

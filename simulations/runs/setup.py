@@ -7,32 +7,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from fl_split.activations import activation_bytes, saved
-from fl_split.codecs import CODECS, Codec, Smashed
-from fl_split.exchange.split import Place, compress, pack, smash
-from fl_split.exchange.whole import joined
+from fl_split.exchange.protocol import Exchange
+from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
-from fl_split.models import split
 from fl_split.models.cut import Head, Tail, insert
-from fl_split.payload import Payload
-from fl_split.seeds import generator, seeded
 from fl_split.specs import parse
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
-from simulations.data.samples import Labels, Pixels, Table
+from simulations.data.samples import Labels, Pixels, Samples
 from simulations.data.skew import skewed
 from simulations.data.sources import DATASETS, Source
-from simulations.runs.experiment import Experiment
-from strategies.server import messages
+from simulations.runs.experiment import Experiment, Parts
+from simulations.runs.trials import check_attention, try_link
 from strategies.server.participants import Population
 
 
@@ -48,8 +41,8 @@ class Setup:
     model: nn.Module
     head: Head
     tail: Tail
-    train: Table
-    test: Table
+    train: Samples
+    test: Samples
     shards: dict[int, NDArray[np.int64]]
     unheld: partition.Unheld
     class_names: list[str]
@@ -70,32 +63,20 @@ class Setup:
             for name, weight in module.state_dict().items()
         }
 
-    def activation_bytes(self) -> dict[str, int]:
-        """Activation memory of one whole batch: of the client's part, and of the whole model."""
-        e, codec = self.experiment, self.experiment.build("codec")
-        shape = e.batch_size, *self.head.image_shape
-        pixels = torch.randn(shape, generator=generator(0, "trial"))
-        labels = torch.arange(e.batch_size) % self.train.num_classes
-        batch = pixels, labels, self.train.num_classes, Place(0, 0, 0, 0)
-        weights = [*self.head.parameters(), *self.tail.parameters()]
-        with saved() as of_head:
-            payload = smash(self.head, codec, *batch)
-        if self.head.end:  # whose graph comes on top of the head's
-            with seeded(0, "trial"):
-                output = self.tail(codec.decode(payload).tokens).detach().requires_grad_()
-                with saved() as of_end:
-                    logits = self.head.end(output)
-            of_head |= of_end
-        with saved() as of_all, seeded(0, "trial"):
-            logits = joined(self.head, self.tail, pixels)  # noqa: F841  (keeps the graph)
-        return {
-            "head": activation_bytes(of_head, weights),
-            "whole": activation_bytes(of_all, weights),
-        }
+    @property
+    def exchange(self) -> Exchange:
+        """What both halves do with one batch."""
+        return self.parts.strategy.exchange(self.head)
 
-    def initial_arrays(self) -> ArrayRecord:
+    @property
+    def parts(self) -> Parts:
+        """What the experiment's spec strings describe."""
+        return self.experiment.parts
+
+    def initial_weights(self) -> dict[str, Weights]:
         """Flat weights of head and tail before training."""
-        return messages.weights(head=_vector(self.head), tail=_vector(self.tail))
+        halves = {HEAD: self.head, TAIL: self.tail}
+        return {k: Weights.of(flatten(trained(half)).numpy()) for k, half in halves.items()}
 
     def population(self) -> Population:
         """Whom rounds choose from, as the server will know them."""
@@ -115,11 +96,15 @@ class Setup:
 
     def worker(self) -> Worker:
         """Return what a process needs to serve clients."""
-        build = self.experiment.build
-        optimizers = build("head_optimizer"), build("tail_optimizer")
-        halves = copy.deepcopy((self.head, self.tail))  # the server trains its own
+        parts = self.parts
         return Worker(
-            self.train, *halves, build("codec"), build("downlink"), *optimizers, self.schedule()
+            self.train,
+            *copy.deepcopy((self.head, self.tail)),  # the server trains its own
+            self.exchange,
+            parts.link(),
+            parts.head_optimizer,
+            parts.tail_optimizer,
+            self.schedule(),
         )
 
 
@@ -136,7 +121,7 @@ def prepare(experiment: Experiment) -> Setup:
     with _named("dataset"):
         source = _open(e.dataset, e.test_fraction, e.seed)
     partitions, shards, nobodys = _partition(source, e)
-    spec, classes = e.build("model"), len(source.class_names)
+    spec, classes = e.parts.model, len(source.class_names)
     with _named("model"):
         model = spec.build(
             image_size=source.image_size,
@@ -145,15 +130,16 @@ def prepare(experiment: Experiment) -> Setup:
             seed=e.seed,
         )
         mean, std = spec.normalisation()
-    if isinstance(model, PreTrainedModel):
-        model.config.id2label = dict(enumerate(source.class_names))
-        model.config.label2id = {name: label for label, name in enumerate(source.class_names)}
+    if spec.is_transformers:
+        config: Any = model.config
+        config.id2label = dict(enumerate(source.class_names))
+        config.label2id = {name: label for label, name in enumerate(source.class_names)}
     model.train()  # checkpoints come in evaluation mode
-    head, tail = split(model, e.cut, e.end)
-    insert(head, tail, e.build("codec"), e.seed)
+    head, tail = spec.split(model, e.cut, e.end)
+    insert(head, tail, e.parts.codec, e.seed)
     with _named("codec"):
-        _check_attention(e.build("codec"), head, e.model.partition("(")[0])
-        _try(e.build("codec"), e.build("downlink"), head, classes)
+        check_attention(e.parts.codec, head, e.model.partition("(")[0])
+        try_link(e.parts.link(), head, tail, classes)
     _check_strategy(e, partitions)
     channels, size, _ = head.image_shape
     with _named("dataset"):
@@ -163,22 +149,20 @@ def prepare(experiment: Experiment) -> Setup:
         model=model,
         head=head,
         tail=tail,
-        train=skewed(
-            Table(*train, partitions, classes, mean, std), e.build("skew"), e.seed, shards
-        ),
-        test=Table(*test, [], classes, mean, std),
+        train=skewed(Samples(*train, partitions, classes, mean, std), e.parts.skew, e.seed, shards),
+        test=Samples(*test, [], classes, mean, std),
         shards=shards,
         unheld=nobodys,
         class_names=source.class_names,
     )
 
 
-def prepare_labels(experiment: Experiment) -> tuple[Table, list[str], partition.Unheld]:
+def prepare_labels(experiment: Experiment) -> tuple[Samples, list[str], partition.Unheld]:
     """Load and partition labels without decoding an image.
 
     Returns
     -------
-    table : Table
+    table : Samples
         Labels and who holds them; its images have no pixels.
     names : list of str
         Names of the classes.
@@ -197,8 +181,8 @@ def prepare_labels(experiment: Experiment) -> tuple[Table, list[str], partition.
     partitions, shards, nobodys = _partition(source, e)
     names = source.class_names
     pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
-    table = Table(pixels, labels, partitions, len(names), [0.0], [1.0])
-    return skewed(table, e.build("skew"), e.seed, shards), names, nobodys
+    table = Samples(pixels, labels, partitions, len(names), [0.0], [1.0])
+    return skewed(table, e.parts.skew, e.seed, shards), names, nobodys
 
 
 def unheld(experiment: Experiment) -> partition.Unheld:
@@ -243,48 +227,21 @@ def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labe
     ]
 
 
-def _check_attention(codec: Codec, head: Head, model: str) -> None:
-    """Raise ValueError if `codec` asks for what the model does not have."""
-    if codec.needs_attention and not head.has_attention:
-        name = repr(codec).partition("(")[0].lower()
-        others = ", ".join(name for name, kind in CODECS.items() if not kind.needs_attention)
-        raise ValueError(
-            f"{name} needs CLS attention, which {model} does not have; use one of {others}"
-        )
-
-
 def _check_strategy(e: Experiment, partitions: Sequence[NDArray[np.int64]]) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
-    strategy = e.build("strategy")
+    strategy = e.parts.strategy
     with _named("strategy"):
-        strategy.check(e.build("codec"))
+        strategy.check(e.parts.codec)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     sizes = {client: len(rows) for client, rows in enumerate(partitions)}
     clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
-    least = e.build("aggregation").least_clients
+    least = e.parts.aggregation().least_clients
     if clients < least:
         raise ValueError(
             f"aggregation: {e.aggregation} needs {least} clients or more in a round, got {clients} "
             f"(fraction={e.fraction:g} of clients={e.clients} that hold samples)"
         )
-
-
-@torch.no_grad()
-def _try(codec: Codec, downlink: Codec, head: Head, num_classes: int) -> None:
-    """Send two made-up samples to and fro; raise ValueError if that does not work."""
-    draw, place = generator(0, "trial"), Place(0, 0, 0, 0)
-    tokens = head.encoder(torch.randn(2, *head.smashed_shape, generator=draw))
-    attention = torch.rand(tokens.shape[:2], generator=draw).softmax(dim=1)
-    labels = torch.arange(2) % num_classes
-    smashed = Smashed(tokens, lambda: attention, labels, num_classes, head.num_read)
-    try:
-        payload = compress(codec, smashed, place)
-        sent = pack(codec, payload, place).to_bytes()
-        codec.decode(codec.unpack(Payload.from_bytes(sent)))
-        downlink.unpack(pack(downlink, Payload(payload.values), place))
-    except (KeyError, IndexError, RuntimeError, TypeError) as error:
-        raise ValueError(f"does not fit tokens of shape {tuple(tokens.shape)}: {error}") from None
 
 
 @contextmanager
@@ -293,7 +250,3 @@ def _named(key: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
-
-
-def _vector(module: torch.nn.Module) -> np.ndarray:
-    return flatten(trained(module)).numpy()

@@ -25,6 +25,14 @@ class Log(Protocol):
         ...
 
 
+class Tracking(Protocol):
+    """Where rows go beside the folder."""
+
+    def open(self, settings: dict[str, Any], folder: Path) -> Log:
+        """Begin a log of a run."""
+        ...
+
+
 class NoLog:
     """Nowhere."""
 

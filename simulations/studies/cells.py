@@ -125,7 +125,7 @@ def is_finished(folder: Path, cell: Cell) -> bool:
         return True
     rounds = pd.read_csv(folder / ROUNDS)
     totals = {**rounds.sum(numeric_only=True), "rounds": len(rounds)}
-    budget = First((cell.experiment.build("budget"), parse_last(cell.until)))
+    budget = First((cell.experiment.parts.budget, parse_last(cell.until)))
     return len(rounds) >= cell.experiment.rounds or budget.is_spent(totals)
 
 

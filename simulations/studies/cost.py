@@ -11,23 +11,31 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
+from rich.filesize import decimal
+from rich.table import Table
 
-from fl_split.exchange.split import Place, arrive, pack, smash
-from fl_split.exchange.ushape import traverse
-from fl_split.exchange.whole import predict, train_step
-from fl_split.flat import Flat
-from fl_split.models.flops import head_step, tail_step, whole_step
-from fl_split.payload import Payload
+from fl_split.exchange.account import weights_bytes
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.protocol import Batch, HalfServed
+from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record
+from fl_split.exchange.ushape import crossing
+from fl_split.exchange.whole import predict
+from fl_split.flat import Flat, descend
+from fl_split.seeds import StepId
+from simulations.clients.client import ClientPool
+from simulations.report.text_table import text_table
 from simulations.runs.evaluator import EVALUATION_ROWS
 from simulations.runs.setup import Setup
-from strategies import SplitStrategy
-from strategies.server import messages
+from simulations.studies.cells import Cell
+from strategies import Strategy
+from strategies.server.participants import USUAL, Assignment
+from strategies.server.threads import available_cores
 
 
 @dataclass(frozen=True)
@@ -57,29 +65,32 @@ class Estimator:
         """Return the cost of the run that `setup` describes."""
         e = setup.experiment
         sizes: Counter[tuple[int, int]] = Counter()
-        examples: dict[tuple[int, int], np.ndarray] = {}
+        examples: dict[tuple[int, int], tuple[StepId, Assignment]] = {}
         clients = 0
-        strategy = e.build("strategy")
-        trains = strategy.trains
-        for chosen in _rounds(setup, strategy):
+        strategy = e.parts.strategy
+        for number in range(1, e.rounds + 1):
+            chosen = strategy.choose(setup.population(), number)
             clients += len(chosen)
-            for key, rows in _batches(setup, chosen, trains):
+            for key, example in _batches(setup, strategy, number, chosen):
                 sizes[key] += 1
-                examples.setdefault(key, rows)
+                examples.setdefault(key, example)
         steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
-        payload = of_ends = 0
-        if trains == "split":
-            exchanges = [(n, *_exchange(setup, examples[key])) for key, n in sizes.items()]
-            payload = sum(n * size for n, size, _ in exchanges)
-            of_ends = sum(n * flops for n, _, flops in exchanges)
+        payload = of_answers = 0
+        if strategy.sends_smashed_data:
+            rehearsal = Rehearsal(setup)
+            found = [(n, *rehearsal(*examples[key])) for key, n in sizes.items()]
+            payload = sum(n * size for n, size, _ in found)
+            of_answers = sum(n * flops for n, _, flops in found)
         step, evaluation = self._timed(setup)
+        own = sum(len(part) > 0 for part in setup.train.partitions)
+        flops = setup.exchange.flops(setup.head, setup.tail).total
         return Cost(
             steps=steps,
             samples=samples,
             payload_bytes=payload,
-            head_bytes=clients * _weights_of_a_client(setup, trains),
-            client_flops=samples * _flops_of_a_sample(setup, trains) + of_ends,
-            seconds=steps * step + e.rounds * evaluation * _evaluated(setup),
+            head_bytes=clients * _weights_of_a_client(setup),
+            client_flops=0 if strategy.trains_on_server else samples * flops + of_answers,
+            seconds=steps * step + e.rounds * evaluation * (own if strategy.keeps_models else 1),
             is_bound=e.budget != "none()",
         )
 
@@ -92,100 +103,132 @@ class Estimator:
         return self._seconds[key]
 
 
-def _evaluated(setup: Setup) -> int:
-    """Models that are evaluated each round: all clients' where they keep their own."""
-    own = sum(len(part) > 0 for part in setup.train.partitions)
-    return own if setup.experiment.build("strategy").keeps_models else 1
+def cost_table(
+    found: Sequence[Cell], costs: Sequence[tuple[Cell, Cost]], start: float, width: int
+) -> tuple[Table, str]:
+    """Lay out what each cell will cost, and say what all of them will.
 
-
-def _rounds(setup: Setup, strategy: SplitStrategy) -> Iterator[dict[Place, float]]:
-    """Yield, for each round, where its clients begin, each with its share of the batch size."""
-    e = setup.experiment
-    population = setup.population()
-    for number in range(1, e.rounds + 1):
-        chosen = strategy.choose(population, number)
-        yield {Place(e.seed, number, client, 0): share for client, share in chosen.items()}
+    Parameters
+    ----------
+    found : sequence of Cell
+        All cells of the study; those without a cost are finished.
+    costs : sequence of (Cell, Cost)
+        The cells that are left to be run.
+    start : float
+        CPU seconds that each of them takes before it trains.
+    width : int
+        Characters of the table.
+    """
+    seconds = start * len(costs) + sum(cost.seconds for _, cost in costs)
+    bounds = {cell.name for cell, cost in costs if cost.is_bound or cell.until}
+    rows, waiting = [], {cell.name for cell, _ in costs}
+    for cell, cost in costs:
+        sizes = [decimal(n) for n in (cost.payload_bytes, cost.head_bytes)]
+        cpu = f"{timedelta(seconds=round(cost.seconds))}{'*' * (cell.name in bounds)}"
+        flops = f"{cost.client_flops / 1e12:,.3g}"
+        rows.append([cell.name, f"{cost.steps:,}", *sizes, flops, cpu])
+    rows += [[cell.name, "finished", *[""] * 4] for cell in found if cell.name not in waiting]
+    titles = ["cell", "steps", "payload", "weights", "client TFLOPs", "CPU"]
+    caption = (
+        "Payload and weights: both directions, all clients and rounds. CPU: training and "
+        "evaluation on one thread, from a timed step, without the start."
+        + (" *: a budget may end it earlier." if bounds else "")
+    )
+    table = text_table(titles, rows, width, spare=("steps", "client TFLOPs"), caption=caption)
+    about, in_all = "at most" if bounds else "some", timedelta(seconds=round(seconds))
+    return table, (
+        f"{len(found)} cells, {len(costs)} to run: {about} {in_all} of CPU time, "
+        f"{start:.0f} s of it per start of a run, on {available_cores()} cores"
+    )
 
 
 def _batches(
-    setup: Setup, chosen: Mapping[Place, float], trains: str
-) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Yield, for each step of a round, what decides its cost and its rows.
+    setup: Setup, strategy: Strategy, number: int, chosen: Mapping[int, Assignment]
+) -> Iterator[tuple[tuple[int, int], tuple[StepId, Assignment]]]:
+    """Yield, for each step of a round, what decides its cost, and where the step is.
 
-    That is the number of samples and the bits of the largest label.
+    That is the number of samples and the bits of the largest label that is sent.
     """
-    schedule, train = setup.schedule(), setup.train
-    if trains == "pooled":
-        rows = np.concatenate(train.partitions)
-        left = sum(schedule.num_samples(len(train.partitions[p.client])) for p in chosen)
-        step = 0
+    schedule, train, seed = setup.schedule(), setup.train, setup.experiment.seed
+    if strategy.trains_on_server:
+        rows = sum(map(len, train.partitions))
+        left, step = sum(schedule.num_samples(len(train.partitions[k])) for k in chosen), 0
         while left > 0:
-            size = schedule.batch_samples(step, len(rows))
-            yield (size, 0), rows[:size]
+            size = schedule.batch_samples(step, rows)
+            yield (size, 0), (StepId(seed, number, 0, step), USUAL)
             left, step = left - size, step + 1
         return
-    for place, share in chosen.items():
-        rows, own = train.partitions[place.client], schedule.reduced(share)
-        for step in range(own.num_steps(len(rows))):
-            batch = rows[: own.batch_samples(step, len(rows))]
-            bits = 0
-            if trains == "split":
-                batch = rows[own.batch(place, len(rows))]
-                if setup.head.end is None:  # else labels stay where they are
-                    bits = int(train.labels[batch].max()).bit_length()
-            yield (len(batch), bits), batch
-            place = place.next()
+    has_labels = strategy.sends_smashed_data and setup.head.end is None
+    for client, assignment in chosen.items():
+        held, own = train.partitions[client], schedule.with_batches_of(assignment.batch_size)
+        for step in range(own.num_steps(len(held))):
+            at = StepId(seed, number, client, step)
+            size, bits = own.batch_samples(step, len(held)), 0
+            if has_labels:
+                bits = int(train.labels[held[own.batch(at, len(held))]].max()).bit_length()
+            yield (size, bits), (at, assignment)
 
 
-@torch.no_grad()
-def _exchange(setup: Setup, rows: np.ndarray) -> tuple[int, int]:
-    """Bytes of one exchange, all ways, and FLOPs of the end; values stand in for gradients."""
-    build, place, head = setup.experiment.build, Place(0, 0, 0, 0), setup.head
-    codec, downlink, train = build("codec"), build("downlink"), setup.train
-    pixels, labels = train.batch(rows)
-    sent = labels if head.end is None else torch.zeros_like(labels)
-    payload = smash(head, codec, pixels, sent, train.num_classes, place)
-    up = pack(codec, payload, place).to_bytes()
-    values = codec.unpack(Payload.from_bytes(up)).values
-    size = len(up) + pack(downlink, Payload(values), place).nbytes
-    if head.end is None:
-        return size, 0
-    arrival = arrive(setup.tail, codec, Payload.from_bytes(up))
-    output = traverse(setup.tail, [arrival], place).output
-    size += 2 * pack(downlink, Payload({"tokens": output}), place).nbytes
-    return size, tail_step(head.end, *output.shape[:2])
+class Rehearsal:
+    """Takes single exchanges of a run, with the weights that it starts from."""
+
+    def __init__(self, setup: Setup) -> None:
+        worker = setup.worker()
+        self.pool, self.tail = ClientPool(worker), Flat(worker.tail)
+        self.weights = {HEAD: setup.initial_weights()[HEAD]}
+
+    def __call__(self, at: StepId, assignment: Assignment) -> tuple[int, int]:
+        """Return bytes that cross, both ways, and operations of the client's answers."""
+        client = self.pool.lend(at.client)
+        numbers = {ROUND: at.round, **assignment.numbers()}
+        client.begin(Record(BEGIN, weights=self.weights, numbers=numbers))
+        client.place = at
+        exchange, link, flops = client.worker.exchange, client.link.renewed(), 0
+        sent = [exchange.send(client).sent()]
+        arrivals = {at.client: link.arrive(sent[0], at, self.tail.module)}
+        result = exchange.serve(self.tail, arrivals, {at.client: 1.0}, at, GraphMemory())
+        if isinstance(result, HalfServed):
+            output = result.outputs[at.client]
+            sent.append(link.across(output, at, "output"))
+            answer = exchange.receive(client, Record(result.action, sent[-1]))
+            assert answer is not None
+            sent.append(answer.sent())
+            flops = exchange.answer_flops(client.head.module, output)
+            result = result.resume({at.client: result.read(at.client, link, answer)})
+        sent.append(link.down(result.cuts[at.client], at))
+        self.pool.take_back(client)
+        return sum(map(len, sent)), flops
 
 
-def _weights_of_a_client(setup: Setup, trains: str) -> int:
+def _weights_of_a_client(setup: Setup) -> int:
     """Bytes of synchronised weights of a client and round, up and down."""
-    if trains == "pooled" or setup.experiment.build("strategy").keeps_models:
+    strategy, weights = setup.parts.strategy, setup.initial_weights()
+    if strategy.trains_on_server or strategy.keeps_models:
         return 0
-    arrays = setup.initial_arrays()
-    if trains == "whole":
-        return 2 * messages.head_bytes(RecordDict({messages.WEIGHTS: arrays}))
-    return 2 * messages.head_bytes(messages.start_of_round(1, arrays[messages.HEAD]))
-
-
-def _flops_of_a_sample(setup: Setup, trains: str) -> int:
-    if trains == "split":
-        return head_step(setup.head, 1)
-    return whole_step(setup.head, setup.tail, 1) if trains == "whole" else 0
+    sent = {name: weights[name] for name in setup.exchange.returned}
+    return 2 * weights_bytes(Record(BEGIN, weights=sent))
 
 
 def _time(setup: Setup) -> tuple[float, float]:
     """Time a step on a whole batch, and an evaluation from one batch."""
     e, train, test = setup.experiment, setup.train, setup.test
     head, tail = Flat(copy.deepcopy(setup.head)), Flat(copy.deepcopy(setup.tail))
-    optimizers = [
-        e.build("head_optimizer").build(head.vector),
-        e.build("tail_optimizer").build(tail.vector),
-    ]
-    rows = np.concatenate(train.partitions)[: e.batch_size]
-    batch = (e.build("codec"), *train.batch(rows), train.num_classes, Place(0, 0, 0, 0))
+    optimizers = (
+        e.parts.head_optimizer.build(head.vector),
+        e.parts.tail_optimizer.build(tail.vector),
+    )
+    pixels, labels = train.batch(np.concatenate(train.partitions)[: e.batch_size])
+    batch, link = Batch(pixels, labels, train.num_classes), e.parts.link()
+    take = crossing(head.module).step
+
+    def step() -> None:
+        found = take(head, tail, link, batch, StepId(0, 0, 0, 0))
+        descend(optimizers[0], head, found.of_head)
+        descend(optimizers[1], tail, found.of_tail)
+
     images = test.batch(slice(0, EVALUATION_ROWS))[0]
-    step = _least(lambda: train_step(head, tail, optimizers, *batch))
     part = _least(lambda: predict(head.module, tail.module, images))
-    return step, -(-len(test.labels) // EVALUATION_ROWS) * part
+    return _least(step), -(-len(test.labels) // EVALUATION_ROWS) * part
 
 
 def _least(work: Callable[[], object], repeats: int = 4) -> float:

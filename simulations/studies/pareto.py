@@ -16,7 +16,8 @@ from rich.table import Table
 from fl_split.specs import SpecError, parse, sentence, unknown
 from simulations.report.statistics import non_dominated
 from simulations.runs.budget import BUDGETS, Limited
-from simulations.runs.results import COLUMNS, PAYLOAD, ROUNDS, WEIGHTS
+from simulations.runs.metrics import COLUMNS, PAYLOAD, WEIGHTS
+from simulations.runs.results import ROUNDS
 from simulations.studies.cells import Cell
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -57,7 +58,7 @@ class Entry(BaseModel):
             yield (name if ratio is None else f"{name}-{ratio}"), filled
 
 
-class Study(BaseModel):
+class ParetoStudy(BaseModel):
     """The ``[pareto]`` table of a configuration: what to compare, up to which budgets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -73,7 +74,7 @@ class Study(BaseModel):
     max_rounds: Annotated[int, Field(ge=1)]
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Study:
+    def read(cls, values: Mapping[str, Any]) -> ParetoStudy:
         """Check a table; SpecError names the key."""
         for key in values:
             if key not in cls.model_fields:
@@ -130,8 +131,8 @@ def conclude(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path
     """Write pareto.csv and pareto.svg; return what to show."""
     frame = front(cells, budgets, folder)
     frame.to_csv(folder / FRONT, index=False)
-    plot(frame, folder / PLOT)
-    return table(frame)
+    pareto_plot(frame, folder / PLOT)
+    return pareto_table(frame)
 
 
 def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -> pd.DataFrame:
@@ -170,7 +171,7 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
     return pd.DataFrame(rows)
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
+def pareto_summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds, by codec and budget, in the order of the study."""
     keys = ["codec", "budget", "limit"]
     groups = frame.groupby(keys, sort=False)
@@ -185,9 +186,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
-def table(frame: pd.DataFrame) -> Table:
+def pareto_table(frame: pd.DataFrame) -> Table:
     """Show the study on a terminal: accuracies under each budget."""
-    found = summary(frame)
+    found = pareto_summary(frame)
     shown = Table(
         title="Accuracy, %, after the last round within the budget",
         caption="Mean ± standard deviation over seeds. Ratio: payload bytes, both directions, "
@@ -214,7 +215,7 @@ def _accuracy(row: Any) -> str:
     return f"{100 * row['mean']:.1f}{spread}{'' if row['reached'] else '*'}"
 
 
-def plot(frame: pd.DataFrame, path: Path) -> None:
+def pareto_plot(frame: pd.DataFrame, path: Path) -> None:
     """Draw accuracy against the measured ratio, a panel per budget, error bars over seeds.
 
     Where bytes are not what is equal, a dashed line joins what no other codec beats: by mean
@@ -222,7 +223,7 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    found = summary(frame)
+    found = pareto_summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
     budgets = list(found["budget"].unique())
     figure = Figure(figsize=(2 + 3.7 * len(budgets), 4.2), layout="constrained")

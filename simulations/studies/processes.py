@@ -6,20 +6,18 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from simulations.engines.memory import available_bytes, resident_bytes
 from simulations.runs import checkpoint
+from simulations.runs.experiment import Experiment
 from simulations.runs.results import OutputError, make_folder
+from simulations.studies.cell_process import LOG, Work, run_cell
 from simulations.studies.cells import Cell, holds_run, is_complete
-
-LOG, CONFIG = "log.txt", "cell.toml"
 
 MARGIN = 1.25
 """Free memory that a new cell must find, over the most that one has taken so far."""
@@ -27,57 +25,110 @@ MARGIN = 1.25
 PATIENCE = 60.0
 """Seconds that interrupted cells have to write what they have."""
 
-PRELOADED = [
-    "simulations.cli.main",
-    "simulations.clients.client_app",
-    "simulations.runs.server_app",
-]
-"""What cells need, imported once: they are forked from a process that has it."""
 
-
-@dataclass
-class Run:
+@dataclass(frozen=True)
+class RunningCell:
     """A cell that is running as a process."""
 
     cell: Cell
     folder: Path
     process: BaseProcess
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        assert self.process.pid is not None  # the process has been started
+        return self.process.pid
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How memory is measured, in bytes: that of a process, and what is free."""
+
+    resident: Callable[[int], int] = resident_bytes
+    available: Callable[[], int] = available_bytes
+
+
+class ForkServer:
+    """Start cells as processes, forked from one that has imported what all of them need.
+
+    Each trains inline, with one torch thread, since many small runs make better use of cores
+    than one run spread over them. A cell that names a Ray cluster runs there.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds a folder for each cell.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        os.environ["OMP_NUM_THREADS"] = "1"  # which torch reads when it is imported
+        self._fork = multiprocessing.get_context("forkserver")
+        self._fork.set_forkserver_preload([run_cell.__module__])
+        self._lifeline, self._held = self._fork.Pipe(duplex=False)  # breaks when we die
+
+    def __call__(self, cell: Cell) -> RunningCell:
+        """Start a cell: from its checkpoint if it has one, else in an empty folder.
+
+        Raises
+        ------
+        OutputError
+            The folder cannot be made.
+        SpecError
+            The folder holds a run of another experiment.
+        """
+        folder = self.folder / cell.name
+        resumes = False
+        if holds_run(folder, cell.experiment):
+            resumes = can_resume(folder)
+            if not resumes:
+                shutil.rmtree(folder)
+        make_folder(folder)
+        engine = cell.experiment.engine if uses_cluster(cell) else "inline()"
+        values = {**cell.experiment.model_dump(), "engine": engine, "out": str(folder)}
+        work = Work(Experiment.from_dict(values), cell.until, resumes)
+        process = self._fork.Process(target=run_cell, args=(work, self._lifeline))
+        process.start()
+        return RunningCell(cell, folder, process)
+
 
 @dataclass
-class Crowd:
+class CellProcesses:
     """Cells that wait, run and have ended; each :meth:`step` moves them on.
-
-    A cell is a process that trains inline, with one torch thread, since many small runs make better
-    use of cores than one run spread over them. Cells that name a Ray cluster run there, one
-    after the other: each takes all the CPUs that it finds free.
 
     Parameters
     ----------
     cells : sequence of Cell
         Those that are to be run, in this order.
-    folder : Path
-        Holds a folder for each.
     jobs : int
         Most cells at once.
     need : int
         Bytes that a cell is expected to take, until some have been measured.
+    start : callable
+        Starts a cell; usually a :class:`ForkServer`.
+    memory : Memory
+        Measures what runs and what is left.
+
+    Attributes
+    ----------
+    status : dict
+        "running", "complete", "failed" or "stopped", by name; cells that wait have none.
+    failed : dict
+        Why a cell has failed, by name.
     """
 
     cells: Sequence[Cell]
-    folder: Path
     jobs: int
     need: int
-    running: list[Run] = field(default_factory=list)
+    start: Callable[[Cell], RunningCell]
+    memory: Memory = field(default_factory=Memory)
+    running: list[RunningCell] = field(default_factory=list)
     status: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.waiting = list(self.cells)
-        os.environ["OMP_NUM_THREADS"] = "1"  # which torch reads when it is imported
-        self._fork = multiprocessing.get_context("forkserver")
-        self._fork.set_forkserver_preload(PRELOADED)
-        self._lifeline, self._held = self._fork.Pipe(duplex=False)  # breaks when we die
         self._peaks: dict[int, int] = {}
 
     def step(self) -> bool:
@@ -88,7 +139,8 @@ class Crowd:
         while self.waiting and len(self.running) < self.jobs and self._has_room():
             cell = self.waiting.pop(0)
             try:
-                self._start(cell)
+                self.running.append(self.start(cell))
+                self.status[cell.name] = "running"
             except (OSError, OutputError) as error:
                 self.status[cell.name], self.failed[cell.name] = "failed", str(error)
         return bool(self.running or self.waiting)
@@ -97,7 +149,7 @@ class Crowd:
         """Interrupt what runs, and wait until it has written what it has."""
         for run in self.running:
             with suppress(ProcessLookupError):  # it has just ended
-                os.kill(_pid(run), signal.SIGINT)
+                os.kill(run.pid, signal.SIGINT)
         for run in self.running:
             run.process.join(PATIENCE)
             run.process.kill()
@@ -106,35 +158,17 @@ class Crowd:
         self.running = []
 
     def _has_room(self) -> bool:
-        """Tell whether memory is left for one more; one always runs."""
+        """Tell whether memory is left for one more cell; one always runs."""
         if not self.running:
             return True
-        sizes = {_pid(run): resident_bytes(_pid(run)) for run in self.running}
+        sizes = {run.pid: self.memory.resident(run.pid) for run in self.running}
         for pid, size in sizes.items():
             self._peaks[pid] = max(size, self._peaks.get(pid, 0))
         most = max(self.need, *self._peaks.values())
         to_come = sum(max(0, most - size) for size in sizes.values())
-        return available_bytes() - to_come > MARGIN * most
+        return self.memory.available() - to_come > MARGIN * most
 
-    def _start(self, cell: Cell) -> None:
-        folder = self.folder / cell.name
-        engine = cell.experiment.engine if uses_cluster(cell) else "inline()"
-        if holds_run(folder, cell.experiment) and can_resume(folder):
-            command = ["resume", str(folder)]
-        else:
-            if holds_run(folder, cell.experiment):
-                shutil.rmtree(folder)
-            make_folder(folder)
-            (folder / CONFIG).write_text(cell.experiment.to_toml(), encoding="utf-8")
-            command = ["run", str(folder / CONFIG), "--out", str(folder)]
-        command += ["--engine", engine, *(f"--until={spec}" for spec in cell.until)]
-        arguments = (command, str(folder / LOG), self._lifeline)
-        process = self._fork.Process(target=_run_cell, args=arguments)
-        process.start()
-        self.running.append(Run(cell, folder, process))
-        self.status[cell.name] = "running"
-
-    def _note(self, run: Run) -> None:
+    def _note(self, run: RunningCell) -> None:
         name = run.cell.name
         if run.process.exitcode == 0 and is_complete(run.folder):
             self.status[name] = "complete"
@@ -145,7 +179,7 @@ class Crowd:
 
 def uses_cluster(cell: Cell) -> bool:
     """Tell whether a cell names a Ray cluster to run on."""
-    return bool(getattr(cell.experiment.build("engine"), "address", ""))
+    return bool(getattr(cell.experiment.parts.engine, "address", ""))
 
 
 def can_resume(folder: Path) -> bool:
@@ -156,36 +190,8 @@ def can_resume(folder: Path) -> bool:
     return False
 
 
-def _run_cell(arguments: list[str], log: str, lifeline: Connection) -> None:
-    """Be ``fl-split`` in a process of its own, which writes to `log` and dies with the study.
-
-    Ctrl-C is the study's to hand on.
-    """
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    from simulations.cli.main import app
-
-    app(arguments)
-
-
-def _die_with(lifeline: Connection) -> None:
-    """Wait for the other end to break, as it does even if the study is killed."""
-    with suppress(EOFError, OSError):
-        lifeline.recv()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _pid(run: Run) -> int:
-    assert run.process.pid is not None  # it has been started
-    return run.process.pid
-
-
-def _reason(run: Run) -> str:
-    """What the log says about the end of a cell."""
+def _reason(run: RunningCell) -> str:
+    """Return what the log says about the end of a cell."""
     code = run.process.exitcode or 0
     log = run.folder / LOG
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""

@@ -15,18 +15,14 @@ from rich.table import Table
 
 from fl_split.specs import SpecError, unknown
 from simulations.report import CLIENT
-from simulations.report.text_table import sheet
+from simulations.report.labels import SELF_EVIDENT, short
+from simulations.report.text_table import text_table
 from simulations.runs.checkpoint import FREE
-from simulations.runs.experiment import TABLES, Experiment, read_overrides
+from simulations.runs.experiment import SPEC_TABLES, Experiment, read_overrides
 from simulations.studies.cells import Cell
-
-FIRST = ("strategy", "codec", "partition", "dataset", "model")
-"""Keys that come first in a cell's name, and whose specs are clear without the key."""
 
 OF_SMASHED = ("codec", "downlink")
 """Keys that change nothing where no smashed data are sent."""
-
-SPECS = {*TABLES, "partition"}
 
 LONGEST_NAME = 120
 
@@ -124,7 +120,7 @@ def cells(base: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[Cell]:
         name = "-".join(_label(key, value) for key, value in settings.items())
         cell = Cell.read(name, values, settings)
         is_plainest = all(settings[key] == value for key, value in alone.items())
-        if is_plainest or cell.experiment.build("strategy").trains == "split":
+        if is_plainest or cell.experiment.parts.strategy.sends_smashed_data:
             found.append(cell)
     return _told_apart(found)
 
@@ -153,22 +149,24 @@ def _place(key: str) -> tuple[int, int]:
     """Put the keys that studies are about first and seeds last, whatever was typed."""
     if key == "seed":
         return 2, 0
-    return (0, FIRST.index(key)) if key in FIRST else (1, [*Experiment.model_fields].index(key))
+    if key in SELF_EVIDENT:
+        return 0, SELF_EVIDENT.index(key)
+    return 1, [*Experiment.model_fields].index(key)
 
 
 def _label(key: str, value: Any) -> str:
     """Shorten a setting to what may stand in a folder's name: ``adc(ratio=0.1)`` to adc-0.1."""
-    text = str(value)
-    if key in SPECS:
+    text = short(key, value).replace("e+", "e")  # 1e+30: a plus is no part of a name
+    if key in SPEC_TABLES:
         text = re.sub(r"\w+\s*=\s*(?!True|False)", "", text)  # a flag needs its name
-        text = text if key in FIRST else f"{key}-{text}"
+        text = text if key in SELF_EVIDENT else f"{key}-{text}"
     else:
         text = f"{key}{text}"
     safe = re.sub(r"[^A-Za-z0-9.|_]+", "-", text).strip("-.") or "_"
     return re.sub(r"-*\|-*", "+", safe)
 
 
-def table(rows: pd.DataFrame, width: int) -> Table:
+def sweep_table(rows: pd.DataFrame, width: int) -> Table:
     """Show mean and standard deviation over seeds of every combination that has finished."""
     axes = list(rows.columns[1 : rows.columns.get_loc("status")].drop("seed"))
     done = rows[rows["status"] == "complete"]
@@ -187,7 +185,7 @@ def table(rows: pd.DataFrame, width: int) -> Table:
         shown.append([label, str(len(group)), *numbers])
     caption = "Mean ± standard deviation over seeds. MB = 10^6 bytes, both directions."
     accuracies = ["final %", *(["client %"] if has_clients else [])]
-    return sheet(
+    return text_table(
         [", ".join(axes), "seeds", *accuracies, "payload MB", "weights MB", "CPU s"], shown, width,
         spare=("CPU s", "seeds"), title="Accuracy against bytes",
         caption=caption + (CLIENT if has_clients else ""),

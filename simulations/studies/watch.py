@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from simulations.report import BYTES_SENT
-from simulations.report.text_table import sheet
+from simulations.report.text_table import text_table
 from simulations.runs.experiment import read_toml
 from simulations.runs.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
 
@@ -77,7 +77,7 @@ def look_below(folder: Path) -> list[Snapshot]:
     return [look(run, run.relative_to(folder).as_posix(), "") for run in found]
 
 
-def table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) -> Table:
+def snapshot_table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) -> Table:
     """Show runs, those first in which something happens; at most so many.
 
     In `width` characters names come before curves.
@@ -85,7 +85,7 @@ def table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) ->
     ordered = sorted(snapshots, key=lambda seen: _rank(seen.status))
     shown = ordered[:most]
     rest = len(ordered) - len(shown)
-    return sheet(
+    return text_table(
         ["run", "round", "accuracy", CURVE, "sent", "s/round", "status"],
         [_cells(seen) for seen in shown], width, spare=(CURVE, "s/round"),
         left=(CURVE, "status"), caption=f"and {rest} more" if rest else None,

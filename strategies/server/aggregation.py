@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from flwr.serverapp import strategy as flower
 from pydantic import Field, validate_call
 from torch import Tensor
 
+from fl_split.exchange.records import HELD, Weights
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 from strategies.server import messages
@@ -21,11 +23,24 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
 
-OURS: dict[str, Any] = {"weighted_by_key": messages.NUM_EXAMPLES}
+OURS: dict[str, Any] = {"weighted_by_key": HELD}
 """Flower's strategies are to weight clients by n_k / n."""
 
 MEMORIES = ("m_t", "v_t", "momentum_vector")
 """Attributes in which Flower's strategies remember earlier rounds."""
+
+
+@dataclass
+class Update:
+    """What a client ended its round with: weights, and the samples for which they count."""
+
+    client: int
+    samples: int
+    weights: dict[str, Weights]
+
+    def including(self, **weights: Weights) -> Update:
+        """Return this update with other weights beside its own."""
+        return replace(self, weights={**self.weights, **weights})
 
 
 class Aggregator:
@@ -50,37 +65,38 @@ class Aggregator:
     def __call__(
         self,
         number: int,
-        replies: Iterable[Message],
-        before: ArrayRecord,
+        updates: Sequence[Update],
+        before: Mapping[str, Weights],
         seed: int,
         statistics: Mapping[str, Tensor | None] | None = None,
-    ) -> ArrayRecord:
+    ) -> dict[str, Weights]:
         """Return the weights after round `number`, given those `before`.
 
         `statistics` tells where, by name of a vector, running statistics of batch norms
-        are: these always become the mean with weights n_k / n. `replies` are consumed.
+        are: these always become the mean with weights n_k / n.
 
         Raises
         ------
         ValueError
-            The strategy made nothing of the replies, as with too few of them.
+            The strategy made nothing of the updates, as with too few of them.
         """
-        replies = list(replies)
-        names = list(replies[0].content.array_records[messages.WEIGHTS])
+        names = list(updates[0].weights)
         places = {
             name: where.numpy()
             for name, where in (statistics or {}).items()
             if name in names and where is not None
         }
-        means = {name: _mean(replies, name, where) for name, where in places.items()}
-        for reply in replies if places else []:
-            record = reply.content.array_records[messages.WEIGHTS]
-            reply.content[messages.WEIGHTS] = _without(places, record)
-        start = messages.weights(**{name: before[name] for name in names})
-        vectors = self._aggregate(number, replies, _without(places, start), seed)
+        means = {name: _mean(updates, name, where) for name, where in places.items()}
+        start = {name: before[name] for name in names}
+        vectors = self._aggregate(
+            number,
+            [messages.update(_without(places, one.weights), one.samples) for one in updates],
+            messages.arrays(_without(places, start)),
+            seed,
+        )
         for name, where in places.items():
             vectors[name] = _with(where, means[name], vectors[name])
-        return messages.weights(**vectors)
+        return {name: Weights.of(vector) for name, vector in vectors.items()}
 
     def _aggregate(
         self, number: int, replies: list[Message], start: ArrayRecord, seed: int
@@ -90,7 +106,7 @@ class Aggregator:
         if isinstance(self.strategy, flower.DifferentialPrivacyServerSideFixedClipping):
             self.strategy.num_sampled_clients = len(replies)
             for reply in replies:  # the noise is for clients that count equally
-                reply.content.metric_records[messages.METRICS][messages.NUM_EXAMPLES] = 1
+                reply.content.metric_records[messages.NUMBERS][HELD] = 1
         with seeded(seed, "aggregation", number):  # noise of differential privacy
             found, _ = self.strategy.aggregate_train(number, replies)
         if found is None:
@@ -132,14 +148,14 @@ class PaperAdam(flower.FedAdam):
         return super().aggregate_train(sys.maxsize, replies)
 
 
-def _without(places: Mapping[str, np.ndarray], record: ArrayRecord) -> ArrayRecord:
-    """Return the vectors of `record` without their numbers at `places`."""
-    return messages.weights(
-        **{
-            name: np.delete(messages.numbers(array), places[name]) if name in places else array
-            for name, array in record.items()
-        }
-    )
+def _without(
+    places: Mapping[str, np.ndarray], weights: Mapping[str, Weights]
+) -> dict[str, Weights]:
+    """Return vectors without their numbers at `places`."""
+    return {
+        name: Weights.of(np.delete(vector.numpy(), places[name])) if name in places else vector
+        for name, vector in weights.items()
+    }
 
 
 def _with(where: np.ndarray, statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -151,10 +167,10 @@ def _with(where: np.ndarray, statistics: np.ndarray, weights: np.ndarray) -> np.
     return vector
 
 
-def _mean(replies: list[Message], name: str, where: np.ndarray) -> np.ndarray:
+def _mean(updates: Sequence[Update], name: str, where: np.ndarray) -> np.ndarray:
     """Mean of the numbers `where` in one vector, with weights n_k / n."""
-    counts = [messages.metric(reply, messages.NUM_EXAMPLES) for reply in replies]
-    vectors = [messages.numbers(messages.vector(reply, name))[where] for reply in replies]
+    counts = [one.samples for one in updates]
+    vectors = [one.weights[name].numpy()[where] for one in updates]
     return np.average(vectors, axis=0, weights=counts).astype(np.float32)
 
 
@@ -236,7 +252,7 @@ def dp(noise_multiplier: Annotated[float, Field(ge=0)], clipping_norm: Positive)
     return Aggregator(kind(flower.FedAvg(**OURS), noise_multiplier, clipping_norm, 1))
 
 
-AGGREGATIONS = {
+AGGREGATIONS: dict[str, Callable[..., Aggregator]] = {
     "dp": dp,
     "fedadam": fedadam,
     "fedavg": fedavg,

@@ -4,71 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fl_split.exchange.account import Account
+from fl_split.exchange.records import Record
 from strategies.server import messages
-from strategies.server.threads import Crew
+from strategies.server.threads import ServerThreads
 
 PULL_INTERVAL = 0.01
 """Seconds between two looks for replies, on runtimes that do not wait themselves."""
 
 WAIT_SECONDS = 60.0
-"""Longest wait for the crew in one go, when nothing else can happen."""
+"""Longest wait for the server's threads in one go, when nothing else can happen."""
 
 PUSH_AT = 8
 """Queued messages that are pushed while other replies still wait to be served."""
-
-
-def ratio(payload_bytes: int, smashed_bytes: int) -> float | None:
-    """Payload bytes of both directions over twice the fp32 data one way; None without any."""
-    return payload_bytes / (2 * smashed_bytes) if smashed_bytes else None
-
-
-@dataclass
-class Traffic:
-    """Bytes and work of one client in one round; see :meth:`add` for how they are counted."""
-
-    samples: int = 0
-    steps: int = 0
-    payload_bytes_up: int = 0
-    payload_bytes_down: int = 0
-    head_bytes_up: int = 0
-    head_bytes_down: int = 0
-    wire_bytes_up: int = 0
-    wire_bytes_down: int = 0
-    smashed_bytes: int = 0
-    client_cpu_seconds: float = 0.0
-    dropped: str = ""
-
-    def count_request(self, message: Message) -> None:
-        """Add what went down to the client."""
-        self.payload_bytes_down += messages.payload_bytes(message.content)
-        self.head_bytes_down += messages.head_bytes(message.content)
-        self.wire_bytes_down += messages.wire_bytes(message)
-
-    def count_reply(self, message: Message) -> None:
-        """Add what came up from the client, and the work it reports."""
-        self.payload_bytes_up += messages.payload_bytes(message.content)
-        self.head_bytes_up += messages.head_bytes(message.content)
-        self.wire_bytes_up += messages.wire_bytes(message)
-        work: Any = message.content.get(messages.METRICS, MetricRecord())
-        self.samples += int(work.get(messages.NUM_SAMPLES, 0))
-        self.steps += int(work.get(messages.NUM_STEPS, 0))
-        self.smashed_bytes += int(work.get(messages.SMASHED_BYTES, 0))
-        self.client_cpu_seconds += work.get(messages.CPU_SECONDS, 0.0)
-
-    def row(self) -> dict[str, int | float | str | None]:
-        """Return the fields as a row of a table, with the ratio to uncompressed fp32."""
-        return {**asdict(self), "ratio": self.ratio}
-
-    @property
-    def ratio(self) -> float | None:
-        """See :func:`ratio`, for this client and round."""
-        return ratio(self.payload_bytes_up + self.payload_bytes_down, self.smashed_bytes)
 
 
 @dataclass
@@ -83,21 +36,22 @@ class Mailbox:
     nodes: dict[int, int]
     group: str
     timeout: float
-    crew: Crew
-    traffic: dict[int, Traffic] = field(default_factory=dict)
+    threads: ServerThreads
+    account: Account = field(default_factory=Account)
     _outbox: list[tuple[int, Message]] = field(default_factory=list)
     _pending: dict[str, int] = field(default_factory=dict)
     _awaited: set[int] = field(default_factory=set)
-    _inbox: dict[int, Message] = field(default_factory=dict)
+    _inbox: dict[int, Record] = field(default_factory=dict)
     _deadline: float = 0.0
 
-    def send(self, client: int, action: str, content: RecordDict) -> None:
-        """Queue a message; it leaves at the latest with the next call that waits for a reply."""
+    def send(self, client: int, record: Record, kind: str = messages.TRAIN) -> None:
+        """Queue a record; it leaves at the latest with the next call that waits for a reply."""
+        content, action = messages.content(record), kind + record.action
         message = Message(content, self.nodes[client], action, group_id=self.group)
-        self.traffic.setdefault(client, Traffic()).count_request(message)
+        self.account.count_down(client, record)
         self._outbox.append((client, message))
 
-    def receive(self, client: int) -> Message | None:
+    def receive(self, client: int) -> Record | None:
         """Wait for the reply of `client`; None if it was dropped."""
         self._flush(PUSH_AT)
         while client not in self._inbox and self._is_owed(client):
@@ -108,39 +62,40 @@ class Mailbox:
         """Let everything queued leave now, as one batch."""
         self._flush(1)
 
-    def batches(self) -> Iterator[dict[int, Message]]:
+    def batches(self) -> Iterator[dict[int, Record]]:
         """Yield replies as they come, those there at the same time together.
 
-        Ends when no client owes one and the crew is idle.
+        Ends when no client owes one and the server's threads is idle.
         """
         while True:
             self._flush(PUSH_AT)
             if self._inbox:
                 found, self._inbox = self._inbox, {}
                 yield found
-            elif self._outbox or self._pending or self.crew.busy:
+            elif self._outbox or self._pending or self.threads.busy:
                 self._wait()
             else:
                 return
 
-    def arrivals(self) -> Iterator[tuple[int, Message]]:
+    def replies(self) -> Iterator[tuple[int, Record]]:
         """Yield replies as they come, one by one, until no client owes one."""
         for batch in self.batches():
             yield from batch.items()
 
     def settle(self) -> None:
-        """Wait until the crew is idle; replies that come meanwhile are kept."""
-        while self.crew.busy:
+        """Wait until the server's threads is idle; replies that come meanwhile are kept."""
+        while self.threads.busy:
             self._wait()
         self.push()
 
     def drop(self, client: int, reason: str) -> None:
         """Exclude `client` from the rest of the round."""
-        self.traffic.setdefault(client, Traffic()).dropped = reason
+        self.account.of(client).dropped = reason
 
     def dropped(self, client: int) -> bool:
         """Tell whether `client` was dropped in this round."""
-        return bool(self.traffic.get(client, Traffic()).dropped)
+        traffic = self.account.traffic.get(client)
+        return traffic is not None and bool(traffic.dropped)
 
     def _is_owed(self, client: int) -> bool:
         return client in self._awaited or any(client == queued for queued, _ in self._outbox)
@@ -157,12 +112,12 @@ class Mailbox:
         self._deadline = time.monotonic() + self.timeout
 
     def _wait(self) -> None:
-        """Let one thing happen: jobs of the crew end, replies come, or everyone late is dropped."""
-        self._flush(PUSH_AT if self._pending or self.crew.busy else 1)
-        if self.crew.settle():
+        """Let one thing happen: jobs of threads end, replies come, or everyone late is dropped."""
+        self._flush(PUSH_AT if self._pending or self.threads.busy else 1)
+        if self.threads.settle():
             return
         if not self._pending:
-            self.crew.settle(WAIT_SECONDS)
+            self.threads.settle(WAIT_SECONDS)
             return
         replies = list(self.grid.pull_messages(list(self._pending)))
         for reply in replies:
@@ -172,10 +127,11 @@ class Mailbox:
                 self.drop(client, _last_line(reply.error.reason))
                 continue
             try:
-                self.traffic[client].count_reply(reply)
-                self._inbox[client] = reply
+                record = messages.read(reply)
+                self.account.count_up(client, record)
+                self._inbox[client] = record
             except (TypeError, ValueError, OverflowError) as error:
-                self.drop(client, f"sent unreadable metrics: {error}")
+                self.drop(client, f"sent unreadable numbers: {error}")
         if replies:
             self._deadline = time.monotonic() + self.timeout
         elif time.monotonic() > self._deadline:
@@ -183,8 +139,8 @@ class Mailbox:
                 self.drop(client, f"no reply within {self.timeout:g} seconds")
             self._pending.clear()
             self._awaited.clear()
-        elif self.crew.busy:
-            self.crew.settle(PULL_INTERVAL)
+        elif self.threads.busy:
+            self.threads.settle(PULL_INTERVAL)
         else:
             time.sleep(PULL_INTERVAL)
 

@@ -5,24 +5,49 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fl_split.exchange.records import BATCH_SIZE, HELD, RATE, Record
 from fl_split.seeds import generator
 from strategies.server import messages
 from strategies.server.mailbox import Mailbox
-from strategies.server.threads import Crew
+from strategies.server.threads import ServerThreads
 
 
 class NoClientsLeft(RuntimeError):
     """Every client of a round was dropped: there is nothing to aggregate."""
 
 
-def batch_samples(share: float, batch_size: int) -> int:
-    """Samples of the batch of a client that takes a share of the batch size."""
-    return max(1, int(share * batch_size))
+@dataclass(frozen=True)
+class Assignment:
+    """What a client is asked to do in a round that the experiment does not say.
+
+    Attributes
+    ----------
+    batch_size : int
+        Samples of its batches; 0 is the experiment's.
+    rate : float
+        What the learning rate of its head is multiplied by.
+    """
+
+    batch_size: int = 0
+    rate: float = 1.0
+
+    def numbers(self) -> dict[str, float]:
+        """Return what the client is told; nothing if there is nothing to tell."""
+        return {} if self == USUAL else {BATCH_SIZE: self.batch_size, RATE: self.rate}
+
+    @classmethod
+    def told(cls, numbers: Mapping[str, Any]) -> Assignment:
+        """Read what :meth:`numbers` returned."""
+        return cls(int(numbers.get(BATCH_SIZE, 0)), float(numbers.get(RATE, 1.0)))
+
+
+USUAL = Assignment()
+"""What the experiment says."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +84,22 @@ class Population:
         return sorted(self.shuffled(server_round)[: self.per_round])
 
 
-def roll_call(
-    grid: Grid, clients: int, timeout: float, crew: Crew, with_labels: bool = False
-) -> tuple[dict[int, int], dict[int, int], dict[int, list[float]]]:
-    """Wait for all nodes, then map partition ids to node ids, and to what they hold.
+@dataclass(frozen=True)
+class RollCall:
+    """Who is there, by partition id: Flower's node ids, samples, and samples of each class.
 
-    That is samples and, `with_labels`, samples of each class. Node ids are random;
-    everything that affects a result goes by partition id.
+    Node ids are random; everything that affects a result goes by partition id.
+    """
+
+    nodes: dict[int, int]
+    samples: dict[int, int]
+    labels: dict[int, list[float]]
+
+
+def roll_call(
+    grid: Grid, clients: int, timeout: float, threads: ServerThreads, with_labels: bool = False
+) -> RollCall:
+    """Wait for all nodes, then ask what they hold; samples of each class only `with_labels`.
 
     Raises
     ------
@@ -77,23 +111,23 @@ def roll_call(
         if time.monotonic() > deadline:
             raise NoClientsLeft(f"waited for {clients} nodes, only {len(found)} came")
         time.sleep(0.1)
-    mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout, crew)
+    mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout, threads)
+    question = Record(messages.LABELS if with_labels else messages.SAMPLES)
     for node in found:
-        content = RecordDict({messages.SETTINGS: ConfigRecord()} if with_labels else {})
-        mailbox.send(node, messages.ROLL_CALL, content)
-    nodes, samples, labels = {}, dict[int, int](), dict[int, list[float]]()
-    for node, reply in mailbox.arrivals():
-        partition = int(messages.metric(reply, messages.PARTITION))
-        nodes[partition] = node
-        samples[partition] = int(messages.metric(reply, messages.NUM_EXAMPLES))
+        mailbox.send(node, question, messages.QUERY)
+    call = RollCall({}, {}, {})
+    for node, answer in mailbox.replies():
+        partition = int(answer.number(messages.PARTITION))
+        call.nodes[partition] = node
+        call.samples[partition] = int(answer.number(HELD))
         if with_labels:
-            labels[partition] = messages.metrics(reply, messages.NUM_LABELS)
-            _check_labels(labels, partition, samples[partition])
-    missing = sorted(set(range(clients)) - set(nodes))
+            call.labels[partition] = answer.list(messages.NUM_LABELS)
+            _check_labels(call.labels, partition, call.samples[partition])
+    missing = sorted(set(range(clients)) - set(call.nodes))
     if missing:
-        reasons = sorted({t.dropped for t in mailbox.traffic.values() if t.dropped})
+        reasons = sorted({t.dropped for t in mailbox.account.traffic.values() if t.dropped})
         raise NoClientsLeft(f"clients {missing} did not come up: {'; '.join(reasons)}")
-    return nodes, samples, labels
+    return call
 
 
 def _check_labels(labels: Mapping[int, Sequence[float]], client: int, samples: int) -> None:

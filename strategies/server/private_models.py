@@ -1,22 +1,19 @@
-"""Models that clients keep for themselves: shown once a round, to be evaluated and saved."""
+"""Models that clients keep for themselves: fetched once a round, to be evaluated and saved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fl_split.exchange.records import TAIL, Record, Weights, check_weights
 from strategies.server import messages
+from strategies.server.conversation import Conversation
 from strategies.server.mailbox import Mailbox
 from strategies.server.participants import NoClientsLeft
 
-if TYPE_CHECKING:
-    from strategies.server.round import Round
 
-
-def shown(round: Round) -> dict[int, ArrayRecord]:
+def fetch(round: Conversation) -> dict[int, dict[str, Weights]]:
     """Ask all clients with samples for what they keep; not counted as traffic.
 
     That is the head, and the tail where clients train whole models.
@@ -27,16 +24,16 @@ def shown(round: Round) -> dict[int, ArrayRecord]:
         None of them has anything to show.
     """
     old = round.mailbox
-    apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.crew)
-    content = RecordDict({messages.SETTINGS: ConfigRecord()} if round.is_local else {})
+    apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.threads)
+    names = round.exchange.returned
+    question = messages.OWN_MODEL if TAIL in names else messages.OWN_HEAD
     for client in (client for client, count in round.samples.items() if count):
-        apart.send(client, messages.REPORT, content)
-    names = [messages.HEAD, *([messages.TAIL] if round.is_local else [])]
+        apart.send(client, Record(question), messages.QUERY)
     found = {}
-    for client, reply in apart.arrivals():
+    for client, record in apart.replies():
         try:
-            messages.check_weights(reply, names, round.arrays)
-            found[client] = reply.content.array_records[messages.WEIGHTS]
+            check_weights(record.weights, {name: round.weights[name] for name in names})
+            found[client] = dict(record.weights)
         except (KeyError, TypeError, ValueError) as error:
             old.drop(client, f"sent {error}")
     if not found:
@@ -44,14 +41,19 @@ def shown(round: Round) -> dict[int, ArrayRecord]:
     return dict(sorted(found.items()))
 
 
-def mean(kept: Mapping[int, ArrayRecord], samples: Mapping[int, int]) -> ArrayRecord:
+def mean(
+    kept: Mapping[int, Mapping[str, Weights]], samples: Mapping[int, int]
+) -> dict[str, Weights]:
     """Mean of models by client, weights n_k / n."""
     whole = sum(samples[client] for client in kept)
-    vectors = {
-        name: sum(
-            messages.numbers(record[name]) * (samples[client] / whole)
-            for client, record in kept.items()
+    return {
+        name: Weights.of(
+            np.asarray(
+                sum(
+                    weights[name].numpy() * (samples[client] / whole)
+                    for client, weights in kept.items()
+                )
+            )
         )
         for name in next(iter(kept.values()))
     }
-    return messages.weights(**{name: np.asarray(vector) for name, vector in vectors.items()})

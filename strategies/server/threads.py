@@ -21,7 +21,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Crew:
+class ServerThreads:
     """A pool of single-threaded workers; whoever gave a job gets its result in its own thread.
 
     One torch thread per worker: then the number of workers cannot change a bit of a

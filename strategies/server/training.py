@@ -1,21 +1,22 @@
-"""What a strategy is given beside messages, and what it reports of a round."""
+"""What training on the server is given, and what it tells of each round."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fl_split.codecs import Codec
+from fl_split.exchange.account import Traffic
+from fl_split.exchange.link import Link
+from fl_split.exchange.records import Weights
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import Optimizer
 from strategies.server.aggregation import Aggregator, fedavg
-from strategies.server.mailbox import Traffic
-from strategies.server.threads import Crew
+from strategies.server.tasks import Task
+from strategies.server.threads import ServerThreads
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,38 @@ class Progress:
     aggregator: dict[str, Tensor] = field(default_factory=dict)
 
 
+class PooledWork(NamedTuple):
+    """What a round of training on pooled data took: mean loss, samples, steps, operations."""
+
+    loss: float
+    samples: int
+    steps: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model gets right.
+
+    Attributes
+    ----------
+    numbers : dict
+        Accuracy, loss and what else there is, of all test images together.
+    by_class : list[float]
+        Accuracy on the test images of each class.
+    by_client : dict[int, float]
+        Accuracy on the held-out samples of each client that has some.
+    """
+
+    numbers: dict[str, float]
+    by_class: list[float]
+    by_client: dict[int, float]
+
+
+Evaluate = Callable[[Mapping[str, Weights], int | None], Evaluation]
+"""Evaluates weights; the second argument says whose they are, None if everybody's."""
+
+
 @dataclass(frozen=True)
 class Training:
     """What a strategy needs beside messages.
@@ -38,72 +71,73 @@ class Training:
     Attributes
     ----------
     clients : int
-        Number of virtual clients; the strategy waits until so many nodes are there.
+        Number of virtual clients; training waits until so many nodes are there.
     fraction : float
         Share of the clients sampled per round, in (0, 1].
+    link : Link
+        The road to the clients.
     head, tail : Flat
         Where the global weights are trained and evaluated.
     pooled_round : Callable
-        Train `head` and `tail` on pooled data for one round (the centralised baseline):
-        (round, sampled clients) to (loss, samples, steps).
+        Train `head` and `tail` on pooled data for one round (the centralised baseline), given
+        the round and the sampled clients.
+    evaluate : Callable
+        Measures a model after each round.
     aggregator : Aggregator
         What averages weights at the end of a round.
-    crew : Crew
+    threads : ServerThreads
         The server's threads.
     progress : Progress
         Where to go on; by default from the start.
     on_round : Callable
-        Called after every round with its :class:`RoundReport`; true ends the run.
+        Called after every round with its :class:`RoundResult`; true ends the run.
     """
 
     clients: int
     fraction: float
     batch_size: int
     seed: int
-    codec: Codec
-    downlink: Codec
+    link: Link
     tail_optimizer: Optimizer
     head: Flat[Head]
     tail: Flat[Tail]
-    pooled_round: Callable[[int, Sequence[int]], tuple[float, int, int]]
+    pooled_round: Callable[[int, Sequence[int]], PooledWork]
+    evaluate: Evaluate
     aggregator: Aggregator = field(default_factory=fedavg)
-    crew: Crew = field(default_factory=Crew)
+    threads: ServerThreads = field(default_factory=ServerThreads)
     progress: Progress = field(default_factory=Progress)
-    on_round: Callable[[RoundReport], bool | None] = lambda report: None
+    on_round: Callable[[RoundResult], bool | None] = lambda result: None
 
 
 @dataclass
-class RoundReport:
-    """What one round cost and gave: global weights, metrics, and traffic by partition id.
+class RoundResult:
+    """What one round cost and gave.
 
-    `train_loss` is that of :func:`train_loss`; clients dropped in the round are left out.
-    `shard_accuracy` is that of clients on their own held-out samples; `drift` the mean
-    distance of their heads to the mean, before averaging.
+    Attributes
+    ----------
+    round : int
+        From 1.
+    weights : dict[str, Weights]
+        The global weights after it.
+    evaluation : Evaluation
+        Of these, or the mean over the models that clients keep.
+    train_loss : float
+        See :func:`strategies.server.loop.train_loss`; clients dropped in the round are left out.
+    traffic : dict[int, Traffic]
+        What crossed, by client.
+    drift : float, optional
+        Mean distance of the clients' heads to their mean, before averaging.
+    tasks : list of Task
+        The task graph.
     """
 
     round: int
-    arrays: ArrayRecord
-    metrics: dict[str, float]
+    weights: dict[str, Weights]
+    evaluation: Evaluation
     train_loss: float
     traffic: dict[int, Traffic]
     progress: Progress
     client_flops: int
     server_flops: int
-    class_accuracy: list[float]
-    shard_accuracy: dict[int, float]
     drift: float | None
-
-
-def train_loss(losses: Mapping[tuple[int, int], float], samples: Mapping[int, int]) -> float:
-    """Return the mean over clients, weights n_k / n, of client k's mean loss over its steps.
-
-    `losses` are by client and step, n_k are all `samples` that client k holds; one that is
-    not among them is the server, alone. Without losses nan. Sums go by client and step, never
-    by arrival, so that SFLV1 has the loss of FedAvg to the bit.
-    """
-    steps: dict[int, list[float]] = {}
-    for (client, _), loss in sorted(losses.items()):
-        steps.setdefault(client, []).append(loss)
-    counts = {client: samples.get(client, 1) for client in steps}
-    means = [counts[client] * (sum(found) / len(found)) for client, found in steps.items()]
-    return sum(means) / sum(counts.values()) if steps else math.nan
+    tasks: list[Task]

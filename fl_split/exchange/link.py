@@ -1,0 +1,148 @@
+"""The link: the only road between clients' heads and the tail, both ways.
+
+    client                                            server
+    payload -> pack -> bytes  ───── up ─────►  bytes -> unpack -> decode -> tail
+    head <- unpack <- bytes   ◄──── down ────  bytes <- pack <- cut gradient (+ error feedback)
+
+Nothing else packs, unpacks or serialises. What is received is made of the bytes that were
+counted (see :mod:`fl_split.exchange.account`) and of a public seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_split.codecs import Codec, Received
+from fl_split.models.cut import Tail
+from fl_split.payload import Payload
+from fl_split.seeds import Purpose, StepId
+
+UNREADABLE = (KeyError, IndexError, OverflowError, RuntimeError, TypeError, ValueError)
+"""What bytes that somebody made up may raise when they are read."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A payload on the server: where its cut gradient is taken, and what the tail is fed."""
+
+    leaves: dict[str, Tensor]
+    received: Received
+
+    @property
+    def rows(self) -> int:
+        """Rows K that run through the tail."""
+        return len(self.received.tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens T of each row."""
+        return int(self.received.tokens.shape[1])
+
+
+class Link:
+    """What payloads and cut gradients go through.
+
+    Parameters
+    ----------
+    codec : Codec
+        Packs smashed data; its encoding is the exchange's business.
+    downlink : Codec
+        Packs cut gradients, and what else crosses in a U-shape. With error feedback, what
+        packing leaves out of a cut gradient is added to the client's next one:
+        e <- g + e - sent, with e zero at first and where the next cut gradient has another
+        shape, as that of an epoch's last batch (after Seide et al., 2014). Rows are samples:
+        what row i of a batch is owed is paid to row i of the next batch, another sample, so
+        that only sums over samples (as the gradient of a bias) get all that is theirs.
+    """
+
+    def __init__(self, codec: Codec, downlink: Codec) -> None:
+        self.codec, self.downlink = codec, downlink
+        self._owed: dict[int, dict[str, Tensor]] = {}
+
+    def renewed(self) -> Link:
+        """Return a link like this one that owes nobody anything, as at the start of a round."""
+        return Link(self.codec, self.downlink)
+
+    def up(self, payload: Payload, at: StepId) -> bytes:
+        """Client: serialise smashed data, packed by the codec; ValueError if not finite."""
+        return _pack(self.codec, payload, at, "pack").to_bytes()
+
+    def arrive(self, data: bytes | memoryview, at: StepId, tail: Tail) -> Arrival:
+        """Server: unpack and decode what :meth:`up` sent.
+
+        Raises
+        ------
+        ValueError
+            Bytes that are no payload, or one that `tail` cannot be trained on.
+        """
+        return self._arrived(Payload.from_bytes(data), tail)
+
+    def carry(self, payload: Payload, at: StepId, tail: Tail) -> Arrival:
+        """Do both in one process, which needs no bytes."""
+        return self._arrived(_pack(self.codec, payload, at, "pack"), tail)
+
+    def down(self, gradient: Payload, at: StepId) -> bytes:
+        """Server: serialise a cut gradient, packed by the downlink; ValueError if not finite."""
+        values, owed = gradient.values, self._owed.pop(at.client, {})
+        if all(name in owed and owed[name].shape == value.shape for name, value in values.items()):
+            values = {name: value + owed[name] for name, value in values.items()}
+        packed = _pack(self.downlink, Payload(values), at, "downlink")
+        if self.downlink.error_feedback:
+            sent = self.downlink.unpack(packed).values
+            self._owed[at.client] = {k: value - sent[k] for k, value in values.items()}
+        return packed.to_bytes()
+
+    def across(self, payload: Payload, at: StepId, purpose: Purpose) -> bytes:
+        """Either side: serialise other tensors, packed by the downlink without error feedback."""
+        return _pack(self.downlink, payload, at, purpose).to_bytes()
+
+    def read(self, data: bytes | memoryview, at: StepId) -> Payload:
+        """Either side: unpack what :meth:`down` or :meth:`across` sent; ValueError if it cannot."""
+        try:
+            return self.downlink.unpack(Payload.from_bytes(data))
+        except UNREADABLE as error:
+            raise ValueError(f"cannot be unpacked: {error}") from None
+
+    def _arrived(self, packed: Payload, tail: Tail) -> Arrival:
+        try:
+            payload = self.codec.unpack(packed)
+            check_finite(payload)
+            leaves = {k: value.detach().requires_grad_() for k, value in payload.values.items()}
+            received = self.codec.decode(Payload(leaves, payload.side))
+        except UNREADABLE as error:
+            raise ValueError(f"cannot be decoded: {error}") from None
+        _check_received(received, tail)
+        return Arrival(leaves, received)
+
+
+def _pack(codec: Codec, payload: Payload, at: StepId, purpose: Purpose) -> Payload:
+    """Return what is sent of `payload`, without its graph."""
+    check_finite(payload)  # some grids would hide what is not
+    with torch.no_grad():
+        return codec.pack(payload, at.generator(purpose))
+
+
+def check_finite(payload: Payload) -> None:
+    """Raise ValueError if a value is infinite or not a number."""
+    for value in payload.values.values():
+        if not all(map(torch.isfinite, value.detach().aminmax())):
+            raise ValueError("values that are not finite")
+
+
+def _check_received(received: Received, tail: Tail) -> None:
+    """Raise ValueError for what `tail` cannot be trained on."""
+    tokens, targets = received.tokens, received.targets
+    classes, width, count = tail.num_classes, tail.width, tail.num_tokens or "T"
+    if tokens.dim() != 3 or not len(tokens) or tokens.shape[2] != width:
+        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
+    if tail.num_tokens not in {None, tokens.shape[1]}:
+        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
+    if targets.shape not in {(len(tokens),), (len(tokens), classes)}:
+        raise ValueError(f"targets do not fit {len(tokens)} rows: {tuple(targets.shape)}")
+    if targets.dim() == 1 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise ValueError(f"labels must be in 0..{classes - 1}")
+    if not bool(targets.isfinite().all()):
+        raise ValueError("labels that are not finite")

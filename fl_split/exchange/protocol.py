@@ -1,0 +1,233 @@
+"""The contract of an exchange: what both halves of a model do with one batch, and who answers what.
+
+A round of a client, whatever the exchange: the server sends BEGIN; the client answers with what
+:meth:`Exchange.send` returns; each further message of the server goes through
+:meth:`Exchange.receive` and is answered the same way; an END ends it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.link import Arrival, Link
+from fl_split.exchange.records import Record
+from fl_split.flat import Flat
+from fl_split.models.cut import Head, Tail
+from fl_split.payload import Payload
+from fl_split.seeds import StepId
+
+
+class Batch(NamedTuple):
+    """What a client trains on in one step: images (B, C, H, W), labels (B,), number of classes."""
+
+    pixels: Tensor
+    labels: Tensor
+    num_classes: int
+
+
+class ClientSide(Protocol):
+    """What an exchange may ask of a client.
+
+    Attributes
+    ----------
+    head : Flat[Head]
+        The client's weights.
+    optimizer : torch.optim.Optimizer
+        Of the head.
+    memory : dict[str, Tensor]
+        What the exchange must remember until the next message; saved with the client.
+    """
+
+    head: Flat[Head]
+    optimizer: torch.optim.Optimizer
+    memory: dict[str, Tensor]
+
+    @property
+    def link(self) -> Link:
+        """The road to the server."""
+        ...
+
+    @property
+    def at(self) -> StepId:
+        """The present step; RuntimeError if there is none."""
+        ...
+
+    @property
+    def tail(self) -> Flat[Tail]:
+        """The tail of a client that trains the whole model, to be loaded before use."""
+        ...
+
+    @property
+    def batch_samples(self) -> int:
+        """Samples of the present step."""
+        ...
+
+    def keep_head(self) -> None:
+        """Have a head of its own: the one it has kept, or the one that every run starts from."""
+        ...
+
+    def load_tail(self, weights: NDArray[np.float32] | None) -> torch.optim.Optimizer:
+        """Load weights into `tail`, None those that every run starts from; a fresh optimiser."""
+        ...
+
+    def begin(self, record: Record) -> None:
+        """Enter a round, with the head of a BEGIN or with the client's own."""
+        ...
+
+    def has_batch(self) -> bool:
+        """Tell whether the round has another step for this client."""
+        ...
+
+    def batch(self) -> Batch:
+        """Return the samples of the present step."""
+        ...
+
+    def forward(self) -> Payload:
+        """Return what the exchange's `smash` makes of the present batch; keep the graph."""
+        ...
+
+    def backward(self, record: Record) -> Tensor:
+        """Return the head's gradient for the cut gradient that has come."""
+        ...
+
+    def learn(self, gradient: Tensor) -> None:
+        """Step the head, and go on to the next batch."""
+        ...
+
+    def end(self) -> Record:
+        """Return the END of the client's round: the samples it holds, and a head that came."""
+        ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the tail made of payloads.
+
+    Attributes
+    ----------
+    losses, cuts : dict
+        Losses and cut gradients, by client.
+    gradient : Tensor
+        That of the tail's weights.
+    flops : int
+        Operations of the tail.
+    failed : sequence of int
+        Clients whose loss was not finite; they are left out of all else.
+    """
+
+    losses: dict[int, float]
+    cuts: dict[int, Payload]
+    gradient: Tensor
+    flops: int
+    failed: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class HalfServed:
+    """Payloads that wait for answers of their clients before they are served.
+
+    Attributes
+    ----------
+    action : str
+        Action of the records that ask the clients.
+    outputs : dict[int, Payload]
+        What is sent to each client.
+    read : Callable
+        Reads the answer of a client; raises ValueError if it is not what it should be.
+    resume : Callable
+        Turns answers, by client, into what is served; clients without one are left out. It
+        must be called once, with no answers if there are none.
+    failed : sequence of int
+        Clients whose output was not finite; they are left out of all else.
+    """
+
+    action: str
+    outputs: dict[int, Payload]
+    read: Callable[[int, Link, Record], Any]
+    resume: Callable[[Mapping[int, Any]], Served]
+    failed: Sequence[int] = ()
+
+
+class Flops(NamedTuple):
+    """Operations of a client: before it sends a payload, and after the answer has come."""
+
+    forward: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.forward + self.backward
+
+
+class Step(NamedTuple):
+    """One whole exchange in one process: the loss, and the gradients of head and tail."""
+
+    loss: float
+    of_head: Tensor
+    of_tail: Tensor
+
+
+class Exchange(ABC):
+    """One protocol. It keeps no state: what a client remembers is in `client.memory`.
+
+    Attributes
+    ----------
+    actions : tuple of str
+        Actions of the records that the server sends.
+    returned : tuple of str
+        Names of the weights that travel with a client's BEGIN and END.
+    can_stack : bool
+        Whether several clients may run as one (:mod:`fl_split.exchange.stacked`).
+    """
+
+    actions: ClassVar[tuple[str, ...]]
+    returned: ClassVar[tuple[str, ...]]
+    can_stack: ClassVar[bool] = False
+
+    @abstractmethod
+    def receive(self, client: ClientSide, record: Record) -> Record | None:
+        """Client: take what the server sent; return the answer, if it is not that of `send`.
+
+        Raises
+        ------
+        ValueError
+            A record whose action the exchange does not know, or that cannot be read.
+        RuntimeError
+            The client is not where the server takes it to be: its state was lost.
+        """
+
+    @abstractmethod
+    def send(self, client: ClientSide) -> Record:
+        """Client: return what the server is to have next."""
+
+    @abstractmethod
+    def flops(self, head: Head, tail: Tail) -> Flops:
+        """Operations of a client's training on one image, less those of :meth:`answer_flops`."""
+
+    def serve(
+        self,
+        tail: Flat[Tail],
+        arrivals: Mapping[int, Arrival],
+        weights: Mapping[int, float],
+        at: StepId,
+        graphs: GraphMemory,
+    ) -> Served | HalfServed:
+        """Server: differentiate sum_k weights[k] loss_k.
+
+        Changes nothing, so threads may share a tail. `at` says round and step.
+        """
+        raise NotImplementedError("this exchange sends no payloads")
+
+    def answer_flops(self, head: Head, output: Payload) -> int:
+        """Operations of a client on an output of :class:`HalfServed`."""
+        raise NotImplementedError("this exchange asks clients for no answers")

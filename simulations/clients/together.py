@@ -1,0 +1,75 @@
+"""Several clients of one process computed as one, ahead of their own turn; the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from fl_split.exchange.records import GRADIENT
+from fl_split.exchange.stacked import MEMBERS, StackedForward, head_gradients, smash_together
+from simulations.clients.client import Client
+from simulations.clients.client_app import Answering
+
+
+def backward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]:
+    """Yield those whose gradients have come and who went forward together, if all are there."""
+    by_forward: dict[StackedForward, dict[int, Answering]] = {}
+    for one in answering:
+        if one.client.slot and one.record.action == GRADIENT:
+            slot = one.client.slot
+            by_forward.setdefault(slot.forward, {})[slot.number] = one
+    for forward, members in by_forward.items():
+        if len(members) == forward.members:
+            yield [members[number] for number in sorted(members)]
+
+
+def forward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]:
+    """Yield those who send a batch of one size next, where a stack is faster for that size."""
+    by_size: dict[int, list[Answering]] = {}
+    for one in answering:
+        if not one.has_answer and one.client.has_batch():
+            by_size.setdefault(one.client.batch_samples, []).append(one)
+    for size, alike in by_size.items():
+        if len(alike) > 1 and alike[0].client.worker.stacks.of(size):
+            stacks = [alike[i : i + MEMBERS] for i in range(0, len(alike), MEMBERS)]
+            yield from (stack for stack in stacks if len(stack) > 1)
+
+
+def backward_together(stack: Sequence[Answering]) -> None:
+    """Compute the heads' gradients; :meth:`Client.backward` then has them ready."""
+    clients = [one.client for one in stack]
+    gradients = [one.client.link.read(one.record.sent(), one.client.at) for one in stack]
+    slots = [client.slot for client in clients if client.slot]
+    graphs = [client.graph for client in clients if client.graph]
+    found: Tensor = head_gradients(slots, graphs, gradients)
+    clients[0].worker.stacks.count(together=len(clients))
+    for client, gradient in zip(clients, found, strict=True):
+        client.ready = gradient
+
+
+def forward_together(stack: Sequence[Answering]) -> None:
+    """Compute what the clients send; :meth:`Client.forward` then has it ready."""
+    clients: list[Client] = [one.client for one in stack]
+    worker, rows = clients[0].worker, np.concatenate([client.rows() for client in clients])
+    samples = len(rows) // len(clients)
+    stacked = worker.stacks.of(samples)
+    assert stacked is not None
+    for client in clients:
+        client.release()
+    batch = *worker.data.batch(rows), worker.data.num_classes
+    with worker.measure(len(clients), samples):
+        found = smash_together(
+            stacked,
+            [client.head for client in clients],
+            worker.link.codec,
+            *batch,
+            [client.at for client in clients],
+        )
+    # All or none: one slot keeps the graph of the whole stack.
+    has_room = worker.graphs.has_room(len(clients) * worker.graph_bytes(samples))
+    for client, (payload, slot) in zip(clients, found, strict=True):
+        if has_room:
+            client.keep(payload, samples, slot)
+        client.ready = payload

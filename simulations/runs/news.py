@@ -1,0 +1,78 @@
+"""What a run tells while it goes on, as lines of text, for a terminal or a log."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from simulations.runs.metrics import PAYLOAD, WEIGHTS
+from simulations.runs.results import ROUNDS
+from strategies import RoundResult
+
+TOLD = 10
+"""Rounds of a run that a log tells of, at equal distances."""
+
+
+@dataclass
+class News:
+    """A run's account of itself; `up` and `down` are the bytes sent so far.
+
+    Attributes
+    ----------
+    label : str
+        How lines call the run.
+    rounds : int
+        Of the whole run.
+    """
+
+    label: str
+    rounds: int
+    up: int = 0
+    down: int = 0
+
+    def go_on(self, folder: Path, done: int) -> None:
+        """Count what a run that is resumed has sent in its first `done` rounds."""
+        with (folder / ROUNDS).open(newline="", encoding="utf-8") as file:
+            for row in list(csv.DictReader(file))[:done]:
+                self._add(row)
+
+    def of_round(self, row: Mapping[str, Any]) -> str:
+        """Count a finished round; return accuracy and bytes so far."""
+        self._add(row)
+        accuracy = f"{100 * row['accuracy']:.1f} %"
+        if row["client_accuracy"] is not None:
+            accuracy += f" client {100 * row['client_accuracy']:.1f} %"
+        return f"{accuracy} up {decimal(self.up)} down {decimal(self.down)}"
+
+    def line(self, row: Mapping[str, Any], news: str) -> list[str]:
+        """Return the line of a round that a log tells of; nothing for the others."""
+        if row["round"] % max(1, self.rounds // TOLD):
+            return []
+        return [f"{self.label}: round {row['round']}/{self.rounds} accuracy {news}"]
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        pairs = zip(PAYLOAD, WEIGHTS, strict=True)
+        up, down = (sum(int(row[key]) for key in pair) for pair in pairs)
+        self.up, self.down = self.up + up, self.down + down
+
+
+def losses(result: RoundResult) -> list[str]:
+    """Return a line for each client that was dropped in a round, with the reason."""
+    return [
+        f"round {result.round}: client {client} dropped: {traffic.dropped}"
+        for client, traffic in sorted(result.traffic.items())
+        if traffic.dropped
+    ]
+
+
+def early_end(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line that says which budget ended a run before its last round, if one did."""
+    if (reason := summary["ended_by"]) == "rounds":
+        return []
+    rounds = summary["experiment"]["rounds"]
+    return [f"ended after round {summary['rounds']} of {rounds}: {reason} is used up"]

@@ -1,0 +1,102 @@
+"""Runs without a terminal: the command line and the cells of a study start theirs here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulations.clients import client_app
+from simulations.engines.local_grid import EngineError, Session
+from simulations.runs import server_app
+from simulations.runs.budget import Budget
+from simulations.runs.checkpoint import FILE, Checkpoint
+from simulations.runs.lock import alone
+from simulations.runs.results import SUMMARY, OutputError
+from simulations.runs.server_app import LocalContext, Watch, output_folder
+from simulations.runs.setup import Setup
+from strategies import NoClientsLeft
+
+STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft)
+"""What may stop a run on its way, and :class:`Stop` explains."""
+
+
+@contextmanager
+def workers(setups: Collection[Setup]) -> Iterator[Session]:
+    """Hold the folders of all `setups` and start the engine of the first, for :func:`run`.
+
+    Raises
+    ------
+    OutputError
+        Another process is writing into one of the folders.
+    EngineError
+        The engine cannot be started.
+    """
+    with ExitStack() as held:
+        for setup in setups:
+            held.enter_context(alone(output_folder(setup.experiment)))
+        engine = next(iter(setups)).experiment.parts.engine
+        yield held.enter_context(engine.session(client_app.app))
+
+
+def run(
+    setup: Setup,
+    session: Session,
+    *,
+    watch: Watch = lambda row, report: None,
+    resumed: Checkpoint | None = None,
+    budget: Budget | None = None,
+) -> dict[str, Any]:
+    """Train what `setup` describes and write its results; return the summary.
+
+    Parameters
+    ----------
+    setup : Setup
+        Its experiment must name an output folder.
+    session : Session
+        Makes the grid; from :func:`workers`.
+    watch : callable
+        Called after each round with its row of results and its report.
+    resumed : Checkpoint, optional
+        Where the run goes on.
+    budget : Budget, optional
+        Ends the run, beside the budget of the experiment.
+
+    Raises
+    ------
+    NoClientsLeft
+        All clients of a round were dropped.
+    EngineError
+        Workers are lost and cannot be had again.
+    OutputError
+        The folder already holds a run.
+    """
+    experiment = setup.experiment
+    grid = session(setup.worker(), experiment.clients, experiment.timeout)
+    server_app.app(grid, LocalContext(setup, watch, resumed, budget))
+    summary: dict[str, Any] = json.loads((output_folder(experiment) / SUMMARY).read_text())
+    return summary
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run stopped on its way, in one line, and the exit code of a process that ran it."""
+
+    text: str
+    code: int
+    is_error: bool = True
+
+    @classmethod
+    def because(cls, error: BaseException, folder: Path, runs: Collection[Path]) -> Stop:
+        """Explain one of :data:`STOPS`; `folder` holds the results of all `runs`."""
+        stopped = [run for run in runs if (run / FILE).exists()]
+        advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
+        where = f"finished rounds are in {folder}{advice}"
+        if isinstance(error, KeyboardInterrupt):
+            return cls(f"stopped; {where}", 130, is_error=False)
+        if isinstance(error, NoClientsLeft):
+            return cls(f"{error}; {where}", 1)
+        return cls(str(error), 2)

@@ -1,0 +1,70 @@
+"""Trials before a run: whether the link carries what the head makes, and what memory it takes."""
+
+from __future__ import annotations
+
+import torch
+
+from fl_split.activations import activation_bytes, saved
+from fl_split.codecs import CODECS, Codec, Smashed
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.split import encode
+from fl_split.exchange.ushape import crossing
+from fl_split.exchange.whole import joined
+from fl_split.models.cut import Head, Tail
+from fl_split.payload import Payload
+from fl_split.seeds import StepId, generator, seeded
+
+AT = StepId(0, 0, 0, 0)
+"""Where trials take their randomness from."""
+
+
+def check_attention(codec: Codec, head: Head, model: str) -> None:
+    """Raise ValueError if `codec` asks for what the model does not have."""
+    if codec.needs_attention and not head.has_attention:
+        name = repr(codec).partition("(")[0].lower()
+        others = ", ".join(name for name, kind in CODECS.items() if not kind.needs_attention)
+        raise ValueError(
+            f"{name} needs CLS attention, which {model} does not have; use one of {others}"
+        )
+
+
+@torch.no_grad()
+def try_link(link: Link, head: Head, tail: Tail, num_classes: int) -> None:
+    """Send two made-up samples to and fro; raise ValueError if that does not work."""
+    draw = generator(0, "trial")
+    tokens = head.encoder(torch.randn(2, *head.smashed_shape, generator=draw))
+    attention = torch.rand(tokens.shape[:2], generator=draw).softmax(dim=1)
+    labels = torch.arange(2) % num_classes
+    smashed = Smashed(tokens, lambda: attention, labels, num_classes, head.num_read)
+    try:
+        payload = encode(link.codec, smashed, AT)
+        link.arrive(link.up(payload, AT), AT, tail)
+        link.read(link.across(Payload(payload.values), AT, "trial"), AT)
+    except (KeyError, IndexError, RuntimeError, TypeError) as error:
+        raise ValueError(f"does not fit tokens of shape {tuple(tokens.shape)}: {error}") from None
+
+
+def memory_of_a_batch(
+    head: Head, tail: Tail, codec: Codec, samples: int, num_classes: int
+) -> dict[str, int]:
+    """Return bytes that autograd keeps for a batch: of the client's part, of the whole model."""
+    shape = samples, *head.image_shape
+    pixels = torch.randn(shape, generator=generator(0, "trial"))
+    labels = torch.arange(samples) % num_classes
+    weights = [*head.parameters(), *tail.parameters()]
+    with saved() as of_head:
+        batch = Batch(pixels, labels, num_classes)
+        payload = crossing(head).smash(head, codec, batch, AT, {})
+    if head.end:  # whose graph comes on top of the head's
+        with seeded(0, "trial"):
+            output = tail(codec.decode(payload).tokens).detach().requires_grad_()
+            with saved() as of_end:
+                logits = head.end(output)
+        of_head |= of_end
+    with saved() as of_all, seeded(0, "trial"):
+        logits = joined(head, tail, pixels)  # noqa: F841  (keeps the graph)
+    return {
+        "head": activation_bytes(of_head, weights),
+        "whole": activation_bytes(of_all, weights),
+    }

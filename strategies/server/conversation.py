@@ -1,0 +1,267 @@
+"""What server and clients say to each other in one round: sent, checked, counted, recorded.
+
+All of it goes through a :class:`~fl_split.exchange.link.Link`; a client that sends what it
+should not is dropped for the round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from fl_split.exchange.account import Traffic, weights_bytes
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.link import UNREADABLE, Arrival
+from fl_split.exchange.protocol import Exchange, HalfServed, Served
+from fl_split.exchange.records import (
+    BEGIN,
+    END,
+    GRADIENT,
+    HELD,
+    LOSS,
+    PAYLOAD,
+    ROUND,
+    SAMPLES,
+    Record,
+    Weights,
+    check_weights,
+)
+from fl_split.seeds import StepId
+from strategies.server.aggregation import Update
+from strategies.server.mailbox import PUSH_AT, Mailbox
+from strategies.server.participants import Assignment
+from strategies.server.tasks import SERVER, TaskGraph
+from strategies.server.training import Training
+
+MOST_GROUPS, LARGEST_GROUP = 8, 16
+"""Clients are served together in groups: enough of them for several cores, none so large that
+it starts late."""
+
+
+@dataclass
+class Waiting:
+    """Payloads that are served when their clients have answered, and what follows then."""
+
+    half: HalfServed
+    then: Callable[[Served], None]
+    missing: set[int]
+    answers: dict[int, object] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Conversation:
+    """One round as clients and server hear it.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    assignments : dict
+        The clients of the round, in order, each with what it is asked to do.
+    samples : dict[int, int]
+        Samples n_k that each client of the run holds.
+    weights : dict[str, Weights]
+        The global weights at the start of the round.
+    steps, batch : dict[int, int]
+        By client: steps that were served, and samples of the last payload.
+    losses : dict
+        By client and step.
+    ends : dict[int, Update]
+        What clients have ended with so far.
+    """
+
+    number: int
+    assignments: Mapping[int, Assignment]
+    samples: Mapping[int, int]
+    weights: Mapping[str, Weights]
+    exchange: Exchange
+    training: Training
+    mailbox: Mailbox
+    ends: dict[int, Update] = field(default_factory=dict)
+    losses: dict[int, dict[int, float]] = field(default_factory=dict)
+    batch: dict[int, int] = field(default_factory=dict)
+    tasks: TaskGraph = field(default_factory=TaskGraph)
+    graphs: GraphMemory = field(default_factory=GraphMemory)
+    server_flops: int = 0
+    answer_flops: int = 0
+
+    def __post_init__(self) -> None:
+        self.clients = list(self.assignments)
+        self.steps = dict.fromkeys(self.clients, 0)
+        self.link = self.training.link.renewed()
+        self.flops = self.exchange.flops(self.training.head.module, self.training.tail.module)
+        self._expected: dict[int, dict[str, Weights]] = {}
+        self._waiting: dict[int, Waiting] = {}
+
+    def at(self, client: int) -> StepId:
+        """Return the present step of a client."""
+        return StepId(self.training.seed, self.number, client, self.steps.get(client, 0))
+
+    @property
+    def seed(self) -> int:
+        """The experiment's seed."""
+        return self.training.seed
+
+    @property
+    def traffic(self) -> dict[int, Traffic]:
+        """What has crossed so far, by client."""
+        return self.mailbox.account.traffic
+
+    def begin(self, clients: Sequence[int], **weights: Weights) -> list[int]:
+        """Start the round of `clients` with `weights`; without any they keep their own.
+
+        Returns `clients`.
+
+        A client ends its round with weights of the names that it was sent. Clients start in
+        the groups in which they are served together: a worker may run the heads of those that
+        come together as one.
+        """
+        size = group_size(len(clients))
+        for number, client in enumerate(clients, start=1):
+            asked = {ROUND: self.number, **self.assignments[client].numbers()}
+            record = Record(BEGIN, weights=weights, numbers=asked)
+            self._expected[client] = {name: self.weights[name] for name in weights}
+            self.tasks.follow("sync down", client, 0, weights_bytes(record))
+            self.mailbox.send(client, record)
+            if number % size == 0:
+                self.mailbox.push()
+        return list(clients)
+
+    def payload(self, client: int) -> Arrival | None:
+        """Wait for the next payload of `client`; None when it has ended or was dropped."""
+        if client in self.ends or self.mailbox.dropped(client):
+            return None
+        record = self.mailbox.receive(client)
+        return None if record is None else self._sort(client, record)
+
+    def arrivals(self) -> Iterator[dict[int, Arrival]]:
+        """Yield payloads as they come, a few at once, until every client has ended."""
+        for batch in self.mailbox.batches():
+            sorted_ = ((client, self._sort(client, record)) for client, record in batch.items())
+            found = [(client, arrival) for client, arrival in sorted_ if arrival is not None]
+            for start in range(0, len(found), PUSH_AT):
+                yield dict(found[start : start + PUSH_AT])
+
+    def finish(self) -> None:
+        """Wait until every client has ended, where none has payloads to send."""
+        for arrivals in self.arrivals():
+            for client in arrivals:
+                self.mailbox.drop(client, "sent a payload that nobody asked for")
+
+    def answer(self, served: Served, clients: Sequence[int], owner: int = SERVER) -> None:
+        """Count what the tail did for `clients`, and send cut gradients.
+
+        Each client is then at its next step. `owner` is the client whose tail it is, or SERVER.
+        """
+        self.note(served, clients, owner)
+        self.send_cuts(served)
+
+    def note(self, served: Served, clients: Sequence[int], owner: int = SERVER) -> None:
+        """Count what the tail did for `clients`; drop those whose loss was not finite."""
+        self.server_flops += served.flops
+        self.tasks.serve(owner, clients, self.steps[clients[0]], served.flops)
+        for client in served.failed:
+            self.mailbox.drop(client, "sent what gives a loss that is not finite")
+
+    def send_cuts(self, served: Served) -> None:
+        """Send cut gradients."""
+        for client, cut in served.cuts.items():
+            at = self.at(client)
+            try:
+                data = self.link.down(cut, at)
+            except ValueError as error:
+                self.mailbox.drop(client, f"got a cut gradient with {error}")
+                continue
+            self.losses.setdefault(client, {})[at.step] = served.losses[client]
+            self.tasks.follow("down", client, at.step, len(data), *self.tasks.served(client))
+            self.tasks.follow("backward", client, at.step, self.flops.backward * self.batch[client])
+            self.steps[client] += 1
+            self.mailbox.send(client, Record(GRADIENT, data))
+
+    def half_serve(self, half: HalfServed, then: Callable[[Served], None]) -> None:
+        """Send outputs; when all clients have answered, or are gone, `then` gets the rest."""
+        for client in half.failed:
+            self.mailbox.drop(client, "sent what gives an output that is not finite")
+        waiting = Waiting(half, then, set(half.outputs))
+        for client, output in half.outputs.items():
+            at = self.at(client)
+            data = self.link.across(output, at, "output")
+            flops = self.exchange.answer_flops(self.training.head.module, output)
+            self.answer_flops += flops
+            self.tasks.follow("output down", client, at.step, len(data))
+            self.tasks.follow("end", client, at.step, flops)
+            self._waiting[client] = waiting
+            self.mailbox.send(client, Record(half.action, data))
+        if not half.outputs:
+            self._resume(waiting)
+
+    def wait_for_answers(self) -> None:
+        """Wait until nothing is half served and the server's threads are idle."""
+        self.mailbox.settle()
+        while self._waiting:
+            client = next(iter(self._waiting))
+            record = self.mailbox.receive(client)
+            if record is None:
+                self._answered(client, None)
+            else:
+                self._sort(client, record)
+            if not self._waiting:
+                self.mailbox.settle()
+
+    def _sort(self, client: int, record: Record) -> Arrival | None:
+        """Return a payload that has come; None for all else, and drop what is nothing."""
+        try:
+            if client in self._waiting:
+                self._answered(client, record)
+            elif record.action == PAYLOAD:
+                return self._arrive(client, record)
+            elif record.action == END:
+                self._end(client, record)
+            else:
+                raise ValueError(f"a {record.action!r} that nobody asked for")
+        except UNREADABLE as error:
+            self.mailbox.drop(client, f"sent {error}")
+        return None
+
+    def _arrive(self, client: int, record: Record) -> Arrival:
+        size, data, at = int(record.number(SAMPLES)), record.sent(), self.at(client)
+        if not 0 < size <= self.samples[client]:
+            raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
+        self.batch[client] = size
+        self.tasks.follow("forward", client, at.step, size * self.flops.forward)
+        self.tasks.follow("up", client, at.step, len(data))
+        return self.link.arrive(data, at, self.training.tail.module)
+
+    def _end(self, client: int, record: Record) -> None:
+        check_weights(record.weights, self._expected[client])
+        if record.number(HELD) != self.samples[client]:
+            raise ValueError("another number of samples than it said at the start")
+        if trained := int(record.number(SAMPLES)):  # a whole model, in one go
+            self.losses[client] = {0: record.number(LOSS)}
+            self.tasks.follow("train", client, 0, trained * self.flops.total)
+        self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
+        self.ends[client] = Update(client, self.samples[client], dict(record.weights))
+
+    def _answered(self, client: int, record: Record | None) -> None:
+        """Note what a client answered to its output; None if it was dropped."""
+        waiting = self._waiting.pop(client)
+        waiting.missing.discard(client)
+        try:
+            if record is not None:
+                waiting.answers[client] = waiting.half.read(client, self.link, record)
+                data, step = record.sent(), self.steps[client]
+                self.tasks.follow("output gradient up", client, step, len(data))
+        finally:
+            if not waiting.missing:
+                self._resume(waiting)
+
+    def _resume(self, waiting: Waiting) -> None:
+        work = partial(waiting.half.resume, waiting.answers)
+        self.training.threads.submit(work, waiting.then)
+
+
+def group_size(clients: int) -> int:
+    """Return how many of `clients` are served together, at least: the same on any machine."""
+    return min(LARGEST_GROUP, math.ceil(clients / MOST_GROUPS))

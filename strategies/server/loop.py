@@ -1,0 +1,158 @@
+"""The rounds of a run on the server: choose, train, aggregate, evaluate, tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fl_split.exchange.records import HEAD, TAIL, Weights
+from fl_split.metrics import drift
+from fl_split.optimizers import moments, set_moments
+from strategies.server.aggregation import Update
+from strategies.server.mailbox import Mailbox
+from strategies.server.participants import NoClientsLeft, Population, roll_call
+from strategies.server.private_models import fetch, mean
+from strategies.server.round import Round
+from strategies.server.strategy import Strategy
+from strategies.server.tail import TrainedTail
+from strategies.server.training import Evaluation, Progress, RoundResult, Training
+
+
+def train(
+    strategy: Strategy,
+    grid: Grid,
+    weights: Mapping[str, Weights],
+    rounds: int,
+    timeout: float,
+    training: Training,
+) -> dict[str, Weights]:
+    """Run up to `rounds` rounds; return the weights after the last one.
+
+    `timeout` bounds the wait for any one reply, in seconds.
+
+    Raises
+    ------
+    NoClientsLeft
+        All clients of a round failed.
+    """
+    training.threads.on_done = getattr(grid, "wake", training.threads.on_done)
+    call = roll_call(grid, training.clients, timeout, training.threads, strategy.needs_labels)
+    sizes = training.fraction, training.batch_size
+    population = Population(call.samples, call.labels, *sizes, training.seed)
+    exchange = strategy.exchange(training.head.module)
+    per_round = len(strategy.choose(population, 1))
+    optimizer = strategy.tail_optimizer(training.tail_optimizer, per_round)
+    tail = TrainedTail(training.tail, optimizer, exchange)
+    set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
+    training.aggregator.set_state(training.progress.aggregator)
+    for number in range(training.progress.rounds + 1, rounds + 1):
+        tail.flat.load(weights[TAIL].numpy())
+        round = Round(
+            number=number,
+            assignments=strategy.choose(population, number),
+            samples=call.samples,
+            weights=weights,
+            exchange=exchange,
+            training=training,
+            mailbox=Mailbox(grid, call.nodes, str(number), timeout, training.threads),
+            tail=tail,
+        )
+        result = _train_round(strategy, round)
+        weights = result.weights
+        if training.on_round(result):
+            break
+    return dict(weights)
+
+
+def _train_round(strategy: Strategy, round: Round) -> RoundResult:
+    updates = strategy.train_round(round)
+    if not updates and not strategy.trains_on_server:
+        reasons = sorted({t.dropped for t in round.mailbox.account.traffic.values()})
+        raise NoClientsLeft(
+            f"round {round.number}: all {len(round.clients)} clients were dropped "
+            f"({'; '.join(reasons)}); nothing to aggregate, results so far are kept"
+        )
+    own = fetch(round) if strategy.keeps_models else {}
+    heads = [own[k] for k in own if k in round.clients] or [u.weights for u in updates]
+    apart = _drift(heads)  # before aggregation, which may consume them
+    weights = _aggregate(strategy, round, updates, own)
+    round.tail.flat.load(weights[TAIL].numpy())
+    evaluation = _evaluate(round, weights, own)
+    samples = sum(t.samples for client, t in round.mailbox.account.traffic.items() if client >= 0)
+    return RoundResult(
+        round=round.number,
+        weights=weights,
+        evaluation=evaluation,
+        train_loss=train_loss(
+            {k: v for k, v in round.losses.items() if not round.mailbox.dropped(k)}, round.samples
+        ),
+        traffic=round.mailbox.account.traffic,
+        progress=Progress(
+            round.number,
+            moments(round.tail.optimizer, round.tail.flat.vector),
+            round.training.aggregator.state(),
+        ),
+        client_flops=round.flops.total * samples + round.answer_flops,
+        server_flops=round.server_flops,
+        drift=apart,
+        tasks=round.tasks.tasks,
+    )
+
+
+def _aggregate(
+    strategy: Strategy,
+    round: Round,
+    updates: Sequence[Update],
+    own: Mapping[int, Mapping[str, Weights]],
+) -> dict[str, Weights]:
+    """Return the global weights after the round.
+
+    What clients do not send is as the server has it: its own tail, and the head of the
+    round's start. Of models that clients keep it is the mean, only to be saved.
+    """
+    if strategy.trains_on_server:
+        training = round.training
+        return {HEAD: Weights.of(training.head.numpy()), TAIL: Weights.of(training.tail.numpy())}
+    weights = {HEAD: round.head, TAIL: round.tail.weights()}
+    if own:
+        weights |= mean(own, round.samples)
+    if any(update.weights for update in updates):
+        weights |= strategy.aggregate(round, list(updates))
+    return weights
+
+
+def _evaluate(
+    round: Round, weights: Mapping[str, Weights], own: Mapping[int, Mapping[str, Weights]]
+) -> Evaluation:
+    """Evaluate the global model, or the mean over the clients' own."""
+    evaluate = round.training.evaluate
+    if not own:
+        return evaluate(weights, None)
+    found = [evaluate({**weights, **mine}, client) for client, mine in own.items()]
+    numbers = {k: float(np.mean([one.numbers[k] for one in found])) for k in found[0].numbers}
+    by_class = np.mean([one.by_class for one in found], axis=0).tolist()
+    by_client = {client: value for one in found for client, value in one.by_client.items()}
+    return Evaluation(numbers, by_class, by_client)
+
+
+def train_loss(losses: Mapping[int, Mapping[int, float]], samples: Mapping[int, int]) -> float:
+    """Return the mean over clients, weights n_k / n, of client k's mean loss over its steps.
+
+    `losses` are by client and step, n_k are all `samples` that client k holds; one that is
+    not among them is the server, alone. Without losses nan. Sums go by client and step, never
+    by arrival, so that SFLV1 has the loss of FedAvg to the bit.
+    """
+    counts = {client: samples.get(client, 1) for client in sorted(losses)}
+    parts = []
+    for client, count in counts.items():
+        steps = [loss for _, loss in sorted(losses[client].items())]
+        parts.append(count * (sum(steps) / len(steps)))
+    return sum(parts) / sum(counts.values()) if parts else math.nan
+
+
+def _drift(records: Sequence[Mapping[str, Weights]]) -> float | None:
+    heads = [record[HEAD].numpy() for record in records if HEAD in record]
+    return drift(heads) if len(heads) > 1 else None

@@ -1,0 +1,98 @@
+"""The task graph of a round: what was done, and what each piece of work waited for.
+
+The primitives of a round record it; no strategy does. Amounts are bytes for what crosses and
+floating-point operations for what computes, so that time can be computed from the graph and a
+model of devices and networks, now or later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+Kind = Literal[
+    "sync down",  # weights, server to client
+    "forward",  # head, client
+    "up",  # payload, client to server
+    "middle",  # tail of a U-shape as far as its output, server
+    "output down",  # server to client
+    "end",  # end of a U-shape and its gradient, client
+    "output gradient up",  # client to server
+    "serve",  # tail, forward and backward; in a U-shape its backward; server
+    "step",  # of the tail's optimiser, after all gradients of a joint step; server
+    "down",  # cut gradient, server to client
+    "backward",  # head, client
+    "train",  # whole model, one round on the client, or pooled data on the server
+    "sync up",  # weights, client to server
+]
+
+BYTES = {"sync down", "up", "output down", "output gradient up", "down", "sync up"}
+"""Kinds whose amount is bytes; of all others it is operations."""
+
+SERVER = -1
+"""Who works where no client does."""
+
+
+class Task(NamedTuple):
+    """A piece of work.
+
+    `client` is SERVER for the server's own; `after` are the numbers of the tasks that had to
+    end before it could begin.
+    """
+
+    kind: Kind
+    client: int
+    step: int
+    amount: int
+    after: tuple[int, ...]
+
+
+@dataclass
+class TaskGraph:
+    """The tasks of one round, numbered from 0 in the order in which they were recorded.
+
+    A client's tasks follow each other. Tasks of the server wait for payloads, and for the
+    step of the tail that came before.
+    """
+
+    tasks: list[Task] = field(default_factory=list)
+    _last: dict[int, int] = field(default_factory=dict)
+    _tails: dict[int, int] = field(default_factory=dict)
+    _served: dict[int, int] = field(default_factory=dict)
+    _joint: list[int] = field(default_factory=list)
+
+    def add(self, kind: Kind, client: int, step: int, amount: int, *after: int) -> int:
+        """Record a task that waits for those numbered `after`; return its number."""
+        self.tasks.append(Task(kind, client, step, amount, after))
+        return len(self.tasks) - 1
+
+    def follow(self, kind: Kind, client: int, step: int, amount: int, *after: int) -> int:
+        """Record a task of a client, after the client's last one and those numbered `after`."""
+        last = self._last.get(client)
+        before = after if last is None else (last, *after)
+        self._last[client] = self.add(kind, client, step, amount, *before)
+        return self._last[client]
+
+    def serve(self, owner: int, clients: Sequence[int], step: int, amount: int) -> None:
+        """Record work of a tail for `clients`, after their payloads and the tail's last step.
+
+        `owner` is the client whose tail it is, or SERVER for the shared one.
+        """
+        ups = [self._last[client] for client in clients]
+        last = self._tails.get(owner)
+        number = self.add("serve", SERVER, step, amount, *ups, *([] if last is None else [last]))
+        self._served |= dict.fromkeys(clients, number)
+        if owner == SERVER:
+            self._joint.append(number)
+        else:
+            self._tails[owner] = number
+
+    def served(self, client: int) -> tuple[int, ...]:
+        """Return the number of the task that made a client's cut gradient."""
+        return (self._served[client],)
+
+    def step(self) -> None:
+        """Record that the shared tail has stepped on all that it has done since its last step."""
+        self._tails[SERVER] = self.add("step", SERVER, 0, 0, *self._joint)
+        self._joint.clear()
