@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link
-from fl_split.exchange.records import Record
+from fl_split.exchange.records import GRADIENT, Record
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
@@ -182,15 +182,12 @@ class Exchange(ABC):
 
     Attributes
     ----------
-    actions : tuple of str
-        Actions of the records that the server sends.
     returned : tuple of str
         Names of the weights that travel with a client's BEGIN and END.
     can_stack : bool
         Whether several clients may run as one (:mod:`fl_split.exchange.stacked`).
     """
 
-    actions: ClassVar[tuple[str, ...]]
     returned: ClassVar[tuple[str, ...]]
     can_stack: ClassVar[bool] = False
 
@@ -227,6 +224,13 @@ class Exchange(ABC):
         Changes nothing, so threads may share a tail. `at` says round and step.
         """
         raise NotImplementedError("this exchange sends no payloads")
+
+    def answer(self, link: Link, cut: Payload, at: StepId) -> Record:
+        """Server: return what a client whose payload was served is sent, the cut gradient."""
+        return Record(GRADIENT, link.down(cut, at))
+
+    def prepare(self, head: Head, tail: Tail, seed: int) -> None:  # noqa: B027  (most add nothing)
+        """Add what the exchange trains beside the model, before a run; drawn from `seed`."""
 
     def answer_flops(self, head: Head, output: Payload) -> int:
         """Operations of a client on an output of :class:`HalfServed`."""

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -46,7 +45,6 @@ MAX_TOKENS = 8192
 class Split(Exchange):
     """One cut; labels go up with the smashed data, the loss is the server's."""
 
-    actions: ClassVar[tuple[str, ...]] = (BEGIN, GRADIENT)
     returned = (HEAD,)
     can_stack = True
 

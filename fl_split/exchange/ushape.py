@@ -28,7 +28,7 @@ from fl_split.codecs import Codec, Received, Smashed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, check_finite
 from fl_split.exchange.protocol import Batch, ClientSide, HalfServed, Served, Step
-from fl_split.exchange.records import BEGIN, GRADIENT, LOSS, SMASHED_BYTES, Record
+from fl_split.exchange.records import GRADIENT, LOSS, SMASHED_BYTES, Record
 from fl_split.exchange.split import (
     Split,
     batches,
@@ -64,7 +64,6 @@ def crossing(head: Head) -> Split:
 class UShape(Split):
     """Two cuts; the loss is the client's."""
 
-    actions = (BEGIN, OUTPUT, GRADIENT)
     can_stack = False
 
     # The client's half.

@@ -15,15 +15,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_split.exchange.records import CPU_SECONDS, HEAD, HELD, TAIL, Record, Weights
-from fl_split.exchange.split import Split
-from fl_split.exchange.ushape import UShape
-from fl_split.exchange.whole import Whole
 from simulations.clients.client import Client, ClientPool
 from simulations.clients.state import ClientState
 from strategies.server import messages
-
-ACTIONS = sorted({action for kind in (Split, UShape, Whole) for action in kind.actions})
-"""All that a server says in exchanges."""
 
 
 class ResidentContext(Context):
@@ -116,12 +110,15 @@ class SplitApp(ClientApp):
     def __init__(self, pool_of: Callable[[Context], ClientPool] | None = None) -> None:
         super().__init__()
         self._pool_of = pool_of
-        for action in ACTIONS:
-            self.train(action)(self._train)
         for question in (messages.SAMPLES, messages.LABELS):
             self.query(question)(self._describe)
         for question in (messages.OWN_HEAD, messages.OWN_MODEL):
             self.query(question)(self._show)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; every action of an exchange, also of one that came later, is one."""
+        answering = self.open(message, context)
+        return super().__call__(message, context) if answering is None else _finish(answering)
 
     def open(self, message: Message, context: Context) -> Answering | None:
         """Begin to answer a message of an exchange; None for what is answered in one go."""
@@ -134,16 +131,6 @@ class SplitApp(ClientApp):
             return context.pool
         assert self._pool_of is not None, "only resident contexts bring their clients along"
         return self._pool_of(context)
-
-    def _train(self, message: Message, context: Context) -> Message:
-        """Answer a message of an exchange."""
-        answering = Answering(message, context, self._pool(context))
-        try:
-            answering.receive()
-            return answering.send()
-        except BaseException:
-            answering.fail()
-            raise
 
     def _describe(self, message: Message, context: Context) -> Message:
         """Say which partition this node holds and how many samples, if asked of each class."""
@@ -159,18 +146,23 @@ class SplitApp(ClientApp):
         """Show the client's own head, or model, for evaluation; the initial one at first."""
         answering = Answering(message, context, self._pool(context))
         client, question = answering.client, answering.record.action
-        try:
-            client.stop()
-            client.keep_head()
-            weights = {HEAD: Weights.of(client.head.numpy())}
-            if question == messages.OWN_MODEL:
-                tail = client.memory[TAIL].numpy() if TAIL in client.memory else None
-                weights[TAIL] = Weights.of(client.initial_tail() if tail is None else tail)
-            answering.answer_with(Record(question, weights=weights))
-            return answering.send()
-        except BaseException:
-            answering.fail()
-            raise
+        client.stop()
+        client.keep_head()
+        weights = {HEAD: Weights.of(client.head.numpy())}
+        if question == messages.OWN_MODEL:
+            tail = client.memory[TAIL].numpy() if TAIL in client.memory else None
+            weights[TAIL] = Weights.of(client.initial_tail() if tail is None else tail)
+        answering.answer_with(Record(question, weights=weights))
+        return answering.send()
+
+
+def _finish(answering: Answering) -> Message:
+    try:
+        answering.receive()
+        return answering.send()
+    except BaseException:
+        answering.fail()
+        raise
 
 
 def _restored(context: Context, pool: ClientPool) -> Client:

@@ -137,6 +137,7 @@ def prepare(experiment: Experiment) -> Setup:
     model.train()  # checkpoints come in evaluation mode
     head, tail = spec.split(model, e.cut, e.end)
     insert(head, tail, e.parts.codec, e.seed)
+    e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
     with _named("codec"):
         check_attention(e.parts.codec, head, e.model.partition("(")[0])
         try_link(e.parts.link(), head, tail, classes)

@@ -195,7 +195,7 @@ class Rehearsal:
             sent.append(answer.sent())
             flops = exchange.answer_flops(client.head.module, output)
             result = result.resume({at.client: result.read(at.client, link, answer)})
-        sent.append(link.down(result.cuts[at.client], at))
+        sent.append(exchange.answer(link, result.cuts[at.client], at).payload or b"")
         self.pool.take_back(client)
         return sum(map(len, sent)), flops
 

@@ -18,7 +18,6 @@ from fl_split.exchange.protocol import Exchange, HalfServed, Served
 from fl_split.exchange.records import (
     BEGIN,
     END,
-    GRADIENT,
     HELD,
     LOSS,
     PAYLOAD,
@@ -170,15 +169,16 @@ class Conversation:
         for client, cut in served.cuts.items():
             at = self.at(client)
             try:
-                data = self.link.down(cut, at)
+                record = self.exchange.answer(self.link, cut, at)
             except ValueError as error:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
-            self.tasks.follow("down", client, at.step, len(data), *self.tasks.served(client))
+            size = len(record.payload or b"")
+            self.tasks.follow("down", client, at.step, size, *self.tasks.served(client))
             self.tasks.follow("backward", client, at.step, self.flops.backward * self.batch[client])
             self.steps[client] += 1
-            self.mailbox.send(client, Record(GRADIENT, data))
+            self.mailbox.send(client, record)
 
     def half_serve(self, half: HalfServed, then: Callable[[Served], None]) -> None:
         """Send outputs; when all clients have answered, or are gone, `then` gets the rest."""

@@ -32,6 +32,9 @@ class Strategy(ABC):
         Whether the experiment's `aggregation` has anything to do.
     needs_labels : bool
         Whether clients tell how many samples of each class they hold.
+    trains_end_to_end : bool
+        Whether heads follow the loss at the end of the tail, so that one client alone is
+        trained as the whole model would be.
     """
 
     sends_smashed_data: ClassVar[bool] = True
@@ -39,6 +42,7 @@ class Strategy(ABC):
     keeps_models: bool = False
     averages: bool = True
     needs_labels: ClassVar[bool] = False
+    trains_end_to_end: ClassVar[bool] = True
 
     @abstractmethod
     def train_round(self, round: Round) -> list[Update]:
