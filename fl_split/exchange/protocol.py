@@ -104,7 +104,7 @@ class ClientSide(Protocol):
         ...
 
     def end(self) -> Record:
-        """Return the END of the client's round: the samples it holds, and a head that came."""
+        """End the round: return the samples that the client holds, and a head that came."""
         ...
 
 

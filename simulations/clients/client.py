@@ -180,12 +180,13 @@ class Client:
         return flatten(trained(self.worker.tail)).numpy()
 
     def stop(self) -> None:
-        """Be in no round, so that nothing of it is kept live."""
+        """Be in no round any more: nothing of it is kept live."""
         self.release()
         self.place = None
 
     def end(self) -> Record:
-        """Return the END of the client's round: the samples it holds, and a head that came."""
+        """End the round: return the samples that the client holds, and a head that came."""
+        self.stop()
         weights = {} if self.keeps_head else {HEAD: Weights.of(self.head.numpy())}
         return Record(END, weights=weights, numbers={HELD: self.num_samples})
 
@@ -202,7 +203,7 @@ class Client:
 
     def save(self) -> ClientState | None:
         """Return all that the next message needs; None if the round is over and nothing kept."""
-        if not self.keeps_head and not self.has_batch():
+        if not self.keeps_head and self.place is None:
             return None
         return ClientState(
             round=self.place.round if self.place else 0,

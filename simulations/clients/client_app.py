@@ -91,7 +91,7 @@ class Answering:
     def _leave(self) -> None:
         client, context = self.client, self.context
         if isinstance(context, ResidentContext):
-            context.client = client if client.has_batch() else None
+            context.client = None if client.place is None else client
             if context.client:
                 return
         _write(client, context.state)
