@@ -146,6 +146,8 @@ class HalfServed:
     resume : Callable
         Turns answers, by client, into what is served; clients without one are left out. It
         must be called once, with no answers if there are none.
+    flops : dict[int, int]
+        Operations of the tail so far, by client; those of :class:`Served` include them.
     failed : sequence of int
         Clients whose output was not finite; they are left out of all else.
     """
@@ -154,6 +156,7 @@ class HalfServed:
     outputs: dict[int, Payload]
     read: Callable[[int, Link, Record], Any]
     resume: Callable[[Mapping[int, Any]], Served]
+    flops: dict[int, int]
     failed: Sequence[int] = ()
 
 

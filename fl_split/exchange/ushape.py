@@ -6,11 +6,9 @@
     client: head <────────── gradient ◄────────────┘
 
 An exchange has four transfers. What is sent is encoded as if all labels were 0; which rows
-a codec makes of a batch does not depend on labels, so that the client, which knows what it
-would have sent, knows the targets of the rows that come back. Outputs and their gradients are
-packed as cut gradients are, but without error feedback: samples change.
-
-An exchange is taken whole or not at all: the end waits for the head, and both step together.
+a codec makes of a batch does not depend on labels, so that the client knows the targets of the
+rows that come back. Outputs and their gradients are packed as cut gradients are, but without
+error feedback: samples change. End and head step together, or neither does.
 """
 
 from __future__ import annotations
@@ -150,6 +148,7 @@ class UShape(Split):
                 link, record, outputs[client], replace(at, client=client)
             ),
             resume,
+            {k: tail.module.forward_flops(a.rows, a.tokens) for k, a in arrivals.items()},
         )
 
     def answer_flops(self, head: Head, output: Payload) -> int:

@@ -92,7 +92,9 @@ class Conversation:
         self.link = self.training.link.renewed()
         self.flops = self.exchange.flops(self.training.head.module, self.training.tail.module)
         self._expected: dict[int, dict[str, Weights]] = {}
+        self._origins: dict[Weights, int] = {}
         self._waiting: dict[int, Waiting] = {}
+        self._forwarded: dict[int, int] = {}
 
     def at(self, client: int) -> StepId:
         """Return the present step of a client."""
@@ -122,7 +124,8 @@ class Conversation:
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             record = Record(BEGIN, weights=weights, numbers=asked)
             self._expected[client] = {name: self.weights[name] for name in weights}
-            self.tasks.follow("sync down", client, 0, weights_bytes(record))
+            origins = [self._origins[one] for one in weights.values() if one in self._origins]
+            self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
             self.mailbox.send(client, record)
             if number % size == 0:
                 self.mailbox.push()
@@ -160,7 +163,8 @@ class Conversation:
     def note(self, served: Served, clients: Sequence[int], owner: int = SERVER) -> None:
         """Count what the tail did for `clients`; drop those whose loss was not finite."""
         self.server_flops += served.flops
-        self.tasks.serve(owner, clients, self.steps[clients[0]], served.flops)
+        left = served.flops - sum(self._forwarded.pop(client, 0) for client in clients)
+        self.tasks.serve("serve", owner, clients, self.steps[clients[0]], max(0, left))
         for client in served.failed:
             self.mailbox.drop(client, "sent what gives a loss that is not finite")
 
@@ -180,8 +184,14 @@ class Conversation:
             self.steps[client] += 1
             self.mailbox.send(client, record)
 
-    def half_serve(self, half: HalfServed, then: Callable[[Served], None]) -> None:
+    def half_serve(
+        self, half: HalfServed, then: Callable[[Served], None], owner: int = SERVER
+    ) -> None:
         """Send outputs; when all clients have answered, or are gone, `then` gets the rest."""
+        if half.outputs:
+            step = self.steps[next(iter(half.outputs))]
+            self.tasks.serve("middle", owner, [*half.outputs], step, sum(half.flops.values()))
+        self._forwarded |= half.flops
         for client in half.failed:
             self.mailbox.drop(client, "sent what gives an output that is not finite")
         waiting = Waiting(half, then, set(half.outputs))
@@ -190,7 +200,7 @@ class Conversation:
             data = self.link.across(output, at, "output")
             flops = self.exchange.answer_flops(self.training.head.module, output)
             self.answer_flops += flops
-            self.tasks.follow("output down", client, at.step, len(data))
+            self.tasks.follow("output down", client, at.step, len(data), *self.tasks.served(client))
             self.tasks.follow("end", client, at.step, flops)
             self._waiting[client] = waiting
             self.mailbox.send(client, Record(half.action, data))
@@ -241,7 +251,9 @@ class Conversation:
         if trained := int(record.number(SAMPLES)):  # a whole model, in one go
             self.losses[client] = {0: record.number(LOSS)}
             self.tasks.follow("train", client, 0, trained * self.flops.total)
-        self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
+        step, size = self.steps[client], weights_bytes(record)
+        task = self.tasks.follow("sync up", client, step, size)
+        self._origins |= dict.fromkeys(record.weights.values(), task)
         self.ends[client] = Update(client, self.samples[client], dict(record.weights))
 
     def _answered(self, client: int, record: Record | None) -> None:

@@ -117,7 +117,7 @@ class Round(Conversation):
         """Step on the sum of gradients whose weights add up to `part` over `whole`."""
         gradient = total(gradients)
         self.tail.descend(gradient if part == whole else gradient * (whole / part))
-        self.tasks.step()
+        self.tasks.step(SERVER)
 
     def _whole(self, weight: Callable[[int], int] | None) -> int:
         """Return what weights are divided by before all payloads have come.
@@ -147,9 +147,10 @@ class Round(Conversation):
     def _take(self, client: int, owner: int, result: Served | HalfServed) -> None:
         """Answer one client; `owner` has the tail that served it."""
         if isinstance(result, HalfServed):
-            self.half_serve(result, partial(self._take, client, owner))
-        else:
-            self.answer(result, [client], owner)
+            self.half_serve(result, partial(self._take, client, owner), owner)
+            return
+        self.answer(result, [client], owner)
+        self.tasks.step(owner)
 
     def updates(self, weight: Callable[[int], int] | None = None) -> list[Update]:
         """Return what clients ended with, by partition id: sums do not depend on arrival.

@@ -60,7 +60,7 @@ class TaskGraph:
     _last: dict[int, int] = field(default_factory=dict)
     _tails: dict[int, int] = field(default_factory=dict)
     _served: dict[int, int] = field(default_factory=dict)
-    _joint: list[int] = field(default_factory=list)
+    _unstepped: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, kind: Kind, client: int, step: int, amount: int, *after: int) -> int:
         """Record a task that waits for those numbered `after`; return its number."""
@@ -74,25 +74,21 @@ class TaskGraph:
         self._last[client] = self.add(kind, client, step, amount, *before)
         return self._last[client]
 
-    def serve(self, owner: int, clients: Sequence[int], step: int, amount: int) -> None:
-        """Record work of a tail for `clients`, after their payloads and the tail's last step.
+    def serve(self, kind: Kind, owner: int, clients: Sequence[int], step: int, amount: int) -> None:
+        """Record work of a tail for `clients`, after their last tasks and the tail's last step.
 
         `owner` is the client whose tail it is, or SERVER for the shared one.
         """
         ups = [self._last[client] for client in clients]
         last = self._tails.get(owner)
-        number = self.add("serve", SERVER, step, amount, *ups, *([] if last is None else [last]))
+        number = self.add(kind, SERVER, step, amount, *ups, *([] if last is None else [last]))
         self._served |= dict.fromkeys(clients, number)
-        if owner == SERVER:
-            self._joint.append(number)
-        else:
-            self._tails[owner] = number
+        self._unstepped.setdefault(owner, []).append(number)
 
     def served(self, client: int) -> tuple[int, ...]:
         """Return the number of the task that made a client's cut gradient."""
         return (self._served[client],)
 
-    def step(self) -> None:
-        """Record that the shared tail has stepped on all that it has done since its last step."""
-        self._tails[SERVER] = self.add("step", SERVER, 0, 0, *self._joint)
-        self._joint.clear()
+    def step(self, owner: int) -> None:
+        """Record that a tail has stepped on all that it has done since its last step."""
+        self._tails[owner] = self.add("step", SERVER, 0, 0, *self._unstepped.pop(owner, []))
