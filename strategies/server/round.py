@@ -150,6 +150,8 @@ class Round(Conversation):
             self.half_serve(result, partial(self._take, client, owner))
         else:
             self.answer(result, [client], owner)
+            if owner == SERVER:
+                self.tasks.step()
 
     def updates(self, weight: Callable[[int], int] | None = None) -> list[Update]:
         """Return what clients ended with, by partition id: sums do not depend on arrival.
