@@ -6,7 +6,7 @@ import pytest
 from fl_split.specs import SpecError, parse
 from simulations.runs.experiment import TABLES, Experiment, read_overrides, read_toml
 from simulations.runs.setup import prepare
-from simulations.studies.pareto import Study
+from simulations.studies.pareto import ParetoStudy
 from simulations.studies.sweep import cells, read_grid
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
     rows, study = values.pop("compare", [{}]), values.pop("pareto", None)
     grid = values.pop("sweep", None)
     if study is not None:
-        assert Study.read(study).cells(values)
+        assert ParetoStudy.read(study).cells(values)
     if grid is not None:
         assert cells(values, read_grid(grid, []))
     for row in rows:
@@ -78,7 +78,10 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         ({"cut": True}, "cut must be a number of stages from 1, or a stage's name, got True"),
         ({"model": "lenet(14, 3)"}, "2 values for 1 arguments"),
         ({"engine": "rays"}, "did you mean 'ray'?"),
-        ({"strategy": "parallel(compat=True)"}, "'compat'; Known: average_heads; sequential, "),
+        (
+            {"strategy": "parallel(official_scripts=True)"},
+            "'official_scripts'; Known: average_heads; sequential, ",
+        ),
         ({"strategy": "fedavg(mu=0.1)"}, "unknown argument 'mu'; Known: none; fedprox has it"),
     ],
 )

@@ -3,17 +3,20 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
 from typer.testing import CliRunner
 
+from fl_split.exchange.records import GRADIENT, PAYLOAD
+from fl_split.payload import Payload
 from simulations.cli import main as cli
 from simulations.clients import client_app
 from strategies.server import messages
 
 PRIVATE = "parallel(average_heads=False)"
-EXACT = ["round", "accuracy", "loss", "train_loss", "payload_bytes_up", "wire_bytes_down"]
+EXACT = ["round", "accuracy", "loss", "train_loss", "payload_bytes_up", "head_bytes_down"]
 LONG = {"local_steps": 11, "batch_size": 32, "head_optimizer": "adam(lr=0.003)", "fraction": 0.7}
 """Enough steps that a client is asked for its state before the round is over."""
 
@@ -73,7 +76,7 @@ def test_workers_killed_from_outside_between_rounds_change_nothing(simulate, see
     app, processes = seen
     killed = []
 
-    def kill(row, report):
+    def kill(row, result):
         if row["round"] < 4:
             killed.append(min(processes().difference(killed)))
             os.kill(killed[-1], signal.SIGKILL)
@@ -102,7 +105,7 @@ def test_a_client_that_kills_every_worker_is_dropped_alone(simulate):
 
 def hangs(message, context):
     is_third = context.node_config["partition-id"] == 3
-    if is_third and message.metadata.group_id == "1" and messages.GRADIENT in message.content:
+    if is_third and message.metadata.group_id == "1" and messages.read(message).action == GRADIENT:
         time.sleep(60)
     return client_app.app(message, context)
 
@@ -121,7 +124,7 @@ def test_a_client_that_hangs_is_dropped_for_the_round(simulate, engine):
 def test_several_clients_that_hang_in_one_worker_are_dropped_alone(simulate):
     def several_hang(message, context):
         hangs_here = context.node_config["partition-id"] in {0, 2, 5}
-        if hangs_here and messages.GRADIENT in message.content:
+        if hangs_here and messages.read(message).action == GRADIENT:
             time.sleep(60)
         return client_app.app(message, context)
 
@@ -135,11 +138,12 @@ def test_a_client_whose_loss_overflows_is_dropped_alone(simulate, strategy):
 
     def overflows(message, context):
         reply = client_app.app(message, context)
-        if context.node_config["partition-id"] == 1 and messages.PAYLOAD in reply.content:
-            payload = messages.unwrap(reply.content[messages.PAYLOAD])
-            payload.values["tokens"] = payload.values["tokens"] * 1e25
-            reply.content[messages.PAYLOAD] = messages.wrap(payload)
-        return reply
+        record = messages.read(reply)
+        if context.node_config["partition-id"] != 1 or record.action != PAYLOAD:
+            return reply
+        payload = Payload.from_bytes(record.sent())
+        payload.values["tokens"] = payload.values["tokens"] * 1e25
+        return messages.reply(message, replace(record, payload=payload.to_bytes()))
 
     outcome = simulate(overflows, strategy=strategy, rounds=2)
     dropped = outcome.clients.query("dropped != ''")
@@ -159,7 +163,7 @@ def test_two_nodes_give_the_bits_of_one(simulate):
     cluster.add_node(num_cpus=1)
     nodes = set()
 
-    def watch(row, report):
+    def watch(row, result):
         import ray
 
         nodes.update(
@@ -190,7 +194,7 @@ def test_a_lost_node_takes_its_clients_along_and_the_run_goes_on(simulate, seen)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     other = cluster.add_node(num_cpus=1)
 
-    def watch(row, report):
+    def watch(row, result):
         if row["round"] == 1:
             workers = [psutil.Process(number) for number in processes()]
             assert len(workers) == 2
@@ -240,7 +244,7 @@ def test_memory_does_not_grow_with_rounds(simulate):
     """Once warm, 150 rounds may add what an allocator wastes, not a record per client."""
     used = {}
 
-    def watch(row, report):
+    def watch(row, result):
         used[row["round"]] = psutil.Process().memory_info().rss
 
     simulate(watch=watch, rounds=200, clients=20, fraction=0.5, local_steps=1, batch_size=8)

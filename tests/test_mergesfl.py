@@ -10,8 +10,8 @@ from flwr.app import Message
 from scipy.stats import entropy
 from torch.nn import functional
 
-from fl_split.exchange.split import Place
-from fl_split.seeds import generator
+from fl_split.exchange.records import HELD
+from fl_split.seeds import StepId, generator
 from simulations.clients import client_app
 from simulations.clients.schedule import Schedule
 from simulations.runs.experiment import Experiment
@@ -36,11 +36,11 @@ def test_one_exchange_is_one_step_on_the_concatenated_batches(simulate):
     values = {**FOUR, "head_optimizer": "sgd(lr=0.5)", "tail_optimizer": "sgd(lr=0.3)", "cut": 1}
     outcome = simulate(**values)
     setup = prepare(Experiment.from_dict(outcome.summary["experiment"]))
-    shares = MergeSFL(slowest=0.1).choose(setup.population(), 1)
+    asked = MergeSFL(slowest=0.1).choose(setup.population(), 1)
     model, batches = setup.model, []
     for client, rows in enumerate(setup.train.partitions):
         order = torch.randperm(len(rows), generator=generator(0, "batches", 1, client, 0))
-        size = max(1, math.floor(40 * shares[client]))
+        size = asked[client].batch_size
         batches.append(setup.train.batch(rows[order.numpy()][:size]))
     pixels, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert len({len(labels) for _, labels in batches}) > 1
@@ -50,7 +50,7 @@ def test_one_exchange_is_one_step_on_the_concatenated_batches(simulate):
     for client, (pixels, targets) in enumerate(batches):
         model.zero_grad()
         functional.cross_entropy(model(pixels).logits, targets).backward()
-        rate = 0.5 * shares[client] * len(targets) / len(labels)
+        rate = 0.5 * asked[client].rate * len(targets) / len(labels)
         heads.append({name: rate * p.grad for name, p in model.named_parameters()})
     for name, before in model.state_dict().items():
         is_head = "embeddings" in name or "layers.0." in name
@@ -130,7 +130,7 @@ def test_merged_labels_are_nearer_to_all_than_those_of_a_random_draw(simulate):
             chosen = strategy.choose(people, number)
             assert len(chosen) == 10 and list(chosen) == sorted(chosen)
             rows = [
-                part[schedule.batch(Place(0, number, client, 0), len(part))]
+                part[schedule.batch(StepId(0, number, client, 0), len(part))]
                 for client, part in enumerate(setup.train.partitions)
                 if client in chosen
             ]
@@ -153,8 +153,10 @@ def test_only_strategies_that_need_label_counts_are_told_them(simulate):
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        if message.metadata.message_type == messages.ROLL_CALL:
-            told[context.node_config["partition-id"]] = messages.metrics(reply, messages.NUM_LABELS)
+        if messages.read(message).action in {messages.SAMPLES, messages.LABELS}:
+            answer = messages.read(reply)
+            told[context.node_config["partition-id"]] = answer.list(messages.NUM_LABELS)
+            assert answer.number(HELD) > 0
         return reply
 
     simulate(watch, rounds=1, local_steps=1)
@@ -170,16 +172,25 @@ def test_counts_that_cannot_be_end_the_run_at_once(simulate, counts):
     def lie(message: Message, context):
         reply = client_app.app(message, context)
         is_liar = context.node_config["partition-id"] == 2
-        if message.metadata.message_type == messages.ROLL_CALL and is_liar:
-            reply.content[messages.METRICS][messages.NUM_LABELS] = counts
+        if messages.read(message).action == messages.LABELS and is_liar:
+            reply.content.metric_records[messages.NUMBERS][messages.NUM_LABELS] = counts
         return reply
 
     with pytest.raises(NoClientsLeft, match="client 2 said it holds"):
         simulate(lie, **FOUR)
 
 
-@pytest.mark.parametrize(("share", "size"), [(1.0, 16), (0.5, 8), (0.3, 4), (0.01, 1)])
-def test_a_share_of_the_batch_size_is_rounded_down_but_never_to_nothing(share, size):
-    schedule = Schedule(0, 16, 1, 0).reduced(share)
+def test_a_share_of_the_batch_size_is_rounded_down_but_never_to_nothing():
+    labels = {client: [50, 50] for client in range(200)}
+    people = Population(dict.fromkeys(labels, 100), labels, 1.0, 16, 0)
+    asked = MergeSFL(slowest=0.01).choose(people, 1).values()
+    assert {one.batch_size for one in asked} >= {1, 2, 4, 8, 16}
+    assert all(one.batch_size == max(1, math.floor(16 * one.rate)) for one in asked)
+    assert min(one.rate for one in asked) < 1 / 16 and max(one.rate for one in asked) == 1
+
+
+@pytest.mark.parametrize("size", [16, 8, 4, 1])
+def test_a_client_takes_batches_of_the_size_that_it_is_asked_for(size):
+    schedule = Schedule(0, 16, 1, 0).with_batches_of(size)
     assert schedule.batch_samples(0, 100) == size
     assert schedule.num_steps(100) == math.ceil(100 / size)

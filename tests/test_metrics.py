@@ -125,7 +125,7 @@ def test_forgetting_goes_on_after_a_resume(simulate, resume):
     changes = {"rounds": 7, "checkpoint_every": 2, "holdout": 0.2}
     whole = simulate(**changes)
 
-    def stop(row, report):
+    def stop(row, result):
         if row["round"] == 3:  # the checkpoint is that of round 2
             early.append((whole.folder.parent / "run2" / "checkpoint.safetensors").read_bytes())
         if row["round"] == 6:

@@ -23,7 +23,8 @@ PRIVATE = "parallel(average_heads=False)"
 ROUNDS = 4
 COUNTED = [
     "round", "accuracy", "loss", "train_loss", "samples", "client_steps", "payload_bytes_up",
-    "payload_bytes_down", "head_bytes_up", "head_bytes_down", "wire_bytes_up", "wire_bytes_down",
+    "payload_bytes_down", "head_bytes_up", "head_bytes_down", "client_flops",
+    "server_flops", "drift",
 ]  # fmt: skip
 
 
@@ -32,7 +33,7 @@ class Stop(Exception):
 
 
 def stop_after(number):
-    def watch(row, report):
+    def watch(row, result):
         if row["round"] == number:
             raise Stop
 
@@ -43,9 +44,9 @@ def stopped(simulate, number, **changes):
     """Run until round `number` is over; return what is left behind."""
     left = []
 
-    def watch(row, report):
-        left.append(report)
-        stop_after(number)(row, report)
+    def watch(row, result):
+        left.append(result)
+        stop_after(number)(row, result)
 
     with pytest.raises(Stop):
         simulate(watch=watch, **changes)
@@ -210,6 +211,6 @@ def test_a_checkpoint_that_does_not_know_its_cpu_says_nothing(left):
 
 def test_the_kind_of_cpu_is_that_whose_instructions_torch_uses(monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
-    code = "from simulations import provenance; print(provenance.cpu())"
+    code = "from simulations.runs import provenance; print(provenance.cpu())"
     found = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert found[1] in {"DEFAULT", "NO AVX"}  # torch's name for none

@@ -21,24 +21,35 @@ def table(clients=4, each=50, size=8):
     return Samples(pixels, labels, [*parts, np.empty(0, np.int64)], 5, [0.5], [0.5])
 
 
-def test_a_quarter_turn_is_that_of_numpy(monkeypatch):
-    monkeypatch.setattr(Rotation, "angle", lambda self, owner: 90.0)
+class QuarterTurn(Rotation):
+    """Every client turns its images by the same angle."""
+
+    def angle(self, owner):
+        return 90.0
+
+
+def test_a_quarter_turn_is_that_of_numpy():
     before = table()
-    after = skewed(before, [Rotation()], 0, {})
+    after = skewed(before, [QuarterTurn()], 0, {})
     assert np.array_equal(after.pixels, np.rot90(before.pixels, axes=(2, 3)))
 
 
-def test_every_client_has_an_angle_of_its_own_for_good(monkeypatch):
-    seen = []
-    original = Rotation.angle
+class Noted(Rotation):
+    """Tells by which angles it turns."""
+
+    def __init__(self, degrees, seen):
+        super().__init__(degrees)
+        object.__setattr__(self, "seen", seen)
 
     def angle(self, owner):
-        seen.append(original(self, owner))
-        return seen[-1]
+        self.seen.append(super().angle(owner))
+        return self.seen[-1]
 
-    monkeypatch.setattr(Rotation, "angle", angle)
-    before = table()
-    first, again, other = (skewed(before, [Rotation(30)], seed, {}).pixels for seed in (0, 0, 1))
+
+def test_every_client_has_an_angle_of_its_own_for_good():
+    seen, before = [], table()
+    skew = [Noted(30.0, seen)]
+    first, again, other = (skewed(before, skew, seed, {}).pixels for seed in (0, 0, 1))
     assert seen[:4] == seen[4:8] and len(set(seen)) == 8
     assert all(-30 <= angle <= 30 for angle in seen)
     assert np.array_equal(first, again) and not np.array_equal(first, other)

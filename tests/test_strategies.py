@@ -2,23 +2,58 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 from torch.nn import functional
 
+from fl_split.codecs import parse_codec
+from fl_split.exchange.records import BEGIN, GRADIENT, HEAD, HELD, PAYLOAD, SAMPLES, Weights
+from fl_split.payload import Payload
+from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from strategies import STRATEGIES, NoClientsLeft
 from strategies.server import messages
-from strategies.server.training import train_loss
+from strategies.server.loop import train_loss
 
+PRIVATE = "parallel(average_heads=False)"
+BUILT = {spec: parse(spec, STRATEGIES) for spec in [*STRATEGIES, PRIVATE]}
+OF_CLIENTS = [spec for spec, built in BUILT.items() if not built.trains_on_server]
+SPLIT = [spec for spec in OF_CLIENTS if BUILT[spec].sends_smashed_data]
+WHOLE = [spec for spec in OF_CLIENTS if not BUILT[spec].sends_smashed_data]
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
-WHOLE = ["fedavg", "fedprox", "local"]
-SPLIT = [name for name in STRATEGIES if name not in {"centralised", *WHOLE}]
+
+
+def changed(reply: Message, **changes) -> Message:
+    """Return a reply that says something else."""
+    found = messages.content(replace(messages.read(reply), **changes))
+    reply.content.clear()
+    for name, part in found.items():
+        reply.content[name] = part
+    return reply
+
+
+def told(reply: Message, **numbers) -> Message:
+    """Return a reply with other numbers."""
+    return changed(reply, numbers={**messages.read(reply).numbers, **numbers})
+
+
+def codec_for(name) -> str:
+    """A codec that sends less of every sample, or one that the strategy does not refuse."""
+    try:
+        BUILT[name].check(parse_codec("adc(ratio=0.25)"))
+    except ValueError:
+        return "fp16()"
+    return "adc(ratio=0.25)"
+
+
+def partition(context) -> int:
+    return int(context.node_config["partition-id"])
 
 
 def fail(reply):
@@ -27,23 +62,23 @@ def fail(reply):
 
 def not_finite(reply):
     """Put a NaN into the payload's values or the weights."""
-    if messages.PAYLOAD in reply.content:
-        payload = messages.unwrap(reply.content[messages.PAYLOAD])
+    record = messages.read(reply)
+    if record.action == PAYLOAD:
+        payload = Payload.from_bytes(record.sent())
         payload.values["tokens"][0, 0, 0] = torch.nan
-        reply.content[messages.PAYLOAD] = messages.wrap(payload)
-    elif messages.WEIGHTS in reply.content:
-        record = reply.content[messages.WEIGHTS]
-        record[messages.HEAD] = Array(record[messages.HEAD].numpy() * np.nan)
-    return reply
+        return changed(reply, payload=payload.to_bytes())
+    spoilt = {name: Weights.of(found.numpy() * np.nan) for name, found in record.weights.items()}
+    return changed(reply, weights=spoilt)
 
 
 def no_class(reply):
     """Send labels that are no class."""
-    if messages.PAYLOAD in reply.content:
-        payload = messages.unwrap(reply.content[messages.PAYLOAD])
-        payload.side["labels"][0] = 77
-        reply.content[messages.PAYLOAD] = messages.wrap(payload)
-    return reply
+    record = messages.read(reply)
+    if record.action != PAYLOAD:
+        return reply
+    payload = Payload.from_bytes(record.sent())
+    payload.side["labels"][0] = 77
+    return changed(reply, payload=payload.to_bytes())
 
 
 @every_strategy
@@ -57,15 +92,15 @@ def test_same_seed_same_result_and_another_seed_another(simulate, name):
 @every_strategy
 def test_one_client_one_round_equals_every_other_strategy(simulate, name):
     one = {"clients": 1, "rounds": 1, "partition": "iid", "batch_size": 512}
-    name = "fedprox(mu=0.0)" if name == "fedprox" else name
+    name = "fedprox(mu=0.0)" if name == "fedprox" else name  # which else pulls
     assert simulate(strategy=name, **one).equals(simulate(strategy="centralised", **one))
 
 
 @every_strategy
 def test_rows_add_up(simulate, name):
-    outcome = simulate(strategy=name, codec="fp16()" if name == "sglr" else "adc(ratio=0.25)")
+    outcome = simulate(strategy=name, codec=codec_for(name))
     rounds, clients = outcome.rounds, outcome.clients
-    for column in ("samples", "payload_bytes_up", "head_bytes_down", "wire_bytes_up"):
+    for column in ("samples", "payload_bytes_up", "payload_bytes_down", "head_bytes_down"):
         by_round = clients.groupby("round")[column].sum()
         assert by_round.tolist() == rounds[column].tolist()
         assert outcome.summary[column] == rounds[column].sum()
@@ -82,16 +117,13 @@ def test_every_epoch_sees_every_sample_of_uneven_clients(simulate, name):
     assert np.isfinite(outcome.rounds["loss"][0])
 
 
-PRIVATE = "parallel(average_heads=False)"
-
-
-@pytest.mark.parametrize("name", [*SPLIT, PRIVATE, *WHOLE])
+@pytest.mark.parametrize("name", OF_CLIENTS)
 @pytest.mark.parametrize("spoil", [fail, not_finite, no_class])
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, spoilt, name, spoil, after):
     if name in WHOLE and (after or spoil is no_class):
         pytest.skip("one message per round, without labels")
-    if name == "local" and spoil is not_finite:
+    if name in WHOLE and BUILT[name].keeps_models and spoil is not_finite:
         pytest.skip("sends nothing")
     outcome = simulate(spoilt({2}, spoil, after), strategy=name, batch_size=128)
     dropped = outcome.clients.query("dropped != ''")
@@ -102,7 +134,7 @@ def test_a_client_that_fails_is_dropped_and_training_goes_on(simulate, spoilt, n
     assert outcome.summary["status"] == "complete"
 
 
-@pytest.mark.parametrize("name", [*SPLIT, PRIVATE, *WHOLE])
+@pytest.mark.parametrize("name", OF_CLIENTS)
 def test_when_no_client_is_left_the_run_ends_with_what_it_has(simulate, spoilt, name, tmp_path):
     with pytest.raises(NoClientsLeft, match="battery is empty"):
         simulate(spoilt(set(range(6)), fail, 0), strategy=name)
@@ -126,11 +158,7 @@ def test_sflv1_does_not_depend_on_the_cut(simulate):
 
 def test_parallel_takes_one_tail_step_with_client_weights(simulate):
     """Two clients, one exchange, SGD: compare with the formulas, written out."""
-    from torch.nn import functional
-
     from fl_split.seeds import generator
-    from simulations.runs.experiment import Experiment
-    from simulations.runs.setup import prepare
 
     values = {
         "clients": 2,
@@ -179,8 +207,8 @@ def served(simulate, strategy) -> Iterator[int]:
     seen = []
 
     def watch(message: Message, context):
-        if messages.GRADIENT in message.content:
-            seen.append(context.node_config["partition-id"])
+        if messages.read(message).action == GRADIENT:
+            seen.append(partition(context))
         return client_app.app(message, context)
 
     simulate(watch, strategy=strategy, partition="iid", clients=3, local_steps=2, rounds=1)
@@ -204,13 +232,12 @@ def test_sequential_hands_the_head_over(simulate):
     heads = {}
 
     def watch(message: Message, context):
-        client = context.node_config["partition-id"]
-        record = message.content.get(messages.WEIGHTS)
-        if isinstance(record, ArrayRecord):
-            heads[client, "in"] = record[messages.HEAD].numpy()
+        client, sent = partition(context), messages.read(message).weights
         reply = client_app.app(message, context)
-        if messages.WEIGHTS in reply.content:
-            heads[client, "out"] = reply.content[messages.WEIGHTS][messages.HEAD].numpy()
+        returned = messages.read(reply).weights
+        for way, weights in (("in", sent), ("out", returned)):
+            if HEAD in weights:
+                heads[client, way] = weights[HEAD].numpy()
         return reply
 
     outcome = simulate(watch, strategy="sequential(order='cyclic')", clients=3, rounds=1)
@@ -233,9 +260,8 @@ def test_private_heads_are_saved_as_their_average(simulate):
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        if message.metadata.message_type == messages.REPORT:
-            head = messages.vector(reply, messages.HEAD).numpy()
-            heads[context.node_config["partition-id"]] = head
+        if messages.read(message).action == messages.OWN_HEAD:
+            heads[partition(context)] = messages.read(reply).weights[HEAD].numpy()
         return reply
 
     outcome = simulate(watch, strategy=PRIVATE)
@@ -249,35 +275,32 @@ def test_private_heads_are_saved_as_their_average(simulate):
 def test_a_private_head_that_cannot_be_used_is_left_out_and_reported(simulate):
     def spoilt(message: Message, context):
         reply = client_app.app(message, context)
-        is_report = message.metadata.message_type == messages.REPORT
-        is_third = context.node_config["partition-id"] == 3
-        return not_finite(reply) if is_report and is_third else reply
+        is_shown = messages.read(message).action == messages.OWN_HEAD
+        return not_finite(reply) if is_shown and partition(context) == 3 else reply
 
     outcome = simulate(spoilt, strategy=PRIVATE)
     assert np.isfinite(outcome.rounds["loss"]).all()
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [3, 3]
 
 
-def test_a_private_head_survives_a_failure_inside_the_handler(simulate, monkeypatch):
+def test_a_private_head_survives_a_failure_inside_the_handler(simulate):
     """The failed message changes nothing: the client goes on from what it had."""
-    from simulations.clients.client import Client
+    seen = {}
 
-    seen, learn = {}, Client.learn
-
-    def watch(message: Message, context):
-        if context.node_config["partition-id"] == 2 and messages.SETTINGS in message.content:
+    def breaks(message: Message, context):
+        action, number = messages.read(message).action, message.metadata.group_id
+        if partition(context) == 2 and action == BEGIN:
             head = context.state.array_records.get("head")
-            seen[message.metadata.group_id] = None if head is None else head["head"].numpy()
+            seen[number] = None if head is None else head["head"].numpy()
+        if (partition(context), action, number) == (2, GRADIENT, "2"):
+            # In the middle of the handler, when the client has been restored.
+            changed(message, payload=b"not a gradient")
         return client_app.app(message, context)
 
-    def breaks(self, gradient):
-        if (self.place.client, self.place.round) == (2, 2):
-            raise RuntimeError("battery is empty")
-        return learn(self, gradient)
-
-    monkeypatch.setattr(Client, "learn", breaks)
-    outcome = simulate(watch, strategy=PRIVATE, rounds=3)
-    assert outcome.clients.query("dropped != ''")["round"].tolist() == [2]
+    outcome = simulate(breaks, strategy=PRIVATE, rounds=3)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped["round"].tolist() == [2]
+    assert "not a payload" in dropped["dropped"].iloc[0]
     assert (seen["2"] == seen["3"]).all()
 
 
@@ -287,7 +310,7 @@ def test_a_gradient_without_a_round_is_refused(simulate):
 
     def forgetful(message: Message, context):
         nonlocal first
-        if messages.GRADIENT in message.content and context.node_config["partition-id"] == 1:
+        if messages.read(message).action == GRADIENT and partition(context) == 1:
             if first:
                 context.client = None
             first = False
@@ -302,18 +325,15 @@ def test_a_gradient_without_a_round_is_refused(simulate):
 @pytest.mark.parametrize("how", ["missing", "short", "metric", "weight"])
 def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, spoilt, name, how):
     def malformed(reply):
-        if messages.WEIGHTS not in reply.content:
+        weights = messages.read(reply).weights
+        if not weights:
             return reply
-        record = reply.content[messages.WEIGHTS]
         if how == "missing":
-            del reply.content[messages.WEIGHTS]
-        elif how == "short":
-            record[messages.HEAD] = Array(record[messages.HEAD].numpy()[:-1])
-        elif how == "metric":
-            reply.content[messages.METRICS][messages.NUM_SAMPLES] = float("nan")
-        else:
-            reply.content[messages.METRICS][messages.NUM_EXAMPLES] = 10**9
-        return reply
+            return changed(reply, weights={})
+        if how == "short":
+            short = Weights.of(weights[HEAD].numpy()[:-1])
+            return changed(reply, weights={**weights, HEAD: short})
+        return told(reply, **({SAMPLES: float("nan")} if how == "metric" else {HELD: 10**9}))
 
     outcome = simulate(spoilt({4}, malformed, 0), strategy=name)
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [4, 4]
@@ -324,9 +344,7 @@ def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, spoilt,
 @pytest.mark.parametrize("size", [0, -3, 10**9, float("nan")])
 def test_a_batch_of_a_size_that_cannot_be_costs_its_sender_the_round(simulate, spoilt, name, size):
     def lie(reply):
-        if messages.PAYLOAD in reply.content:
-            reply.content[messages.METRICS][messages.NUM_SAMPLES] = size
-        return reply
+        return told(reply, **{SAMPLES: size}) if messages.read(reply).action == PAYLOAD else reply
 
     outcome = simulate(spoilt({0}, lie, 0), strategy=name, rounds=1, local_steps=2)
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [0]
@@ -339,8 +357,9 @@ def test_local_epochs_pass_over_the_samples_that_often_in_new_order(simulate):
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        if messages.PAYLOAD in reply.content:
-            payload = messages.unwrap(reply.content[messages.PAYLOAD])
+        record = messages.read(reply)
+        if record.action == PAYLOAD:
+            payload = Payload.from_bytes(record.sent())
             rows.append(payload.values["tokens"].shape[0])
             rows.append(payload.side["labels"].tolist())
         return reply
@@ -383,22 +402,22 @@ LENET = {"model": "lenet(image_size=16)", "cut": "conv1"}
 
 def test_train_loss_by_hand():
     """Client 4 holds 30 samples, its losses 1, 2 and 6; client 7 holds 10, its loss 7."""
-    losses = {(4, 2): 6.0, (7, 0): 7.0, (4, 0): 1.0, (4, 1): 2.0}
+    losses = {7: {0: 7.0}, 4: {2: 6.0, 0: 1.0, 1: 2.0}}
     assert train_loss(losses, {4: 30, 7: 10, 9: 50}) == (30 * 3 + 10 * 7) / 40
-    assert train_loss({(-1, 0): 0.1}, {4: 30, 7: 10}) == 0.1  # the server's
+    assert train_loss({-1: {0: 0.1}}, {4: 30, 7: 10}) == 0.1  # the server's
     assert np.isnan(train_loss({}, {4: 30}))
 
 
-@pytest.mark.parametrize("name", [*SPLIT, PRIVATE, "mergesfl(slowest=0.25)", "fedavg", "local"])
+@pytest.mark.parametrize("name", [*SPLIT, "mergesfl(slowest=0.25)", *WHOLE])
 def test_train_loss_weights_clients_by_the_samples_they_hold_in_every_strategy(simulate, name):
     """Nothing learns, so every loss can be had from the first model; clients differ in steps."""
     seen = []
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        if messages.PAYLOAD in reply.content:
-            payload = messages.unwrap(reply.content[messages.PAYLOAD])
-            seen.append((context.node_config["partition-id"], payload))
+        record = messages.read(reply)
+        if record.action == PAYLOAD:
+            seen.append((partition(context), Payload.from_bytes(record.sent())))
         return reply
 
     values = {"partition": "linear", "rounds": 1, "batch_size": 60, "seed": 3,
