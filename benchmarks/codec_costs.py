@@ -5,9 +5,9 @@ python benchmarks/codec_costs.py [--batch N] [--only NAME] [--json FILE] [--tiny
 KEY=VALUE are keys of an experiment (model, dataset, cut, ...); by default a ViT-Tiny from
 scratch on the digits. Real features: model="pretrained(path='FOLDER')" dataset="local(...)".
 Milliseconds are CPU time of one thread, medians: client = encode, pack, serialise; server =
-read, unpack, decode; share = both over forward and backward of the head on the same batch.
-Ratio: uplink bytes over fp32, labels included. Error: ||z' - z|| / ||z|| where the shape is kept.
-MB kept: activations that autograd saves for the batch in head and codec.
+read, unpack, decode and check what has come; share = both over forward and backward of the head
+on the same batch. Ratio: uplink bytes over fp32, labels included. Error: ||z' - z|| / ||z|| where
+the shape is kept. MB kept: activations that autograd saves for the batch in head and codec.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_split.activations import activation_bytes, saved
-from fl_split.codecs import CODECS, Codec, Smashed, parse_codec
-from fl_split.exchange.split import Place, compress, pack, smash
-from fl_split.models.vit import insert
-from fl_split.payload import Payload
+from fl_split.codecs import CODECS, Codec, Identity, Smashed, parse_codec
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.split import Split, encode
+from fl_split.models.cut import insert
+from fl_split.seeds import StepId
 from simulations.runs.experiment import Experiment, read_overrides
 from simulations.runs.setup import Setup, prepare
 from strategies.server.threads import available_cores
@@ -47,7 +49,7 @@ CHAINS = [
     "uniform(bits=3, per='channel') | rans()",
     "uniform(bits=4) | zstd()",
 ]
-PLACE, REPEATS = Place(0, 0, 0, 0), 9
+AT, REPEATS = StepId(0, 0, 0, 0), 9
 
 
 def cpu_milliseconds(work: Callable[[], Any], repeats: int = REPEATS) -> float:
@@ -70,7 +72,7 @@ def head_milliseconds(setup: Setup, batch: int) -> float:
 def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, Any]:
     """Time both halves, the codec's networks too; compare what arrives with what was sent."""
     pixels, labels = setup.train.batch(np.arange(batch))
-    classes = setup.train.num_classes
+    classes, link = setup.train.num_classes, Link(codec, Identity())
     networks = copy.deepcopy((setup.head, setup.tail))
     insert(*networks, codec, 0)
     encoder, decoder = networks[0].encoder, networks[1].decoder
@@ -80,16 +82,17 @@ def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, An
         def send() -> bytes:
             num_read = setup.head.num_read
             smashed = Smashed(encoder(tokens), attention, labels, classes, num_read)
-            return pack(codec, compress(codec, smashed, PLACE), PLACE).to_bytes()
+            return link.up(encode(codec, smashed, AT), AT)
 
         def receive() -> torch.Tensor:
-            return decoder(codec.decode(codec.unpack(Payload.from_bytes(data))).tokens)
+            return decoder(link.arrive(data, AT, networks[1]).received.tokens)
 
         data = send()
         client, server = cpu_milliseconds(send), cpu_milliseconds(receive)
         found = receive()
     with saved() as sizes:
-        payload = smash(networks[0], codec, pixels, labels, classes, PLACE)  # noqa: F841
+        step = Batch(pixels, labels, classes)
+        payload = Split().smash(networks[0], codec, step, AT, {})  # noqa: F841
     whole = 4 * tokens.numel()
     is_same = found.shape == tokens.shape
     error = float((found - tokens).norm() / tokens.norm()) if is_same else None

@@ -28,15 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import RecordDict
+from flwr.app import Message
 from rich.console import Console
 from rich.table import Table
 from work import STEPS, TINY, WORKS, Work, apart, here, simulated, simulated_together
 
-from fl_split.codecs import CODECS
-from fl_split.exchange.split import Place, head_gradient, smash
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.protocol import Batch, Served
+from fl_split.exchange.records import Record
+from fl_split.exchange.split import Split, head_gradient
 from fl_split.flat import Flat, descend
 from fl_split.optimizers import SGD
+from fl_split.payload import Payload
+from fl_split.seeds import StepId
 from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.engines.inline import ENGINES
@@ -51,9 +55,10 @@ def bare(work: Work, rounds: int, keeps_memory: bool = False) -> tuple[float, fl
     torch.set_num_threads(1)
     if keeps_memory:
         keep_freed_memory()
-    setup, codec, sgd = work.setup(), parse(work.codec, CODECS), SGD(lr=0.01)
+    setup, sgd = work.setup(), SGD(lr=0.01)
+    exchange, link, classes = Split(), setup.parts.link(), setup.train.num_classes
     heads = [Flat(copy.deepcopy(setup.head)) for _ in range(work.active)]
-    tail = TrainedTail(Flat(setup.tail), sgd, codec, 0)
+    tail = TrainedTail(Flat(setup.tail), sgd, exchange)
     images = torch.from_numpy(setup.train.pixels).float().sub_(127.5).div_(127.5)
     labels = torch.from_numpy(setup.train.labels)
     cpu = wall = 0.0
@@ -65,15 +70,18 @@ def bare(work: Work, rounds: int, keeps_memory: bool = False) -> tuple[float, fl
         tails = [tail] * work.active if is_joint else tail.forks(work.active)
         groups = [range(work.active)] if is_joint else [[k] for k in range(work.active)]
         for step, group in itertools.product(range(STEPS), groups):
-            sent = {}
-            for k in group:
+            sent: dict[int, Payload] = {}
+            steps = {k: StepId(0, number, k, step) for k in group}
+            for k, at in steps.items():
                 rows = slice((STEPS * k + step) * work.batch, (STEPS * k + step + 1) * work.batch)
-                place = Place(0, number, k, step)
-                sent[k] = smash(heads[k].module, codec, images[rows], labels[rows], 10, place)
+                batch = Batch(images[rows], labels[rows], classes)
+                sent[k] = exchange.smash(heads[k].module, link.codec, batch, at, {})
+            trained = tails[group[0]]
             weights = {k: 1 / len(group) for k in group}
-            arrived = {k: tail.arrive(payload) for k, payload in sent.items()}
-            served = tails[group[0]].serve(arrived, weights, number, step)
-            tails[group[0]].descend(served.gradient)
+            arrived = {k: link.carry(sent[k], at, trained.flat.module) for k, at in steps.items()}
+            served = trained.serve(arrived, weights, steps[group[0]], GraphMemory())
+            assert isinstance(served, Served)
+            trained.descend(served.gradient)
             for k in group:
                 gradient = head_gradient(heads[k], sent.pop(k), served.cuts[k])
                 descend(optimizers[k], heads[k], gradient)
@@ -122,34 +130,33 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def empty_exchange(clients: int, engine: str) -> float:
-    """Median milliseconds of an exchange in which every client is asked for nothing."""
+    """Median milliseconds of an exchange in which clients only say how many samples they hold."""
     torch.set_num_threads(1)
     setup = Work("", clients, 1, hidden=16).setup()
-    times = []
+    question = messages.content(Record(messages.SAMPLES))
+    action, times = messages.QUERY + messages.SAMPLES, []
     with parse(engine, ENGINES).session(client_app.app) as session:
         grid = session(setup.worker(), clients, 600.0)
         for _ in range(11):
             began = time.perf_counter()
-            sent = [
-                grid.create_message(RecordDict(), messages.ROLL_CALL, node, "0")
-                for node in grid.get_node_ids()
-            ]
+            sent = [Message(question, node, action, group_id="0") for node in grid.get_node_ids()]
             assert len(list(grid.send_and_receive(sent))) == clients
             times.append(1000 * (time.perf_counter() - began))
     return statistics.median(times[1:])
 
 
 FIRST_EXCHANGE = """
-from simulations import terminal
+from simulations.cli import terminal
 with terminal.quiet():
-    from simulations import client_app, report
-    from simulations.experiment import Experiment
-    from simulations.setup import prepare
-from strategies.crew import Crew
-from strategies.participants import roll_call
+    from simulations import report
+    from simulations.clients import client_app
+    from simulations.runs.experiment import Experiment
+    from simulations.runs.setup import prepare
+from strategies.server.participants import roll_call
+from strategies.server.threads import ServerThreads
 setup = prepare(Experiment.from_dict({"engine": %r}))
-with setup.experiment.build("engine").session(client_app.app) as session:
-    roll_call(session(setup.worker(), 100, 60.0), 100, 60.0, Crew())
+with setup.parts.engine.session(client_app.app) as session:
+    roll_call(session(setup.worker(), 100, 60.0), 100, 60.0, ServerThreads())
     print("first exchange", flush=True)
 """
 

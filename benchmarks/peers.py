@@ -140,7 +140,8 @@ def main() -> None:
                 "FLWR_TELEMETRY_ENABLED": "0",
                 "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             }
-            command = [str(scripts / "fl-split"), "run", str(toml), "--engine", name]
+            command = [sys.executable, "-m", "simulations.cli.main", "run", str(toml)]
+            command += ["--engine", name]
             if name == "flwr run":
                 federation = f"num-supernodes={options.clients}"
                 command = [str(scripts / "flwr"), "run", ".", "--run-config", str(toml)]

@@ -18,21 +18,24 @@ from fl_split.flat import Flat
 from fl_split.models.vit import ViT, split
 from fl_split.specs import parse
 from simulations.clients import client_app
-from simulations.data import samples as tables
 from simulations.data.partition import Unheld
+from simulations.data.samples import Samples
 from simulations.engines.inline import ENGINES
 from simulations.engines.local_grid import Session
-from simulations.runs.centralised import Pool
+from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.evaluator import Evaluator
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import Setup
-from strategies import Training
-from strategies.server.training import RoundReport
+from strategies import RoundResult, Training, train
+from strategies.server.threads import ServerThreads
 
 R = TypeVar("R")
 
 STEPS = 2
 """Batches of a client per round."""
+
+PATIENCE = 600.0
+"""Seconds that a client may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class Work:
             model=model,
             head=head,
             tail=tail,
-            train=tables.Table(pixels, labels, parts, 10, [0.5], [0.5]),
-            test=tables.Table(pixels[:1], labels[:1], [], 10, [0.5], [0.5]),
+            train=Samples(pixels, labels, parts, 10, [0.5], [0.5]),
+            test=Samples(pixels[:1], labels[:1], [], 10, [0.5], [0.5]),
             shards={},
             unheld=Unheld(0, []),
             class_names=[str(label) for label in range(10)],
@@ -128,11 +131,11 @@ def simulated_together(
 
 def _train(work: Work, rounds: int, session: Session) -> tuple[float, float]:
     """Run `rounds` rounds and one before them, to warm up; CPU and wall seconds per round."""
-    setup = work.setup()
-    build, marks = setup.experiment.build, list[tuple[float, float]]()
+    setup, threads = work.setup(), ServerThreads()
+    parts, marks = setup.parts, list[tuple[float, float]]()
     head, tail = Flat(setup.head), Flat(setup.tail)
 
-    def mark(report: RoundReport) -> None:
+    def mark(result: RoundResult) -> None:
         marks.append((all_cpu_seconds(), time.perf_counter()))
 
     training = Training(
@@ -140,19 +143,18 @@ def _train(work: Work, rounds: int, session: Session) -> tuple[float, float]:
         fraction=work.fraction,
         batch_size=work.batch,
         seed=0,
-        codec=build("codec"),
-        downlink=build("downlink"),
-        tail_optimizer=build("tail_optimizer"),
+        link=parts.link(),
+        tail_optimizer=parts.tail_optimizer,
         head=head,
         tail=tail,
-        pooled_round=Pool(head, tail, setup),
+        pooled_round=CentralisedTrainer(head, tail, setup),
+        evaluate=Evaluator(head, tail, setup, threads),
+        threads=threads,
         on_round=mark,
     )
-    grid = session(setup.worker(), work.clients, 600.0)
-    evaluate = Evaluator(head, tail, setup, training.crew)
-    build("strategy").start(
-        grid, setup.initial_arrays(), rounds + 1, evaluate_fn=evaluate, training=training
-    )
+    grid = session(setup.worker(), work.clients, PATIENCE)
+    weights = setup.initial_weights()
+    train(parts.strategy, grid, weights, rounds + 1, PATIENCE, training)
     first, last = marks[0], marks[-1]
     return (last[0] - first[0]) / rounds, (last[1] - first[1]) / rounds
 
