@@ -45,16 +45,6 @@ FLOORS = {
 }
 """Rooms, or single modules, of each package from low to high; on one floor all may meet."""
 
-UNDER_REPAIR = {
-    ("simulations.clients.client", "simulations.clients.half_way"),
-    ("simulations.clients.client", "simulations.clients.worker"),
-    ("simulations.clients.client_app", "simulations.engines.batching"),
-    ("simulations.clients.client_app", "simulations.runs.experiment"),
-    ("simulations.clients.client_app", "simulations.runs.setup"),
-    ("strategies.server.round", "strategies.server.private_models"),
-}
-"""Imports that are still to be cut: who imports what."""
-
 
 def modules() -> dict[str, Path]:
     """Files of all modules, by dotted name; a package is named without ``__init__``."""
@@ -91,7 +81,7 @@ def edges() -> Iterator[tuple[str, str, str]]:
     for module, file in MODULES.items():
         for name, line in imported(file.read_text()):
             target = ours(name)
-            if target and target != module and (module, target) not in UNDER_REPAIR:
+            if target and target != module:
                 yield module, target, f"{file.relative_to(ROOT)}:{line}"
 
 

@@ -35,8 +35,8 @@ def write_run(folder, accuracies, status="complete", extra=None, **settings):
     )
     sums = {
         "payload_bytes_up": payload * 10**5, "payload_bytes_down": payload * 10**5,
-        "head_bytes_up": 10**6, "head_bytes_down": 10**6, "wire_bytes_up": 10**7,
-        "wire_bytes_down": 10**7, "client_flops": 3 * 10**9, "server_flops": 4 * 10**9,
+        "head_bytes_up": 10**6, "head_bytes_down": 10**6,
+        "client_flops": 3 * 10**9, "server_flops": 4 * 10**9,
         "wall_seconds": 2.0, "cpu_seconds": 3.0,
     }  # fmt: skip
     rounds = pd.DataFrame({"round": range(1, count + 1), "accuracy": accuracies, "dropped": 0})
@@ -244,7 +244,7 @@ def test_tables_hold_the_numbers(study):
     row = tables["results"].data.set_index("configuration").loc["identity"]
     assert row["final accuracy, %"] == pytest.approx(90)
     assert row["final accuracy, half interval"] == pytest.approx(24.8414, abs=1e-3)
-    assert row["payload up, MB"] == pytest.approx(10) and row["wire, MB"] == pytest.approx(40)
+    assert row["payload up, MB"] == pytest.approx(10) and row["weights up, MB"] == 2
     assert tables["results"].rows[0][:4] == ["identity", "3", "90.0 ± 24.8", "90.0 ± 24.8"]
     found = tables["differences"].data.set_index("configuration")
     p = stats.ttest_rel(FINAL["adc(ratio=0.1)"], FINAL["identity"]).pvalue
