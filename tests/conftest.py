@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from simulations.clients import client_app
 from simulations.engines.local_grid import Session
 from simulations.engines.ray_engine import Ray
-from simulations.runs import checkpoint, server_app
+from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from strategies.server import messages
@@ -109,8 +109,8 @@ def execute(
     """Run an experiment on its own engine, or on a session that has been started with an app."""
     assert session is None or app is client_app.app
     setup = prepare(experiment)
-    watch = watch or (lambda row, report: None)
-    started = nullcontext(session) if session else experiment.build("engine").session(app)
+    watch = watch or (lambda row, result: None)
+    started = nullcontext(session) if session else experiment.parts.engine.session(app)
     with started as begin:
         grid = begin(setup.worker(), experiment.clients, experiment.timeout)
         server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
@@ -151,7 +151,7 @@ def through_state(simulate) -> Callable[..., Outcome]:
             partition = int(context.node_config["partition-id"])
             state = states.get(partition, RecordDict())
             fresh = Context(1, context.node_id, {"partition-id": partition}, state, run_config)
-            reply = client_app.app(message, fresh)
+            reply = flower_app.app(message, fresh)
             data = messages.record_to_bytes(fresh.state)
             states[partition] = messages.record_from_bytes(data)
             return messages.from_wire(messages.to_wire(reply))
