@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -76,12 +76,13 @@ def simulate(tmp_path: Path):
         app: Any = client_app.app,
         watch: Any = None,
         session: Session | None = None,
+        server: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Outcome:
         nonlocal count
         count += 1
         values = {**TINY, **changes, "out": str(tmp_path / f"run{count}")}
-        execute(Experiment.from_dict(values), app, watch, session=session)
+        execute(Experiment.from_dict(values), app, watch, session=session, server=server)
         return Outcome(Path(values["out"]))
 
     return run
@@ -105,15 +106,19 @@ def execute(
     watch: Any = None,
     resumed: checkpoint.Checkpoint | None = None,
     session: Session | None = None,
+    server: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run an experiment on its own engine, or on a session that has been started with an app."""
+    """Run an experiment on its own engine, or on a session that has been started with an app.
+
+    `server` says what the server has beside, as LocalContext calls it.
+    """
     assert session is None or app is client_app.app
     setup = prepare(experiment)
     watch = watch or (lambda row, result: None)
     started = nullcontext(session) if session else experiment.parts.engine.session(app)
     with started as begin:
         grid = begin(setup.worker(), experiment.clients, experiment.timeout)
-        server_app.app(grid, server_app.LocalContext(setup, watch, resumed))
+        server_app.app(grid, server_app.LocalContext(setup, watch, resumed, **(server or {})))
 
 
 class Spoilt:

@@ -6,14 +6,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies.server.downlink import Downlink
 
-from fl_split.codecs import CODECS, Smashed, parse_codec, parse_downlink
-from fl_split.exchange.split import Place, arrive, cut_gradients, loss, pack
+from fl_split.codecs import CODECS, Identity, Smashed, parse_codec, parse_downlink
+from fl_split.exchange.link import Link
+from fl_split.exchange.split import cut_gradients, loss
 from fl_split.flat import Flat
 from fl_split.models.cut import insert
 from fl_split.models.vit import ViT, split
 from fl_split.payload import Payload
+from fl_split.seeds import StepId
 
 CHAINS = [
     "adc(ratio=0.25) | uniform(bits=8) | rans()",
@@ -22,7 +23,7 @@ CHAINS = [
     "slicer() | rans(layout='sparse')",
     "bottlenet(ratio=0.5) | uniform(bits=4, per='channel', rounding='stochastic')",
 ]
-PLACE = Place(0, 0, 0, 0)
+AT = StepId(0, 0, 0, 0)
 every_codec = pytest.mark.parametrize("spec", [*CODECS, *CHAINS])
 
 
@@ -50,20 +51,37 @@ def encode(codec, data):
     return codec.encode(Smashed(tokens, data.attention, data.labels, data.num_classes), generator())
 
 
+def up(codec, payload):
+    """Return the bytes that a client sends."""
+    return Link(codec, Identity()).up(payload, AT)
+
+
+def down(codec, gradient):
+    """Return the bytes that a server sends, and what a client makes of them."""
+    link = Link(Identity(), codec)
+    sent = link.down(gradient, AT)
+    return sent, link.read(sent, AT)
+
+
+def arrive(codec, data):
+    """Return what a server makes of the bytes."""
+    return Link(codec, Identity()).arrive(data, AT, halves(codec)[1])
+
+
 def wire(codec, data):
-    return pack(codec, encode(codec, data), PLACE).to_bytes()
+    return up(codec, encode(codec, data))
 
 
 def received(codec, data):
-    return codec.decode(codec.unpack(Payload.from_bytes(wire(codec, data))))
+    return arrive(codec, wire(codec, data)).received
 
 
 @every_codec
 def test_the_receiver_decodes_from_the_counted_bytes_alone(spec):
     codec, data = parse_codec(spec), smashed()
-    packed = pack(codec, encode(codec, data), PLACE)
-    assert packed.nbytes == len(packed.to_bytes())
-    here, there = codec.decode(codec.unpack(packed)), received(parse_codec(spec), data)
+    link, tail = Link(codec, Identity()), halves(codec)[1]
+    here = link.carry(encode(codec, data), AT, tail).received
+    there = received(parse_codec(spec), data)
     assert torch.equal(here.tokens, there.tokens)
     assert torch.equal(here.targets, there.targets)
 
@@ -82,7 +100,7 @@ def test_rows_tokens_and_targets_belong_together(spec):
 def test_what_is_packed_comes_back_with_the_names_and_shapes_of_the_values(spec):
     codec = parse_codec(spec)
     payload = encode(codec, smashed())
-    back = codec.unpack(Payload.from_bytes(pack(codec, payload, PLACE).to_bytes()))
+    back = codec.unpack(Payload.from_bytes(up(codec, payload)))
     expected = {name: value.shape for name, value in payload.values.items()}
     assert {name: value.shape for name, value in back.values.items()} == expected
 
@@ -124,7 +142,7 @@ def test_values_that_are_not_finite_are_refused(spec, bad):
     codec, data = parse_codec(spec), smashed(requires_grad=False)
     data.tokens[:] = bad
     with pytest.raises(ValueError, match="not finite"):
-        arrive(halves(codec)[1], codec, Payload.from_bytes(wire(codec, data)))
+        wire(codec, data)
 
 
 @every_codec
@@ -139,7 +157,7 @@ def test_the_server_refuses_what_a_client_did_not_check(spec):
             if tensor.is_floating_point():
                 tensors[name] = torch.full_like(tensor, float("nan"))
     with pytest.raises(ValueError):
-        arrive(halves(codec)[1], codec, Payload.from_bytes(packed.to_bytes()))
+        arrive(codec, packed.to_bytes())
 
 
 @every_codec
@@ -170,16 +188,17 @@ def test_gradient_over_the_wire_equals_the_gradient_of_one_graph(spec):
     codec, data = parse_codec(spec), smashed()
     _, tail = halves(codec)
     payload = encode(codec, data)
-    sent = Payload.from_bytes(pack(codec, payload, PLACE).to_bytes())
-    losses, gradients, _ = cut_gradients(Flat(tail), [arrive(tail, codec, sent)], [1.0], PLACE)
-    back = Payload.from_bytes(gradients[0].to_bytes())
+    sent = up(codec, payload)
+    arrival = Link(codec, Identity()).arrive(sent, AT, tail)
+    losses, gradients, _ = cut_gradients(Flat(tail), [arrival], [1.0], AT)
+    _, back = down(Identity(), gradients[0])
     assert back.values.keys() == payload.values.keys()
     for name, value in payload.values.items():
         value.backward(back.values[name], retain_graph=True)
     over_the_wire = data.tokens.grad.clone()
 
     fresh = smashed()
-    payload, known = encode(codec, fresh), codec.unpack(sent)
+    payload, known = encode(codec, fresh), codec.unpack(Payload.from_bytes(sent))
     values = {
         name: StraightThrough.apply(value, known.values[name])
         for name, value in payload.values.items()
@@ -202,7 +221,7 @@ def test_damaged_bytes_are_refused_or_read_but_never_crash(spec, data):
         good[place] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(good)) | st.just(len(good)))
     with suppress(ValueError):
-        arrive(halves(codec)[1], codec, Payload.from_bytes(bytes(good[:cut])))
+        arrive(codec, bytes(good[:cut]))
 
 
 @pytest.mark.parametrize("spec", ["bf16", "fp16", "uniform(bits=8)", "rans(bits=8)", "zstd",
@@ -210,9 +229,9 @@ def test_damaged_bytes_are_refused_or_read_but_never_crash(spec, data):
 def test_cut_gradients_can_be_packed(spec):
     codec = parse_downlink(spec)
     gradient = Payload({"tokens": 1e-4 * torch.randn(3, 5, 16, generator=generator())})
-    packed = Payload.from_bytes(pack(codec, gradient, PLACE).to_bytes())
-    assert packed.nbytes < 1.1 * gradient.nbytes
-    back, sent = codec.unpack(packed).values["tokens"], gradient.values["tokens"]
+    data, found = down(codec, gradient)
+    assert len(data) < 1.1 * gradient.nbytes
+    back, sent = found.values["tokens"], gradient.values["tokens"]
     assert (back - sent).abs().max() < 0.03 * sent.abs().max()
 
 
@@ -245,8 +264,7 @@ def test_a_downlink_that_encodes_is_refused():
 def test_a_sparsifier_of_gradients_keeps_the_largest_of_every_row(spec, shape):
     codec = parse_downlink(spec)
     gradient = Payload({"tokens": torch.randn(*shape, generator=generator())})
-    packed = Payload.from_bytes(pack(codec, gradient, PLACE).to_bytes())
-    back, sent = codec.unpack(packed).values["tokens"], gradient.values["tokens"]
+    back, sent = down(codec, gradient)[1].values["tokens"], gradient.values["tokens"]
     assert back.shape == sent.shape
     count = round(float(spec.partition("=")[2][:3]) * sent[0].numel())
     assert back.flatten(1).count_nonzero(dim=1).tolist() == [count] * 3
@@ -279,28 +297,23 @@ def test_nominal_ratios_are_the_published_ones(spec, expected):
 
 def test_error_feedback_sends_later_what_it_left_out():
     """What was sent and what is still owed add up to all gradients; another shape starts anew."""
-    downlink = Downlink(parse_downlink("topk(ratio=0.1, error_feedback=True)"))
+    link = Link(Identity(), parse_downlink("topk(ratio=0.1, error_feedback=True)"))
     gradients = torch.randn(30, 3, 5, 16, generator=generator())
-    sent = torch.zeros(3, 5, 16)
+    plain = Link(Identity(), parse_downlink("topk(ratio=0.1)"))
+
+    def send(link, gradient, step, client=7):
+        at = StepId(0, 1, client, step)
+        return link.read(link.down(Payload({"tokens": gradient}), at), at).values["tokens"]
+
+    sent, lost = torch.zeros(3, 5, 16), gradients.sum(dim=0)
     for step, gradient in enumerate(gradients):
-        packed = downlink.pack(Payload({"tokens": gradient}), Place(0, 1, 7, step))
-        sent += downlink.codec.unpack(packed).values["tokens"]
-        downlink.pack(Payload({"tokens": gradient * 9}), Place(0, 1, 8, step))  # its own account
+        sent += send(link, gradient, step)
+        lost -= send(plain, gradient, step)
+        send(link, gradient * 9, step, client=8)  # its own account
     owed = gradients.sum(dim=0) - sent
-    plain = Downlink(parse_downlink("topk(ratio=0.1)"))
-    lost = gradients.sum(dim=0).clone()
-    for step, gradient in enumerate(gradients):
-        packed = plain.pack(Payload({"tokens": gradient}), Place(0, 1, 7, step))
-        lost -= plain.codec.unpack(packed).values["tokens"]
     assert owed.norm() < 0.6 * lost.norm()
-    last = Payload({"tokens": torch.zeros(3, 5, 16)})
     for step in range(30, 100):  # with no new gradient, all that is owed gets there
-        packed = downlink.pack(last, Place(0, 1, 7, step))
-        sent += downlink.codec.unpack(packed).values["tokens"]
+        sent += send(link, torch.zeros(3, 5, 16), step)
     assert torch.allclose(sent, gradients.sum(dim=0), atol=1e-4)
-    assert (
-        downlink.pack(Payload({"tokens": torch.zeros(2, 5, 16)}), Place(0, 1, 8, 30))
-        .values["kept:tokens"]
-        .eq(0)
-        .all()
-    )
+    assert send(link.renewed(), torch.zeros(3, 5, 16), 30, client=8).eq(0).all()
+    assert send(link, torch.zeros(2, 5, 16), 30, client=8).eq(0).all()

@@ -12,14 +12,17 @@ from transformers import (
     DeiTModel,
 )
 
-from fl_split.codecs import parse_codec
-from fl_split.exchange.split import Place, smash
-from fl_split.exchange.stacked import GroupedHead
-from fl_split.exchange.whole import joined, predict, train_step
-from fl_split.flat import Flat, trained
+from fl_split.codecs import Identity, parse_codec
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.split import Split
+from fl_split.exchange.stacked import StackedHead
+from fl_split.exchange.whole import joined, predict
+from fl_split.flat import Flat, descend, trained
 from fl_split.models.lora import merged
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.vit import split
+from fl_split.seeds import StepId
 
 ONE, TWO = DeiTForImageClassification, DeiTForImageClassificationWithTeacher
 SIZES = {"image_size": 8, "channels": 1, "seed": 0}
@@ -151,10 +154,11 @@ def test_an_exchange_is_a_step_on_the_mean_of_logits(tmp_path, architecture):
     loss = functional.cross_entropy(model(pixels()).logits, labels)
     loss.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
-    optimizers = [torch.optim.SGD([half.vector], lr=0.1) for half in (head, tail)]
-    codec = parse_codec("identity()")
-    got = train_step(head, tail, optimizers, codec, pixels(), labels, 10, Place(0, 1, 0, 0))
-    assert got == pytest.approx(loss.item(), rel=1e-5)
+    batch, link = Batch(pixels(), labels, 10), Link(Identity(), Identity())
+    got = Split().step(head, tail, link, batch, StepId(0, 1, 0, 0))
+    for half, gradient in ((head, got.of_head), (tail, got.of_tail)):
+        descend(torch.optim.SGD([half.vector], lr=0.1), half, gradient)
+    assert got.loss == pytest.approx(loss.item(), rel=1e-5)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-5, rtol=1e-4)
 
@@ -172,7 +176,8 @@ def test_tokens_that_are_read_are_always_sent(tmp_path, architecture, codec, lea
     path = saved(tmp_path, original(architecture))
     head, _ = split(Pretrained(path).build(**SIZES, num_classes=10), 1)
     images, labels = pixels(1).expand(4, -1, -1, -1), torch.arange(4)  # equal, so not mixed
-    sent = smash(head, parse_codec(codec), images, labels, 10, Place(0, 1, 0, 0))
+    batch = Batch(images, labels, 10)
+    sent = Split().smash(head, parse_codec(codec), batch, StepId(0, 1, 0, 0), {})
     tokens = sent.values["tokens"]
     assert tokens.shape[1] == least[architecture]
     read = 2 if architecture is TWO else 1
@@ -184,7 +189,7 @@ def test_heads_run_as_one(tmp_path, architecture):
     path = saved(tmp_path, original(architecture))
     head, _ = split(Pretrained(path).build(**SIZES, num_classes=10), 2)
     vectors = [Flat(head).vector.detach() * scale for scale in (1.0, 0.9)]
-    together = GroupedHead(head).run(vectors, pixels(6)).tokens
+    together = StackedHead(head).run(vectors, pixels(6)).tokens
     for number, vector in enumerate(vectors):
         flat = Flat(head)
         flat.load(vector)

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ResNetForImageClassification
 
 from fl_split.codecs import CODECS, Identity, parse_codec
-from fl_split.exchange.split import Place, arrive
-from fl_split.exchange.whole import train_step
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.split import Split
 from fl_split.flat import Flat, descend, flatten, trained
 from fl_split.models import MODELS
 from fl_split.models.cut import insert
@@ -24,6 +25,7 @@ from fl_split.models.stages import split
 from fl_split.models.vit import ViT
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.payload import Payload
+from fl_split.seeds import StepId
 from fl_split.specs import parse
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
@@ -44,6 +46,15 @@ def lenet():
 
 def resnet(**arguments):
     return build(ResNet18(width=4, **{"small_images": True, **arguments}), size=12, channels=3)
+
+
+def train(head, tail, optimizers, batch, step):
+    """Take one exchange in one process, and a step of both halves; return the loss."""
+    link = Link(Identity(), Identity())
+    found = Split().step(head, tail, link, batch, StepId(0, 1, 0, step))
+    descend(optimizers[0], head, found.of_head)
+    descend(optimizers[1], tail, found.of_tail)
+    return found.loss
 
 
 def images(model, count=3):
@@ -272,8 +283,8 @@ def test_split_training_equals_monolithic_training(optimizer):
         loss = functional.cross_entropy(whole(images(whole)), labels)
         flat.grad = flatten(torch.autograd.grad(loss, list(whole.parameters())))
         reference.step()
-        batch = images(whole), labels, 10, Place(0, 1, 0, step)
-        assert train_step(head, tail, own, Identity(), *batch) == loss.item()
+        batch = Batch(images(whole), labels, 10)
+        assert train(head, tail, own, batch, step) == loss.item()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, halved.state_dict()[name]), name
 
@@ -320,7 +331,7 @@ def test_a_resnet_learns_as_transformers_own():
         loss = functional.cross_entropy(theirs(pixels).logits, labels)
         loss.backward()
         reference.step()
-        got = train_step(head, tail, own, Identity(), pixels, labels, 10, Place(0, 1, 0, step))
+        got = train(head, tail, own, Batch(pixels, labels, 10), step)
         assert got == pytest.approx(loss.item(), rel=1e-4)
     for name, value in theirs.state_dict().items():
         if "num_batches" not in name:
@@ -370,7 +381,7 @@ def test_tokens_of_another_number_are_refused():
     _, tail = split(lenet(), "conv1")
     payload = Payload({"tokens": torch.zeros(2, 143, 6)}, {"labels": torch.zeros(2).long()})
     with pytest.raises(ValueError, match=r"tokens must be \(K, 144, 6\), got \(2, 143, 6\)"):
-        arrive(tail, Identity(), payload)
+        Link(Identity(), Identity()).arrive(payload.to_bytes(), StepId(0, 1, 0, 0), tail)
 
 
 # Whole experiments.

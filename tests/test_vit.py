@@ -5,12 +5,14 @@ import torch
 from torch.nn import functional
 
 from fl_split.codecs import Identity
-from fl_split.exchange.split import Place
-from fl_split.exchange.whole import train_step
-from fl_split.flat import Flat
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.split import Split
+from fl_split.flat import Flat, descend
 from fl_split.models.pretrained import Pretrained, adapt
 from fl_split.models.vit import ViT, split
 from fl_split.optimizers import OPTIMIZERS
+from fl_split.seeds import StepId
 from fl_split.specs import parse
 
 SMALL = ViT(hidden_size=24, num_hidden_layers=4, num_attention_heads=3, patch_size=4)
@@ -41,8 +43,11 @@ def test_split_training_equals_monolithic_training_bit_for_bit(cut, optimizer):
         expected = functional.cross_entropy(whole(pixels).logits, labels)
         expected.backward()
         reference.step()
-        got = train_step(head, tail, own, Identity(), pixels, labels, 5, Place(0, 1, 0, step))
-        assert got == expected.item()
+        batch, link = Batch(pixels, labels, 5), Link(Identity(), Identity())
+        got = Split().step(head, tail, link, batch, StepId(0, 1, 0, step))
+        descend(own[0], head, got.of_head)
+        descend(own[1], tail, got.of_tail)
+        assert got.loss == expected.item()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, halved.state_dict()[name]), name
     assert not torch.equal(whole.classifier.weight, build().classifier.weight)
@@ -99,13 +104,12 @@ def test_weights_depend_on_the_seed_alone():
 
 def test_dropout_in_the_head_is_repeatable():
     model = build(spec=ViT(hidden_size=24, num_attention_heads=3, hidden_dropout_prob=0.5))
-    from fl_split.exchange.split import smash
-
     head, _ = split(model, 2)
-    pixels, labels = torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
-    first = smash(head, Identity(), pixels, labels, 5, Place(0, 1, 2, 3)).values["tokens"]
-    again = smash(head, Identity(), pixels, labels, 5, Place(0, 1, 2, 3)).values["tokens"]
-    other = smash(head, Identity(), pixels, labels, 5, Place(0, 1, 2, 4)).values["tokens"]
+    batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 5)
+    first, again, other = (
+        Split().smash(head, Identity(), batch, StepId(0, 1, 2, step), {}).values["tokens"]
+        for step in (3, 3, 4)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

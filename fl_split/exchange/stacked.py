@@ -249,11 +249,16 @@ def _swap(module: nn.Module) -> None:
             _swap(child)
 
 
-def is_faster(stacked: StackedHead, head: Head, shape: Sequence[int]) -> bool:
+def is_faster(
+    stacked: StackedHead,
+    head: Head,
+    shape: Sequence[int],
+    clock: Callable[[], float] = time.thread_time,
+) -> bool:
     """Try a group of copies of `head` on batches of `shape` (B, C, H, W), grouped and one by one.
 
-    True if the group takes less CPU time on this machine and, which kernels do not promise,
-    gives the same bits.
+    True if the group takes less CPU time on this machine, by `clock`, and, which kernels do
+    not promise, gives the same bits.
     """
     draw, members = generator(0, "grouped"), MEMBERS
     heads = [Flat(copy.deepcopy(head)) for _ in range(members)]
@@ -281,9 +286,9 @@ def is_faster(stacked: StackedHead, head: Head, shape: Sequence[int]) -> bool:
     for _ in range(TRIALS):
         results = []
         for function, times in seconds.items():
-            began = time.thread_time()
+            began = clock()
             results.append(function())
-            times.append(time.thread_time() - began)
+            times.append(clock() - began)
         if not all(map(torch.equal, *results)):
             return False
     return min(seconds[group]) < min(seconds[loop])

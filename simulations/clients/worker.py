@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -79,13 +79,20 @@ class Worker:
 
 @dataclass
 class Stacks:
-    """Decides for which batches the heads of several clients run as one."""
+    """Decides for which batches the heads of several clients run as one.
+
+    Attributes
+    ----------
+    pays : Callable
+        Tells whether a stack pays for batches of a shape (B, C, H, W); by default it is tried.
+    """
 
     worker: Worker
+    pays: Callable[[StackedHead, Head, Sequence[int]], bool] = is_faster
     head: StackedHead | None = None
     _together: int = 0
     _apart: int = 0
-    _is_faster: dict[int, bool] = field(default_factory=dict)
+    _pays: dict[int, bool] = field(default_factory=dict)
 
     def of(self, samples: int) -> StackedHead | None:
         """Return what runs several heads at once, where that is faster for such batches.
@@ -102,10 +109,10 @@ class Stacks:
             return None
         if self.head is None:
             self.head = StackedHead(head)
-        if samples not in self._is_faster:
+        if samples not in self._pays:
             shape = samples, *self.worker.data.pixels.shape[1:]
-            self._is_faster[samples] = is_faster(self.head, head, shape)
-        return self.head if self._is_faster[samples] else None
+            self._pays[samples] = self.pays(self.head, head, shape)
+        return self.head if self._pays[samples] else None
 
     def count(self, together: int = 0, apart: int = 0) -> None:
         """Count clients that went forward in a stack by how their gradients came back."""

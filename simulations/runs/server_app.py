@@ -12,6 +12,7 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fl_split.exchange.graphs import GraphMemory
 from fl_split.flat import Flat
 from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
@@ -52,7 +53,8 @@ Watch = Callable[[dict[str, Any], RoundResult], None]
 class LocalContext(Context):
     """A server context of our own engines: what is prepared already, and who is watching.
 
-    `budget` ends the run beside the experiment's own.
+    `budget` ends the run beside the experiment's own. `threads` (0: one per core) and `graphs`
+    are the server's.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class LocalContext(Context):
         watch: Watch,
         resumed: Checkpoint | None = None,
         budget: Budget | None = None,
+        threads: int = 0,
+        graphs: GraphMemory | None = None,
     ) -> None:
         run_config = setup.experiment.model_dump()
         super().__init__(1, 1, {}, RecordDict(), run_config)
@@ -68,6 +72,7 @@ class LocalContext(Context):
         self.watch = watch
         self.resumed = resumed
         self.budget = budget or NoBudget()
+        self.threads, self.graphs = threads, graphs or GraphMemory()
 
 
 @app.main()
@@ -92,7 +97,7 @@ class RunController:
         self.experiment = experiment = context.setup.experiment
         self.before = context.resumed or Checkpoint(0, self.setup.initial_weights(), {}, {})
         self.finished = self.before.weights
-        self.threads = ServerThreads()
+        self.threads, self.graphs = ServerThreads(context.threads), context.graphs
         self.head, self.tail = Flat(self.setup.head), Flat(self.setup.tail)
         self.evaluator = Evaluator(self.head, self.tail, self.setup, self.threads)
         self.evaluator.load(self.before.weights)
@@ -181,6 +186,7 @@ class RunController:
             evaluate=self.evaluator,
             aggregator=experiment.parts.aggregation(),
             threads=self.threads,
+            graphs=self.graphs,
             progress=Progress(
                 self.before.rounds, moments.get("tail", {}), moments.get("aggregator", {})
             ),

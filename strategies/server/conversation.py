@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fl_split.exchange.account import Traffic, weights_bytes
-from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import UNREADABLE, Arrival
 from fl_split.exchange.protocol import Exchange, HalfServed, Served
 from fl_split.exchange.records import (
@@ -82,7 +81,6 @@ class Conversation:
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
     batch: dict[int, int] = field(default_factory=dict)
     tasks: TaskGraph = field(default_factory=TaskGraph)
-    graphs: GraphMemory = field(default_factory=GraphMemory)
     server_flops: int = 0
     answer_flops: int = 0
 

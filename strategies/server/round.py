@@ -45,7 +45,7 @@ class Round(Conversation):
 
     def serve(self, client: int, arrival: Arrival) -> None:
         """Take one step of the shared tail on one payload, and send the cut gradient."""
-        result = self.tail.step({client: arrival}, self.at(client), self.graphs)
+        result = self.tail.step({client: arrival}, self.at(client), self.training.graphs)
         self._take(client, SERVER, result)
         if isinstance(result, HalfServed):
             self.wait_for_answers()
@@ -55,9 +55,10 @@ class Round(Conversation):
     ) -> None:
         """Do the same with each client's own tail, beside whatever else is going on."""
         jobs = [(client, self.at(client), arrival) for client, arrival in arrivals.items()]
+        graphs = self.training.graphs
 
         def work() -> list[Served | HalfServed]:
-            return [tails[k].step({k: arrival}, at, self.graphs) for k, at, arrival in jobs]
+            return [tails[k].step({k: arrival}, at, graphs) for k, at, arrival in jobs]
 
         def then(results: list[Served | HalfServed]) -> None:
             for (client, _, _), result in zip(jobs, results, strict=True):
@@ -97,7 +98,7 @@ class Round(Conversation):
             whole = self._whole(weight)
             weights = {client: count(client) / whole for client in arrivals}
             at = self.at(next(iter(arrivals)))
-            work = partial(self.tail.serve, arrivals, weights, at, self.graphs)
+            work = partial(self.tail.serve, arrivals, weights, at, self.training.graphs)
             self.training.threads.submit(work, partial(then, number, [*arrivals]))
         self.wait_for_answers()
         in_order = [results[number] for number in sorted(results)]

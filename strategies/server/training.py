@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fl_split.exchange.account import Traffic
+from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
 from fl_split.exchange.records import Weights
 from fl_split.flat import Flat
@@ -87,6 +88,8 @@ class Training:
         What averages weights at the end of a round.
     threads : ServerThreads
         The server's threads.
+    graphs : GraphMemory
+        The server's room for graphs between two messages.
     progress : Progress
         Where to go on; by default from the start.
     on_round : Callable
@@ -105,6 +108,7 @@ class Training:
     evaluate: Evaluate
     aggregator: Aggregator = field(default_factory=fedavg)
     threads: ServerThreads = field(default_factory=ServerThreads)
+    graphs: GraphMemory = field(default_factory=GraphMemory)
     progress: Progress = field(default_factory=Progress)
     on_round: Callable[[RoundResult], bool | None] = lambda result: None
 
