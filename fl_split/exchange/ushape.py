@@ -79,13 +79,13 @@ class UShape(Split):
         return super().receive(client, record)
 
     def _conclude(self, client: ClientSide, record: Record) -> Record:
-        memory = client.memory
+        memory, at = client.memory, client.at
         if TARGETS not in memory:
             raise RuntimeError("no exchange in progress: this client's state was lost")
-        output = client.link.read(record.sent(), client.at).values["tokens"]
+        output = client.link.read(record.sent(), at).values["tokens"]
         received = Received(output, memory[TARGETS], memory.get(ROW_WEIGHTS))
-        value, of_end, of_output = conclude(client.head, received, client.at)
-        sent = client.link.across(Payload({"tokens": of_output}), client.at, "way back")
+        value, of_end, of_output = conclude(client.head, received, at)
+        sent = client.link.across(Payload({"tokens": of_output}), at, "way back")
         memory.clear()
         memory[OF_END] = of_end
         size = client.batch_samples * client.head.module.output_bytes
@@ -97,8 +97,7 @@ class UShape(Split):
         """Turn a batch into a payload that knows nothing of its labels; remember the targets."""
         with randomness(head, "head", at):
             tokens, attention = head(batch.pixels)
-        attention = cache(attention)
-        classes = batch.num_classes
+        attention, classes = cache(attention), batch.num_classes
         unlabelled = torch.zeros_like(batch.labels)
         unknown = Smashed(tokens, attention, unlabelled, classes, head.num_read)
         payload = encode(codec, unknown, at)

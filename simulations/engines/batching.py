@@ -45,21 +45,16 @@ def answer_together(
             if reply is not None:
                 replies[index] = reply
 
-    find = getattr(app, "open", None) if len(parts) > 1 else None
     seen: set[int] = set()
     for index, (message, context) in enumerate(parts):
         if (index and time.monotonic() - began > timeout / 2) or context.node_id in seen:
             break
         seen.add(context.node_id)
-        try:
-            answering = find(message, context) if find else None
-        except Exception as error:
-            replies[index] = failure(message, error)
-            continue
-        if answering is None:
-            replies[index] = answer(app, message, context, timeout)
+        found = _opened(app if len(parts) > 1 else None, message, context)
+        if isinstance(found, Answering):
+            opened[index] = found
         else:
-            opened[index] = answering
+            replies[index] = found or answer(app, message, context, timeout)
     _compute(backward_stacks, backward_together, [*opened.values()], timeout)
     for index in [*opened]:
         attempt(index, opened[index].receive)
@@ -67,6 +62,17 @@ def answer_together(
     for index in [*opened]:
         attempt(index, opened[index].send)
     return [replies[index] for index in sorted(replies)]
+
+
+def _opened(
+    app: ClientApp | None, message: Message, context: ResidentContext
+) -> Answering | Message | None:
+    """Begin to answer a message in parts; None if `app` cannot, a failure if that fails."""
+    open_ = getattr(app, "open", None)
+    try:
+        return open_(message, context) if open_ else None
+    except Exception as error:
+        return failure(message, error)
 
 
 def _compute(

@@ -1,6 +1,6 @@
-"""A Ray actor that hosts clients, and the driver's line to it, which survives its death.
+"""A Ray actor that hosts clients, and the driver's link to it, which survives its death.
 
-The line keeps, for each client, the state it last reported and the messages answered
+The link keeps, for each client, the state it last reported and the messages answered
 since: a restarted actor gets both and is where its predecessor was, bit for bit.
 """
 
@@ -34,7 +34,7 @@ WAIT_SECONDS = 1.0
 before it looks whether it is still needed."""
 
 
-class Host:
+class ClientActor:
     """The Ray actor: hosts the clients whose messages it gets."""
 
     def __init__(self, app: ClientApp) -> None:
@@ -45,7 +45,7 @@ class Host:
         self._timeout = 0.0
 
     def open(self, worker: list[Any], timeout: float, parts: list[Any]) -> None:
-        """Host fresh clients of the run that `worker` refers to; rebuild those in `parts`.
+        """ClientActor fresh clients of the run that `worker` refers to; rebuild those in `parts`.
 
         Each comes as its node id, its state and the messages it has answered since.
         """
@@ -86,7 +86,7 @@ class Host:
 
 
 @dataclass
-class Line:
+class ActorLink:
     """The way to one actor, and all it takes to bring it back.
 
     Normally messages are sent as they come. When a call fails, the actor is restarted and
@@ -105,7 +105,7 @@ class Line:
 
     actor: Any
     opening: tuple[Any, float]
-    done: SimpleQueue[tuple[Line, Any] | None]
+    done: SimpleQueue[tuple[ActorLink, Any] | None]
     states: dict[int, RecordDict] = field(default_factory=dict)
     journal: dict[int, list[Message]] = field(default_factory=dict)
     sent: deque[tuple[str, list[Message]]] = field(default_factory=deque)
@@ -226,18 +226,18 @@ class Line:
         self._calls.put(call)
 
 
-def _receive(line: Line, calls: SimpleQueue[Any], is_closed: threading.Event) -> None:
+def _receive(link: ActorLink, calls: SimpleQueue[Any], is_closed: threading.Event) -> None:
     """Hand on the outcomes of calls, in the order in which they were made."""
     import ray
 
     while (call := calls.get()) is not None:
         while not is_closed.is_set():
             try:
-                line.done.put((line, ray.get(call, timeout=WAIT_SECONDS)))
+                link.done.put((link, ray.get(call, timeout=WAIT_SECONDS)))
             except ray.exceptions.GetTimeoutError:
                 continue
             except Exception as error:
-                line.done.put((line, error))
+                link.done.put((link, error))
             break
 
 

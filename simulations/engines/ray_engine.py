@@ -21,7 +21,7 @@ from fl_split.specs import STRICT
 from simulations.clients.worker import Worker
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
-from simulations.engines.ray_actor import WAIT_SECONDS, Host, Line, reason
+from simulations.engines.ray_actor import WAIT_SECONDS, ActorLink, ClientActor, reason
 from strategies.server import messages
 from strategies.server.threads import available_cores
 
@@ -43,26 +43,26 @@ class RayGrid(LocalGrid):
         super().__init__(clients)
         self._ray = ray
         self._home = _balance([len(part) for part in worker.data.partitions], len(actors))
-        self._done: SimpleQueue[tuple[Line, Any] | None] = SimpleQueue()
+        self._done: SimpleQueue[tuple[ActorLink, Any] | None] = SimpleQueue()
         # In a list, so that Ray passes the reference on and an actor fetches it once.
         opening = [ray.put(worker)], timeout
-        self._lines = [Line(actor, opening, self._done) for actor in actors]
-        for line in self._lines:
-            line.open()
+        self._links = [ActorLink(actor, opening, self._done) for actor in actors]
+        for link in self._links:
+            link.open()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to their actors at once."""
         ids: list[str] = []
-        bundles: list[list[Message]] = [[] for _ in self._lines]
+        bundles: list[list[Message]] = [[] for _ in self._links]
         for message in messages:
             ids.append(self._accept(message))
             bundles[self._home[message.metadata.dst_node_id - FIRST_NODE]].append(message)
         longest = max(map(len, bundles))
         size = max(BUNDLE, MEMBERS * math.ceil(longest / CALLS / MEMBERS))
         for start in range(0, longest, size):
-            for line, bundle in zip(self._lines, bundles, strict=True):
+            for link, bundle in zip(self._links, bundles, strict=True):
                 if part := bundle[start : start + size]:
-                    line.push(part)
+                    link.push(part)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -76,8 +76,8 @@ class RayGrid(LocalGrid):
                 break
             wait = 0.0
             if event is not None:
-                line, result = event
-                replies += line.take(result)
+                link, result = event
+                replies += link.take(result)
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
 
     def wake(self) -> None:
@@ -87,13 +87,13 @@ class RayGrid(LocalGrid):
     def states(self) -> dict[int, RecordDict] | None:
         """State of the clients that have one, by partition id; None if a worker cannot tell."""
         found = {}
-        for line in self._lines:
-            found.update(line.states)
-            nodes = [node for node, kept in line.journal.items() if kept]
+        for link in self._links:
+            found.update(link.states)
+            nodes = [node for node, kept in link.journal.items() if kept]
             if not nodes:
                 continue
             try:
-                states = self._ray.get(line.actor.states.remote(nodes), timeout=PROMPT)
+                states = self._ray.get(link.actor.states.remote(nodes), timeout=PROMPT)
             except self._ray.exceptions.RayError:
                 return None
             found.update(zip(nodes, messages.from_wire(states), strict=True))
@@ -102,32 +102,32 @@ class RayGrid(LocalGrid):
     def restore(self, states: Mapping[int, RecordDict]) -> None:
         """Put clients back into `states`."""
         for partition, state in states.items():
-            self._lines[self._home[partition]].states[FIRST_NODE + partition] = state
-        for line in self._lines:
-            line.open()
+            self._links[self._home[partition]].states[FIRST_NODE + partition] = state
+        for link in self._links:
+            link.open()
 
     def cpu_seconds(self) -> float:
         """CPU time of this process and of all actors, not of Ray's own processes.
 
         An actor that does not say at once (it hangs, it is being restarted) counts as it last did.
         """
-        calls = [line.actor.cpu_seconds.remote() for line in self._lines]
+        calls = [link.actor.cpu_seconds.remote() for link in self._links]
         ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=PROMPT)
-        for line, call in zip(self._lines, calls, strict=True):
+        for link, call in zip(self._links, calls, strict=True):
             try:
-                seconds = self._ray.get(call) if call in ready else line.last_seconds
+                seconds = self._ray.get(call) if call in ready else link.last_seconds
             except self._ray.exceptions.RayError:
                 continue
-            if seconds < line.last_seconds:  # a restarted actor begins at zero again
-                line.past_seconds += line.last_seconds
-            line.last_seconds = seconds
+            if seconds < link.last_seconds:  # a restarted actor begins at zero again
+                link.past_seconds += link.last_seconds
+            link.last_seconds = seconds
         own = time.process_time()
-        return own + sum(line.past_seconds + line.last_seconds for line in self._lines)
+        return own + sum(link.past_seconds + link.last_seconds for link in self._links)
 
     def close(self) -> None:
         """Let go of the run: its threads, states and data."""
-        for line in self._lines:
-            line.close()
+        for link in self._links:
+            link.close()
 
 
 @validated(frozen=True, config=STRICT)
@@ -169,7 +169,9 @@ class Ray:
                     raise EngineError(
                         f"{count} workers need a CPU each, the cluster has {free} free"
                     )
-            actor = ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")(Host)
+            actor = ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")(
+                ClientActor
+            )
             actors = [actor.remote(app) for _ in range(count)]
 
             def begin(worker: Worker, clients: int, timeout: float) -> RayGrid:
