@@ -50,6 +50,8 @@ class Whole(Exchange):
 
     def receive(self, client: ClientSide, record: Record) -> Record:
         """Train for one round."""
+        if record.action != BEGIN:
+            raise ValueError(f"training of whole models knows no {record.action!r}")
         client.begin(record)
         tail, memory = client.tail, client.memory
         is_own = TAIL not in record.weights
