@@ -70,6 +70,25 @@ def _quiet() -> None:
 @pytest.fixture
 def simulate(tmp_path: Path):
     """Run a tiny experiment with changes; each call in its own folder."""
+    return _simulator(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory):
+    """Run a tiny experiment inline, once per module for the same changes."""
+    run = _simulator(tmp_path_factory.mktemp("reference"))
+    found: dict[str, Outcome] = {}
+
+    def once(**changes: Any) -> Outcome:
+        key = repr(sorted(changes.items()))
+        if key not in found:
+            found[key] = run(**changes)
+        return found[key]
+
+    return once
+
+
+def _simulator(folder: Path) -> Callable[..., Outcome]:
     count = 0
 
     def run(
@@ -81,7 +100,7 @@ def simulate(tmp_path: Path):
     ) -> Outcome:
         nonlocal count
         count += 1
-        values = {**TINY, **changes, "out": str(tmp_path / f"run{count}")}
+        values = {**TINY, **changes, "out": str(folder / f"run{count}")}
         execute(Experiment.from_dict(values), app, watch, session=session, server=server)
         return Outcome(Path(values["out"]))
 

@@ -6,14 +6,23 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import Message, RecordDict
 
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.records import BEGIN, HELD, ROUND, Record
+from fl_split.exchange.split import Split
+from fl_split.exchange.stacked import StackedHead, is_faster
+from fl_split.flat import flatten
+from fl_split.models.vit import ViT, split
 from simulations.clients import client_app
-from simulations.engines.inline import Inline
+from simulations.clients.client import ClientPool
+from simulations.clients.worker import Stacks
+from simulations.engines.inline import Inline, InlineGrid
 from simulations.engines.local_grid import FIRST_NODE
 from simulations.engines.ray_engine import _balance
 from simulations.runs.experiment import Experiment
@@ -35,7 +44,7 @@ PLAIN = "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_s
 COUNTED = [
     "round", "accuracy", "loss", "train_loss", "clients", "samples", "client_steps",
     "payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down",
-    "wire_bytes_up", "wire_bytes_down", "smashed_bytes",
+    "smashed_bytes",
 ]  # fmt: skip
 
 
@@ -44,22 +53,10 @@ COUNTED = [
     ["parallel", "parallel(average_heads=False)", "mergesfl(slowest=0.3)", "sflv1", "sflv2",
      "sequential", "fedavg"],
 )  # fmt: skip
-def test_clients_served_through_their_state_equal_live_ones(simulate, through_state, strategy):
-    live, other = (run(strategy=strategy, **VARIED) for run in (simulate, through_state))
+def test_clients_served_through_their_state_equal_live_ones(reference, through_state, strategy):
+    live, other = (run(strategy=strategy, **VARIED) for run in (reference, through_state))
     assert live.equals(other)
     assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_ray_equals_inline_with_every_strategy(simulate, on_ray, workers):
-    with on_ray(workers) as simulate_on_ray:
-        for strategy in [*STRATEGIES, "parallel(average_heads=False)", "mergesfl(slowest=0.3)"]:
-            codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
-            changes = {**VARIED, "strategy": strategy, "codec": codec}
-            inline, ray = simulate(**changes), simulate_on_ray(**changes)
-            assert inline.equals(ray), strategy
-            assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
 
 
 CODED = {
@@ -67,18 +64,34 @@ CODED = {
     "codec": "bottlenet(ratio=0.5) | uniform(bits=6, rounding='stochastic') | rans()",
     "downlink": "uniform(bits=4, rounding='stochastic')",
 }
+"""Stochastic rounding on both ways, and a trainable codec."""
 
 
-@pytest.mark.parametrize("engine", [pytest.param("ray()", marks=pytest.mark.slow), "inline()"])
-def test_chains_and_downlinks_draw_the_same_numbers_everywhere(simulate, engine):
-    """Stochastic rounding on both ways, a trainable codec, and replies in another order."""
-    usual = simulate(**CODED)
-    other = simulate(**CODED, engine=engine)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ray_equals_inline_with_every_strategy(reference, on_ray, workers):
+    strategies = [*STRATEGIES, "parallel(average_heads=False)", "mergesfl(slowest=0.3)"]
+    with on_ray(workers) as simulate_on_ray:
+        for strategy in strategies:
+            codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
+            changes = {**VARIED, "strategy": strategy, "codec": codec}
+            inline, ray = reference(**changes), simulate_on_ray(**changes)
+            assert inline.equals(ray), strategy
+            assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
+        check_coded(reference(**CODED), simulate_on_ray(**CODED))
+
+
+def check_coded(usual, other):
     assert usual.equals(other)
     assert usual.rounds[COUNTED].equals(other.rounds[COUNTED])
     assert (usual.folder / "codec.safetensors").read_bytes() == (
         other.folder / "codec.safetensors"
     ).read_bytes()
+
+
+def test_chains_and_downlinks_draw_the_same_numbers_again(simulate, reference):
+    usual = reference(**CODED)
+    check_coded(usual, simulate(**CODED))
     whole = simulate(**{**CODED, "downlink": "identity()"}).rounds
     assert usual.rounds["payload_bytes_down"].iloc[0] < 0.2 * whole["payload_bytes_down"].iloc[0]
     assert usual.rounds["head_bytes_up"].iloc[0] > simulate(**VARIED).rounds["head_bytes_up"][0]
@@ -125,134 +138,190 @@ def test_all_cores_count_where_the_system_cannot_tell_whose_they_are(monkeypatch
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1"])
-def test_the_number_of_server_threads_changes_nothing(simulate, monkeypatch, strategy):
+def test_the_number_of_server_threads_changes_nothing(simulate, strategy):
     changes = {"strategy": strategy, "clients": 20, "batch_size": 16, **VARIED}
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
-    one = simulate(**changes)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3})
-    four = simulate(**changes)
+    one, four = (simulate(server={"threads": threads}, **changes) for threads in (1, 4))
     assert one.equals(four)
     assert one.rounds[COUNTED].equals(four.rounds[COUNTED])
 
 
-@pytest.mark.parametrize("kept", [0, 3])
-def test_graphs_that_cannot_be_kept_are_computed_again(simulate, monkeypatch, kept):
+def with_worker(change, grid=InlineGrid):
+    """A session of the inline engine, of a worker that `change` has had."""
+
+    def start(worker, clients, timeout):
+        change(worker)
+        return grid(client_app.app, worker, clients, timeout)
+
+    return start
+
+
+class Counted(Split):
+    """Split learning that counts how often a head runs alone."""
+
+    def __init__(self):
+        self.forwards = 0
+
+    def smash(self, *arguments):
+        self.forwards += 1
+        return super().smash(*arguments)
+
+
+class Watched(GraphMemory):
+    """Room that notes what is asked of it."""
+
+    def __init__(self, limit):
+        super().__init__(limit)
+        self.sizes, self.most = [], 0
+
+    def take(self, size):
+        found = super().take(size)
+        self.sizes.append(size)
+        self.most = max(self.most, self.used)
+        return found
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_graphs_that_cannot_be_kept_are_computed_again(simulate, kept):
     """With room for no graph, or for some: same bits, and never more than there is room for."""
-    from simulations.clients.client import Client
-    from simulations.clients.worker import Worker
 
-    calls, smashed, sizes = [], Client._smash, []
+    def run(graphs):
+        counted = Counted()
 
-    def counted(self):
-        result = smashed(self)
-        calls.append(1)
-        sizes.append((self.worker._kept, max(self.worker._sizes.values())))
-        return result
+        def change(worker):
+            worker.graphs, worker.exchange = graphs, counted
 
-    monkeypatch.setattr(Client, "_smash", counted)
-    changes = {**VARIED, "batch_size": 2000}
-    plenty = simulate(**changes)
-    usual, largest = len(calls), max(size for _, size in sizes)
-    original = Worker.__init__
+        outcome = simulate(session=with_worker(change), **{**VARIED, "batch_size": 2000})
+        return outcome, counted.forwards
 
-    def small(self, *arguments, **named):
-        original(self, *arguments, **named)
-        self.graph_bytes = kept * largest
+    plenty = Watched(2**40)
+    usual, forwards = run(plenty)
+    assert forwards == usual.rounds["client_steps"].sum()
+    tight = Watched(kept * max(plenty.sizes))
+    other, more = run(tight)
+    assert other.equals(usual)
+    assert tight.most <= tight.limit
+    assert more == 2 * forwards if kept == 0 else forwards < more < 2 * forwards, more
 
-    monkeypatch.setattr(Worker, "__init__", small)
-    sizes.clear()
-    tight = simulate(**changes)
-    assert tight.equals(plenty)
-    assert max(kept_bytes for kept_bytes, _ in sizes) <= kept * largest
-    assert len(calls) - usual > usual if kept == 0 else len(calls) > usual
+
+class Seen(Stacks):
+    """Stacks that note how many clients came back together."""
+
+    def __init__(self, worker, pays):
+        super().__init__(worker, pays)
+        self.together, self.alone = [], 0
+
+    def count(self, together=0, apart=0):
+        super().count(together, apart)
+        self.alone += apart
+        if together:
+            self.together.append(together)
+
+
+class NoRoom(GraphMemory):
+    """Room for stacks to be tried, but for no graph to be kept."""
+
+    def has_room(self, size):
+        return False
 
 
 @pytest.mark.parametrize(
     "codec", ["identity()", "adc(ratio=0.25)", "c3sl()", "topk(ratio=0.2) | uniform() | rans()"]
 )
 @pytest.mark.parametrize("strategy", ["parallel", "parallel(average_heads=False)", "sflv1"])
-def test_heads_run_in_groups_equal_heads_run_alone(simulate, monkeypatch, strategy, codec):
-    """Unequal partitions: groups form, fall apart and run out of batches."""
-    from simulations.clients import worker
-
+def test_heads_run_in_stacks_equal_heads_run_alone(simulate, strategy, codec):
+    """Unequal partitions: stacks form, fall apart and run out of batches."""
     changes = {
         **VARIED, "strategy": strategy, "codec": codec, "model": PLAIN, "cut": 2,
         "clients": 11, "fraction": 1.0, "batch_size": 32,
     }  # fmt: skip
-    seen = []
-    for name in ("smash_together", "head_gradients"):
-        original = getattr(worker, name)
 
-        def counted(*arguments, name=name, original=original):
-            seen.append((name, len(arguments[name == "smash_together"])))
-            return original(*arguments)
+    def run(pays, graphs):
+        counted, made = Counted(), []
 
-        monkeypatch.setattr(worker, name, counted)
-    monkeypatch.setattr(worker, "is_faster", lambda *arguments: False)
-    alone = simulate(**changes)
-    assert not seen
-    monkeypatch.setattr(worker, "is_faster", lambda *arguments: True)
-    grouped = simulate(**changes)
-    assert {name for name, size in seen if size > 2} == {"smash_together", "head_gradients"}
-    monkeypatch.setattr(worker.Worker, "keep", lambda *arguments: None)
-    repeated = simulate(**changes)
-    for other in (grouped, repeated):
+        def change(worker):
+            worker.graphs, worker.exchange = graphs, counted
+            worker.stacks = Seen(worker, lambda *arguments: pays)
+            made.append(worker.stacks)
+
+        outcome = simulate(session=with_worker(change), **changes)
+        return outcome, made[0], counted.forwards
+
+    alone, stacks, usual = run(False, GraphMemory())
+    assert not stacks.together and usual == alone.rounds["client_steps"].sum()
+    stacked, stacks, fewer = run(True, GraphMemory())
+    assert max(stacks.together) > 2
+    assert fewer == usual - sum(stacks.together)  # those that came back alone ran again
+    repeated, stacks, again = run(True, NoRoom())
+    assert not stacks.together and usual <= again < 2 * usual  # all once, who went alone twice
+    for other in (stacked, repeated):
         assert other.equals(alone)
         assert other.rounds[COUNTED].equals(alone.rounds[COUNTED])
 
 
-def test_a_client_that_hangs_in_a_group_is_dropped_alone(simulate, monkeypatch):
-    from simulations.clients import worker
-    from simulations.clients.client import Client
+def test_a_client_that_hangs_in_a_stack_is_dropped_alone(simulate):
+    class Slow:
+        """Rows of a client that hangs when they are asked for."""
 
-    monkeypatch.setattr(worker, "is_faster", lambda *arguments: True)
-    original = Client.rows
+        def __init__(self, rows):
+            self.rows = rows
 
-    def rows(self):
-        if self.here.client == 2:
+        def __len__(self):
+            return len(self.rows)
+
+        def __getitem__(self, places):
             time.sleep(60)
-        return original(self)
 
-    monkeypatch.setattr(Client, "rows", rows)
+    def change(worker):
+        worker.stacks = Stacks(worker, lambda *arguments: True)
+        parts = [*worker.data.partitions]
+        parts[2] = Slow(parts[2])
+        worker.data = replace(worker.data, partitions=parts)
+
     changes = {"model": PLAIN, "cut": 2, "partition": "iid()", "rounds": 1}
-    outcome = simulate(**changes, timeout=2.0)
+    outcome = simulate(session=with_worker(change), **changes, timeout=2.0)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [2]
     assert "no reply within" in dropped["dropped"].iloc[0]
 
 
-def test_groups_are_used_only_where_their_bits_are_those_of_the_loop(monkeypatch):
-    from fl_split.exchange import stacked as grouped
-    from fl_split.models.vit import ViT, split
+class Off(StackedHead):
+    """A stack whose kernels give other bits."""
 
+    def run(self, vectors, pixels):
+        found = super().run(vectors, pixels)
+        return replace(found, tokens=found.tokens * (1 + 1e-6))
+
+
+def test_stacks_are_used_only_where_they_are_faster_and_their_bits_are_those_of_the_loop():
     model = ViT(hidden_size=16, num_attention_heads=2, patch_size=4, num_hidden_layers=2)
     head, _ = split(model.build(image_size=8, channels=1, num_classes=4, seed=0), 1)
-    ticks = iter(range(1000))  # every call takes less than the one before
-    monkeypatch.setattr(grouped.time, "thread_time", lambda: -(next(ticks) ** 2))
-    assert grouped.is_faster(grouped.GroupedHead(head), head, (2, 1, 8, 8))
-    exact = grouped.Linear.forward
-    monkeypatch.setattr(grouped.Linear, "forward", lambda self, x: exact(self, x) * (1 + 1e-6))
-    assert not grouped.is_faster(grouped.GroupedHead(head), head, (2, 1, 8, 8))
+
+    def clock(sign):
+        """Tell times between which there is less and less, or more and more."""
+        ticks = iter(range(1000))
+        return lambda: sign * next(ticks) ** 2
+
+    def found(stacked, sign):
+        return is_faster(stacked, head, (2, 1, 8, 8), clock(sign))
+
+    assert found(StackedHead(head), -1)
+    assert not found(StackedHead(head), 1)
+    assert not found(Off(head), -1)
 
 
 def test_a_silent_client_is_dropped_after_the_timeout(simulate):
     """A grid that never answers for one node."""
-    from simulations.engines import inline as engines
 
-    class Deaf(engines.InlineGrid):
+    class Deaf(InlineGrid):
         def pull_messages(self, message_ids):
             return [
                 reply
                 for reply in super().pull_messages(message_ids)
                 if reply.metadata.src_node_id != FIRST_NODE + 1
-                or reply.metadata.message_type == messages.ROLL_CALL
+                or reply.metadata.message_type.startswith(messages.QUERY)
             ]
 
-    original, engines.InlineGrid = engines.InlineGrid, Deaf
-    try:
-        outcome = simulate(timeout=0.2, rounds=1)
-    finally:
-        engines.InlineGrid = original
+    outcome = simulate(session=with_worker(lambda worker: None, Deaf), timeout=0.2, rounds=1)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [1]
     assert "no reply within 0.4 seconds" in dropped["dropped"].iloc[0]
@@ -262,14 +331,18 @@ def test_a_silent_client_is_dropped_after_the_timeout(simulate):
 def test_send_and_receive_answers_every_message():
     experiment = Experiment.from_dict({"clients": 3})
     worker = prepare(experiment).worker()
+    question = Record(messages.SAMPLES)
+    kind = messages.QUERY + question.action
     with Inline().session(client_app.app) as session:
         grid = session(worker, 3, 60.0)
         sent = [
-            grid.create_message(RecordDict(), messages.ROLL_CALL, node, "0")
+            grid.create_message(messages.content(question), kind, node, "0")
             for node in grid.get_node_ids()
         ]
         replies = list(grid.send_and_receive(sent, timeout=10))
-    assert [messages.metric(reply, messages.PARTITION) for reply in replies] == [0, 1, 2]
+    answers = [messages.read(reply) for reply in replies]
+    assert [answer.number(messages.PARTITION) for answer in answers] == [0, 1, 2]
+    assert [answer.number(HELD) for answer in answers] == [*map(len, worker.data.partitions)]
 
 
 def test_a_message_survives_being_taken_apart():
@@ -280,7 +353,7 @@ def test_a_message_survives_being_taken_apart():
         grid = session(prepare(experiment).worker(), 1, 60.0)
     array = Array("uint8", (3,), "raw", b"abc")
     content = RecordDict({"a": ArrayRecord({"x": array}), "m": MetricRecord({"loss": 0.5})})
-    message = grid.create_message(content, messages.STEP, 5, "7")
+    message = grid.create_message(content, "train.step", 5, "7")
     back = messages.from_wire(messages.to_wire(message))
     assert back.content == message.content
     assert vars(back.metadata) == vars(message.metadata)
@@ -291,17 +364,16 @@ def test_a_message_survives_being_taken_apart():
 
 def test_an_idle_shell_holds_no_moments():
     """Between rounds a client is its saved state; a shell that is lent again starts anew."""
-    from fl_split.flat import flatten
-
     worker = prepare(Experiment.from_dict({"clients": 3})).worker()
-    client = worker.lend()
-    client.begin(0, 1, None)
+    pool = ClientPool(worker)
+    client = pool.lend(0)
+    client.begin(Record(BEGIN, numbers={ROUND: 1}))
     client.learn(torch.ones_like(client.head.vector))
-    worker.give_back(client)
+    pool.take_back(client)
     assert not hasattr(client, "optimizer")
-    again = worker.lend()
+    again = pool.lend(1)
     assert again is client
-    again.begin(1, 2, None)
+    again.begin(Record(BEGIN, numbers={ROUND: 2}))
     assert torch.equal(again.head.vector, flatten(list(worker.head.parameters())))
     assert not again.optimizer.state
 

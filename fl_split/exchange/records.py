@@ -123,15 +123,20 @@ def check_weights(found: Mapping[str, Weights], expected: Mapping[str, Weights])
     Raises
     ------
     ValueError
-        A vector is missing, has another shape, or holds numbers that are not finite.
+        A vector is missing or superfluous, has another shape or dtype, or holds numbers that
+        are not finite.
     """
+    for name in sorted(found.keys() - expected.keys()):
+        raise ValueError(f"a {name} that nobody asked for")
     for name, like in expected.items():
         if name not in found:
             raise ValueError(f"no {name}")
-        vector = found[name].numpy()
+        vector = found[name]
         if vector.shape != like.shape:
             raise ValueError(f"{name} of shape {vector.shape}, expected {like.shape}")
-        if not np.isfinite(vector).all():
+        if vector.dtype != like.dtype:
+            raise ValueError(f"{name} of {vector.dtype}, expected {like.dtype}")
+        if not np.isfinite(vector.numpy()).all():
             raise ValueError(f"a {name} that is not finite")
 
 

@@ -138,11 +138,15 @@ class Conversation:
 
     def arrivals(self) -> Iterator[dict[int, Arrival]]:
         """Yield payloads as they come, a few at once, until every client has ended."""
-        for batch in self.mailbox.batches():
-            sorted_ = ((client, self._sort(client, record)) for client, record in batch.items())
-            found = [(client, arrival) for client, arrival in sorted_ if arrival is not None]
-            for start in range(0, len(found), PUSH_AT):
-                yield dict(found[start : start + PUSH_AT])
+        is_over = False
+        while not is_over:
+            for batch in self.mailbox.batches():
+                sorted_ = ((client, self._sort(client, record)) for client, record in batch.items())
+                found = [(client, arrival) for client, arrival in sorted_ if arrival is not None]
+                for start in range(0, len(found), PUSH_AT):
+                    yield dict(found[start : start + PUSH_AT])
+                self._give_up_lost()
+            is_over = not self._give_up_lost()
 
     def finish(self) -> None:
         """Wait until every client has ended, where none has payloads to send."""
@@ -253,6 +257,13 @@ class Conversation:
         task = self.tasks.follow("sync up", client, step, size)
         self._origins |= dict.fromkeys(record.weights.values(), task)
         self.ends[client] = Update(client, self.samples[client], dict(record.weights))
+
+    def _give_up_lost(self) -> bool:
+        """Go on without clients that were dropped before they answered; tell if there were any."""
+        lost = [client for client in self._waiting if self.mailbox.dropped(client)]
+        for client in lost:
+            self._answered(client, None)
+        return bool(lost)
 
     def _answered(self, client: int, record: Record | None) -> None:
         """Note what a client answered to its output; None if it was dropped."""
