@@ -15,6 +15,7 @@ import pandas as pd
 from simulations.report.labels import TASK, joined, ordered, part
 from simulations.runs.checkpoint import FREE
 from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.metrics import Metric, declared
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 
 LONG = 60
@@ -117,6 +118,14 @@ class Collection:
     def runs(self) -> list[FinishedRun]:
         """All runs that count."""
         return [run for one in self.configurations for run in one.runs]
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """All metrics that the runs declare, by name."""
+        found: dict[str, Metric] = {}
+        for run in self.runs:
+            found |= declared(run.summary)
+        return found
 
     @property
     def keys(self) -> list[str]:

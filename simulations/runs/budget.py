@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT, parse, stages
+from simulations.runs.metrics import PAYLOAD, SENT
 
 Limit = Annotated[float, Field(gt=0)]
 
@@ -76,10 +77,7 @@ class Bytes(Limited):
 
     def spent(self, rows: Any) -> Any:
         """Bytes sent."""
-        spent = rows["payload_bytes_up"] + rows["payload_bytes_down"]
-        if self.of == "all":
-            spent = spent + rows["head_bytes_up"] + rows["head_bytes_down"]
-        return spent
+        return sum(rows[key] for key in (SENT if self.of == "all" else PAYLOAD))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ Watch = Callable[[dict[str, Any], RoundResult], None]
 class LocalContext(Context):
     """A server context of our own engines: what is prepared already, and who is watching.
 
-    `budget` ends the run beside the experiment's own.
+    `budget` ends the run beside the experiment's own; `observers` look at it beside ours.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class LocalContext(Context):
         watch: Watch,
         resumed: Checkpoint | None = None,
         budget: Budget | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         run_config = setup.experiment.model_dump()
         super().__init__(1, 1, {}, RecordDict(), run_config)
@@ -68,6 +69,7 @@ class LocalContext(Context):
         self.watch = watch
         self.resumed = resumed
         self.budget = budget or NoBudget()
+        self.observers = observers
 
 
 @app.main()
@@ -99,7 +101,8 @@ class RunController:
         self.pooled = CentralisedTrainer(self.head, self.tail, self.setup)
         self.pooled.set_moments(self.before.moments)
         self.folder = output_folder(experiment)
-        self.recorder = Recorder(self.folder, experiment, self.before.rounds)
+        new = [metric for observer in context.observers for metric in observer.metrics]
+        self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
             experiment.parts.tracking.open(experiment.model_dump(exclude={"out"}), self.folder)
@@ -117,6 +120,7 @@ class RunController:
             Costs(experiment.parts.codec),
             Seconds(getattr(self.grid, "cpu_seconds", None)),
             Fairness(self.folder, self.setup.class_names, before.rounds),
+            *context.observers,
             self.tracker,
             Checkpointer(self.grid, self.folder, experiment, self.pooled.moments, before.cpu),
             Watcher(context.watch),

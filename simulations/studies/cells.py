@@ -14,24 +14,11 @@ from fl_split.specs import SpecError
 from simulations.runs.budget import First, parse_last
 from simulations.runs.checkpoint import FREE
 from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.metrics import sums
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 
-METRICS = [
-    "ended_by",
-    "final_accuracy",
-    "best_accuracy",
-    "client_accuracy",
-    "dropped",
-    "payload_bytes_up",
-    "payload_bytes_down",
-    "head_bytes_up",
-    "head_bytes_down",
-    "client_steps",
-    "client_flops",
-    "cpu_seconds",
-    "wall_seconds",
-]
-"""Columns of a study's file that come from each cell's summary."""
+TOLD = ["ended_by", "final_accuracy", "best_accuracy", "client_accuracy"]
+"""Columns of a study's file that come from each cell's summary, before its sums."""
 
 LOCK = ".sweep.lock"
 """A file that a sweep holds while it runs, and leaves."""
@@ -137,5 +124,5 @@ def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.
         summary = json.loads(path.read_text()) if path.exists() else {}
         row = {"cell": cell.name, **cell.settings, "status": status.get(cell.name, "waiting")}
         row["rounds_done"] = summary.get("rounds")
-        rows.append({**row, **{key: summary.get(key) for key in METRICS}})
+        rows.append({**row, **{key: summary.get(key) for key in TOLD}, **sums(summary)})
     return pd.DataFrame(rows)

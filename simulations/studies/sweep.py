@@ -19,6 +19,7 @@ from simulations.report.labels import SELF_EVIDENT, short
 from simulations.report.text_table import text_table
 from simulations.runs.checkpoint import FREE
 from simulations.runs.experiment import SPEC_TABLES, Experiment, read_overrides
+from simulations.runs.metrics import PAYLOAD, WEIGHTS
 from simulations.studies.cells import Cell
 
 OF_SMASHED = ("codec", "downlink")
@@ -173,10 +174,7 @@ def sweep_table(rows: pd.DataFrame, width: int) -> Table:
     has_clients = bool(done["client_accuracy"].notna().any())
     shown = []
     for chosen, group in done.groupby(axes, sort=False) if axes else [((), done)]:
-        kinds = [
-            (group[f"{kind}_bytes_up"] + group[f"{kind}_bytes_down"]) / 1e6
-            for kind in ("payload", "head")
-        ]
+        kinds = [group[[*keys]].sum(axis=1, skipna=False) / 1e6 for keys in (PAYLOAD, WEIGHTS)]
         keys = ("final_accuracy", *(["client_accuracy"] if has_clients else []))
         shares = [100 * group[key].astype(float) for key in keys]
         columns = [*shares, *kinds, group["cpu_seconds"]]

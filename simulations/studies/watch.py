@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.filesize import decimal
 from rich.table import Table
 
-from simulations.report import BYTES_SENT
 from simulations.report.text_table import text_table
 from simulations.runs.experiment import read_toml
+from simulations.runs.metrics import SENT
 from simulations.runs.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -60,7 +60,7 @@ def look(folder: Path, name: str, status: str = "") -> Snapshot:
         status=_status(folder) if status in {"", "running"} else status,
         total=int(read_toml(folder / EXPERIMENT).get("rounds", 0)),
         accuracies=[float(row["accuracy"]) for row in rows],
-        sent=sum(int(row[key]) for row in rows for key in BYTES_SENT),
+        sent=sum(int(row[key]) for row in rows for key in SENT),
         seconds_per_round=statistics.median(seconds) if seconds else 0.0,
         silent_seconds=max(0.0, time.time() - newest),
     )
