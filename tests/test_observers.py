@@ -17,7 +17,7 @@ from simulations.runs.metrics import COLUMNS, Metric
 from simulations.runs.observers import Costs, Observer
 from simulations.runs.run import run, workers
 from simulations.runs.setup import prepare
-from simulations.studies.cells import Cell, frame
+from simulations.studies.cells import Cell, study_frame
 
 TINY = {  # as in conftest.py, which cannot be imported
     "clients": 3,
@@ -77,7 +77,7 @@ def test_numbers_of_an_observer_are_in_rounds_summary_report_and_studies(tmp_pat
     summary = check(tmp_path / "cell", 2)
     assert comparison({"a": summary})["virtual_seconds"].tolist() == [5.0]
     cells = [Cell.read("cell", TINY, {"seed": 0}), Cell.read("other", TINY, {"seed": 1})]
-    rows = frame(cells, tmp_path, {}).set_index("cell")
+    rows = study_frame(cells, tmp_path, {}).set_index("cell")
     assert rows.loc["cell", "virtual_seconds"] == 5.0 and "temper" not in rows
     assert rows["virtual_seconds"].isna().tolist() == [False, True]
 

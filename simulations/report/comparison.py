@@ -14,7 +14,7 @@ from simulations.runs.metrics import PAYLOAD, SENT, WEIGHTS, sums
 from simulations.runs.results import ROUNDS
 
 CLIENT = " Client: mean of clients, each on its own held-out samples, after the last round."
-"""What a column of that name holds, in a caption."""
+"""Explains the column `client` in a caption."""
 
 
 def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:

@@ -17,13 +17,13 @@ from simulations.report.figures import (
     drawn,
     grid,
     legend_columns,
-    look,
     marks,
     named,
+    our_style,
     panels,
 )
 from simulations.report.labels import families, listed
-from simulations.report.runs import Collection, Configuration
+from simulations.report.runs import Configuration, RunCollection
 from simulations.report.statistics import non_dominated
 from simulations.runs.metrics import PAYLOAD, SENT, SHOWN, Metric
 
@@ -59,14 +59,14 @@ BOTH_WAYS = (
 )
 
 
-def cost_axes(collection: Collection) -> list[CostAxis]:
+def cost_axes(collection: RunCollection) -> list[CostAxis]:
     """Return the axes for all costs that the runs declare; bytes of both directions are one."""
     known = collection.metrics.values()
     costs = [one for one in known if one.adds_up and one.is_cost and one.name not in SENT]
     return [*BOTH_WAYS, *map(CostAxis.of, costs)]
 
 
-def figures(collection: Collection) -> list[Drawing]:
+def figures(collection: RunCollection) -> list[Drawing]:
     """All curves, then the fronts."""
     found = panels(collection.configurations)
     curves = [_rounds(found), *(_curves(found, cost) for cost in cost_axes(collection))]
@@ -108,7 +108,7 @@ def _draw(
     data = []
     numbers = numbered(found)
     file = "accuracy-" + name.replace(" ", "-")
-    with look(file):
+    with our_style(file):
         figure, axes = grid(found, x, ACCURACY)
         for axis, panel in zip(axes, found, strict=True):
             for label, one in panel.lines:
@@ -140,7 +140,7 @@ def _front(found: list[Panel], cost: CostAxis) -> Drawing | None:
     data = []
     numbers = numbered(found)
     file = "pareto-" + cost.name.replace(" ", "-")
-    with look(file):
+    with our_style(file):
         figure, axes = grid(found, cost.axis, ACCURACY)
         for axis, panel in zip(axes, found, strict=True):
             frame = _ends_of(panel.lines, cost)

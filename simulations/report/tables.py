@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from simulations.report.comparison import CLIENT
-from simulations.report.runs import Collection, Configuration, FinishedRun
+from simulations.report.runs import Configuration, FinishedRun, RunCollection
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
 from simulations.runs.metrics import Metric
 
@@ -55,7 +55,7 @@ class ReportTable:
         )
 
 
-def results(collection: Collection) -> ReportTable:
+def results_table(collection: RunCollection) -> ReportTable:
     """Accuracy, and what it cost, by configuration."""
     rows, data = [], []
     accuracies, means = _accuracies(collection), _means(collection)
@@ -84,8 +84,8 @@ def results(collection: Collection) -> ReportTable:
     return ReportTable("results", "Results", caption, columns, rows, pd.DataFrame(data))
 
 
-def differences(
-    collection: Collection, baselines: Mapping[str, Configuration], remark: str = ""
+def differences_table(
+    collection: RunCollection, baselines: Mapping[str, Configuration], remark: str = ""
 ) -> ReportTable | None:
     """Final accuracy less that of the baseline, over common seeds; None without a second one.
 
@@ -131,7 +131,7 @@ def differences(
     )
 
 
-def metrics(collection: Collection) -> ReportTable | None:
+def metrics_table(collection: RunCollection) -> ReportTable | None:
     """Whatever else the rounds recorded and does not add up, after the last one."""
     found: dict[str, Metric] = {}
     for run in collection.runs:
@@ -157,7 +157,7 @@ def metrics(collection: Collection) -> ReportTable | None:
     return ReportTable("metrics", "More metrics", caption, columns, rows, pd.DataFrame(data))
 
 
-def runs(collection: Collection) -> ReportTable:
+def runs_table(collection: RunCollection) -> ReportTable:
     """Every run that counts: where it lies, and clients that it lost."""
     rows = []
     for one in collection.configurations:
@@ -173,7 +173,7 @@ def runs(collection: Collection) -> ReportTable:
     return ReportTable("runs", "Runs", caption, columns, rows, data)
 
 
-def _accuracies(collection: Collection) -> dict[str, Callable[[FinishedRun], float]]:
+def _accuracies(collection: RunCollection) -> dict[str, Callable[[FinishedRun], float]]:
     """Say how to read each kind of accuracy; that of clients only where some were tested."""
     found: dict[str, Callable[[FinishedRun], float]] = {
         key: partial(FinishedRun.total, key=f"{key}_accuracy") for key in ("final", "best")
@@ -187,7 +187,7 @@ def _accuracies(collection: Collection) -> dict[str, Callable[[FinishedRun], flo
     return found
 
 
-def _means(collection: Collection) -> list[Metric]:
+def _means(collection: RunCollection) -> list[Metric]:
     """Return what the table of results tells beside accuracies: costs, and the ratio."""
     known = collection.metrics.values()
     return [one for one in known if one.name == "ratio" or (one.adds_up and one.is_cost)]

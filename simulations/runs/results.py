@@ -1,4 +1,4 @@
-"""Results of a run, written as it goes: whatever stops it, the rows so far are complete."""
+"""Results of a run, written after each round: a run that is stopped leaves complete rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMPARISON = "comparison.csv"
 STUDY = "sweep.csv"
 
 BEFORE = {CLIENTS, "cell.toml", "log.txt"}
-"""What may lie in a folder before its run has written anything: a sweep puts it there."""
+"""Files that a sweep puts into a folder before its run begins."""
 
 
 class OutputError(ValueError):
@@ -35,7 +35,7 @@ class OutputError(ValueError):
 
 
 class Recorder:
-    """Write one run into a folder, and keep its rows for whoever shows them.
+    """Writes one run into a folder, and keeps its rows.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Recorder:
         return row
 
     def _widen(self, new: Sequence[str]) -> None:
-        """Give the table more columns, empty in the rows so far."""
+        """Add columns to rounds.csv; they are empty in earlier rows."""
         self.columns += new
         self.rows = [{key: row.get(key) for key in self.columns} for row in self.rows]
         text = StringIO()

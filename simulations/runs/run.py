@@ -22,7 +22,7 @@ from simulations.runs.setup import Setup
 from strategies import NoClientsLeft
 
 STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft)
-"""What may stop a run on its way, and :class:`Stop` explains."""
+"""Exceptions that stop a run early, which :class:`Stop` explains."""
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def run(
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a run stopped on its way, in one line, and the exit code of a process that ran it."""
+    """Why a run stopped early, in one line, and the exit code of its process."""
 
     text: str
     code: int

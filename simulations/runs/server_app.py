@@ -50,7 +50,7 @@ Watch = Callable[[dict[str, Any], RoundResult], None]
 
 
 class LocalContext(Context):
-    """A server context of our own engines: what is prepared already, and who is watching.
+    """The server context of our own engines: a prepared experiment, and observers of its run.
 
     `budget` ends the run beside the experiment's own; `observers` look at it beside ours.
     """

@@ -131,7 +131,7 @@ def _plainest(specs: list[Any]) -> Any:
 
 
 def _told_apart(found: list[Cell]) -> list[Cell]:
-    """Give cells whose names agree, or are too long, a name that ends in a digest."""
+    """End names that are equal or too long in a digest of the experiment."""
     specs = [json.dumps(cell.experiment.model_dump(exclude=FREE)) for cell in found]
     names = [cell.name for cell in found]
     told_apart = []
@@ -147,7 +147,7 @@ def _told_apart(found: list[Cell]) -> list[Cell]:
 
 
 def _place(key: str) -> tuple[int, int]:
-    """Put the keys that studies are about first and seeds last, whatever was typed."""
+    """Sort key: the keys of a label first, seeds last."""
     if key == "seed":
         return 2, 0
     if key in SELF_EVIDENT:
