@@ -13,7 +13,7 @@ from simulations.cli import main as cli
 from simulations.runs.budget import Bytes, Nominal
 from simulations.runs.experiment import Experiment, read_toml
 from simulations.runs.setup import prepare
-from simulations.studies.cell_process import Work, follow
+from simulations.studies.cell_process import Work, run_and_log
 from simulations.studies.cells import Cell, is_finished
 from simulations.studies.pareto import front
 
@@ -168,7 +168,7 @@ def test_a_cell_until_several_budgets_ends_with_the_last_and_larger_ones_want_mo
     folder, log = tmp_path / "out", StringIO()
     values = {**read_toml(tmp_path / "c.toml"), "rounds": 4, "out": str(folder)}
     work = Work(Experiment.from_dict(values), ["bytes(1)", "rounds(2)"])
-    assert follow(work, log) == 0
+    assert run_and_log(work, log) == 0
     rounds = pd.read_csv(folder / "rounds.csv")
     assert len(rounds) == 2
     lines = log.getvalue().splitlines()
@@ -199,7 +199,7 @@ def test_a_cell_that_fails_says_why_on_the_last_line_of_its_log(tmp_path, change
     (tmp_path / "c.toml").write_text(CONFIG.partition("[pareto]")[0])
     values = {**read_toml(tmp_path / "c.toml"), **changes, "out": str(tmp_path / "out")}
     log = StringIO()
-    assert follow(Work(Experiment.from_dict(values)), log) == code
+    assert run_and_log(Work(Experiment.from_dict(values)), log) == code
     last = log.getvalue().splitlines()[-1]
     assert last.startswith("error: ") and message in last
 

@@ -273,7 +273,7 @@ def test_accuracy_of_clients_is_a_result_and_shares_are_all_told_in_percent(tmp_
     assert by_label["local"][place] == f"70.0 ± {half:.1f}" and by_label["fedavg"][place] == "-"
     data = results.data.set_index("configuration")
     assert data.loc["local", "client accuracy, %"] == pytest.approx(70)
-    assert metrics.columns == ["configuration", "worst client accuracy, %", "jain", "loss"]
+    assert metrics.columns[1:] == ["worst client accuracy, %", "Jain's index", "test loss"]
     assert metrics.rows[1] == ["local", "25.0 ± 0.0", "0.950 ± 0.000", "1.500 ± 0.000"]
     assert metrics.data["worst client accuracy, %"].dropna().tolist() == [25.0]
     assert not re.search(r"\d%", " ".join(table.caption for table in page.tables))
@@ -342,7 +342,8 @@ def test_one_seed_is_told_not_dressed_up(tmp_path):
 
 FIGURES = [
     "accuracy-rounds", "accuracy-payload", "accuracy-payload-and-weights",
-    "accuracy-client-compute", "accuracy-wall-time", "pareto-payload",
+    "accuracy-client-compute", "accuracy-server-compute", "accuracy-wall-time",
+    "accuracy-CPU-time", "pareto-payload",
     "pareto-payload-and-weights", "partition-1", "accuracy-per-class", "accuracy-per-client",
 ]  # fmt: skip
 

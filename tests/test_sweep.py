@@ -20,10 +20,10 @@ from simulations.cli import main as cli
 from simulations.runs.experiment import Experiment
 from simulations.runs.lock import alone
 from simulations.runs.setup import prepare
-from simulations.studies.cells import Cell, check_others, frame
+from simulations.studies.cells import Cell, check_others, study_frame
 from simulations.studies.cost import Estimator
 from simulations.studies.processes import CellProcesses, Memory, RunningCell
-from simulations.studies.study import losses, unlike_cpus
+from simulations.studies.study import cells_that_lost_clients, unlike_cpus
 from simulations.studies.sweep import cells, read_grid, read_values, sweep_table
 from strategies import STRATEGIES
 
@@ -243,7 +243,7 @@ def test_two_writers_cannot_share_a_folder(tmp_path):
 
 def test_the_table_is_over_seeds(tmp_path):
     found = cells({}, {"codec": ["identity", "fp16"], "seed": [0, 1]})
-    rows = frame(found, tmp_path, dict.fromkeys((cell.name for cell in found), "complete"))
+    rows = study_frame(found, tmp_path, dict.fromkeys((cell.name for cell in found), "complete"))
     rows["final_accuracy"] = [0.5, 0.7, 0.9, None]
     rows.loc[3, "status"] = "failed"
     for column in ("payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down"):
@@ -269,10 +269,10 @@ def test_cells_that_lost_clients_are_named(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "summary.json").write_text(json.dumps({"dropped": 2}))
     found = [Cell(name, {"seed": seed}, Experiment()) for seed, name in enumerate("ab")]
-    rows = frame(found, tmp_path, {"a": "complete"})
-    told = losses(rows, tmp_path)
+    rows = study_frame(found, tmp_path, {"a": "complete"})
+    told = cells_that_lost_clients(rows, tmp_path)
     assert "1 of 2 cells lost clients in some round (a;" in told and f"--out {tmp_path}" in told
-    assert losses(rows[rows["cell"] == "b"], tmp_path) == ""
+    assert cells_that_lost_clients(rows[rows["cell"] == "b"], tmp_path) == ""
 
 
 def test_a_study_on_unlike_cpus_says_so_once(tmp_path):

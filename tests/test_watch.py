@@ -15,8 +15,8 @@ from simulations.studies.watch import (
     Snapshot,
     headline,
     is_over,
-    look,
     look_below,
+    read_snapshot,
     snapshot_table,
     sparkline,
 )
@@ -46,22 +46,22 @@ def test_a_half_written_folder_is_a_running_run(simulate):
     (folder / "summary.json").unlink()
     text = (folder / "rounds.csv").read_text()
     (folder / "rounds.csv").write_text(text[: text.rfind(",")])  # the last row is torn
-    seen = look(folder, "half")
+    seen = read_snapshot(folder, "half")
     assert (seen.status, seen.rounds, seen.total) == ("running", 2, 3)
     assert not is_over([seen])
     assert "2/3" in watch(folder.parent).output
     assert "2/3" in CliRunner().invoke(cli.app, ["watch", str(folder), "--once"]).output
     (folder / "rounds.csv").unlink()
-    assert look(folder, "begun").rounds == 0
+    assert read_snapshot(folder, "begun").rounds == 0
     assert watch(folder).exit_code == 0
 
 
 def test_a_run_that_was_stopped_and_goes_on_is_running(simulate):
     folder = simulate(rounds=1).folder
-    assert look(folder, "run").status == "complete"
+    assert read_snapshot(folder, "run").status == "complete"
     later = time.time() + 5
     os.utime(folder / "rounds.csv", (later, later))
-    assert look(folder, "run").status == "running"
+    assert read_snapshot(folder, "run").status == "running"
 
 
 def test_a_sweep_shows_cells_that_have_not_begun(simulate):

@@ -54,7 +54,7 @@ def list_(category: Annotated[str | None, CATEGORY] = None) -> None:
 
 
 def _category(text: str) -> str:
-    """Find a category by its name or, as a user may well say, by its key."""
+    """Find a category by its name or by its key."""
     from fl_split.specs import unknown
 
     by_key = {**{key: name for name, key in KEYS.items()}, "key": "keys"}

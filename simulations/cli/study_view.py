@@ -53,7 +53,7 @@ def run_study(
             rows = _run(processes, found, folder)
             shown = conclude(rows, folder)
     out.print(shown)
-    if lost := study.losses(rows, folder):
+    if lost := study.cells_that_lost_clients(rows, folder):
         err.print(lost, markup=False, highlight=False, soft_wrap=True)
     if mixed := study.unlike_cpus(found, folder):
         err.print(f"warning: {mixed}", markup=False, highlight=False, soft_wrap=True)
@@ -86,7 +86,7 @@ def _run(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.Da
     return rows
 
 
-def _show(live: Live, seen: study.Look) -> None:
+def _show(live: Live, seen: study.StudyState) -> None:
     """Show all cells in one view; without a terminal print a line for each new status."""
     if out.is_terminal:
         left = seen.seconds_left

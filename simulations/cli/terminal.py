@@ -1,4 +1,4 @@
-"""What all commands share: errors at the door, progress, and what is said when a run stops."""
+"""Shared by all commands: errors of input, progress, and the message when a run stops."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
 
 
 def explain(experiments: Sequence[Experiment]) -> None:
-    """Say what must be known before a run: what nobody holds, and what accuracy means."""
+    """Warn of samples that nobody holds, and say what guessing the commonest class would give."""
     from simulations.runs.setup import unheld
 
     for text in dict.fromkeys(
@@ -157,15 +157,15 @@ def _label(experiment: Experiment) -> str:
 
 
 def _show(
-    progress: Progress, task: TaskID, news: News, row: dict[str, Any], report: RoundResult
+    progress: Progress, task: TaskID, news: News, row: dict[str, Any], result: RoundResult
 ) -> None:
     """Show a finished round: on the bar, or without a terminal as a line now and then."""
-    from simulations.runs.news import losses
+    from simulations.runs.news import dropped_clients
 
     latest = news.of_round(row)
     progress.update(task, advance=1, news=latest)
     lines = [] if out.is_terminal else news.line(row, latest)
-    for line in (*losses(report), *lines):
+    for line in (*dropped_clients(result), *lines):
         out.print(line, markup=False, highlight=False)
 
 
@@ -202,7 +202,7 @@ def of(name: str) -> Iterator[None]:
 
 @contextmanager
 def ends(folder: Path, runs: Collection[Path]) -> Iterator[None]:
-    """Say what became of a run that did not reach its end, and how to go on."""
+    """Say why a run did not reach its end, and how to go on."""
     from simulations.runs.run import STOPS, Stop
 
     try:
@@ -227,7 +227,7 @@ def quiet() -> Iterator[None]:
 
 
 def _load() -> None:
-    """Import what takes seconds, torch and data set libraries; say so to who waits for it."""
+    """Import torch and data set libraries, which takes seconds; tell the user meanwhile."""
     if "simulations.runs.experiment" in sys.modules:
         return
     with err.status("loading ...") if err.is_terminal else nullcontext():

@@ -1,1 +1,1 @@
-"""Data: where images come from, who holds which of them."""
+"""Data: where images come from, and which client holds which of them."""

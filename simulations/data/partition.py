@@ -1,4 +1,4 @@
-"""Partitions: who holds which samples, by the partitioners of flwr-datasets."""
+"""Partitions: which client holds which samples, by the partitioners of flwr-datasets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _distribution(
     preassigned_num_samples_per_label: int,
     rescale: bool = True,
 ) -> Partitioner:
-    """Give each client the classes that a table (classes x clients) says, by share."""
+    """Give each client its share of each class, from a table (classes x clients)."""
     return flower.DistributionPartitioner(
         np.asarray(distribution_array),
         num_partitions,
@@ -74,7 +74,7 @@ class PartitionError(ValueError):
 
 @dataclass(frozen=True)
 class Unheld:
-    """What a partition leaves to nobody.
+    """Samples and classes that no client holds.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class Unheld:
     classes: list[str]
 
     def __str__(self) -> str:
-        """Say it in a sentence; say nothing if there is nothing to say."""
+        """Return one sentence; an empty text if every sample and class has an owner."""
         parts = []
         if self.samples:
             parts.append(f"nobody holds {self.samples:,} of the training images")
@@ -142,7 +142,7 @@ def split(
 def unheld(
     partitions: Sequence[NDArray[np.int64]], labels: NDArray[np.int64], names: Sequence[str]
 ) -> Unheld:
-    """Count what `partitions`, before anything is held out of them, leave to nobody.
+    """Count samples and classes in no partition; call it before samples are held out.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def _check_columns(spec: str, columns: list[str]) -> None:
 
 
 def _first_sentence(error: Exception) -> str:
-    """Take what a partitioner says at first; what follows may be a page of numbers."""
+    """Return the first sentence of a partitioner's error; a page of numbers may follow it."""
     return " ".join(str(error).split()).partition(". ")[0]
 
 

@@ -1,8 +1,8 @@
-"""Skews: what makes clients' training data differ beside who holds which samples.
+"""Skews: changes to clients' images and labels that make their training data differ.
 
 Feature skew and label noise as in NIID-Bench (Li et al., ICDE 2022, sections 4.2 and 4.3),
-as far as said below. The test split stays as it is. Every choice depends on seed, skew
-and client alone.
+except where a class says otherwise. The test split stays as it is. Every choice depends on
+seed, skew and client alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 @plain(frozen=True)
 class Owner:
-    """Client `number` of `clients`, and its own randomness."""
+    """A client that owns data: its number among `clients`, and a random generator of its own."""
 
     number: int
     clients: int

@@ -191,7 +191,7 @@ def _open(
 
 
 def _some(split: datasets.Dataset, rows: int, key: str) -> datasets.Dataset:
-    """Take so many rows, evenly spaced: of data in order of class as many of each."""
+    """Return `rows` rows, evenly spaced: data sorted by class keep their class balance."""
     if rows > len(split):
         raise DataError(f"{key}={rows}, but there are {len(split)}")
     return split.select(np.arange(rows) * len(split) // rows) if rows else split

@@ -1,4 +1,4 @@
-"""Who holds how much of what: partitions in numbers, before anything is trained.
+"""Partitions in numbers: how many samples of which class each client holds.
 
 Skew is measured against the labels of all clients together. Entropy is that of a client's
 labels, in bits: 0 for one class, log2(C) for C classes alike. The distance is Jensen and

@@ -23,10 +23,9 @@ def answer_together(
 ) -> list[Message]:
     """Answer messages to different clients, each as :func:`answer` would, to the bit.
 
-    Heads of several clients run as one where that is faster; whatever goes wrong then is tried
-    again alone. Messages that are left when half of the time for one is over, or from a second
-    one to the same client on, are not answered: replies that are there should not wait behind
-    a client that hangs.
+    Heads of several clients run as one where that is faster; a client that fails there is tried
+    again alone. Messages stay unanswered once half of the timeout is over, and from the second
+    message to one client on: finished replies must not wait for a client that hangs.
     """
     began = time.monotonic()
     replies: dict[int, Message] = {}
@@ -81,7 +80,7 @@ def _compute(
     answering: Sequence[Answering],
     timeout: float,
 ) -> None:
-    """Compute ahead what can be computed together; each has its share of the CPU time."""
+    """Compute together what can be; each client is charged its share of the CPU time."""
     try:
         stacks = list(find(answering))
     except Exception:

@@ -1,4 +1,4 @@
-"""What the engines of our own share: a Flower grid over virtual clients that stay live."""
+"""Base of our own engines: a Flower grid over virtual clients that stay in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIRST_NODE = 2
 
 
 class EngineError(ValueError):
-    """Workers that cannot be had, and why."""
+    """Workers that cannot be started, and why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"engine: {reason}")
@@ -123,7 +123,7 @@ def contexts(worker: Worker, clients: int) -> dict[int, ResidentContext]:
 
 
 def answer(app: ClientApp, message: Message, context: ResidentContext, timeout: float) -> Message:
-    """Let a client handle a message; whatever it does must not end the run."""
+    """Let a client handle a message; its errors become a reply, and never end the run."""
     try:
         with deadline(timeout):
             return app(message, context)

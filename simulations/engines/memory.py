@@ -1,4 +1,4 @@
-"""Memory: how processes that train give it back to the system (late), and what there is."""
+"""Memory: what processes keep between steps, what they occupy, and what is free."""
 
 from __future__ import annotations
 

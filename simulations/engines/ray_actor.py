@@ -1,4 +1,4 @@
-"""A Ray actor that hosts clients, and the driver's link to it, which survives its death.
+"""A Ray actor that hosts clients, and the driver's link to it, which restarts the actor.
 
 The link keeps, for each client, the state it last reported and the messages answered
 since: a restarted actor gets both and is where its predecessor was, bit for bit.
@@ -64,7 +64,7 @@ class ClientActor:
         """Answer pairs of a message and whether to report the client's state after it.
 
         A client between two rounds, or one that failed, reports its state in any case.
-        Not all may be answered, if a client hangs; those that are come first.
+        If a client hangs, only the first messages are answered.
         """
         asked = messages.from_wire(parts)
         found = [(message, self._contexts[message.metadata.dst_node_id]) for message, _ in asked]
@@ -87,11 +87,11 @@ class ClientActor:
 
 @dataclass
 class ActorLink:
-    """The way to one actor, and all it takes to bring it back.
+    """The connection to one actor, and all that is needed to restart the actor.
 
     Normally messages are sent as they come. When a call fails, the actor is restarted and
-    opened with what is known of its clients; the messages that were on their way go again
-    one by one, so that a deadly one shows; then those that came meanwhile.
+    opened with the known states of its clients. The messages under way are sent again one by
+    one, so that a message that kills the actor is found; later messages follow.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ class ActorLink:
             self.states[node] = messages.own(state)
 
     def _fail(self, kind: str, bundle: list[Message], error: Exception) -> list[Message]:
-        """Once all calls of a dead actor have come back, revive it; give up what kills it."""
+        """Restart a dead actor once all its calls have returned; give up messages that kill it."""
         replies = []
         if kind == "answer" and self.is_careful and len(bundle) == 1 and not self.sent:
             name = bundle[0].metadata.message_id
@@ -204,7 +204,7 @@ class ActorLink:
         return replies
 
     def _revive(self) -> None:
-        """Wait until Ray has restarted the actor; only a harmless call may be retried for ever."""
+        """Wait until Ray has restarted the actor; the waiting call has no effect and may repeat."""
         call = self.actor.cpu_seconds.options(max_task_retries=-1).remote()
         self._send("ping", [], call)
 

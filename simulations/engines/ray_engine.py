@@ -1,4 +1,4 @@
-"""The Ray engine: every virtual client lives in one actor, which may die without a trace."""
+"""The Ray engine: each virtual client lives in one actor; a killed actor changes no result."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class RayGrid(LocalGrid):
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
 
     def wake(self) -> None:
-        """Let a blocking pull return; for another thread that has news for the caller."""
+        """Make a blocking pull return; called by other threads that have a result."""
         self._done.put(None)
 
     def states(self) -> dict[int, RecordDict] | None:
@@ -109,7 +109,7 @@ class RayGrid(LocalGrid):
     def cpu_seconds(self) -> float:
         """CPU time of this process and of all actors, not of Ray's own processes.
 
-        An actor that does not say at once (it hangs, it is being restarted) counts as it last did.
+        An actor that does not answer at once (hangs, restarts) counts with its last number.
         """
         calls = [link.actor.cpu_seconds.remote() for link in self._links]
         ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=PROMPT)

@@ -1,11 +1,5 @@
 """Finished runs, for people: the table and plot of `compare`, and pages from folders of runs."""
 
-from simulations.report.comparison import (
-    BYTES_SENT,
-    CLIENT,
-    comparison,
-    comparison_plot,
-    comparison_table,
-)
+from simulations.report.comparison import CLIENT, comparison, comparison_plot, comparison_table
 
-__all__ = ["BYTES_SENT", "CLIENT", "comparison", "comparison_plot", "comparison_table"]
+__all__ = ["CLIENT", "comparison", "comparison_plot", "comparison_table"]

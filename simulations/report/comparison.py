@@ -10,13 +10,11 @@ import pandas as pd
 from rich.table import Table
 
 from simulations.report.text_table import text_table
-from simulations.runs.metrics import PAYLOAD, WEIGHTS
+from simulations.runs.metrics import PAYLOAD, SENT, WEIGHTS, sums
 from simulations.runs.results import ROUNDS
 
-BYTES_SENT = [*PAYLOAD, *WEIGHTS]
-
 CLIENT = " Client: mean of clients, each on its own held-out samples, after the last round."
-"""What a column of that name holds, in a caption."""
+"""Explains the column `client` in a caption."""
 
 
 def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
@@ -36,10 +34,7 @@ def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
                 "best_accuracy": summary["best_accuracy"],
                 "client_accuracy": summary.get("client_accuracy"),
                 "ratio": summary["ratio"],
-                **{key: summary[key] for key in BYTES_SENT},
-                "client_steps": summary["client_steps"],
-                "cpu_seconds": summary["cpu_seconds"],
-                "wall_seconds": summary["wall_seconds"],
+                **sums(summary),
             }
         )
     return pd.DataFrame(rows)
@@ -53,9 +48,9 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
         [
             row["run"],
             *(_number(row[key], 100, 1) for key in columns),
-            _number(row["payload_bytes_up"] + row["payload_bytes_down"], 1e-6, 1),
+            _number(sum(row[key] for key in PAYLOAD), 1e-6, 1),
             _number(row["ratio"], 1, 3),
-            _number(row["head_bytes_up"] + row["head_bytes_down"], 1e-6, 1),
+            _number(sum(row[key] for key in WEIGHTS), 1e-6, 1),
             _number(row["client_steps"], 1, 0),
             _number(row["cpu_seconds"], 1, 0),
         ]
@@ -82,7 +77,7 @@ def comparison_plot(folders: Mapping[str, Path], path: Path) -> None:
     axes = figure.subplots(1, 3, sharey=True)
     for name, folder in folders.items():
         rounds = pd.read_csv(folder / ROUNDS)
-        sent = rounds[BYTES_SENT].sum(axis=1).cumsum() / 1e6
+        sent = rounds[[*SENT]].sum(axis=1).cumsum() / 1e6
         for axis, x in zip(
             axes, (rounds["round"], sent, rounds["client_steps"].cumsum()), strict=True
         ):

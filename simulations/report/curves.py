@@ -17,15 +17,15 @@ from simulations.report.figures import (
     drawn,
     grid,
     legend_columns,
-    look,
     marks,
     named,
+    our_style,
     panels,
 )
 from simulations.report.labels import families, listed
-from simulations.report.runs import Collection, Configuration
+from simulations.report.runs import Configuration, RunCollection
 from simulations.report.statistics import non_dominated
-from simulations.runs.metrics import PAYLOAD, WEIGHTS
+from simulations.runs.metrics import PAYLOAD, SENT, SHOWN, Metric
 
 ACCURACY = "test accuracy, %"
 MOST_POINTS = 80
@@ -33,38 +33,49 @@ MOST_POINTS = 80
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Something spent in every round: columns of rounds.csv, added up."""
+class CostAxis:
+    """The axis of a figure: metrics that add up, together, in a unit for people."""
 
     name: str
     axis: str
     columns: tuple[str, ...]
-    unit: float = 1.0
+    factor: float
+
+    @classmethod
+    def of(cls, metric: Metric) -> CostAxis:
+        """Make the axis of one metric."""
+        return cls(metric.title, metric.heading, (metric.name,), metric.factor)
 
     def spent(self, rounds: pd.DataFrame) -> pd.Series[float]:
         """Return the cost so far, after every round; nan if it was not recorded."""
         known = rounds.reindex(columns=list(self.columns)).astype(float)
-        return known.sum(axis=1, skipna=False).cumsum() / self.unit
+        return self.factor * known.sum(axis=1, skipna=False).cumsum()
 
 
-COSTS = (
-    Cost("payload", "payload sent, both ways, MB", PAYLOAD, 1e6),
-    Cost("payload and weights", "payload and weights sent, both ways, MB", PAYLOAD + WEIGHTS, 1e6),
-    Cost("client compute", "client compute, GFLOP", ("client_flops",), 1e9),
-    Cost("wall time", "wall time, s", ("wall_seconds",)),
+MB = SHOWN["bytes"][1]
+BOTH_WAYS = (
+    CostAxis("payload", "payload sent, both ways, MB", PAYLOAD, MB),
+    CostAxis("payload and weights", "payload and weights sent, both ways, MB", SENT, MB),
 )
 
 
-def figures(collection: Collection) -> list[Drawing]:
+def cost_axes(collection: RunCollection) -> list[CostAxis]:
+    """Return the axes for all costs that the runs declare; bytes of both directions are one."""
+    known = collection.metrics.values()
+    costs = [one for one in known if one.adds_up and one.is_cost and one.name not in SENT]
+    return [*BOTH_WAYS, *map(CostAxis.of, costs)]
+
+
+def figures(collection: RunCollection) -> list[Drawing]:
     """All curves, then the fronts."""
     found = panels(collection.configurations)
-    curves = [_rounds(found), *(_curves(found, cost) for cost in COSTS)]
+    curves = [_rounds(found), *(_curves(found, cost) for cost in cost_axes(collection))]
     whole = _by_family(panels(collection.configurations, most=len(collection.configurations)))
-    fronts = [_front(whole, cost) for cost in COSTS[:2]]  # points do not hide each other
+    fronts = [_front(whole, cost) for cost in BOTH_WAYS]  # points do not hide each other
     return [drawing for drawing in (*curves, *fronts) if drawing]
 
 
-def curve(one: Configuration, cost: Cost | None) -> pd.DataFrame:
+def curve(one: Configuration, cost: CostAxis | None) -> pd.DataFrame:
     """Mean, least and greatest accuracy over seeds after each round that all of them reached."""
     runs = [run.rounds for run in one.runs]
     length = min(len(rounds) for rounds in runs)
@@ -83,7 +94,7 @@ def _rounds(found: list[Panel]) -> Drawing | None:
     return _draw(found, "rounds", "round", lambda one: curve(one, None))
 
 
-def _curves(found: list[Panel], cost: Cost) -> Drawing | None:
+def _curves(found: list[Panel], cost: CostAxis) -> Drawing | None:
     def points(one: Configuration) -> pd.DataFrame:
         frame = curve(one, cost)
         return frame[frame[cost.axis] > 0]  # fedavg sends no payload: no curve
@@ -97,7 +108,7 @@ def _draw(
     data = []
     numbers = numbered(found)
     file = "accuracy-" + name.replace(" ", "-")
-    with look(file):
+    with our_style(file):
         figure, axes = grid(found, x, ACCURACY)
         for axis, panel in zip(axes, found, strict=True):
             for label, one in panel.lines:
@@ -125,11 +136,11 @@ def _by_family(found: list[Panel]) -> list[Panel]:
     return [replace(panel, lines=[(names[k], one) for k, one in panel.lines]) for panel in found]
 
 
-def _front(found: list[Panel], cost: Cost) -> Drawing | None:
+def _front(found: list[Panel], cost: CostAxis) -> Drawing | None:
     data = []
     numbers = numbered(found)
     file = "pareto-" + cost.name.replace(" ", "-")
-    with look(file):
+    with our_style(file):
         figure, axes = grid(found, cost.axis, ACCURACY)
         for axis, panel in zip(axes, found, strict=True):
             frame = _ends_of(panel.lines, cost)
@@ -162,7 +173,7 @@ def _front(found: list[Panel], cost: Cost) -> Drawing | None:
         )  # fmt: skip
 
 
-def _ends_of(lines: Sequence[tuple[str, Configuration]], cost: Cost) -> pd.DataFrame:
+def _ends_of(lines: Sequence[tuple[str, Configuration]], cost: CostAxis) -> pd.DataFrame:
     rows = []
     for label, one in lines:
         final = 100 * np.array(one.values("final_accuracy"))

@@ -1,4 +1,4 @@
-"""How samples and accuracy are spread: over clients and over classes."""
+"""Figures of how samples and accuracy are distributed over clients and classes."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simulations.report.figures import INK, Drawing, drawn, look, named
+from simulations.report.figures import INK, Drawing, drawn, named, our_style
 from simulations.report.labels import listed
-from simulations.report.runs import Collection, Configuration, FinishedRun
+from simulations.report.runs import Configuration, FinishedRun, RunCollection
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
 """Samples by client and class; accuracy by round and class; accuracy by round and client."""
 
 MOST_NAMES = 80
-"""Of rows or columns that are all named."""
+"""Most rows or columns that a heat map still names one by one."""
 
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9}
 
 
-def figures(collection: Collection) -> list[Drawing]:
+def figures(collection: RunCollection) -> list[Drawing]:
     """Draw what the runs have recorded, if anything."""
     found = [*_partitions(collection), _classes(collection), _clients(collection)]
     return [drawing for drawing in found if drawing]
 
 
-def _partitions(collection: Collection) -> list[Drawing]:
+def _partitions(collection: RunCollection) -> list[Drawing]:
     """One heat map for each way to share out the data, of its first seed."""
     by_task: dict[str, FinishedRun] = {}
     for one in collection.configurations:
         for run in one.runs:
-            if one.task not in by_task and run.table(PARTITION) is not None:
+            if one.task not in by_task and run.read_table(PARTITION) is not None:
                 by_task[one.task] = run
     maps = []
     for number, (task, run) in enumerate(by_task.items(), start=1):
-        frame = run.table(PARTITION)
+        frame = run.read_table(PARTITION)
         assert frame is not None
         held = frame.pivot_table(
             index="class", columns="client", values="samples", aggfunc="sum", fill_value=0
@@ -58,7 +58,7 @@ def _partitions(collection: Collection) -> list[Drawing]:
     return maps
 
 
-def _classes(collection: Collection) -> Drawing | None:
+def _classes(collection: RunCollection) -> Drawing | None:
     """Heat map of configurations and classes: accuracy after the last round, mean over seeds."""
     parts = [
         frame for one in collection.configurations if (frame := _last(one, CLASSES)) is not None
@@ -85,7 +85,7 @@ def _classes(collection: Collection) -> Drawing | None:
     )  # fmt: skip
 
 
-def _clients(collection: Collection) -> Drawing | None:
+def _clients(collection: RunCollection) -> Drawing | None:
     """Boxes of the clients' accuracies after the last round, all seeds together."""
     rows = []
     for one in collection.configurations:
@@ -102,7 +102,7 @@ def _clients(collection: Collection) -> Drawing | None:
 
 def _boxes(data: pd.DataFrame) -> Drawing:
     name = "accuracy-per-client"
-    with look(name):
+    with our_style(name):
         names = named(data["configuration"], 44)
         width = 4.8 if max(map(len, names)) < 30 else 7.0
         height = 0.8 + _height(names)
@@ -139,7 +139,7 @@ def _last(one: Configuration, file: str) -> pd.DataFrame | None:
     """Rows of the last round that was measured, of all seeds."""
     frames = []
     for run in one.runs:
-        frame = run.table(file)
+        frame = run.read_table(file)
         if frame is not None:
             last = frame[frame["round"] == frame["round"].max()]
             frames.append(last.assign(configuration=one.label, seed=run.seed))
@@ -155,7 +155,7 @@ def _heat_map(
     axes: Sequence[str],
     data: pd.DataFrame,
 ) -> Drawing:
-    with look(name):
+    with our_style(name):
         names = named(map(str, table.index), 44)
         height = 1.1 + min(14.0, _height(names))
         width = 4.8 if max(map(len, names)) < 30 else 7.0

@@ -1,4 +1,4 @@
-"""How figures look, and what a finished one is: SVG text beside the numbers it draws."""
+"""The style of figures; a finished figure is SVG text and the numbers that it draws."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Drawing:
     name : str
         For file names.
     alt : str
-        What one who cannot see it should know.
+        Description for readers who cannot see the figure.
     inline, file : str
         SVG in the colours of the page around it, and on white, for a file.
     data : DataFrame
@@ -84,12 +84,12 @@ class Drawing:
 
     @property
     def is_wide(self) -> bool:
-        """It needs more than a column."""
+        """Whether the figure needs more than one column of the page."""
         return self.width > 6
 
 
 @contextmanager
-def look(name: str) -> Iterator[None]:
+def our_style(name: str) -> Iterator[None]:
     """Draw in our style, whatever the user's is; ids within the SVG depend on `name` only."""
     with style.context(["default", {**LOOK, "svg.hashsalt": name}]):
         yield
@@ -98,7 +98,7 @@ def look(name: str) -> Iterator[None]:
 def drawn(
     figure: Figure, name: str, title: str, caption: str, alt: str, data: pd.DataFrame
 ) -> Drawing:
-    """Turn a figure into text; call it within :func:`look`."""
+    """Turn a figure into text; call it within :func:`our_style`."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing)
@@ -117,7 +117,7 @@ def drawn(
 
 @dataclass(frozen=True)
 class Panel:
-    """Some configurations under a title, each with what the title leaves unsaid."""
+    """Some configurations in one plot; a line is named by what the title leaves out."""
 
     split: tuple[str, ...]
     lines: Sequence[tuple[str, Configuration]]
@@ -192,7 +192,7 @@ def named(labels: Iterable[str], width: int = 58) -> list[str]:
 
 
 def legend_columns(width: float, names: Iterable[str]) -> int:
-    """How many names fit beside each other in a figure of so many inches."""
+    """Return how many names fit beside each other in a figure `width` inches wide."""
     longest = max(len(line) for name in names for line in name.split("\n"))
     return max(1, int(width / (0.6 + 0.07 * longest)))
 

@@ -11,10 +11,10 @@ from fl_split.specs import shortened
 from simulations.runs.experiment import SPEC_TABLES, Experiment
 
 TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
-"""Keys that say what is to be learnt, and by whom; the others say how."""
+"""Keys that describe the task (data and clients); all other keys describe the method."""
 
 NOTHING = ("downlink=identity", "budget=none", "skew=none", "aggregation=fedavg", "holdout=0.0")
-"""What is not worth saying beside anything else."""
+"""Settings that a label names only if it has nothing else to name."""
 
 SELF_EVIDENT = ("strategy", "codec", "partition", "dataset", "model")
 """Keys whose value is clear without the key; labels and names of folders begin with them."""
@@ -33,7 +33,7 @@ def ordered(keys: Iterable[str]) -> list[str]:
 
 
 def joined(differing: Mapping[str, str], keys: Iterable[str]) -> str:
-    """Join the texts of `keys`; what says that there is nothing is only said if alone."""
+    """Join the texts of `keys`; leave out texts in NOTHING, unless there are no others."""
     texts = [differing[key] for key in keys]
     told = [text for text in texts if text not in NOTHING]
     return ", ".join(told or texts)
@@ -46,12 +46,15 @@ def listed(texts: Sequence[str]) -> str:
 
 
 def span(ordered: Sequence[str]) -> str:
-    """From the first to the last, or the one that both are."""
+    """Return ``first to last``, or one text if both are equal."""
     return " to ".join(dict.fromkeys([ordered[0], ordered[-1]]))
 
 
 def families(labels: Iterable[str]) -> dict[str, str]:
-    """Name for each label those that differ from it in numbers only: `adc(ratio=0.05 to 0.2)`."""
+    """Map each label to the name of its family, whose labels differ in numbers only.
+
+    `adc(ratio=0.05)` and `adc(ratio=0.2)` are of the family `adc(ratio=0.05 to 0.2)`.
+    """
     alike: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for label in labels:
         parts = NUMBER.split(label)  # words, and the numbers between them

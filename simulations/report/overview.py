@@ -1,4 +1,4 @@
-"""A study of several tasks at one glance: what every method reaches on each of them."""
+"""Overview of a study with several tasks: the accuracy of every method on each task."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from simulations.report.curves import ACCURACY, label_lines, numbered
-from simulations.report.figures import Drawing, Panel, drawn, grid, look, marks
+from simulations.report.figures import Drawing, Panel, drawn, grid, marks, our_style
 from simulations.report.labels import TASK, joined, listed
-from simulations.report.runs import Collection, Configuration
+from simulations.report.runs import Configuration, RunCollection
 from simulations.report.statistics import interval
 from simulations.report.tables import WITHIN, ReportTable, with_interval
 
@@ -23,8 +23,8 @@ LONG = 24
 NUMBERED = "task, in the order of the overview"
 
 
-def overview_table(collection: Collection) -> ReportTable | None:
-    """Final accuracy, methods by tasks; None if there is one of either."""
+def overview_table(collection: RunCollection) -> ReportTable | None:
+    """Return final accuracy, methods by tasks; None with one method or one task."""
     cells, tasks = _cells(collection), _tasks(collection)
     if len(tasks) < 2 or len(cells) < 2:
         return None
@@ -43,7 +43,7 @@ def overview_table(collection: Collection) -> ReportTable | None:
     )
 
 
-def overview_figure(collection: Collection) -> Drawing | None:
+def overview_figure(collection: RunCollection) -> Drawing | None:
     """Draw final accuracy against the task: a panel for each first part of a method."""
     tasks = _tasks(collection)
     if len(tasks) < 2 or len(_cells(collection)) < 2:
@@ -51,7 +51,7 @@ def overview_figure(collection: Collection) -> Drawing | None:
     found = _panels(collection)
     numbers, data = numbered(found), []
     ticks, axis_name = _ticks(tasks)
-    with look(NAME):
+    with our_style(NAME):
         drawing, axes = grid(found, axis_name, ACCURACY)
         for axis, panel in zip(axes, found, strict=True):
             for label in dict.fromkeys(label for label, _ in panel.lines):
@@ -72,14 +72,14 @@ def overview_figure(collection: Collection) -> Drawing | None:
         return drawn(drawing, NAME, "Accuracy by task", caption, alt, points)
 
 
-def _tasks(collection: Collection) -> list[str]:
+def _tasks(collection: RunCollection) -> list[str]:
     """Tasks, if methods differ too."""
     if all(key in TASK for key in collection.configurations[0].told):
         return []
     return list(dict.fromkeys(one.task for one in collection.configurations))
 
 
-def _cells(collection: Collection) -> dict[str, dict[str, Configuration]]:
+def _cells(collection: RunCollection) -> dict[str, dict[str, Configuration]]:
     """Configurations by method and task."""
     found: dict[str, dict[str, Configuration]] = {}
     for one in collection.configurations:
@@ -91,7 +91,7 @@ def _finals(one: Configuration | None) -> list[float]:
     return one.values("final_accuracy") if one else []
 
 
-def _panels(collection: Collection) -> list[Panel]:
+def _panels(collection: RunCollection) -> list[Panel]:
     keys = [key for key in collection.configurations[0].told if key not in TASK]
     split, rest = (keys[:1], keys[1:]) if len(keys) > 1 else ([], keys)
     found: dict[str, list[tuple[str, Configuration]]] = {}

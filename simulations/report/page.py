@@ -17,13 +17,13 @@ from markupsafe import Markup
 from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
-from simulations.report.runs import Collection, collect
+from simulations.report.runs import RunCollection, collect
 from simulations.report.text_table import shortened_apart
 from simulations.runs.provenance import unlike
 from simulations.runs.results import write_whole
 
 FIRST = "the first method; choose another with --baseline"
-"""Why a baseline is one that nobody asked for."""
+"""Said of a baseline that the user did not choose."""
 
 OURS = "simulated with fl-split; every byte counted"
 """What every page says of itself."""
@@ -39,19 +39,19 @@ FORMS = {".html": "html", ".htm": "html", ".md": "md"}
 class Page:
     """All that a report shows, ready to be laid out."""
 
-    collection: Collection
+    collection: RunCollection
     facts: Mapping[str, str]
     tables: Sequence[tables.ReportTable]
     drawings: Sequence[Drawing]
 
     @cached_property
     def whole_labels(self) -> dict[str, str]:
-        """What to show where there is room, by label."""
+        """Longest text of each configuration, by label."""
         return {one.label: one.whole_label for one in self.collection.configurations}
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What tables show, by label: cut in the middle if all still differ."""
+        """Text of each configuration in tables, by label; cut if all texts still differ."""
         labels = list(self.whole_labels)
         return dict(zip(labels, shortened_apart(labels, LONGEST), strict=True))
 
@@ -66,7 +66,7 @@ class Page:
 def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
     """Read all runs below `folders` and work out what is to be shown.
 
-    `baseline` names whom to compare with, as `Collection.baselines` says.
+    `baseline` names whom to compare with, as `RunCollection.baselines` says.
 
     Raises
     ------
@@ -76,14 +76,14 @@ def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
     collection = collect(folders)
     against = collection.baselines(baseline)
     remark = FIRST if baseline is None else ""
-    differences = tables.differences(collection, against, remark)
+    differences = tables.differences_table(collection, against, remark)
     found = (
         overview.overview_table(collection),
-        tables.results(collection),
+        tables.results_table(collection),
         differences,
-        tables.metrics(collection),
+        tables.metrics_table(collection),
     )
-    shown = [table for table in (*found, tables.runs(collection)) if table]
+    shown = [table for table in (*found, tables.runs_table(collection)) if table]
     first = overview.overview_figure(collection)
     drawings = [*([first] if first else []), *curves.figures(collection)]
     drawings += distributions.figures(collection)
@@ -154,11 +154,11 @@ def attachments(page: Page) -> dict[str, str]:
 
 
 def numbers(data: pd.DataFrame) -> str:
-    """Return a table as CSV; what reads it back gets the same numbers."""
+    """Return a table as CSV that reads back to the same numbers."""
     return data.to_csv(index=False, lineterminator="\n")
 
 
-def _facts(collection: Collection, baseline: str) -> dict[str, str]:
+def _facts(collection: RunCollection, baseline: str) -> dict[str, str]:
     """What was run, by heading."""
     runs = collection.runs
     seeds = sorted({run.seed for run in runs})
@@ -193,7 +193,7 @@ def _facts(collection: Collection, baseline: str) -> dict[str, str]:
 
 
 def _spread(shares: Sequence[float | None]) -> str:
-    """Least to largest, in %, of those that are known."""
+    """Return the least and the largest known value, in %."""
     known = [f"{100 * share:.1f}" for share in sorted({s for s in shares if s is not None})]
     return f"{span(known)} % right" if known else ""
 

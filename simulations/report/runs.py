@@ -15,6 +15,7 @@ import pandas as pd
 from simulations.report.labels import TASK, joined, ordered, part
 from simulations.runs.checkpoint import FREE
 from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.metrics import Metric, declared
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 
 LONG = 60
@@ -53,7 +54,7 @@ class FinishedRun:
         value = self.summary.get(key)
         return float("nan") if value is None else float(value)
 
-    def table(self, file: str) -> pd.DataFrame | None:
+    def read_table(self, file: str) -> pd.DataFrame | None:
         """Read another table of the run, if it is there and has rows."""
         frame = _csv(self.folder / file)
         return None if frame is None or frame.empty else frame
@@ -68,7 +69,7 @@ class Configuration:
     differing : Mapping[str, str]
         Key to short text, for the keys in which the configurations of the report differ.
     told : tuple[str, ...]
-        Those of these keys that labels name: all, unless labels would become long.
+        The keys that labels name: all of `differing`, or fewer if labels would become long.
     """
 
     differing: Mapping[str, str]
@@ -77,22 +78,22 @@ class Configuration:
 
     @property
     def label(self) -> str:
-        """What tells this configuration from the others."""
+        """Short text that no other configuration of the report has."""
         return joined(self.differing, self.told)
 
     @property
     def whole_label(self) -> str:
-        """All in which it differs from any of the others."""
+        """All keys in which this configuration differs from any other."""
         return joined(self.differing, self.differing)
 
     @property
     def task(self) -> str:
-        """The part of the label that says what was to be learnt, by whom."""
+        """The part of the label that describes the task."""
         return joined(self.differing, [key for key in self.differing if key in TASK])
 
     @property
     def method(self) -> str:
-        """The part of the label that says how."""
+        """The part of the label that describes the method."""
         keys = [key for key in self.told if key not in TASK]
         return joined(self.differing, keys) or self.label
 
@@ -106,7 +107,7 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class Collection:
+class RunCollection:
     """All runs of a report, grouped; `common` are the keys in which none differs."""
 
     configurations: tuple[Configuration, ...]
@@ -117,6 +118,14 @@ class Collection:
     def runs(self) -> list[FinishedRun]:
         """All runs that count."""
         return [run for one in self.configurations for run in one.runs]
+
+    @cached_property
+    def metrics(self) -> dict[str, Metric]:
+        """All metrics that the runs declare, by name."""
+        found: dict[str, Metric] = {}
+        for run in self.runs:
+            found |= declared(run.summary)
+        return found
 
     @property
     def keys(self) -> list[str]:
@@ -166,7 +175,7 @@ class Collection:
         return found
 
 
-def collect(folders: Iterable[Path]) -> Collection:
+def collect(folders: Iterable[Path]) -> RunCollection:
     """Find all runs in and below `folders`, and group them.
 
     Raises
@@ -193,7 +202,7 @@ def collect(folders: Iterable[Path]) -> Collection:
     configurations.sort(key=_rank)
     common = {key: whole[0].settings.get(key) for key in keys if key not in differing}
     left_out = tuple(run for run in runs if run.flaw)
-    return Collection(tuple(configurations), left_out, common)
+    return RunCollection(tuple(configurations), left_out, common)
 
 
 def _find(folder: Path) -> list[FinishedRun]:
@@ -258,7 +267,7 @@ def _configuration(
 
 
 def _told(configurations: list[Configuration]) -> tuple[str, ...]:
-    """Choose what labels name; long ones leave out keys that tell none from another."""
+    """Choose the keys that labels name; long labels drop keys that distinguish no two runs."""
     told = configurations[0].told
     for key in [key for key in reversed(told) if key not in TASK]:
         labels = [joined(one.differing, told) for one in configurations]

@@ -1,4 +1,4 @@
-"""What can be said from a few seeds: intervals, paired tests, and who is dominated."""
+"""Statistics of a few seeds: intervals, paired tests, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Difference:
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
     """Compare two configurations over the seeds that both have, `values` minus `baseline`.
 
-    A value that is missing (nan) is as good as no seed.
+    A seed whose value is missing (nan) is left out.
     """
     common = sorted(values.keys() & baseline.keys())
     seeds = tuple(seed for seed in common if not math.isnan(values[seed] - baseline[seed]))

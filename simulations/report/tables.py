@@ -11,37 +11,14 @@ from typing import Any
 import pandas as pd
 
 from simulations.report.comparison import CLIENT
-from simulations.report.runs import Collection, Configuration, FinishedRun
+from simulations.report.runs import Configuration, FinishedRun, RunCollection
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
-from simulations.runs.metrics import PAYLOAD, WEIGHTS
+from simulations.runs.metrics import Metric
 
-SHOWN = {
-    "round", "accuracy", "client_accuracy", "clients", "samples", "client_steps",
-    *PAYLOAD, *WEIGHTS, "smashed_bytes", "ratio", "nominal_samples", "client_flops", "server_flops",
-    "wall_seconds", "cpu_seconds", "dropped",
-}  # fmt: skip
-"""Columns of rounds.csv that other tables tell of; whatever else is there is a metric."""
-
-SHARES = {
-    "balanced_accuracy", "performance_gap", "backward_transfer", "worst_client_accuracy",
-    "client_accuracy_std",
-}  # fmt: skip
-"""Metrics that are told in %, as accuracies are."""
+TOLD = {"round", "accuracy", "client_accuracy", "clients", "ratio"}
+"""Columns of rounds.csv that other tables tell of, beside those that add up."""
 
 WITHIN = f"± half of the {100 * LEVEL:.0f} % interval"
-
-MEANS: Mapping[str, tuple[tuple[str, ...], float, str]] = {
-    "payload up, MB": (PAYLOAD[:1], 1e-6, ",.1f"),
-    "payload down, MB": (PAYLOAD[1:], 1e-6, ",.1f"),
-    "weights up, MB": (WEIGHTS[:1], 1e-6, ",.1f"),
-    "weights down, MB": (WEIGHTS[1:], 1e-6, ",.1f"),
-    "ratio": (("ratio",), 1.0, ".3f"),
-    "client GFLOP": (("client_flops",), 1e-9, ",.1f"),
-    "server GFLOP": (("server_flops",), 1e-9, ",.1f"),
-    "wall s": (("wall_seconds",), 1.0, ",.0f"),
-    "CPU s": (("cpu_seconds",), 1.0, ",.0f"),
-}
-"""Columns of the result table that are means over seeds: sums of the summary, factor, format."""
 
 LATEX = {
     "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{",
@@ -78,20 +55,20 @@ class ReportTable:
         )
 
 
-def results(collection: Collection) -> ReportTable:
+def results_table(collection: RunCollection) -> ReportTable:
     """Accuracy, and what it cost, by configuration."""
     rows, data = [], []
-    accuracies = _accuracies(collection)
+    accuracies, means = _accuracies(collection), _means(collection)
     for one in collection.configurations:
         cells, numbers = [one.label, str(len(one.runs))], {"seeds": float(len(one.runs))}
         for key, accuracy in accuracies.items():
             mean, half = interval([100 * accuracy(run) for run in one.runs])
             cells.append(with_interval(mean, half))
             numbers |= {f"{key} accuracy, %": mean, f"{key} accuracy, half interval": half}
-        for column, (keys, factor, form) in MEANS.items():
-            mean = factor * interval([sum(run.total(key) for key in keys) for run in one.runs])[0]
-            cells.append(_number(mean, form))
-            numbers[column] = mean
+        for metric in means:
+            mean = metric.factor * interval(one.values(metric.name))[0]
+            cells.append(_number(mean, metric.form))
+            numbers[metric.heading] = mean
         rows.append(cells)
         data.append({"configuration": one.label, **numbers})
     caption = (
@@ -102,12 +79,13 @@ def results(collection: Collection) -> ReportTable:
         "down. Weights: synchronised heads, of fedavg models. "
         "Ratio: payload over uncompressed fp32. MB are 10⁶ bytes."
     )
-    columns = ["configuration", "seeds", *(f"{key}, %" for key in accuracies), *MEANS]
+    columns = ["configuration", "seeds", *(f"{key}, %" for key in accuracies)]
+    columns += [metric.heading for metric in means]
     return ReportTable("results", "Results", caption, columns, rows, pd.DataFrame(data))
 
 
-def differences(
-    collection: Collection, baselines: Mapping[str, Configuration], remark: str = ""
+def differences_table(
+    collection: RunCollection, baselines: Mapping[str, Configuration], remark: str = ""
 ) -> ReportTable | None:
     """Final accuracy less that of the baseline, over common seeds; None without a second one.
 
@@ -153,32 +131,33 @@ def differences(
     )
 
 
-def metrics(collection: Collection) -> ReportTable | None:
-    """Whatever else the rounds recorded, after the last one."""
-    keys: dict[str, None] = {}
+def metrics_table(collection: RunCollection) -> ReportTable | None:
+    """Whatever else the rounds recorded and does not add up, after the last one."""
+    found: dict[str, Metric] = {}
     for run in collection.runs:
         numeric = run.rounds.select_dtypes("number").dropna(axis="columns", how="all")
-        keys.update(dict.fromkeys(str(name) for name in numeric if name not in SHOWN))
-    if not keys:
+        for name in map(str, numeric):
+            metric = collection.metrics.get(name, Metric(name, name.replace("_", " ")))
+            if name not in TOLD and not metric.adds_up:
+                found[name] = metric
+    if not found:
         return None
-    titles = {key: f"{key.replace('_', ' ')}{', %' * (key in SHARES)}" for key in keys}
     rows, data = [], []
     for one in collection.configurations:
         cells: list[str] = [one.label]
         numbers: dict[str, float] = {}
-        for key in keys:
-            factor, form = (100, ".1f") if key in SHARES else (1, ".3f")
-            mean, half = interval([factor * _last(run.rounds, key) for run in one.runs])
-            cells.append(with_interval(mean, half, form))
-            numbers |= {titles[key]: mean, f"{titles[key]}, half interval": half}
+        for name, metric in found.items():
+            mean, half = interval([metric.factor * _last(run.rounds, name) for run in one.runs])
+            cells.append(with_interval(mean, half, metric.form))
+            numbers |= {metric.heading: mean, f"{metric.heading}, half interval": half}
         rows.append(cells)
         data.append({"configuration": one.label, **numbers})
     caption = f"After the last round: mean {WITHIN} over seeds."
-    columns = ["configuration", *titles.values()]
+    columns = ["configuration", *(metric.heading for metric in found.values())]
     return ReportTable("metrics", "More metrics", caption, columns, rows, pd.DataFrame(data))
 
 
-def runs(collection: Collection) -> ReportTable:
+def runs_table(collection: RunCollection) -> ReportTable:
     """Every run that counts: where it lies, and clients that it lost."""
     rows = []
     for one in collection.configurations:
@@ -194,7 +173,7 @@ def runs(collection: Collection) -> ReportTable:
     return ReportTable("runs", "Runs", caption, columns, rows, data)
 
 
-def _accuracies(collection: Collection) -> dict[str, Callable[[FinishedRun], float]]:
+def _accuracies(collection: RunCollection) -> dict[str, Callable[[FinishedRun], float]]:
     """Say how to read each kind of accuracy; that of clients only where some were tested."""
     found: dict[str, Callable[[FinishedRun], float]] = {
         key: partial(FinishedRun.total, key=f"{key}_accuracy") for key in ("final", "best")
@@ -206,6 +185,12 @@ def _accuracies(collection: Collection) -> dict[str, Callable[[FinishedRun], flo
     if not all(math.isnan(of_clients(run)) for run in collection.runs):
         found["client"] = of_clients
     return found
+
+
+def _means(collection: RunCollection) -> list[Metric]:
+    """Return what the table of results tells beside accuracies: costs, and the ratio."""
+    known = collection.metrics.values()
+    return [one for one in known if one.name == "ratio" or (one.adds_up and one.is_cost)]
 
 
 def _difference(one: Configuration, base: Configuration) -> Difference:

@@ -19,12 +19,12 @@ LEAST, ENOUGH = 8, 40
 
 @dataclass(frozen=True)
 class Name:
-    """Text that is cut in its middle where it has no room: its ends tell it from others."""
+    """Text that is cut in its middle where there is no room: names differ at their ends."""
 
     text: str
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Ask for the whole text, and be content with less."""
+        """Ask rich for the width of the whole text, and accept less."""
         return Measurement(min(LEAST, cell_len(self.text)), cell_len(self.text))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -41,7 +41,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def shortened_apart(texts: Sequence[str], width: int) -> list[str]:
-    """Cut all texts so, unless two that differ would become the same: then none."""
+    """Cut all texts in their middle; cut none if two different ones would become equal."""
     cut = [shortened(text, width) for text in texts]
     return cut if len({*cut}) == len({*texts}) else list(texts)
 

@@ -1,4 +1,4 @@
-"""Budgets: when a run has spent enough, whatever it has learnt by then."""
+"""Budgets: they end a run when it has spent a given amount."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT, parse, stages
+from simulations.runs.metrics import PAYLOAD, SENT
 
 Limit = Annotated[float, Field(gt=0)]
 
@@ -18,7 +19,7 @@ ROUNDING = 1e-9
 
 
 class Budget(Protocol):
-    """Something that runs out."""
+    """An amount that a run may spend."""
 
     def is_spent(self, totals: Mapping[str, Any]) -> bool:
         """Tell, from sums over all rounds so far, whether nothing is left."""
@@ -26,12 +27,12 @@ class Budget(Protocol):
 
 
 class Limited:
-    """A budget with a `limit` on something that rows of results count."""
+    """A budget with a `limit` on what columns of rounds.csv count."""
 
     limit: float
 
     def spent(self, rows: Any) -> Any:
-        """What a row of results, sums over rows, or each row of a frame, has spent."""
+        """Return what was spent: by one row, by sums over rows, or by each row of a frame."""
         raise NotImplementedError
 
     def is_spent(self, totals: Mapping[str, Any]) -> bool:
@@ -39,11 +40,11 @@ class Limited:
         return bool(self.uses_up(self.spent(totals)))
 
     def uses_up(self, spent: Any) -> Any:
-        """Tell whether so much, of each row of a frame, is all there is."""
+        """Tell whether `spent` (a number or a column) reaches the limit."""
         return spent >= self.limit * (1 - ROUNDING)
 
     def pays(self, spent: Any) -> Any:
-        """Tell whether so much, of each row of a frame, is within the limit."""
+        """Tell whether `spent` (a number or a column) is within the limit."""
         return spent <= self.limit * (1 + ROUNDING)
 
 
@@ -76,10 +77,7 @@ class Bytes(Limited):
 
     def spent(self, rows: Any) -> Any:
         """Bytes sent."""
-        spent = rows["payload_bytes_up"] + rows["payload_bytes_down"]
-        if self.of == "all":
-            spent = spent + rows["head_bytes_up"] + rows["head_bytes_down"]
-        return spent
+        return sum(rows[key] for key in (SENT if self.of == "all" else PAYLOAD))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -97,7 +95,7 @@ class ClientFlops(Limited):
 class Nominal(Limited):
     """So many samples, each counted with the codec's nominal ratio, as the ADC paper does.
 
-    What that leaves out: labels, rounding, encoders, weights. For comparisons with the paper.
+    For comparisons with the paper; labels, rounding, encoders and weights count nothing.
     """
 
     limit: Limit
@@ -144,5 +142,5 @@ def parse_budget(spec: str) -> Budget:
 
 
 def parse_last(specs: Sequence[str]) -> Budget:
-    """Build what is spent when all of `specs` are; without any it never is."""
+    """Build a budget that is spent when all of `specs` are; without specs it never is."""
     return Last(tuple(map(parse_budget, specs))) if specs else NoBudget()

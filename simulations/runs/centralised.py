@@ -1,4 +1,4 @@
-"""The upper line: training on the samples of all clients together."""
+"""Centralised training, the upper bound: on the samples of all clients together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CentralisedTrainer:
         return {name: moments(*pair) for name, pair in self._named.items()}
 
     def set_moments(self, found: Mapping[str, dict[str, Tensor]]) -> None:
-        """Put the optimisers back where :meth:`moments` found them."""
+        """Restore the state that :meth:`moments` returned."""
         for name, pair in self._named.items():
             set_moments(*pair, found.get(name, {}))
 

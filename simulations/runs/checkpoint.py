@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, in one file that is whole or not there."""
+"""Checkpoints: all that a run needs to go on, in one file that is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 class Checkpointer(Observer):
-    """Writes a checkpoint every so many rounds, if the engine can tell what clients are.
+    """Writes a checkpoint every `checkpoint_every` rounds, if the engine reports states of clients.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def _runs_below(folder: Path) -> str:
-    """Name the runs of a comparison, which go on one by one; studies go on as they began."""
+    """Advise how runs below a folder are resumed: one by one, or by the study's own command."""
     if (folder / STUDY).exists():
         return "; of a study, repeat the command with the same --out"
     runs = [str(path.parent) for path in sorted(folder.glob(f"*/{FILE}"))]

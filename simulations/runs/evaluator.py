@@ -37,7 +37,7 @@ class Evaluator:
         self.tail.load(weights[TAIL].numpy())
 
     def __call__(self, weights: Mapping[str, Weights], client: int | None = None) -> Evaluation:
-        """Load the weights and measure; `client` tells whose they are, if not everybody's."""
+        """Load the weights and measure; `client` owns them, None if all clients share them."""
         self.load(weights)
         self.head.module.eval()
         self.tail.module.eval()

@@ -1,4 +1,4 @@
-"""Experiment: the whole configuration, flat scalars and spec strings, checked at the door."""
+"""Experiment: the whole configuration, flat scalars and spec strings, checked when it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy by class and by client: two files of a run, and what they say in its rows."""
+"""Accuracy by class and by client: two files of a run, and columns that sum them up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer at a time in a folder of results, whatever becomes of it."""
+"""A lock: one process at a time writes into a folder of results."""
 
 from __future__ import annotations
 

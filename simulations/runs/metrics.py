@@ -1,15 +1,26 @@
 """What rounds are described by: every column of rounds.csv, declared once.
 
-Any other number that an observer returns becomes a column too, after these.
+Tables, figures and sums of results all read this list. An observer may declare metrics of its
+own; a number that nobody declares becomes a column too, of which only the last value counts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Unit = Literal["share", "bytes", "FLOP", "s", ""]
-"""A share lies in 0..1 and is shown in %."""
+"""A share lies in 0..1."""
+
+SHOWN: dict[Unit, tuple[str, float, str]] = {
+    "share": ("%", 100, ".1f"),
+    "bytes": ("MB", 1e-6, ",.1f"),
+    "FLOP": ("GFLOP", 1e-9, ",.1f"),
+    "s": ("s", 1, ",.0f"),
+    "": ("", 1, ".3f"),
+}
+"""How people read a unit: its name there, the factor to it, the format of a number."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +33,31 @@ class Metric:
         What tables and figures call it.
     adds_up : bool
         Whether a run has spent the sum over its rounds; else only the last value counts.
+    is_cost : bool
+        Whether reports set accuracy against the sum, if there is one.
     """
 
     name: str
     title: str
     unit: Unit = ""
     adds_up: bool = False
+    is_cost: bool = True
+
+    @property
+    def heading(self) -> str:
+        """Title and unit, as people read them."""
+        unit = SHOWN[self.unit][0]
+        return f"{self.title}, {unit}" if unit else self.title
+
+    @property
+    def factor(self) -> float:
+        """What a number is multiplied with to be shown."""
+        return SHOWN[self.unit][1]
+
+    @property
+    def form(self) -> str:
+        """Format of a number that is shown."""
+        return SHOWN[self.unit][2]
 
 
 METRICS = (
@@ -36,20 +66,20 @@ METRICS = (
     Metric("loss", "test loss"),
     Metric("train_loss", "training loss"),
     Metric("clients", "clients"),
-    Metric("dropped", "clients dropped", adds_up=True),
-    Metric("samples", "samples", adds_up=True),
-    Metric("client_steps", "client steps", adds_up=True),
+    Metric("dropped", "clients dropped", adds_up=True, is_cost=False),
+    Metric("samples", "samples", adds_up=True, is_cost=False),
+    Metric("client_steps", "client steps", adds_up=True, is_cost=False),
     Metric("payload_bytes_up", "payload up", "bytes", adds_up=True),
     Metric("payload_bytes_down", "payload down", "bytes", adds_up=True),
     Metric("head_bytes_up", "weights up", "bytes", adds_up=True),
     Metric("head_bytes_down", "weights down", "bytes", adds_up=True),
-    Metric("smashed_bytes", "uncompressed smashed data", "bytes", adds_up=True),
+    Metric("smashed_bytes", "uncompressed smashed data", "bytes", adds_up=True, is_cost=False),
     Metric("ratio", "ratio"),
-    Metric("nominal_samples", "nominal samples", adds_up=True),
-    Metric("client_flops", "client operations", "FLOP", adds_up=True),
-    Metric("server_flops", "server operations", "FLOP", adds_up=True),
-    Metric("wall_seconds", "wall", "s", adds_up=True),
-    Metric("cpu_seconds", "CPU", "s", adds_up=True),
+    Metric("nominal_samples", "nominal samples", adds_up=True, is_cost=False),
+    Metric("client_flops", "client compute", "FLOP", adds_up=True),
+    Metric("server_flops", "server compute", "FLOP", adds_up=True),
+    Metric("wall_seconds", "wall time", "s", adds_up=True),
+    Metric("cpu_seconds", "CPU time", "s", adds_up=True),
     Metric("balanced_accuracy", "balanced accuracy", "share"),
     Metric("performance_gap", "performance gap", "share"),
     Metric("backward_transfer", "backward transfer", "share"),
@@ -78,8 +108,18 @@ there is nothing to measure.
 """
 
 COLUMNS = [metric.name for metric in METRICS]
-SUMS = [metric.name for metric in METRICS if metric.adds_up and metric.unit != "s"]
-"""Columns of which the summary holds the exact sum."""
 
 PAYLOAD = "payload_bytes_up", "payload_bytes_down"
 WEIGHTS = "head_bytes_up", "head_bytes_down"
+SENT = PAYLOAD + WEIGHTS
+
+
+def declared(summary: Mapping[str, Any]) -> dict[str, Metric]:
+    """Return the metrics of a run by name: ours, and those that its summary says of observers."""
+    others = [Metric(**values) for values in summary.get("metrics", ())]
+    return {metric.name: metric for metric in (*METRICS, *others)}
+
+
+def sums(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all sums over rounds that a summary holds; None where an older run has none."""
+    return {name: summary.get(name) for name, one in declared(summary).items() if one.adds_up}

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, as lines of text, for a terminal or a log."""
+"""Lines of text about a run in progress, for a terminal or a log."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from simulations.runs.results import ROUNDS
 from strategies import RoundResult
 
 TOLD = 10
-"""Rounds of a run that a log tells of, at equal distances."""
+"""Number of rounds, at equal distances, of which a log has a line."""
 
 
 @dataclass
 class News:
-    """A run's account of itself; `up` and `down` are the bytes sent so far.
+    """Writes lines about one run; `up` and `down` are the bytes sent so far.
 
     Attributes
     ----------
     label : str
-        How lines call the run.
+        Name of the run in lines.
     rounds : int
-        Of the whole run.
+        Rounds of the whole run.
     """
 
     label: str
@@ -50,7 +50,7 @@ class News:
         return f"{accuracy} up {decimal(self.up)} down {decimal(self.down)}"
 
     def line(self, row: Mapping[str, Any], news: str) -> list[str]:
-        """Return the line of a round that a log tells of; nothing for the others."""
+        """Return a line for every tenth part of the rounds, else nothing."""
         if row["round"] % max(1, self.rounds // TOLD):
             return []
         return [f"{self.label}: round {row['round']}/{self.rounds} accuracy {news}"]
@@ -61,7 +61,7 @@ class News:
         self.up, self.down = self.up + up, self.down + down
 
 
-def losses(result: RoundResult) -> list[str]:
+def dropped_clients(result: RoundResult) -> list[str]:
     """Return a line for each client that was dropped in a round, with the reason."""
     return [
         f"round {result.round}: client {client} dropped: {traffic.dropped}"

@@ -1,7 +1,8 @@
 """Observers: what looks at a run after each round.
 
-An observer measures (what it returns becomes columns of rounds.csv) or acts on the row (writes
-a checkpoint, tracks, ends the run). All of them are in the list of :func:`observers`.
+An observer measures (its numbers become columns of rounds.csv) or acts on the row (writes a
+checkpoint, tracks, ends the run). The server app lists ours; :func:`simulations.runs.run.run`
+takes more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from fl_split.codecs import Codec
 from fl_split.exchange.account import Traffic, ratio
 from simulations.runs.budget import Budget
+from simulations.runs.metrics import Metric
 from simulations.runs.tracking import Log, NoLog
 from strategies import RoundResult
 
@@ -22,8 +24,20 @@ Totals = Callable[[], Mapping[str, Any]]
 """Gives rounds done, and sums over them, of the columns that add up."""
 
 
+APART = {"steps", "client_cpu_seconds"}
+"""Numbers of each client that the columns of rounds.csv count under another name."""
+
+
 class Observer:
-    """Looks at a run after each round; both methods may be left out."""
+    """Looks at a run after each round; both methods may be left out.
+
+    Attributes
+    ----------
+    metrics : sequence of Metric
+        Declares numbers that :meth:`measure` returns, where they add up or have a unit.
+    """
+
+    metrics: Sequence[Metric] = ()
 
     def measure(self, result: RoundResult) -> Mapping[str, float | int | None]:
         """Return numbers that describe the round."""
@@ -58,8 +72,10 @@ class Costs(Observer):
     def measure(self, result: RoundResult) -> Mapping[str, float | int | None]:
         """Sum over clients."""
         traffic = list(result.traffic.values())
-        keys = [k for k, v in vars(Traffic()).items() if type(v) is int and k != "steps"]
-        total = {key: sum(getattr(one, key) for one in traffic) for key in keys}
+        numbers = {
+            k for k, v in vars((traffic or [Traffic()])[0]).items() if not isinstance(v, str)
+        }
+        total = {key: sum(getattr(one, key) for one in traffic) for key in sorted(numbers - APART)}
         steps = sum(one.steps for one in traffic)
         return {
             **total,

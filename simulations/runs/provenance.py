@@ -1,4 +1,4 @@
-"""Where a result comes from: what it was computed with, and on what."""
+"""Where a result comes from: versions of software and kind of CPU."""
 
 from __future__ import annotations
 

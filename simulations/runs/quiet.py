@@ -1,4 +1,4 @@
-"""Silence for the libraries below us, which would write into our output."""
+"""Keeps libraries from writing into our output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of a run, written as it goes: whatever stops it, the rows so far are complete."""
+"""Results of a run, written after each round: a run that is stopped leaves complete rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from simulations.runs.experiment import Experiment
-from simulations.runs.metrics import COLUMNS, SUMS
+from simulations.runs.metrics import COLUMNS, METRICS, Metric
 from simulations.runs.observers import payload_ratio
 from simulations.runs.provenance import versions
 from strategies import RoundResult
@@ -26,7 +27,7 @@ COMPARISON = "comparison.csv"
 STUDY = "sweep.csv"
 
 BEFORE = {CLIENTS, "cell.toml", "log.txt"}
-"""What may lie in a folder before its run has written anything: a sweep puts it there."""
+"""Files that a sweep puts into a folder before its run begins."""
 
 
 class OutputError(ValueError):
@@ -34,7 +35,7 @@ class OutputError(ValueError):
 
 
 class Recorder:
-    """Write one run into a folder, and keep its rows for whoever shows them.
+    """Writes one run into a folder, and keeps its rows.
 
     Parameters
     ----------
@@ -42,6 +43,8 @@ class Recorder:
         Made if it is not there.
     rounds_done : int
         Go on after so many rounds of the run in `folder`; later ones are forgotten.
+    metrics : sequence of Metric
+        What observers declare beside :data:`~simulations.runs.metrics.METRICS`.
 
     Raises
     ------
@@ -49,13 +52,21 @@ class Recorder:
         The folder already holds a run, or is no folder.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, rounds_done: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        experiment: Experiment,
+        rounds_done: int = 0,
+        metrics: Sequence[Metric] = (),
+    ) -> None:
         if not rounds_done:
             check_folder(folder)
         make_folder(folder / CLIENTS)
         self.folder, self.experiment = folder, experiment
         self.rows: list[dict[str, Any]] = self._keep(rounds_done) if rounds_done else []
-        self.columns = list(self.rows[0]) if self.rows else list(COLUMNS)
+        self.metrics = metrics
+        new = [*COLUMNS, *(metric.name for metric in metrics)]
+        self.columns = list(self.rows[0]) if self.rows else new
         write_whole(folder / EXPERIMENT, experiment.to_toml().encode())
         if not rounds_done:
             self._append(self.columns)
@@ -79,7 +90,7 @@ class Recorder:
         return row
 
     def _widen(self, new: Sequence[str]) -> None:
-        """Give the table more columns, empty in the rows so far."""
+        """Add columns to rounds.csv; they are empty in earlier rows."""
         self.columns += new
         self.rows = [{key: row.get(key) for key in self.columns} for row in self.rows]
         text = StringIO()
@@ -97,14 +108,19 @@ class Recorder:
         for part in (self.folder / CLIENTS).glob("round-*.parquet"):
             if int(part.stem.partition("-")[2]) > rounds:
                 part.unlink()
-        frame = pd.read_csv(path).astype(object)
+        frame = pd.read_csv(path, float_precision="round_trip").astype(object)
         kept = frame.where(frame.notna(), None).to_dict("records")
         return [{str(name): value for name, value in row.items()} for row in kept]
 
     def totals(self) -> dict[str, Any]:
-        """Rounds done and sums over them."""
-        sums = {key: sum(row[key] for row in self.rows) for key in SUMS}
-        return {"rounds": len(self.rows), **sums}
+        """Return rounds done, and sums over them of all that adds up."""
+        found = {m.name: self._sum(m) for m in (*METRICS, *self.metrics) if m.adds_up}
+        return {"rounds": len(self.rows), **found}
+
+    def _sum(self, metric: Metric) -> Any:
+        """Add a column up; empty cells count nothing, seconds are rounded to milliseconds."""
+        found = sum(row.get(metric.name) or 0 for row in self.rows)
+        return round(found, 3) if metric.unit == "s" else found
 
     def finish(
         self,
@@ -142,8 +158,7 @@ class Recorder:
             "client_accuracy": self.rows[-1]["client_accuracy"] if self.rows else None,
             **sums,
             "ratio": payload_ratio(sums),
-            "wall_seconds": round(sum(row["wall_seconds"] for row in self.rows), 3),
-            "cpu_seconds": round(sum(row["cpu_seconds"] for row in self.rows), 3),
+            "metrics": [asdict(metric) for metric in self.metrics],
             "seed": self.experiment.seed,
             "experiment": self.experiment.model_dump(exclude={"out"}),
             "versions": versions(),

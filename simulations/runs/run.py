@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,14 @@ from simulations.runs import server_app
 from simulations.runs.budget import Budget
 from simulations.runs.checkpoint import FILE, Checkpoint
 from simulations.runs.lock import alone
+from simulations.runs.observers import Observer
 from simulations.runs.results import SUMMARY, OutputError
 from simulations.runs.server_app import LocalContext, Watch, output_folder
 from simulations.runs.setup import Setup
 from strategies import NoClientsLeft
 
 STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft)
-"""What may stop a run on its way, and :class:`Stop` explains."""
+"""Exceptions that stop a run early, which :class:`Stop` explains."""
 
 
 @contextmanager
@@ -46,9 +47,10 @@ def run(
     setup: Setup,
     session: Session,
     *,
-    watch: Watch = lambda row, report: None,
+    watch: Watch = lambda row, result: None,
     resumed: Checkpoint | None = None,
     budget: Budget | None = None,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Train what `setup` describes and write its results; return the summary.
 
@@ -59,11 +61,13 @@ def run(
     session : Session
         Makes the grid; from :func:`workers`.
     watch : callable
-        Called after each round with its row of results and its report.
+        Called after each round with its row of results and its result.
     resumed : Checkpoint, optional
         Where the run goes on.
     budget : Budget, optional
         Ends the run, beside the budget of the experiment.
+    observers : sequence of Observer
+        Measure each round, or act on it, beside ours; a run that goes on needs them again.
 
     Raises
     ------
@@ -76,14 +80,14 @@ def run(
     """
     experiment = setup.experiment
     grid = session(setup.worker(), experiment.clients, experiment.timeout)
-    server_app.app(grid, LocalContext(setup, watch, resumed, budget))
+    server_app.app(grid, LocalContext(setup, watch, resumed, budget, observers))
     summary: dict[str, Any] = json.loads((output_folder(experiment) / SUMMARY).read_text())
     return summary
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a run stopped on its way, in one line, and the exit code of a process that ran it."""
+    """Why a run stopped early, in one line, and the exit code of its process."""
 
     text: str
     code: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,10 @@ Watch = Callable[[dict[str, Any], RoundResult], None]
 
 
 class LocalContext(Context):
-    """A server context of our own engines: what is prepared already, and who is watching.
+    """The server context of our own engines: a prepared experiment, and observers of its run.
 
-    `budget` ends the run beside the experiment's own. `threads` (0: one per core) and `graphs`
-    are the server's.
+    `budget` ends the run beside the experiment's own; `observers` look at it beside ours.
+    `threads` (0: one per core) and `graphs` are the server's.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class LocalContext(Context):
         watch: Watch,
         resumed: Checkpoint | None = None,
         budget: Budget | None = None,
+        observers: Sequence[Observer] = (),
         threads: int = 0,
         graphs: GraphMemory | None = None,
     ) -> None:
@@ -72,6 +73,7 @@ class LocalContext(Context):
         self.watch = watch
         self.resumed = resumed
         self.budget = budget or NoBudget()
+        self.observers = observers
         self.threads, self.graphs = threads, graphs or GraphMemory()
 
 
@@ -104,7 +106,8 @@ class RunController:
         self.pooled = CentralisedTrainer(self.head, self.tail, self.setup)
         self.pooled.set_moments(self.before.moments)
         self.folder = output_folder(experiment)
-        self.recorder = Recorder(self.folder, experiment, self.before.rounds)
+        new = [metric for observer in context.observers for metric in observer.metrics]
+        self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
             experiment.parts.tracking.open(experiment.model_dump(exclude={"out"}), self.folder)
@@ -122,6 +125,7 @@ class RunController:
             Costs(experiment.parts.codec),
             Seconds(getattr(self.grid, "cpu_seconds", None)),
             Fairness(self.folder, self.setup.class_names, before.rounds),
+            *context.observers,
             self.tracker,
             Checkpointer(self.grid, self.folder, experiment, self.pooled.moments, before.cpu),
             Watcher(context.watch),

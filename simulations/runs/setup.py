@@ -1,4 +1,4 @@
-"""From an experiment to the parts that run it, the same on the server and in every worker."""
+"""Builds the parts that run an experiment, the same on the server and in every worker."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Setup:
         return {k: Weights.of(flatten(trained(half)).numpy()) for k, half in halves.items()}
 
     def population(self) -> Population:
-        """Whom rounds choose from, as the server will know them."""
+        """All clients with their samples, from which rounds choose."""
         e, parts = self.experiment, dict(enumerate(self.train.partitions))
         return Population(
             {client: len(rows) for client, rows in parts.items()},

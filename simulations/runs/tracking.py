@@ -1,4 +1,4 @@
-"""Rows of results to TensorBoard or MLflow, by their own libraries; off unless asked for."""
+"""Sends rows of results to TensorBoard or MLflow through their own libraries; off by default."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from fl_split.specs import STRICT
 
 
 class Log(Protocol):
-    """Where the rows of one run go."""
+    """Takes the rows of one run."""
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the row of a finished round."""
         ...
 
     def close(self, status: str) -> None:
-        """Take leave; `status` is complete, interrupted or failed."""
+        """End the log; `status` is complete, interrupted or failed."""
         ...
 
 
 class Tracking(Protocol):
-    """Where rows go beside the folder."""
+    """Opens a log for each run."""
 
     def open(self, settings: dict[str, Any], folder: Path) -> Log:
         """Begin a log of a run."""
@@ -34,7 +34,7 @@ class Tracking(Protocol):
 
 
 class NoLog:
-    """Nowhere."""
+    """A log that drops all rows."""
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Do nothing."""
@@ -66,7 +66,7 @@ class TensorBoard:
         writer = SummaryWriter(str(folder))
         rows = "".join(f"| {key} | {value} |\n" for key, value in settings.items())
         writer.add_text("experiment", f"| key | value |\n|---|---|\n{rows}")
-        return _Scalars(writer)
+        return _TensorBoardEvents(writer)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -76,7 +76,7 @@ class MLflow:
     Parameters
     ----------
     uri : str
-        Of the tracking server or store; by default where MLflow itself would look.
+        Address of the tracking server or store; empty for MLflow's own default.
     experiment : str
         Its name there.
     """
@@ -97,13 +97,13 @@ class MLflow:
         run = client.create_run(number, run_name=folder.name).info.run_id
         for key, value in settings.items():
             client.log_param(run, key, value)
-        return _Run(client, run)
+        return _MLflowRun(client, run)
 
 
 TRACKING = {"mlflow": MLflow, "none": NoTracking, "tensorboard": TensorBoard}
 
 
-class _Scalars:
+class _TensorBoardEvents:
     def __init__(self, writer: Any) -> None:
         self.writer = writer
 
@@ -116,7 +116,7 @@ class _Scalars:
         self.writer.close()
 
 
-class _Run:
+class _MLflowRun:
     def __init__(self, client: Any, run: str) -> None:
         self.client, self.run = client, run
 

@@ -1,4 +1,4 @@
-"""Trials before a run: whether the link carries what the head makes, and what memory it takes."""
+"""Trials before a run: does the link carry the output of the head, and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AT = StepId(0, 0, 0, 0)
 
 
 def check_attention(codec: Codec, head: Head, model: str) -> None:
-    """Raise ValueError if `codec` asks for what the model does not have."""
+    """Raise ValueError if `codec` needs attention and the model has none."""
     if codec.needs_attention and not head.has_attention:
         name = repr(codec).partition("(")[0].lower()
         others = ", ".join(name for name, kind in CODECS.items() if not kind.needs_attention)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 from simulations.runs.budget import parse_last
 from simulations.runs.checkpoint import Checkpoint, read
 from simulations.runs.experiment import Experiment
-from simulations.runs.news import News, early_end, losses
+from simulations.runs.news import News, dropped_clients, early_end
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import STOPS, Stop, run, workers
 from simulations.runs.setup import Setup, prepare
@@ -61,10 +61,10 @@ def run_cell(work: Work, lifeline: Connection) -> NoReturn:
     with (work.folder / LOG).open("a", encoding="utf-8") as log:
         for stream in (1, 2):  # warnings and tracebacks too
             os.dup2(log.fileno(), stream)
-        sys.exit(follow(work, log))
+        sys.exit(run_and_log(work, log))
 
 
-def follow(work: Work, log: TextIO) -> int:
+def run_and_log(work: Work, log: TextIO) -> int:
     """Run a cell and write lines about it to `log`; return the exit code."""
     quiet_libraries()
     try:
@@ -89,8 +89,8 @@ def _train(setup: Setup, work: Work, resumed: Checkpoint | None, log: TextIO) ->
         _tell(log, f"{work.folder}: {resumed.rounds} of {rounds} rounds done")
         news.go_on(work.folder, resumed.rounds)
 
-    def watch(row: Mapping[str, Any], report: RoundResult) -> None:
-        _tell(log, *losses(report), *news.line(row, news.of_round(row)))
+    def watch(row: Mapping[str, Any], result: RoundResult) -> None:
+        _tell(log, *dropped_clients(result), *news.line(row, news.of_round(row)))
 
     with workers([setup]) as session:
         budget = parse_last(work.until)

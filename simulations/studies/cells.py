@@ -14,34 +14,21 @@ from fl_split.specs import SpecError
 from simulations.runs.budget import First, parse_last
 from simulations.runs.checkpoint import FREE
 from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.metrics import sums
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 
-METRICS = [
-    "ended_by",
-    "final_accuracy",
-    "best_accuracy",
-    "client_accuracy",
-    "dropped",
-    "payload_bytes_up",
-    "payload_bytes_down",
-    "head_bytes_up",
-    "head_bytes_down",
-    "client_steps",
-    "client_flops",
-    "cpu_seconds",
-    "wall_seconds",
-]
-"""Columns of a study's file that come from each cell's summary."""
+TOLD = ["ended_by", "final_accuracy", "best_accuracy", "client_accuracy"]
+"""Columns of a study's file that come from each cell's summary, before its sums."""
 
 LOCK = ".sweep.lock"
-"""A file that a sweep holds while it runs, and leaves."""
+"""A file that a sweep locks while it runs; it stays when the sweep has ended."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment of a study, its name, and the keys in which it differs from others.
+    """One experiment of a study, with its name and the keys in which it differs from other cells.
 
-    `until` are budgets that end it, beside its own, when all of them are used up.
+    `until` are budgets of the study: the run ends when all of them, or its own, are used up.
     """
 
     name: str
@@ -112,7 +99,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def is_finished(folder: Path, cell: Cell) -> bool:
-    """Tell whether `folder` holds the run of a cell, as long as the cell asks for today.
+    """Tell whether `folder` holds the finished run of a cell, up to the budgets it has now.
 
     Raises
     ------
@@ -129,7 +116,7 @@ def is_finished(folder: Path, cell: Cell) -> bool:
     return len(rounds) >= cell.experiment.rounds or budget.is_spent(totals)
 
 
-def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.DataFrame:
+def study_frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.DataFrame:
     """One row per cell: what differs, its status, and what it gave and cost if it has ended."""
     rows = []
     for cell in found:
@@ -137,5 +124,5 @@ def frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) -> pd.
         summary = json.loads(path.read_text()) if path.exists() else {}
         row = {"cell": cell.name, **cell.settings, "status": status.get(cell.name, "waiting")}
         row["rounds_done"] = summary.get("rounds")
-        rows.append({**row, **{key: summary.get(key) for key in METRICS}})
+        rows.append({**row, **{key: summary.get(key) for key in TOLD}, **sums(summary)})
     return pd.DataFrame(rows)

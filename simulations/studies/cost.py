@@ -39,8 +39,8 @@ from strategies.server.threads import available_cores
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Of a whole run.
+class RunCost:
+    """What a whole run costs.
 
     `seconds` are CPU time of one thread that trains and evaluates, without start and messages.
     """
@@ -61,7 +61,7 @@ class Estimator:
         torch.set_num_threads(1)  # as in every run; more would wait for each other, and count it
         self._seconds: dict[tuple[object, ...], tuple[float, float]] = {}
 
-    def __call__(self, setup: Setup) -> Cost:
+    def __call__(self, setup: Setup) -> RunCost:
         """Return the cost of the run that `setup` describes."""
         e = setup.experiment
         sizes: Counter[tuple[int, int]] = Counter()
@@ -84,7 +84,7 @@ class Estimator:
         step, evaluation = self._timed(setup)
         own = sum(len(part) > 0 for part in setup.train.partitions)
         flops = setup.exchange.flops(setup.head, setup.tail).total
-        return Cost(
+        return RunCost(
             steps=steps,
             samples=samples,
             payload_bytes=payload,
@@ -104,7 +104,7 @@ class Estimator:
 
 
 def cost_table(
-    found: Sequence[Cell], costs: Sequence[tuple[Cell, Cost]], start: float, width: int
+    found: Sequence[Cell], costs: Sequence[tuple[Cell, RunCost]], start: float, width: int
 ) -> tuple[Table, str]:
     """Lay out what each cell will cost, and say what all of them will.
 
@@ -112,7 +112,7 @@ def cost_table(
     ----------
     found : sequence of Cell
         All cells of the study; those without a cost are finished.
-    costs : sequence of (Cell, Cost)
+    costs : sequence of (Cell, RunCost)
         The cells that are left to be run.
     start : float
         CPU seconds that each of them takes before it trains.
@@ -145,9 +145,9 @@ def cost_table(
 def _batches(
     setup: Setup, strategy: Strategy, number: int, chosen: Mapping[int, Assignment]
 ) -> Iterator[tuple[tuple[int, int], tuple[StepId, Assignment]]]:
-    """Yield, for each step of a round, what decides its cost, and where the step is.
+    """Yield the two numbers that decide the cost of each step of a round, and the step.
 
-    That is the number of samples and the bits of the largest label that is sent.
+    The numbers are the samples of the step and the bits of the largest label that is sent.
     """
     schedule, train, seed = setup.schedule(), setup.train, setup.experiment.seed
     if strategy.trains_on_server:
@@ -170,7 +170,7 @@ def _batches(
 
 
 class Rehearsal:
-    """Takes single exchanges of a run, with the weights that it starts from."""
+    """Performs single exchanges of a run with its initial weights, and counts them."""
 
     def __init__(self, setup: Setup) -> None:
         worker = setup.worker()
@@ -201,7 +201,7 @@ class Rehearsal:
 
 
 def _weights_of_a_client(setup: Setup) -> int:
-    """Bytes of synchronised weights of a client and round, up and down."""
+    """Return bytes of synchronised weights for one client and round, up and down together."""
     strategy, weights = setup.parts.strategy, setup.initial_weights()
     if strategy.trains_on_server or strategy.keeps_models:
         return 0
@@ -232,7 +232,7 @@ def _time(setup: Setup) -> tuple[float, float]:
 
 
 def _least(work: Callable[[], object], repeats: int = 4) -> float:
-    """CPU time of the quickest of several times: the first ones are slow."""
+    """Return the CPU seconds of the quickest of several calls: the first ones are slow."""
     times = []
     for _ in range(repeats):
         began = time.process_time()

@@ -35,7 +35,6 @@ AXES = ("codec", "downlink", "seed")
 """Keys in which the cells of a study differ."""
 
 FRONT, PLOT = "pareto.csv", "pareto.svg"
-MARKERS = "osD^vP*Xhd<>p8"
 
 
 class Entry(BaseModel):
@@ -136,11 +135,11 @@ def conclude(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path
 
 
 def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -> pd.DataFrame:
-    """One row per cell and budget: the accuracy when it was used up.
+    """Return one row per cell and budget: the accuracy when the budget was used up.
 
-    That is the accuracy after the last round that is wholly paid for; before the first one
-    there is none. Bytes are those of both directions until then. `reached` is false for a run
-    that ended, or failed, with budget left.
+    It is the accuracy after the last round that the budget pays in full; nan if it pays
+    none. Bytes are those of both directions until then. `reached` is false for a run that ended,
+    or failed, with budget left.
     """
     rows = []
     for cell in cells:
@@ -239,6 +238,8 @@ def pareto_plot(frame: pd.DataFrame, path: Path) -> None:
 def _panel(axis: Any, budget: str, part: pd.DataFrame) -> None:
     """Draw all codecs under one budget."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    from simulations.report.figures import MARKERS
 
     for (family, rows), marker in zip(
         part.groupby("family", sort=False), cycle(MARKERS), strict=False

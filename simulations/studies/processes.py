@@ -43,14 +43,14 @@ class RunningCell:
 
 @dataclass(frozen=True)
 class Memory:
-    """How memory is measured, in bytes: that of a process, and what is free."""
+    """Measures memory in bytes: of a process with its children, and free memory."""
 
     resident: Callable[[int], int] = resident_bytes
     available: Callable[[], int] = available_bytes
 
 
 class ForkServer:
-    """Start cells as processes, forked from one that has imported what all of them need.
+    """Starts cells as processes, forked from a server that has imported all libraries.
 
     Each trains inline, with one torch thread, since many small runs make better use of cores
     than one run spread over them. A cell that names a Ray cluster runs there.
@@ -102,7 +102,7 @@ class CellProcesses:
     cells : sequence of Cell
         Those that are to be run, in this order.
     jobs : int
-        Most cells at once.
+        Largest number of cells that run at once.
     need : int
         Bytes that a cell is expected to take, until some have been measured.
     start : callable
@@ -132,7 +132,7 @@ class CellProcesses:
         self._peaks: dict[int, int] = {}
 
     def step(self) -> bool:
-        """Note what has ended, start what there is room for; tell whether something goes on."""
+        """Note which cells have ended and start those that fit; tell whether any is left."""
         for run in [run for run in self.running if not run.process.is_alive()]:
             self.running.remove(run)
             self._note(run)
@@ -158,7 +158,7 @@ class CellProcesses:
         self.running = []
 
     def _has_room(self) -> bool:
-        """Tell whether memory is left for one more cell; one always runs."""
+        """Tell whether memory is left for one more cell; the first cell always starts."""
         if not self.running:
             return True
         sizes = {run.pid: self.memory.resident(run.pid) for run in self.running}

@@ -1,6 +1,6 @@
-"""Studies: which cells are left to be run, and how they are run to their ends.
+"""Studies: find the cells that are not finished, and run them to their ends.
 
-Nothing is printed here: whoever shows a study gets a :class:`Look` at it every second.
+Nothing is printed here: whoever shows a study gets a :class:`StudyState` at it every second.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from simulations.engines.memory import resident_bytes
 from simulations.runs.provenance import unlike
 from simulations.runs.results import STUDY, SUMMARY, check_empty, check_folder
 from simulations.runs.setup import Setup, prepare
-from simulations.studies.cells import Cell, check_others, frame, holds_cells, is_finished
+from simulations.studies.cells import Cell, check_others, holds_cells, is_finished, study_frame
 from simulations.studies.processes import CellProcesses, ForkServer, uses_cluster
-from simulations.studies.watch import Pace, Snapshot, look
+from simulations.studies.watch import Pace, Snapshot, read_snapshot
 from strategies.server.threads import available_cores
 
 INTERVAL = 1.0
@@ -28,7 +28,7 @@ INTERVAL = 1.0
 
 
 @dataclass(frozen=True)
-class Look:
+class StudyState:
     """All cells of a study at one moment.
 
     Attributes
@@ -96,13 +96,16 @@ def cell_processes(
 
 
 def follow(
-    processes: CellProcesses, found: Sequence[Cell], folder: Path, show: Callable[[Look], None]
+    processes: CellProcesses,
+    found: Sequence[Cell],
+    folder: Path,
+    show: Callable[[StudyState], None],
 ) -> None:
     """Run all cells to their ends; call `show` every second, and keep the study's file true."""
 
     def snapshot(cell: Cell) -> Snapshot:
         status = processes.status.get(cell.name, "waiting")
-        seen = look(folder / cell.name, cell.name, status)
+        seen = read_snapshot(folder / cell.name, cell.name, status)
         return replace(seen, status=status)  # a summary may be that of an earlier stop
 
     seen = {cell.name: snapshot(cell) for cell in found}
@@ -118,7 +121,7 @@ def follow(
             write_rows(processes, found, folder)
         cells = [*seen.values()]
         told = [one for one in cells if one.name in changed]
-        show(Look(cells, told, pace.seconds_left(cells, total)))
+        show(StudyState(cells, told, pace.seconds_left(cells, total)))
         if not goes_on:
             return
         time.sleep(INTERVAL)
@@ -126,13 +129,13 @@ def follow(
 
 def write_rows(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.DataFrame:
     """Write a row for each cell into the study's file; return them."""
-    rows = frame(found, folder, processes.status)
+    rows = study_frame(found, folder, processes.status)
     rows.to_csv(folder / STUDY, index=False)
     return rows
 
 
-def losses(rows: pd.DataFrame, folder: Path) -> str:
-    """Name the cells that lost clients: their numbers may be this machine's alone; else nothing."""
+def cells_that_lost_clients(rows: pd.DataFrame, folder: Path) -> str:
+    """Name the cells that lost clients, since slow machines lose more; empty if none did."""
     lost = rows[pd.to_numeric(rows["dropped"]) > 0]  # none, where no cell has ended
     if lost.empty:
         return ""
@@ -146,6 +149,6 @@ def losses(rows: pd.DataFrame, folder: Path) -> str:
 
 
 def unlike_cpus(found: Sequence[Cell], folder: Path) -> str:
-    """Say if cells ran on unlike kinds of CPU, as a study that goes on elsewhere; else nothing."""
+    """Say which kinds of CPU the cells ran on if there are several; else return nothing."""
     files = [folder / cell.name / SUMMARY for cell in found]
     return unlike(json.loads(file.read_text()) for file in files if file.is_file())

@@ -19,6 +19,7 @@ from simulations.report.labels import SELF_EVIDENT, short
 from simulations.report.text_table import text_table
 from simulations.runs.checkpoint import FREE
 from simulations.runs.experiment import SPEC_TABLES, Experiment, read_overrides
+from simulations.runs.metrics import PAYLOAD, WEIGHTS
 from simulations.studies.cells import Cell
 
 OF_SMASHED = ("codec", "downlink")
@@ -130,7 +131,7 @@ def _plainest(specs: list[Any]) -> Any:
 
 
 def _told_apart(found: list[Cell]) -> list[Cell]:
-    """Give cells whose names agree, or are too long, a name that ends in a digest."""
+    """End names that are equal or too long in a digest of the experiment."""
     specs = [json.dumps(cell.experiment.model_dump(exclude=FREE)) for cell in found]
     names = [cell.name for cell in found]
     told_apart = []
@@ -146,7 +147,7 @@ def _told_apart(found: list[Cell]) -> list[Cell]:
 
 
 def _place(key: str) -> tuple[int, int]:
-    """Put the keys that studies are about first and seeds last, whatever was typed."""
+    """Sort key: the keys of a label first, seeds last."""
     if key == "seed":
         return 2, 0
     if key in SELF_EVIDENT:
@@ -173,10 +174,7 @@ def sweep_table(rows: pd.DataFrame, width: int) -> Table:
     has_clients = bool(done["client_accuracy"].notna().any())
     shown = []
     for chosen, group in done.groupby(axes, sort=False) if axes else [((), done)]:
-        kinds = [
-            (group[f"{kind}_bytes_up"] + group[f"{kind}_bytes_down"]) / 1e6
-            for kind in ("payload", "head")
-        ]
+        kinds = [group[[*keys]].sum(axis=1, skipna=False) / 1e6 for keys in (PAYLOAD, WEIGHTS)]
         keys = ("final_accuracy", *(["client_accuracy"] if has_clients else []))
         shares = [100 * group[key].astype(float) for key in keys]
         columns = [*shares, *kinds, group["cpu_seconds"]]

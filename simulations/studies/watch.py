@@ -1,4 +1,4 @@
-"""What runs are doing, read from their folders while they write to them."""
+"""The state of runs, read from their folders while the runs write to them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from rich.filesize import decimal
 from rich.table import Table
 
-from simulations.report import BYTES_SENT
 from simulations.report.text_table import text_table
 from simulations.runs.experiment import read_toml
+from simulations.runs.metrics import SENT
 from simulations.runs.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -24,7 +24,7 @@ SPARKS, CURVE = 20, "0 to 100 %"
 """Characters of a curve, and the title of its column."""
 
 LATE = 5
-"""Rounds whose seconds say how fast a run is now."""
+"""Number of last rounds from which the present speed of a run is taken."""
 
 GOING_ON = {"running", "waiting"}
 ORDER = ["running", "failed", "stopped", "interrupted", "complete", "waiting"]
@@ -48,8 +48,8 @@ class Snapshot:
         return len(self.accuracies)
 
 
-def look(folder: Path, name: str, status: str = "") -> Snapshot:
-    """Read one run; `status` is what is known about it from elsewhere."""
+def read_snapshot(folder: Path, name: str, status: str = "") -> Snapshot:
+    """Read one run; `status` is what the caller knows of it."""
     if not (folder / EXPERIMENT).exists():
         return Snapshot(name, status or "waiting")
     rows = _whole_rows(folder / ROUNDS)
@@ -60,7 +60,7 @@ def look(folder: Path, name: str, status: str = "") -> Snapshot:
         status=_status(folder) if status in {"", "running"} else status,
         total=int(read_toml(folder / EXPERIMENT).get("rounds", 0)),
         accuracies=[float(row["accuracy"]) for row in rows],
-        sent=sum(int(row[key]) for row in rows for key in BYTES_SENT),
+        sent=sum(int(row[key]) for row in rows for key in SENT),
         seconds_per_round=statistics.median(seconds) if seconds else 0.0,
         silent_seconds=max(0.0, time.time() - newest),
     )
@@ -72,15 +72,15 @@ def look_below(folder: Path) -> list[Snapshot]:
     if plan.exists():
         with plan.open(newline="", encoding="utf-8") as file:
             rows = [(row["cell"], row["status"]) for row in csv.DictReader(file)]
-        return [look(folder / name, name, status) for name, status in rows]
+        return [read_snapshot(folder / name, name, status) for name, status in rows]
     found = sorted(path.parent for path in folder.rglob(EXPERIMENT))
-    return [look(run, run.relative_to(folder).as_posix(), "") for run in found]
+    return [read_snapshot(run, run.relative_to(folder).as_posix(), "") for run in found]
 
 
 def snapshot_table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) -> Table:
-    """Show runs, those first in which something happens; at most so many.
+    """Show at most `most` runs, running ones first.
 
-    In `width` characters names come before curves.
+    If `width` characters are too few, names are kept and curves are left out.
     """
     ordered = sorted(snapshots, key=lambda seen: _rank(seen.status))
     shown = ordered[:most]
@@ -113,7 +113,7 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
 
 
 class Pace:
-    """How long the rest takes, from the rounds that have been done since the beginning."""
+    """Estimates the time left from the rounds done since this object was made."""
 
     def __init__(self, snapshots: Sequence[Snapshot]) -> None:
         self._began, self._before = time.monotonic(), self._rounds(snapshots)
@@ -128,7 +128,7 @@ class Pace:
 
     @staticmethod
     def _rounds(snapshots: Sequence[Snapshot]) -> int:
-        """Rounds done; a run that ended, as by its budget, has done all of its own."""
+        """Count rounds; a run that ended early (by its budget) counts as all its rounds."""
         return sum(seen.rounds if seen.status in GOING_ON else seen.total for seen in snapshots)
 
 
