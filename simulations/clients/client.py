@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
-from fl_split.exchange.records import END, HEAD, HELD, ROUND, Record, Weights
+from fl_split.exchange.records import END, HEAD, HELD, ROUND, TAIL, Record, Weights
 from fl_split.exchange.split import Split, head_gradient
 from fl_split.exchange.stacked import StackSlot
 from fl_split.flat import Flat, copy_trained, descend, flatten, trained
@@ -178,6 +178,10 @@ class Client:
     def initial_tail(self) -> NDArray[np.float32]:
         """Return the tail that every run starts from."""
         return flatten(trained(self.worker.tail)).numpy()
+
+    def own_tail(self) -> NDArray[np.float32]:
+        """Return the tail that the client has trained for itself, at first the initial one."""
+        return self.memory[TAIL].numpy() if TAIL in self.memory else self.initial_tail()
 
     def stop(self) -> None:
         """Be in no round any more: nothing of it is kept live."""

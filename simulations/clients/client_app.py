@@ -148,11 +148,11 @@ class SplitApp(ClientApp):
         client, question = answering.client, answering.record.action
         client.stop()
         client.keep_head()
-        weights = {HEAD: Weights.of(client.head.numpy())}
+        weights = {HEAD: client.head.numpy()}
         if question == messages.OWN_MODEL:
-            tail = client.memory[TAIL].numpy() if TAIL in client.memory else None
-            weights[TAIL] = Weights.of(client.initial_tail() if tail is None else tail)
-        answering.answer_with(Record(question, weights=weights))
+            weights[TAIL] = client.own_tail()
+        shown = {name: Weights.of(vector) for name, vector in weights.items()}
+        answering.answer_with(Record(question, weights=shown))
         return answering.send()
 
 
