@@ -27,8 +27,8 @@ from simulations.data.skew import Skew, skewed
 from simulations.engines.inline import ENGINES, Inline
 from simulations.engines.local_grid import Engine, Session
 from simulations.runs import checkpoint
+from simulations.runs.columns import METRICS
 from simulations.runs.experiment import Experiment
-from simulations.runs.metrics import METRICS
 from simulations.runs.results import CLIENTS, SUMMARY
 from simulations.runs.run import run
 from simulations.runs.setup import prepare

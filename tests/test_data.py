@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from simulations.data import partition
-from simulations.data.partition import PARTITIONS, PartitionError
-from simulations.data.partitioners import Pathological, Shard
+from simulations.data.partition import PartitionError
+from simulations.data.partitioners import PARTITIONS, Pathological, Shard
 from simulations.data.samples import Samples
 from simulations.data.sources import DataError, Digits, Local
 

@@ -12,8 +12,8 @@ from fl_split.exchange.account import Traffic
 from simulations.report.comparison import comparison
 from simulations.report.page import build
 from simulations.runs import checkpoint
+from simulations.runs.columns import COLUMNS, Metric
 from simulations.runs.experiment import Experiment
-from simulations.runs.metrics import COLUMNS, Metric
 from simulations.runs.observers import Costs, Observer
 from simulations.runs.run import run, workers
 from simulations.runs.setup import prepare

@@ -13,8 +13,8 @@ from transformers import ViTForImageClassification
 
 from fl_split.exchange.records import GRADIENT
 from simulations.clients import client_app
+from simulations.runs.columns import COLUMNS
 from simulations.runs.experiment import Experiment, read_toml
-from simulations.runs.metrics import COLUMNS
 from simulations.runs.results import OutputError, check_empty, check_folder
 from simulations.runs.setup import prepare
 from strategies.server import messages

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fl_split.seeds import derive
 from simulations.cli import main as cli
 from simulations.data import partition
-from simulations.data.partition import PARTITIONS, PartitionError, Unheld
+from simulations.data.partition import PartitionError, Unheld
+from simulations.data.partitioners import PARTITIONS
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare, prepare_labels
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fl_split.models import flops
+from fl_split.models import linear_flops as flops
 from fl_split.models.cut import Head, Tail, draws, normalises_batches, num_before_end, num_stages
 
 Shape = tuple[int, ...]

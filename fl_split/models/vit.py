@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from fl_split.models import flops
+from fl_split.models import linear_flops as flops
 from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT

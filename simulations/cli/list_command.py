@@ -92,7 +92,7 @@ def _keys() -> Table:
 
 def _signature(name: str, entry: Callable[..., Any], key: str) -> str:
     """Write down how `entry` is named, without what the experiment fills in."""
-    from simulations.data.partition import FILLED_IN
+    from simulations.data.partitioners import FILLED_IN
 
     parts = []
     for argument, parameter in inspect.signature(entry).parameters.items():

@@ -13,56 +13,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-from flwr_datasets import partitioner as flower
 from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.seeds import derive
 from fl_split.specs import SpecError, canonical, parameters, parse, resolve
-from simulations.data.partitioners import Pathological, Shard
-
-
-def _distribution(
-    distribution_array: list[list[float]],
-    num_partitions: int,
-    num_unique_labels_per_partition: int,
-    partition_by: str,
-    preassigned_num_samples_per_label: int,
-    rescale: bool = True,
-) -> Partitioner:
-    """Give each client its share of each class, from a table (classes x clients)."""
-    return flower.DistributionPartitioner(
-        np.asarray(distribution_array),
-        num_partitions,
-        num_unique_labels_per_partition,
-        partition_by,
-        preassigned_num_samples_per_label,
-        rescale,
-    )
-
-
-PARTITIONS: dict[str, Callable[..., Partitioner]] = {
-    "continuous": flower.ContinuousPartitioner,
-    "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
-    "distribution": _distribution,
-    "exponential": flower.ExponentialPartitioner,
-    "grouped_natural": flower.GroupedNaturalIdPartitioner,
-    "iid": flower.IidPartitioner,
-    "inner_dirichlet": flower.InnerDirichletPartitioner,
-    "linear": flower.LinearPartitioner,
-    "natural": flower.NaturalIdPartitioner,
-    "pathological": partial(
-        Pathological, num_classes_per_partition=2, class_assignment_mode="first-deterministic"
-    ),
-    "shard": partial(Shard, num_shards_per_partition=2),
-    "size": flower.SizePartitioner,
-    "square": flower.SquarePartitioner,
-}
-"""Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
-`partition_by` and `seed` are filled in from the experiment unless given."""
-
-FILLED_IN = ("num_partitions", "partition_by", "seed")
-"""Arguments of partitioners that come from the experiment unless given."""
+from simulations.data.partitioners import FILLED_IN, PARTITIONS
 
 ROW = "fl_split_row"
 """Column that carries row numbers through a partitioner."""

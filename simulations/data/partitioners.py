@@ -1,4 +1,4 @@
-"""Flower's partitioners that leave classes or rows to nobody, mended.
+"""Partitioners by name: those of flwr-datasets; two that leave classes or rows to nobody, mended.
 
 Both subclasses use private members of flwr-datasets, which has no public place to choose whose
 classes or which rows are whose.
@@ -7,9 +7,12 @@ classes or which rows are whose.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from flwr_datasets.partitioner import PathologicalPartitioner, ShardPartitioner
+from flwr_datasets import partitioner as flower
+from flwr_datasets.partitioner import Partitioner, PathologicalPartitioner, ShardPartitioner
 
 
 class Pathological(PathologicalPartitioner):  # type: ignore[misc]  # has no types
@@ -70,3 +73,46 @@ class Shard(ShardPartitioner):  # type: ignore[misc]  # has no types
                 self._rng.shuffle(indices)
         self._partition_id_to_indices = held
         self._partition_id_to_indices_determined = True
+
+
+def _distribution(
+    distribution_array: list[list[float]],
+    num_partitions: int,
+    num_unique_labels_per_partition: int,
+    partition_by: str,
+    preassigned_num_samples_per_label: int,
+    rescale: bool = True,
+) -> Partitioner:
+    """Give each client its share of each class, from a table (classes x clients)."""
+    return flower.DistributionPartitioner(
+        np.asarray(distribution_array),
+        num_partitions,
+        num_unique_labels_per_partition,
+        partition_by,
+        preassigned_num_samples_per_label,
+        rescale,
+    )
+
+
+PARTITIONS: dict[str, Callable[..., Partitioner]] = {
+    "continuous": flower.ContinuousPartitioner,
+    "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
+    "distribution": _distribution,
+    "exponential": flower.ExponentialPartitioner,
+    "grouped_natural": flower.GroupedNaturalIdPartitioner,
+    "iid": flower.IidPartitioner,
+    "inner_dirichlet": flower.InnerDirichletPartitioner,
+    "linear": flower.LinearPartitioner,
+    "natural": flower.NaturalIdPartitioner,
+    "pathological": partial(
+        Pathological, num_classes_per_partition=2, class_assignment_mode="first-deterministic"
+    ),
+    "shard": partial(Shard, num_shards_per_partition=2),
+    "size": flower.SizePartitioner,
+    "square": flower.SquarePartitioner,
+}
+"""Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
+`partition_by` and `seed` are filled in from the experiment unless given."""
+
+FILLED_IN = ("num_partitions", "partition_by", "seed")
+"""Arguments of partitioners that come from the experiment unless given."""

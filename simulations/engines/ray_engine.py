@@ -21,7 +21,8 @@ from fl_split.specs import STRICT
 from simulations.clients.worker import Worker
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
-from simulations.engines.ray_actor import WAIT_SECONDS, ActorLink, ClientActor, reason
+from simulations.engines.ray_actor import ClientActor
+from simulations.engines.ray_recovery import WAIT_SECONDS, ActorLink, reason
 from strategies.server import messages
 from strategies.server.threads import available_cores
 

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.table import Table
 
 from simulations.report.text_table import text_table
-from simulations.runs.metrics import PAYLOAD, SENT, WEIGHTS, sums
+from simulations.runs.columns import PAYLOAD, SENT, WEIGHTS, sums
 from simulations.runs.results import ROUNDS
 
 CLIENT = " Client: mean of clients, each on its own held-out samples, after the last round."

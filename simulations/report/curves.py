@@ -25,7 +25,7 @@ from simulations.report.figures import (
 from simulations.report.labels import families, listed
 from simulations.report.runs import Configuration, RunCollection
 from simulations.report.statistics import non_dominated
-from simulations.runs.metrics import PAYLOAD, SENT, SHOWN, Metric
+from simulations.runs.columns import PAYLOAD, SENT, SHOWN, Metric
 
 ACCURACY = "test accuracy, %"
 MOST_POINTS = 80

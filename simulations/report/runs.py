@@ -14,8 +14,8 @@ import pandas as pd
 
 from simulations.report.labels import TASK, joined, ordered, part
 from simulations.runs.checkpoint import FREE
+from simulations.runs.columns import Metric, declared
 from simulations.runs.experiment import Experiment, read_toml
-from simulations.runs.metrics import Metric, declared
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 
 LONG = 60

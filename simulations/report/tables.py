@@ -13,7 +13,7 @@ import pandas as pd
 from simulations.report.comparison import CLIENT
 from simulations.report.runs import Configuration, FinishedRun, RunCollection
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
-from simulations.runs.metrics import Metric
+from simulations.runs.columns import Metric
 
 TOLD = {"round", "accuracy", "client_accuracy", "clients", "ratio"}
 """Columns of rounds.csv that other tables tell of, beside those that add up."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT, parse, stages
-from simulations.runs.metrics import PAYLOAD, SENT
+from simulations.runs.columns import PAYLOAD, SENT
 
 Limit = Annotated[float, Field(gt=0)]
 

@@ -18,6 +18,7 @@ from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.specs import SpecError, canonical, parse, sentence, stages, unknown
 from simulations.data import partition
+from simulations.data.partitioners import PARTITIONS
 from simulations.data.skew import SKEWS, Skew, parse_skew
 from simulations.data.sources import DATASETS, Dataset
 from simulations.engines.inline import ENGINES
@@ -43,7 +44,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
 }
 """Keys whose value is a spec string, and the table it names an entry of."""
 
-SPEC_TABLES: Mapping[str, Mapping[str, Any]] = {**TABLES, "partition": partition.PARTITIONS}
+SPEC_TABLES: Mapping[str, Mapping[str, Any]] = {**TABLES, "partition": PARTITIONS}
 """The same with `partition`, whose entries need what the experiment fills in."""
 
 CHAINS: dict[str, Callable[[str], Any]] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from simulations.runs.metrics import PAYLOAD, WEIGHTS
+from simulations.runs.columns import PAYLOAD, WEIGHTS
 from simulations.runs.results import ROUNDS
 from strategies import RoundResult
 

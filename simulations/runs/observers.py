@@ -15,7 +15,7 @@ from typing import Any
 from fl_split.codecs import Codec
 from fl_split.exchange.account import Traffic, ratio
 from simulations.runs.budget import Budget
-from simulations.runs.metrics import Metric
+from simulations.runs.columns import Metric
 from simulations.runs.tracking import Log, NoLog
 from strategies import RoundResult
 

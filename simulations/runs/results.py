@@ -15,8 +15,8 @@ import pandas as pd
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from simulations.runs.columns import COLUMNS, METRICS, Metric
 from simulations.runs.experiment import Experiment
-from simulations.runs.metrics import COLUMNS, METRICS, Metric
 from simulations.runs.observers import payload_ratio
 from simulations.runs.provenance import versions
 from strategies import RoundResult
@@ -44,7 +44,7 @@ class Recorder:
     rounds_done : int
         Go on after so many rounds of the run in `folder`; later ones are forgotten.
     metrics : sequence of Metric
-        What observers declare beside :data:`~simulations.runs.metrics.METRICS`.
+        What observers declare beside :data:`~simulations.runs.columns.METRICS`.
 
     Raises
     ------

@@ -13,8 +13,8 @@ import pandas as pd
 from fl_split.specs import SpecError
 from simulations.runs.budget import First, parse_last
 from simulations.runs.checkpoint import FREE
+from simulations.runs.columns import sums
 from simulations.runs.experiment import Experiment, read_toml
-from simulations.runs.metrics import sums
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 
 TOLD = ["ended_by", "final_accuracy", "best_accuracy", "client_accuracy"]

@@ -16,7 +16,7 @@ from rich.table import Table
 from fl_split.specs import SpecError, parse, sentence, unknown
 from simulations.report.statistics import non_dominated
 from simulations.runs.budget import BUDGETS, Limited
-from simulations.runs.metrics import COLUMNS, PAYLOAD, WEIGHTS
+from simulations.runs.columns import COLUMNS, PAYLOAD, WEIGHTS
 from simulations.runs.results import ROUNDS
 from simulations.studies.cells import Cell
 

@@ -18,8 +18,8 @@ from simulations.report import CLIENT
 from simulations.report.labels import SELF_EVIDENT, short
 from simulations.report.text_table import text_table
 from simulations.runs.checkpoint import FREE
+from simulations.runs.columns import PAYLOAD, WEIGHTS
 from simulations.runs.experiment import SPEC_TABLES, Experiment, read_overrides
-from simulations.runs.metrics import PAYLOAD, WEIGHTS
 from simulations.studies.cells import Cell
 
 OF_SMASHED = ("codec", "downlink")

@@ -15,8 +15,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from simulations.report.text_table import text_table
+from simulations.runs.columns import SENT
 from simulations.runs.experiment import read_toml
-from simulations.runs.metrics import SENT
 from simulations.runs.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
 
 BARS = "▁▂▃▄▅▆▇█"
