@@ -45,7 +45,7 @@ from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.engines.inline import ENGINES
 from simulations.engines.memory import keep_freed_memory
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.tail import TrainedTail
 from strategies.server.threads import available_cores
 
@@ -133,8 +133,8 @@ def empty_exchange(clients: int, engine: str) -> float:
     """Median milliseconds of an exchange in which clients only say how many samples they hold."""
     torch.set_num_threads(1)
     setup = Work("", clients, 1, hidden=16).setup()
-    question = messages.content(Record(messages.SAMPLES))
-    action, times = messages.QUERY + messages.SAMPLES, []
+    question = flower_messages.content(Record(flower_messages.SAMPLES))
+    action, times = flower_messages.QUERY + flower_messages.SAMPLES, []
     with parse(engine, ENGINES).session(client_app.app) as session:
         grid = session(setup.worker(), clients, 600.0)
         for _ in range(11):

@@ -34,7 +34,7 @@ from simulations.runs.run import run
 from simulations.runs.setup import prepare
 from strategies import STRATEGIES, RoundResult, Strategy
 from strategies.checks import check_choice, check_tasks
-from strategies.server import messages
+from strategies.server import flower_messages
 
 TINY = {
     "clients": 6,
@@ -69,7 +69,7 @@ class _Failing:
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer, or fail."""
-        metadata, action = message.metadata, messages.read(message).action
+        metadata, action = message.metadata, flower_messages.read(message).action
         is_broken = context.node_config["partition-id"] == BROKEN
         is_its_turn = metadata.group_id == str(self.round) and (action != BEGIN) == self.late
         if is_broken and is_its_turn:

@@ -21,7 +21,7 @@ from simulations.engines.ray_engine import Ray
 from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
-from strategies.server import messages
+from strategies.server import flower_messages
 
 TINY = {
     "clients": 6,
@@ -176,9 +176,9 @@ def through_state(simulate) -> Callable[..., Outcome]:
             state = states.get(partition, RecordDict())
             fresh = Context(1, context.node_id, {"partition-id": partition}, state, run_config)
             reply = flower_app.app(message, fresh)
-            data = messages.record_to_bytes(fresh.state)
-            states[partition] = messages.record_from_bytes(data)
-            return messages.from_wire(messages.to_wire(reply))
+            data = flower_messages.record_to_bytes(fresh.state)
+            states[partition] = flower_messages.record_from_bytes(data)
+            return flower_messages.from_wire(flower_messages.to_wire(reply))
 
         return simulate(stateless, **changes)
 

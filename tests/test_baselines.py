@@ -10,7 +10,7 @@ from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Weights
 from fl_split.payload import Payload
 from simulations.clients import client_app
 from strategies.fedprox import Proximal
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.aggregation import (
     Aggregator,
     Update,
@@ -47,8 +47,8 @@ def test_sflv3_heads_never_mix(simulate):
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        if messages.read(message).action == messages.OWN_HEAD:
-            found = messages.read(reply).weights[HEAD].numpy()
+        if flower_messages.read(message).action == flower_messages.OWN_HEAD:
+            found = flower_messages.read(reply).weights[HEAD].numpy()
             heads[context.node_config["partition-id"]] = found
         return reply
 
@@ -90,7 +90,7 @@ def test_sglr_sends_one_gradient_to_the_drawn_clients(simulate, phi, expected):
     seen = {}
 
     def watch(message: Message, context):
-        record = messages.read(message)
+        record = flower_messages.read(message)
         if record.action == GRADIENT:
             gradient = Payload.from_bytes(record.sent())
             seen.setdefault(context.node_config["partition-id"], gradient.values["tokens"])

@@ -28,7 +28,7 @@ from simulations.engines.ray_engine import _balance
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from strategies import STRATEGIES
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.threads import available_cores
 
 ROOT = Path(__file__).parents[1]
@@ -318,7 +318,7 @@ def test_a_silent_client_is_dropped_after_the_timeout(simulate):
                 reply
                 for reply in super().pull_messages(message_ids)
                 if reply.metadata.src_node_id != FIRST_NODE + 1
-                or reply.metadata.message_type.startswith(messages.QUERY)
+                or reply.metadata.message_type.startswith(flower_messages.QUERY)
             ]
 
     outcome = simulate(session=with_worker(lambda worker: None, Deaf), timeout=0.2, rounds=1)
@@ -331,17 +331,17 @@ def test_a_silent_client_is_dropped_after_the_timeout(simulate):
 def test_send_and_receive_answers_every_message():
     experiment = Experiment.from_dict({"clients": 3})
     worker = prepare(experiment).worker()
-    question = Record(messages.SAMPLES)
-    kind = messages.QUERY + question.action
+    question = Record(flower_messages.SAMPLES)
+    kind = flower_messages.QUERY + question.action
     with Inline().session(client_app.app) as session:
         grid = session(worker, 3, 60.0)
         sent = [
-            grid.create_message(messages.content(question), kind, node, "0")
+            grid.create_message(flower_messages.content(question), kind, node, "0")
             for node in grid.get_node_ids()
         ]
         replies = list(grid.send_and_receive(sent, timeout=10))
-    answers = [messages.read(reply) for reply in replies]
-    assert [answer.number(messages.PARTITION) for answer in answers] == [0, 1, 2]
+    answers = [flower_messages.read(reply) for reply in replies]
+    assert [answer.number(flower_messages.PARTITION) for answer in answers] == [0, 1, 2]
     assert [answer.number(HELD) for answer in answers] == [*map(len, worker.data.partitions)]
 
 
@@ -354,11 +354,13 @@ def test_a_message_survives_being_taken_apart():
     array = Array("uint8", (3,), "raw", b"abc")
     content = RecordDict({"a": ArrayRecord({"x": array}), "m": MetricRecord({"loss": 0.5})})
     message = grid.create_message(content, "train.step", 5, "7")
-    back = messages.from_wire(messages.to_wire(message))
+    back = flower_messages.from_wire(flower_messages.to_wire(message))
     assert back.content == message.content
     assert vars(back.metadata) == vars(message.metadata)
     assert content["a"]["x"].data == b"abc"
-    failed = messages.from_wire(messages.to_wire(Message(Error(3, "why"), reply_to=message)))
+    failed = flower_messages.from_wire(
+        flower_messages.to_wire(Message(Error(3, "why"), reply_to=message))
+    )
     assert (failed.error.code, failed.error.reason) == (3, "why")
 
 

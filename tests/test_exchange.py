@@ -38,7 +38,7 @@ from simulations.clients.client import ClientPool
 from simulations.clients.state import ClientState
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
-from strategies.server import messages
+from strategies.server import flower_messages
 
 TINY = {
     "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
@@ -72,8 +72,8 @@ def test_weights_are_numpys_own_file_and_come_back(vector):
 @every
 @given(record=records)
 def test_a_record_comes_back_from_flowers_bytes(record):
-    data = messages.record_to_bytes(messages.content(record))
-    back = messages.read(SimpleNamespace(content=messages.record_from_bytes(data)))
+    data = flower_messages.record_to_bytes(flower_messages.content(record))
+    back = flower_messages.read(SimpleNamespace(content=flower_messages.record_from_bytes(data)))
     assert (back.action, dict(back.numbers)) == (record.action, dict(record.numbers))
     assert (back.payload is None) == (record.payload is None)
     assert bytes(back.payload or b"") == bytes(record.payload or b"")
@@ -88,7 +88,7 @@ def test_a_record_comes_back_from_flowers_bytes(record):
 )
 def test_a_message_of_somebody_else_is_refused(content):
     with pytest.raises(ValueError, match="none of fl-split"):
-        messages.read(SimpleNamespace(content=content))
+        flower_messages.read(SimpleNamespace(content=content))
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_weights_that_cannot_be_averaged_are_refused(spoil, message):
 @pytest.mark.parametrize("spoil", [{"dtype": "complex64"}, {"extra": True}])
 def test_a_client_with_weights_of_another_kind_is_dropped(simulate, spoilt, spoil):
     def change(reply):
-        record = messages.read(reply)
+        record = flower_messages.read(reply)
         if record.action != END:
             return reply
         head = record.weights[HEAD]
         other = Weights.of(head.numpy().astype(spoil.get("dtype", "float32")))
         weights = {HEAD: other, **({TAIL: head} if "extra" in spoil else {})}
-        reply.content = messages.content(replace(record, weights=weights))
+        reply.content = flower_messages.content(replace(record, weights=weights))
         return reply
 
     outcome = simulate(spoilt({0}, change, 0), rounds=1)
@@ -242,7 +242,9 @@ def test_a_clients_state_comes_back_from_flowers_bytes(arrange):
     state, written = pair.client.save(), RecordDict()
     assert state.memory.keys() == remembered and state.moments
     state.write(written)
-    back = ClientState.read(messages.record_from_bytes(messages.record_to_bytes(written)))
+    back = ClientState.read(
+        flower_messages.record_from_bytes(flower_messages.record_to_bytes(written))
+    )
     other = ClientPool(pair.worker).lend(1)
     other.restore(back)
     for found in (back, other.save()):
@@ -278,7 +280,9 @@ def test_an_exchange_refuses_an_action_that_it_does_not_know(exchange, message):
 @pytest.mark.parametrize("strategy", ["parallel", "sequential", "sflv2", "fedavg", "local"])
 def test_a_reply_with_another_action_drops_its_client_with_a_reason(simulate, spoilt, strategy):
     def dance(reply):
-        reply.content = messages.content(replace(messages.read(reply), action="dance"))
+        reply.content = flower_messages.content(
+            replace(flower_messages.read(reply), action="dance")
+        )
         return reply
 
     outcome = simulate(spoilt({2}, dance, 0), strategy=strategy, rounds=1)
@@ -291,8 +295,8 @@ def test_a_reply_with_another_action_drops_its_client_with_a_reason(simulate, sp
 def test_a_payload_where_none_is_due_drops_its_client(simulate, spoilt, strategy):
     def pay(reply):
         payload = Payload({"tokens": torch.zeros(2, 5, 16)}, {"labels": torch.zeros(2).long()})
-        record = replace(messages.read(reply), action=PAYLOAD, payload=payload.to_bytes())
-        reply.content = messages.content(record)
+        record = replace(flower_messages.read(reply), action=PAYLOAD, payload=payload.to_bytes())
+        reply.content = flower_messages.content(record)
         return reply
 
     outcome = simulate(spoilt({2}, pay, 0), strategy=strategy, rounds=1)
@@ -340,7 +344,7 @@ def test_clients_lost_half_way_leave_nothing_waiting(simulate, strategy):
 
     def app(message, context):
         is_lost = context.node_config["partition-id"] in (1, 4)
-        if is_lost and messages.read(message).action == OUTPUT:
+        if is_lost and flower_messages.read(message).action == OUTPUT:
             raise RuntimeError("battery is empty")
         return client_app.app(message, context)
 

@@ -13,7 +13,7 @@ from fl_split.exchange.records import GRADIENT, PAYLOAD
 from fl_split.payload import Payload
 from simulations.cli import main as cli
 from simulations.clients import client_app
-from strategies.server import messages
+from strategies.server import flower_messages
 
 PRIVATE = "parallel(average_heads=False)"
 EXACT = ["round", "accuracy", "loss", "train_loss", "payload_bytes_up", "head_bytes_down"]
@@ -105,7 +105,11 @@ def test_a_client_that_kills_every_worker_is_dropped_alone(simulate):
 
 def hangs(message, context):
     is_third = context.node_config["partition-id"] == 3
-    if is_third and message.metadata.group_id == "1" and messages.read(message).action == GRADIENT:
+    if (
+        is_third
+        and message.metadata.group_id == "1"
+        and flower_messages.read(message).action == GRADIENT
+    ):
         time.sleep(60)
     return client_app.app(message, context)
 
@@ -124,7 +128,7 @@ def test_a_client_that_hangs_is_dropped_for_the_round(simulate, engine):
 def test_several_clients_that_hang_in_one_worker_are_dropped_alone(simulate):
     def several_hang(message, context):
         hangs_here = context.node_config["partition-id"] in {0, 2, 5}
-        if hangs_here and messages.read(message).action == GRADIENT:
+        if hangs_here and flower_messages.read(message).action == GRADIENT:
             time.sleep(60)
         return client_app.app(message, context)
 
@@ -138,12 +142,12 @@ def test_a_client_whose_loss_overflows_is_dropped_alone(simulate, strategy):
 
     def overflows(message, context):
         reply = client_app.app(message, context)
-        record = messages.read(reply)
+        record = flower_messages.read(reply)
         if context.node_config["partition-id"] != 1 or record.action != PAYLOAD:
             return reply
         payload = Payload.from_bytes(record.sent())
         payload.values["tokens"] = payload.values["tokens"] * 1e25
-        return messages.reply(message, replace(record, payload=payload.to_bytes()))
+        return flower_messages.reply(message, replace(record, payload=payload.to_bytes()))
 
     outcome = simulate(overflows, strategy=strategy, rounds=2)
     dropped = outcome.clients.query("dropped != ''")

@@ -18,7 +18,7 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from strategies import NoClientsLeft
 from strategies.mergesfl import MergeSFL, nearest_to_all
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.participants import Population
 
 FOUR = {
@@ -153,9 +153,12 @@ def test_only_strategies_that_need_label_counts_are_told_them(simulate):
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        if messages.read(message).action in {messages.SAMPLES, messages.LABELS}:
-            answer = messages.read(reply)
-            told[context.node_config["partition-id"]] = answer.list(messages.NUM_LABELS)
+        if flower_messages.read(message).action in {
+            flower_messages.SAMPLES,
+            flower_messages.LABELS,
+        }:
+            answer = flower_messages.read(reply)
+            told[context.node_config["partition-id"]] = answer.list(flower_messages.NUM_LABELS)
             assert answer.number(HELD) > 0
         return reply
 
@@ -172,8 +175,10 @@ def test_counts_that_cannot_be_end_the_run_at_once(simulate, counts):
     def lie(message: Message, context):
         reply = client_app.app(message, context)
         is_liar = context.node_config["partition-id"] == 2
-        if messages.read(message).action == messages.LABELS and is_liar:
-            reply.content.metric_records[messages.NUMBERS][messages.NUM_LABELS] = counts
+        if flower_messages.read(message).action == flower_messages.LABELS and is_liar:
+            reply.content.metric_records[flower_messages.NUMBERS][flower_messages.NUM_LABELS] = (
+                counts
+            )
         return reply
 
     with pytest.raises(NoClientsLeft, match="client 2 said it holds"):

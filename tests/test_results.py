@@ -17,7 +17,7 @@ from simulations.runs.columns import COLUMNS
 from simulations.runs.experiment import Experiment, read_toml
 from simulations.runs.results import OutputError, check_empty, check_folder
 from simulations.runs.setup import prepare
-from strategies.server import messages
+from strategies.server import flower_messages
 
 # TINY: 8x8 grey images, patch 4: 5 tokens of width 16; head of one block.
 TOKENS, WIDTH = 5, 16
@@ -55,7 +55,7 @@ def test_adc_bytes_are_what_crosses(simulate):
         reply = client_app.app(message, context)
         if message.metadata.group_id != "0":
             for way, one in (("down", message), ("up", reply)):
-                seen[way] += len(messages.read(one).payload or b"")
+                seen[way] += len(flower_messages.read(one).payload or b"")
         return reply
 
     summary = simulate(watch, codec="adc(ratio=0.25)").summary
@@ -109,7 +109,7 @@ def test_the_saved_model_is_the_evaluated_one(simulate):
 
 def test_a_run_that_is_stopped_leaves_complete_rows(simulate, tmp_path):
     def impatient(message, context):
-        if message.metadata.group_id == "3" and messages.read(message).action == GRADIENT:
+        if message.metadata.group_id == "3" and flower_messages.read(message).action == GRADIENT:
             raise KeyboardInterrupt
         return client_app.app(message, context)
 

@@ -17,7 +17,7 @@ from simulations.clients import client_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from strategies import STRATEGIES, NoClientsLeft
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.loop import train_loss
 
 PRIVATE = "parallel(average_heads=False)"
@@ -30,7 +30,7 @@ every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 
 def changed(reply: Message, **changes) -> Message:
     """Return a reply that says something else."""
-    found = messages.content(replace(messages.read(reply), **changes))
+    found = flower_messages.content(replace(flower_messages.read(reply), **changes))
     reply.content.clear()
     for name, part in found.items():
         reply.content[name] = part
@@ -39,7 +39,7 @@ def changed(reply: Message, **changes) -> Message:
 
 def told(reply: Message, **numbers) -> Message:
     """Return a reply with other numbers."""
-    return changed(reply, numbers={**messages.read(reply).numbers, **numbers})
+    return changed(reply, numbers={**flower_messages.read(reply).numbers, **numbers})
 
 
 def partition(context) -> int:
@@ -52,7 +52,7 @@ def fail(reply):
 
 def not_finite(reply):
     """Put a NaN into the payload's values or the weights."""
-    record = messages.read(reply)
+    record = flower_messages.read(reply)
     if record.action == PAYLOAD:
         payload = Payload.from_bytes(record.sent())
         payload.values["tokens"][0, 0, 0] = torch.nan
@@ -63,7 +63,7 @@ def not_finite(reply):
 
 def no_class(reply):
     """Send labels that are no class."""
-    record = messages.read(reply)
+    record = flower_messages.read(reply)
     if record.action != PAYLOAD:
         return reply
     payload = Payload.from_bytes(record.sent())
@@ -170,7 +170,7 @@ def served(simulate, strategy) -> Iterator[int]:
     seen = []
 
     def watch(message: Message, context):
-        if messages.read(message).action == GRADIENT:
+        if flower_messages.read(message).action == GRADIENT:
             seen.append(partition(context))
         return client_app.app(message, context)
 
@@ -195,9 +195,9 @@ def test_sequential_hands_the_head_over(simulate):
     heads = {}
 
     def watch(message: Message, context):
-        client, sent = partition(context), messages.read(message).weights
+        client, sent = partition(context), flower_messages.read(message).weights
         reply = client_app.app(message, context)
-        returned = messages.read(reply).weights
+        returned = flower_messages.read(reply).weights
         for way, weights in (("in", sent), ("out", returned)):
             if HEAD in weights:
                 heads[client, way] = weights[HEAD].numpy()
@@ -223,8 +223,8 @@ def test_private_heads_are_saved_as_their_average(simulate):
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        if messages.read(message).action == messages.OWN_HEAD:
-            heads[partition(context)] = messages.read(reply).weights[HEAD].numpy()
+        if flower_messages.read(message).action == flower_messages.OWN_HEAD:
+            heads[partition(context)] = flower_messages.read(reply).weights[HEAD].numpy()
         return reply
 
     outcome = simulate(watch, strategy=PRIVATE)
@@ -238,7 +238,7 @@ def test_private_heads_are_saved_as_their_average(simulate):
 def test_a_private_head_that_cannot_be_used_is_left_out_and_reported(simulate):
     def spoilt(message: Message, context):
         reply = client_app.app(message, context)
-        is_shown = messages.read(message).action == messages.OWN_HEAD
+        is_shown = flower_messages.read(message).action == flower_messages.OWN_HEAD
         return not_finite(reply) if is_shown and partition(context) == 3 else reply
 
     outcome = simulate(spoilt, strategy=PRIVATE)
@@ -251,7 +251,7 @@ def test_a_private_head_survives_a_failure_inside_the_handler(simulate):
     seen = {}
 
     def breaks(message: Message, context):
-        action, number = messages.read(message).action, message.metadata.group_id
+        action, number = flower_messages.read(message).action, message.metadata.group_id
         if partition(context) == 2 and action == BEGIN:
             head = context.state.array_records.get("head")
             seen[number] = None if head is None else head["head"].numpy()
@@ -273,7 +273,7 @@ def test_a_gradient_without_a_round_is_refused(simulate):
 
     def forgetful(message: Message, context):
         nonlocal first
-        if messages.read(message).action == GRADIENT and partition(context) == 1:
+        if flower_messages.read(message).action == GRADIENT and partition(context) == 1:
             if first:
                 context.client = None
             first = False
@@ -288,7 +288,7 @@ def test_a_gradient_without_a_round_is_refused(simulate):
 @pytest.mark.parametrize("how", ["missing", "short", "metric", "weight"])
 def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, spoilt, name, how):
     def malformed(reply):
-        weights = messages.read(reply).weights
+        weights = flower_messages.read(reply).weights
         if not weights:
             return reply
         if how == "missing":
@@ -307,7 +307,11 @@ def test_a_malformed_reply_costs_the_round_of_its_sender_alone(simulate, spoilt,
 @pytest.mark.parametrize("size", [0, -3, 10**9, float("nan")])
 def test_a_batch_of_a_size_that_cannot_be_costs_its_sender_the_round(simulate, spoilt, name, size):
     def lie(reply):
-        return told(reply, **{SAMPLES: size}) if messages.read(reply).action == PAYLOAD else reply
+        return (
+            told(reply, **{SAMPLES: size})
+            if flower_messages.read(reply).action == PAYLOAD
+            else reply
+        )
 
     outcome = simulate(spoilt({0}, lie, 0), strategy=name, rounds=1, local_steps=2)
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [0]
@@ -320,7 +324,7 @@ def test_local_epochs_pass_over_the_samples_that_often_in_new_order(simulate):
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        record = messages.read(reply)
+        record = flower_messages.read(reply)
         if record.action == PAYLOAD:
             payload = Payload.from_bytes(record.sent())
             rows.append(payload.values["tokens"].shape[0])
@@ -378,7 +382,7 @@ def test_train_loss_weights_clients_by_the_samples_they_hold_in_every_strategy(s
 
     def watch(message: Message, context):
         reply = client_app.app(message, context)
-        record = messages.read(reply)
+        record = flower_messages.read(reply)
         if record.action == PAYLOAD:
             seen.append((partition(context), Payload.from_bytes(record.sent())))
         return reply

@@ -28,7 +28,7 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from simulations.studies.cost import Estimator
 from strategies import STRATEGIES
-from strategies.server import messages
+from strategies.server import flower_messages
 
 SGD = {"head_optimizer": "sgd(lr=0.1)", "tail_optimizer": "sgd(lr=0.1)"}
 ADAM = {"head_optimizer": "adam(lr=0.003)", "tail_optimizer": "adam(lr=0.003)"}
@@ -164,8 +164,8 @@ def test_another_labelling_sends_the_same_first_payload(simulate, monkeypatch, c
 
         def watch(message, context):
             reply = client_app.app(message, context)
-            if messages.PAYLOAD in reply.content:
-                data = reply.content[messages.PAYLOAD][messages.DATA].data
+            if flower_messages.PAYLOAD in reply.content:
+                data = reply.content[flower_messages.PAYLOAD][flower_messages.DATA].data
                 found.setdefault(context.node_config["partition-id"], data)
             return reply
 
@@ -403,26 +403,26 @@ def fail(reply):
 
 def no_gradient(reply):
     """Put a NaN into whatever the reply carries."""
-    for name in (messages.PAYLOAD, messages.GRADIENT):
+    for name in (flower_messages.PAYLOAD, flower_messages.GRADIENT):
         if name in reply.content:
-            payload = messages.unwrap(reply.content[name])
+            payload = flower_messages.unwrap(reply.content[name])
             payload.values["tokens"][0, 0, 0] = torch.nan
-            reply.content[name] = messages.wrap(payload)
-    if messages.WEIGHTS in reply.content:
-        record = reply.content[messages.WEIGHTS]
-        record[messages.HEAD] = Array(record[messages.HEAD].numpy() * np.nan)
+            reply.content[name] = flower_messages.wrap(payload)
+    if flower_messages.WEIGHTS in reply.content:
+        record = reply.content[flower_messages.WEIGHTS]
+        record[flower_messages.HEAD] = Array(record[flower_messages.HEAD].numpy() * np.nan)
     return reply
 
 
 def no_loss(reply):
-    reply.content[messages.METRICS][messages.LOSS] = float("nan")
-    return no_gradient(reply) if messages.GRADIENT not in reply.content else reply
+    reply.content[flower_messages.METRICS][flower_messages.LOSS] = float("nan")
+    return no_gradient(reply) if flower_messages.GRADIENT not in reply.content else reply
 
 
 def another_shape(reply):
-    for name in (messages.PAYLOAD, messages.GRADIENT, messages.WEIGHTS):
+    for name in (flower_messages.PAYLOAD, flower_messages.GRADIENT, flower_messages.WEIGHTS):
         if name in reply.content:
-            reply.content[name] = messages.wrap(Payload({"tokens": torch.ones(2, 3)}))
+            reply.content[name] = flower_messages.wrap(Payload({"tokens": torch.ones(2, 3)}))
     return reply
 
 
@@ -465,7 +465,7 @@ def test_a_client_without_the_first_half_of_an_exchange_says_so(simulate):
     """As after a worker lost its clients."""
 
     def forgetful(message, context):
-        if messages.PAYLOAD in message.content and context.node_config["partition-id"] == 1:
+        if flower_messages.PAYLOAD in message.content and context.node_config["partition-id"] == 1:
             context.client = None
         return client_app.app(message, context)
 
@@ -516,7 +516,7 @@ def test_a_worker_killed_in_either_half_changes_nothing(simulate, tmp_path, stra
 
     def app(message, context):
         nonlocal seen
-        if context.node_config["partition-id"] == victim and messages.STEP in str(
+        if context.node_config["partition-id"] == victim and flower_messages.STEP in str(
             message.metadata.message_type
         ):
             seen += 1

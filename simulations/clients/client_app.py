@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from fl_split.exchange.records import CPU_SECONDS, HEAD, HELD, TAIL, Record, Weights
 from simulations.clients.client import Client, ClientPool
 from simulations.clients.state import ClientState
-from strategies.server import messages
+from strategies.server import flower_messages
 
 
 class ResidentContext(Context):
@@ -48,7 +48,7 @@ class Answering:
 
     def __init__(self, message: Message, context: Context, pool: ClientPool) -> None:
         self.message, self.context, self.pool = message, context, pool
-        self.record = messages.read(message)
+        self.record = flower_messages.read(message)
         live = context.client if isinstance(context, ResidentContext) else None
         self.is_live = live is not None
         self.client = live or _restored(context, pool)
@@ -76,7 +76,7 @@ class Answering:
         began = time.thread_time()
         answer = self._answer or self.exchange.send(self.client)
         seconds = self.cpu_seconds + time.thread_time() - began
-        reply = messages.reply(
+        reply = flower_messages.reply(
             self.message, replace(answer, numbers={**answer.numbers, CPU_SECONDS: seconds})
         )
         self._leave()
@@ -110,9 +110,9 @@ class SplitApp(ClientApp):
     def __init__(self, pool_of: Callable[[Context], ClientPool] | None = None) -> None:
         super().__init__()
         self._pool_of = pool_of
-        for question in (messages.SAMPLES, messages.LABELS):
+        for question in (flower_messages.SAMPLES, flower_messages.LABELS):
             self.query(question)(self._describe)
-        for question in (messages.OWN_HEAD, messages.OWN_MODEL):
+        for question in (flower_messages.OWN_HEAD, flower_messages.OWN_MODEL):
             self.query(question)(self._show)
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -122,7 +122,7 @@ class SplitApp(ClientApp):
 
     def open(self, message: Message, context: Context) -> Answering | None:
         """Begin to answer a message of an exchange; None for what is answered in one go."""
-        if not message.metadata.message_type.startswith(messages.TRAIN):
+        if not message.metadata.message_type.startswith(flower_messages.TRAIN):
             return None
         return Answering(message, context, self._pool(context))
 
@@ -136,11 +136,11 @@ class SplitApp(ClientApp):
         """Say which partition this node holds and how many samples, if asked of each class."""
         partition, data = _partition(context), self._pool(context).worker.data
         rows = data.partitions[partition]
-        found: dict[str, Any] = {messages.PARTITION: partition, HELD: len(rows)}
-        question = messages.read(message).action
-        if question == messages.LABELS:
-            found[messages.NUM_LABELS] = data.label_counts(rows)
-        return messages.reply(message, Record(question, numbers=found))
+        found: dict[str, Any] = {flower_messages.PARTITION: partition, HELD: len(rows)}
+        question = flower_messages.read(message).action
+        if question == flower_messages.LABELS:
+            found[flower_messages.NUM_LABELS] = data.label_counts(rows)
+        return flower_messages.reply(message, Record(question, numbers=found))
 
     def _show(self, message: Message, context: Context) -> Message:
         """Show the client's own head, or model, for evaluation; the initial one at first."""
@@ -149,7 +149,7 @@ class SplitApp(ClientApp):
         client.stop()
         client.keep_head()
         weights = {HEAD: client.head.numpy()}
-        if question == messages.OWN_MODEL:
+        if question == flower_messages.OWN_MODEL:
             weights[TAIL] = client.own_tail()
         shown = {name: Weights.of(vector) for name, vector in weights.items()}
         answering.answer_with(Record(question, weights=shown))

@@ -12,7 +12,7 @@ from simulations.clients.client_app import ResidentContext
 from simulations.engines.batching import answer_together
 from simulations.engines.local_grid import contexts
 from simulations.engines.memory import keep_freed_memory
-from strategies.server import messages
+from strategies.server import flower_messages
 
 
 class ClientActor:
@@ -35,7 +35,7 @@ class ClientActor:
         hosted = ray.get(worker[0])
         self._contexts = contexts(hosted, len(hosted.data.partitions))
         self._timeout = timeout
-        for node, state, journal in messages.from_wire(parts):
+        for node, state, journal in flower_messages.from_wire(parts):
             context = self._contexts[node]
             context.state = state
             for message in journal:
@@ -47,7 +47,7 @@ class ClientActor:
         A client between two rounds, or one that failed, reports its state in any case.
         If a client hangs, only the first messages are answered.
         """
-        asked = messages.from_wire(parts)
+        asked = flower_messages.from_wire(parts)
         found = [(message, self._contexts[message.metadata.dst_node_id]) for message, _ in asked]
         replies = []
         for reply, (_, context), (_, is_asked) in zip(
@@ -55,11 +55,11 @@ class ClientActor:
         ):
             has_state = is_asked or context.client is None or reply.has_error()
             replies.append((reply, (context.snapshot() or ()) if has_state else None))
-        return messages.to_wire(replies)
+        return flower_messages.to_wire(replies)
 
     def states(self, nodes: list[int]) -> list[Any]:
         """Report the states of `nodes`."""
-        return messages.to_wire([self._contexts[node].snapshot() for node in nodes])
+        return flower_messages.to_wire([self._contexts[node].snapshot() for node in nodes])
 
     def cpu_seconds(self) -> float:
         """CPU time of this actor."""

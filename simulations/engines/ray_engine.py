@@ -23,7 +23,7 @@ from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, S
 from simulations.engines.memory import keep_freed_memory
 from simulations.engines.ray_actor import ClientActor
 from simulations.engines.ray_recovery import WAIT_SECONDS, ActorLink, reason
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.threads import available_cores
 
 BUNDLE, CALLS = 16, 4
@@ -97,7 +97,7 @@ class RayGrid(LocalGrid):
                 states = self._ray.get(link.actor.states.remote(nodes), timeout=PROMPT)
             except self._ray.exceptions.RayError:
                 return None
-            found.update(zip(nodes, messages.from_wire(states), strict=True))
+            found.update(zip(nodes, flower_messages.from_wire(states), strict=True))
         return {node - FIRST_NODE: state for node, state in found.items() if state}
 
     def restore(self, states: Mapping[int, RecordDict]) -> None:

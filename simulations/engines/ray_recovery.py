@@ -14,7 +14,7 @@ from typing import Any
 
 from flwr.app import Error, Message, RecordDict
 
-from strategies.server import messages
+from strategies.server import flower_messages
 
 SNAPSHOT_AFTER = 8
 """Messages that would have to be replayed before a client is asked for its state."""
@@ -73,7 +73,9 @@ class ActorLink:
             (node, self.states.get(node, RecordDict()), self.journal.get(node, []))
             for node in known
         ]
-        self._send("open", [], self.actor.open.remote(*self.opening, messages.to_wire(clients)))
+        self._send(
+            "open", [], self.actor.open.remote(*self.opening, flower_messages.to_wire(clients))
+        )
 
     def push(self, bundle: list[Message]) -> None:
         """Send messages, or keep them until the actor is back."""
@@ -94,7 +96,7 @@ class ActorLink:
             return []
         replies = []
         if kind == "answer":
-            answered = messages.from_wire(result)
+            answered = flower_messages.from_wire(result)
             for message, (reply, state) in zip(bundle, answered, strict=False):
                 self._remember(message, state)
                 replies.append(reply)
@@ -124,7 +126,7 @@ class ActorLink:
         self.journal.pop(node, None)
         self.states.pop(node, None)
         if state:
-            self.states[node] = messages.own(state)
+            self.states[node] = flower_messages.own(state)
 
     def _fail(self, kind: str, bundle: list[Message], error: Exception) -> list[Message]:
         """Restart a dead actor once all its calls have returned; give up messages that kill it."""
@@ -161,7 +163,7 @@ class ActorLink:
 
     def _ask(self, bundle: list[Message]) -> None:
         marked = [(message, self._is_long(message)) for message in bundle]
-        self._send("answer", bundle, self.actor.answer.remote(messages.to_wire(marked)))
+        self._send("answer", bundle, self.actor.answer.remote(flower_messages.to_wire(marked)))
 
     def _send(self, kind: str, bundle: list[Message], call: Any) -> None:
         self.sent.append((kind, bundle))

@@ -17,7 +17,7 @@ from torch import Tensor
 from fl_split.exchange.records import HELD, Weights
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
-from strategies.server import messages
+from strategies.server import flower_messages
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -90,8 +90,8 @@ class Aggregator:
         start = {name: before[name] for name in names}
         vectors = self._aggregate(
             number,
-            [messages.update(_without(places, one.weights), one.samples) for one in updates],
-            messages.arrays(_without(places, start)),
+            [flower_messages.update(_without(places, one.weights), one.samples) for one in updates],
+            flower_messages.arrays(_without(places, start)),
             seed,
         )
         for name, where in places.items():
@@ -106,7 +106,7 @@ class Aggregator:
         if isinstance(self.strategy, flower.DifferentialPrivacyServerSideFixedClipping):
             self.strategy.num_sampled_clients = len(replies)
             for reply in replies:  # the noise is for clients that count equally
-                reply.content.metric_records[messages.NUMBERS][HELD] = 1
+                reply.content.metric_records[flower_messages.NUMBERS][HELD] = 1
         with seeded(seed, "aggregation", number):  # noise of differential privacy
             found, _ = self.strategy.aggregate_train(number, replies)
         if found is None:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fl_split.exchange.account import Account
 from fl_split.exchange.records import Record
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.threads import ServerThreads
 
 PULL_INTERVAL = 0.01
@@ -44,9 +44,9 @@ class Mailbox:
     _inbox: dict[int, Record] = field(default_factory=dict)
     _deadline: float = 0.0
 
-    def send(self, client: int, record: Record, kind: str = messages.TRAIN) -> None:
+    def send(self, client: int, record: Record, kind: str = flower_messages.TRAIN) -> None:
         """Queue a record; it leaves at the latest with the next call that waits for a reply."""
-        content, action = messages.content(record), kind + record.action
+        content, action = flower_messages.content(record), kind + record.action
         message = Message(content, self.nodes[client], action, group_id=self.group)
         self.account.count_down(client, record)
         self._outbox.append((client, message))
@@ -127,7 +127,7 @@ class Mailbox:
                 self.drop(client, _last_line(reply.error.reason))
                 continue
             try:
-                record = messages.read(reply)
+                record = flower_messages.read(reply)
                 self.account.count_up(client, record)
                 self._inbox[client] = record
             except (TypeError, ValueError, OverflowError) as error:

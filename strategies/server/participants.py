@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fl_split.exchange.records import BATCH_SIZE, HELD, RATE, Record
 from fl_split.seeds import generator
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.mailbox import Mailbox
 from strategies.server.threads import ServerThreads
 
@@ -112,16 +112,16 @@ def roll_call(
             raise NoClientsLeft(f"waited for {clients} nodes, only {len(found)} came")
         time.sleep(0.1)
     mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout, threads)
-    question = Record(messages.LABELS if with_labels else messages.SAMPLES)
+    question = Record(flower_messages.LABELS if with_labels else flower_messages.SAMPLES)
     for node in found:
-        mailbox.send(node, question, messages.QUERY)
+        mailbox.send(node, question, flower_messages.QUERY)
     call = RollCall({}, {}, {})
     for node, answer in mailbox.replies():
-        partition = int(answer.number(messages.PARTITION))
+        partition = int(answer.number(flower_messages.PARTITION))
         call.nodes[partition] = node
         call.samples[partition] = int(answer.number(HELD))
         if with_labels:
-            call.labels[partition] = answer.list(messages.NUM_LABELS)
+            call.labels[partition] = answer.list(flower_messages.NUM_LABELS)
             _check_labels(call.labels, partition, call.samples[partition])
     missing = sorted(set(range(clients)) - set(call.nodes))
     if missing:

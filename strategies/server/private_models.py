@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fl_split.exchange.records import TAIL, Record, Weights, check_weights
-from strategies.server import messages
+from strategies.server import flower_messages
 from strategies.server.conversation import Conversation
 from strategies.server.mailbox import Mailbox
 from strategies.server.participants import NoClientsLeft
@@ -26,9 +26,9 @@ def fetch(round: Conversation) -> dict[int, dict[str, Weights]]:
     old = round.mailbox
     apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.threads)
     names = round.exchange.returned
-    question = messages.OWN_MODEL if TAIL in names else messages.OWN_HEAD
+    question = flower_messages.OWN_MODEL if TAIL in names else flower_messages.OWN_HEAD
     for client in (client for client, count in round.samples.items() if count):
-        apart.send(client, Record(question), messages.QUERY)
+        apart.send(client, Record(question), flower_messages.QUERY)
     found = {}
     for client, record in apart.replies():
         try:
