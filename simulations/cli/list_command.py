@@ -30,6 +30,9 @@ KEYS = {
 }
 """Categories that can be listed, and the key that names an entry of each; `keys` is one more."""
 
+ALSO = {"downlink": "codecs", "tail_optimizer": "optimisers"}
+"""Keys whose entries are those of another key, and the category that lists them."""
+
 TITLES = {
     "aggregations": "Aggregation (aggregation)",
     "codecs": "Codecs (codec, and what only packs also as downlink)",
@@ -47,7 +50,7 @@ def list_(category: Annotated[str | None, CATEGORY] = None) -> None:
     Example: [b]fl-split list codecs[/b]
     """
     with door():
-        chosen = [*KEYS, "keys"] if category is None else [_category(category)]
+        chosen = [*_keys_by_category(), "keys"] if category is None else [_category(category)]
         tables = [_keys() if name == "keys" else _entries(name) for name in chosen]
     for table in tables:
         out.print(table)
@@ -57,18 +60,26 @@ def _category(text: str) -> str:
     """Find a category by its name or by its key."""
     from fl_split.specs import unknown
 
-    by_key = {**{key: name for name, key in KEYS.items()}, "key": "keys"}
-    by_key |= {"tail_optimizer": "optimisers", "downlink": "codecs"}
+    known = _keys_by_category()
+    by_key = {**{key: name for name, key in known.items()}, **ALSO, "key": "keys"}
     name = by_key.get(text, text)
-    if name not in {*KEYS, "keys"}:
-        raise ValueError(unknown("category", text, [*KEYS, "keys"]))
+    if name not in {*known, "keys"}:
+        raise ValueError(unknown("category", text, [*known, "keys"]))
     return name
+
+
+def _keys_by_category() -> dict[str, str]:
+    """Return KEYS and, under its own name, every other key that has a table."""
+    from simulations.runs.experiment import SPEC_TABLES
+
+    named = {*KEYS.values(), *ALSO}
+    return {**KEYS, **{key: key for key in SPEC_TABLES if key not in named}}
 
 
 def _entries(category: str) -> Table:
     from simulations.runs.experiment import SPEC_TABLES
 
-    key = KEYS[category]
+    key = _keys_by_category()[category]
     title = TITLES.get(category, f"{category.capitalize()} ({key})")
     table = Table(title=title, title_justify="left", show_lines=True)
     for column in ("spec", "what it is"):

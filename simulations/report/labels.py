@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import chain, zip_longest
 from typing import Any
 
 from fl_split.specs import shortened
-from simulations.runs.experiment import SPEC_TABLES, Experiment
+from simulations.runs.experiment import SPEC_TABLES, UNTOLD, Experiment
 
 TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
 """Keys that describe the task (data and clients); all other keys describe the method."""
-
-NOTHING = ("downlink=identity", "budget=none", "skew=none", "aggregation=fedavg", "holdout=0.0")
-"""Settings that a label names only if it has nothing else to name."""
 
 SELF_EVIDENT = ("strategy", "codec", "partition", "dataset", "model")
 """Keys whose value is clear without the key; labels and names of folders begin with them."""
@@ -33,9 +31,9 @@ def ordered(keys: Iterable[str]) -> list[str]:
 
 
 def joined(differing: Mapping[str, str], keys: Iterable[str]) -> str:
-    """Join the texts of `keys`; leave out texts in NOTHING, unless there are no others."""
+    """Join the texts of `keys`; leave out untold defaults, unless there are no others."""
     texts = [differing[key] for key in keys]
-    told = [text for text in texts if text not in NOTHING]
+    told = [text for text in texts if text not in _untold()]
     return ", ".join(told or texts)
 
 
@@ -81,3 +79,12 @@ def short(key: str, value: Any) -> str:
     if key not in SPEC_TABLES or not isinstance(value, str):
         return str(value)
     return shortened(value, SPEC_TABLES[key])
+
+
+@cache
+def _untold() -> frozenset[str]:
+    """Texts of settings that a label names only if it has nothing else to name."""
+    fields = Experiment.model_fields.items()
+    return frozenset(
+        part(k, field.default) for k, field in fields if field.json_schema_extra == UNTOLD
+    )

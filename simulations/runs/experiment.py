@@ -88,6 +88,11 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+UNTOLD = {"untold": True}
+"""Marks keys whose default is not worth a word beside anything else, as no compression of
+gradients; labels of a report leave it out."""
+
+
 class Experiment(BaseModel):
     """One run, all specs spelt out; the same keys in TOML, ``key=value`` and Flower's config."""
 
@@ -97,7 +102,11 @@ class Experiment(BaseModel):
 
     dataset: str = Field("digits()", description="which images")
     partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
-    skew: str = Field("none()", description="how clients' training data differ beside that")
+    skew: str = Field(
+        "none()",
+        description="how clients' training data differ beside that",
+        json_schema_extra=UNTOLD,
+    )
     clients: Count = Field(100, description="virtual clients")
     fraction: Share = Field(1.0, description="share of the clients sampled per round")
     model: str = Field("vit()", description="which model")
@@ -108,11 +117,19 @@ class Experiment(BaseModel):
         0, description="U-shape: stages before the client's again, or the first of them; 0 is off"
     )
     codec: str = Field("identity()", description="how smashed data are compressed")
-    downlink: str = Field("identity()", description="how cut gradients are packed")
+    downlink: str = Field(
+        "identity()", description="how cut gradients are packed", json_schema_extra=UNTOLD
+    )
     strategy: str = Field("parallel()", description="who trains when, what is averaged")
-    aggregation: str = Field("fedavg()", description="how weights are averaged each round")
+    aggregation: str = Field(
+        "fedavg()", description="how weights are averaged each round", json_schema_extra=UNTOLD
+    )
     rounds: Count = Field(20, description="rounds")
-    budget: str = Field("none()", description="what else may end a run, after a whole round")
+    budget: str = Field(
+        "none()",
+        description="what else may end a run, after a whole round",
+        json_schema_extra=UNTOLD,
+    )
     batch_size: Count = Field(16, description="samples per client and step; the last may be less")
     local_epochs: Count = Field(1, description="passes of a client over its samples per round")
     local_steps: Annotated[int, Field(ge=0)] = Field(
@@ -124,7 +141,9 @@ class Experiment(BaseModel):
         0.2, description="held out for testing where a data set has no test split"
     )
     holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of every client's samples kept back to test that client on"
+        0.0,
+        description="share of every client's samples kept back to test that client on",
+        json_schema_extra=UNTOLD,
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
     engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
