@@ -88,7 +88,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-UNTOLD = {"untold": True}
+UNTOLD: dict[str, Any] = {"untold": True}
 """Marks keys whose default is not worth a word beside anything else, as no compression of
 gradients; labels of a report leave it out."""
 
