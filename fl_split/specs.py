@@ -114,10 +114,11 @@ def shortened(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
 def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
     name, arguments = resolve(stage, table)
     known = inspect.signature(table[name]).parameters
-    first = next(iter(arguments), None)
+    given = {key: arguments[key] for key in known if key in arguments}  # in one order
+    first = next(iter(given), None)
     told = [
         f"{key}={value!r}"
-        for key, value in arguments.items()
+        for key, value in given.items()
         if value != known[key].default or (key == first and type(value) in {int, float})
     ]
     return f"{name}({', '.join(told)})" if told else name
