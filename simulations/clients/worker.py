@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fl_split.activations import saved
 from fl_split.exchange.graphs import GraphMemory
@@ -101,11 +102,9 @@ class Stacks:
         order of a strategy may have it: each of them repeats its forward alone.
         """
         head = self.worker.head
-        is_possible = self.worker.exchange.can_stack and head.can_stack
-        if not is_possible or self._apart > self._together + MOST_APART:
+        if not self._is_possible or self._apart > self._together + MOST_APART:
             return None
-        numbers = samples * math.prod(head.smashed_shape)
-        if numbers > MOST_NUMBERS or self._trial_bytes() > self.worker.graphs.limit:
+        if samples * math.prod(head.smashed_shape) > MOST_NUMBERS:
             return None
         if self.head is None:
             self.head = StackedHead(head)
@@ -118,6 +117,13 @@ class Stacks:
         """Count clients that went forward in a stack by how their gradients came back."""
         self._together += together
         self._apart += apart
+
+    @cached_property
+    def _is_possible(self) -> bool:
+        """Whether heads can run as one at all, and there is room for a trial."""
+        worker = self.worker
+        can_stack = worker.exchange.can_stack and worker.head.can_stack
+        return can_stack and self._trial_bytes() <= worker.graphs.limit
 
     def _trial_bytes(self) -> int:
         """Bytes of a trial: the weights of a stack, stacked too, and the gradients of both."""

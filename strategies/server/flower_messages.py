@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pickle import PickleBuffer
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,6 +22,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from torch import Tensor, from_numpy
 
 from fl_split.exchange.records import HELD, Record, Weights
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 TRAIN, QUERY = "train.", "query."
 """What Flower message types begin with: actions of exchanges, and questions."""
@@ -68,15 +70,23 @@ def read(message: Message) -> Record:
     """
     try:
         found = message.content
-        payload = found.array_records.get(PAYLOAD)
+        action, payload = _part(found, ACTION, ConfigRecord), _part(found, PAYLOAD, ArrayRecord)
+        if action is None:
+            raise KeyError(ACTION)
         return Record(
-            str(found.config_records[ACTION][ACTION]),
+            str(action[ACTION]),
             None if payload is None else payload[DATA].data,
-            weights(found.array_records.get(WEIGHTS, ArrayRecord())),
-            cast(Mapping[str, float], dict(found.metric_records.get(NUMBERS, MetricRecord()))),
+            weights(_part(found, WEIGHTS, ArrayRecord) or {}),
+            cast(Mapping[str, float], dict(_part(found, NUMBERS, MetricRecord) or {})),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a message that is none of fl-split: {error!r}") from None
+
+
+def _part(content: RecordDict, name: str, kind: type[R]) -> R | None:
+    """Return a record of one kind; Flower's views of a kind take long, as they check all again."""
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
 
 
 def reply(message: Message, record: Record) -> Message:
@@ -89,7 +99,7 @@ def arrays(found: Mapping[str, Weights]) -> ArrayRecord:
     return _record({name: _array(vector) for name, vector in found.items()})
 
 
-def weights(record: ArrayRecord) -> dict[str, Weights]:
+def weights(record: Mapping[str, Array]) -> dict[str, Weights]:
     """Read what :func:`arrays` wrapped."""
     return {
         name: Weights(array.data, tuple(array.shape), array.dtype) for name, array in record.items()

@@ -132,16 +132,16 @@ class Round(Conversation):
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
         """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
-        size = group_size(len(clients))
+        size, tokens = group_size(len(clients)), 0
         group: dict[int, Arrival] = {}
         for client in clients:
             arrival = self.payload(client)
             if arrival is not None:
                 group[client] = arrival
-            tokens = sum(arrival.rows * arrival.tokens for arrival in group.values())
+                tokens += arrival.rows * arrival.tokens
             if len(group) >= size and tokens >= LEAST_TOKENS:
                 yield group
-                group = {}
+                group, tokens = {}, 0
         if group:
             yield group
 
