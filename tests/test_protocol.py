@@ -142,6 +142,18 @@ def test_an_exchange_refuses_an_action_that_it_does_not_know(exchange, message):
     assert client.place is None
 
 
+def test_a_client_that_is_elsewhere_in_the_exchange_says_so():
+    pair = Pair(end=2)
+    with pytest.raises(RuntimeError, match="state was lost"):
+        pair.say(Record(OUTPUT, b""))
+    pair.begin()
+    with pytest.raises(RuntimeError, match="state was lost"):
+        pair.say(Record(GRADIENT, b""))
+    alone = Pair()
+    with pytest.raises(RuntimeError, match="state was lost"):
+        alone.say(Record(GRADIENT, b""))
+
+
 @pytest.mark.parametrize("strategy", ["parallel", "sequential", "sflv2", "fedavg", "local"])
 def test_a_reply_with_another_action_drops_its_client_with_a_reason(simulate, spoilt, strategy):
     def dance(reply):
