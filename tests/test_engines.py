@@ -225,9 +225,15 @@ class NoRoom(GraphMemory):
 
 
 @pytest.mark.parametrize(
-    "codec", ["identity()", "adc(ratio=0.25)", "c3sl()", "topk(ratio=0.2) | uniform() | rans()"]
+    ("strategy", "codec"),
+    [
+        ("parallel", "identity()"),
+        ("parallel", "adc(ratio=0.25)"),
+        ("parallel", "c3sl()"),
+        ("parallel(average_heads=False)", "adc(ratio=0.25)"),
+        ("sflv1", "topk(ratio=0.2) | uniform() | rans()"),
+    ],
 )
-@pytest.mark.parametrize("strategy", ["parallel", "parallel(average_heads=False)", "sflv1"])
 def test_heads_run_in_stacks_equal_heads_run_alone(simulate, strategy, codec):
     """Unequal partitions: stacks form, fall apart and run out of batches."""
     changes = {

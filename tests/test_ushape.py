@@ -1,28 +1,34 @@
 """U-shaped split: labels stay on the client, and nothing else changes."""
 
 import copy
+import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array
+from safetensors import safe_open
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from fl_split.codecs import parse_codec
-from fl_split.exchange.split import Place, pack, smash
-from fl_split.exchange.ushape import smash_unlabelled
+from fl_split.codecs import Identity, parse_codec
+from fl_split.exchange.graphs import GraphMemory
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.records import HEAD, LOSS, PAYLOAD, Weights
+from fl_split.exchange.split import Split
+from fl_split.exchange.ushape import OUTPUT, OUTPUT_GRADIENT, ROW_WEIGHTS, TARGETS, UShape
 from fl_split.exchange.whole import joined
 from fl_split.models.cut import insert, whole_flops
 from fl_split.models.lenet import LeNet
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
 from fl_split.payload import Payload
-from fl_split.seeds import generator
+from fl_split.seeds import StepId, generator
 from simulations.clients import client_app
-from simulations.data.samples import Samples
+from simulations.engines.inline import InlineGrid
 from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
@@ -58,7 +64,7 @@ VARIED = {
 COUNTED = [
     "round", "accuracy", "loss", "train_loss", "clients", "samples", "client_steps",
     "payload_bytes_up", "payload_bytes_down", "head_bytes_up", "head_bytes_down",
-    "wire_bytes_up", "wire_bytes_down", "smashed_bytes", "client_flops", "server_flops",
+    "smashed_bytes", "client_flops", "server_flops",
 ]  # fmt: skip
 CODECS = [
     "identity()", "adc(ratio=0.3)", "adc(ratio=0.3, weighted_loss=True)", "topk(ratio=0.2)",
@@ -136,50 +142,52 @@ def test_an_end_that_leaves_somebody_nothing_is_refused(simulate, cut, end, mess
 
 @pytest.mark.parametrize("spec", CODECS)
 def test_what_is_sent_knows_no_labels_and_the_client_knows_its_targets(spec):
-    codec, place, draw = parse_codec(spec), Place(0, 1, 2, 3), generator(0, "test")
+    codec, at, draw = parse_codec(spec), StepId(0, 1, 2, 3), generator(0, "test")
     head, middle = VIT.split(build(VIT), 1, 2)
     insert(head, middle, codec, 0)
-    pixels = torch.randn(9, 3, 8, 8, generator=draw)
+    pixels, link = torch.randn(9, 3, 8, 8, generator=draw), Link(codec, Identity())
     sent, targets = set(), []
     for labels in (torch.arange(9) % 5, torch.arange(9) // 2, torch.zeros(9).long()):
-        payload, found = smash_unlabelled(head, codec, pixels, labels, 5, place)
-        sent.add(pack(codec, payload, place).to_bytes())
-        labelled = smash(head, codec, pixels, labels, 5, place)
+        batch, memory = Batch(pixels, labels, 5), {}
+        payload = UShape().smash(head, codec, batch, at, memory)
+        sent.add(link.up(payload, at))
+        labelled = Split().smash(head, codec, batch, at, {})
         known = codec.decode(labelled)
         assert all(torch.equal(v, labelled.values[k]) for k, v in payload.values.items())
-        assert torch.equal(found.targets, known.targets)
-        assert (found.weights is None) == (known.weights is None)
-        assert found.weights is None or torch.equal(found.weights, known.weights)
-        there = codec.decode(codec.unpack(Payload.from_bytes(next(iter(sent)))))
-        assert len(there.tokens) == len(found.targets)
-        targets.append(found.targets)
+        assert torch.equal(memory[TARGETS], known.targets)
+        assert (ROW_WEIGHTS in memory) == (known.weights is not None)
+        assert known.weights is None or torch.equal(memory[ROW_WEIGHTS], known.weights)
+        assert link.arrive(next(iter(sent)), at, middle).rows == len(memory[TARGETS])
+        targets.append(memory[TARGETS])
     assert len(sent) == 1
     assert not torch.equal(targets[0], targets[1])
 
 
 @pytest.mark.parametrize("codec", ["identity()", "adc(ratio=0.25)"])
-def test_another_labelling_sends_the_same_first_payload(simulate, monkeypatch, codec):
-    def first_payloads():
+def test_another_labelling_sends_the_same_first_payload(simulate, codec):
+    def first_payloads(shift):
         found = {}
 
         def watch(message, context):
             reply = client_app.app(message, context)
-            if flower_messages.PAYLOAD in reply.content:
-                data = reply.content[flower_messages.PAYLOAD][flower_messages.DATA].data
-                found.setdefault(context.node_config["partition-id"], data)
+            record = flower_messages.read(reply)
+            if record.action == PAYLOAD:
+                found.setdefault(context.node_config["partition-id"], bytes(record.sent()))
             return reply
 
-        simulate(watch, end=2, codec=codec, rounds=1, local_steps=1)
-        return found
+        def start(worker, clients, timeout):
+            data = worker.data
+            labels = (data.labels + shift) % data.num_classes
+            return InlineGrid(
+                watch, replace(worker, data=replace(data, labels=labels)), clients, timeout
+            )
 
-    usual, batch = first_payloads(), Samples.batch
+        outcome = simulate(session=start, end=2, codec=codec, rounds=1, local_steps=1)
+        return found, outcome
 
-    def shifted(self, rows):
-        pixels, labels = batch(self, rows)
-        return pixels, (labels + 3) % self.num_classes
-
-    monkeypatch.setattr(Samples, "batch", shifted)
-    assert first_payloads() == usual and len(usual) == 6
+    (usual, trained), (shifted, otherwise) = first_payloads(0), first_payloads(3)
+    assert usual == shifted and len(usual) == 6
+    assert not trained.equals(otherwise)
 
 
 @pytest.mark.parametrize("optimizers", [SGD, ADAM], ids=["sgd", "adam"])
@@ -246,7 +254,7 @@ def test_shared_middles_and_own_ends_by_the_formulas(simulate, strategy):
     for step in range(3):
         joint = {}
         for client, rows in enumerate(setup.train.partitions):
-            chosen = setup.schedule().batch(Place(0, 1, client, step), len(rows))
+            chosen = setup.schedule().batch(StepId(0, 1, client, step), len(rows))
             pixels, labels = setup.train.batch(rows[chosen])
             model = models[client]
             model.zero_grad()
@@ -305,64 +313,77 @@ def test_compressed_u_shapes_learn(simulate, strategy, codec):
     assert (outcome.rounds["ratio"] < 0.4).all()
 
 
+class Watched(GraphMemory):
+    """Room that notes what is asked of it; it has none for stacks."""
+
+    def __init__(self, limit):
+        super().__init__(limit)
+        self.sizes, self.kept, self.most = [], [], 0
+
+    def take(self, size):
+        found = super().take(size)
+        self.sizes.append(size)
+        self.kept.append(found)
+        self.most = max(self.most, self.used)
+        return found
+
+
+def with_room(graphs):
+    """A session of the inline engine whose clients share this room for graphs."""
+
+    def start(worker, clients, timeout):
+        return InlineGrid(client_app.app, replace(worker, graphs=graphs), clients, timeout)
+
+    return start
+
+
 @pytest.mark.parametrize("strategy", ["parallel", PRIVATE, "sflv1", "sflv2", "sglr(phi=0.0)"])
 def test_clients_served_through_their_state_equal_live_ones(
-    simulate, through_state, monkeypatch, strategy
+    simulate, reference, through_state, strategy
 ):
     """Nor does it matter whether any graph survives."""
-    live, other = (run(strategy=strategy, **VARIED) for run in (simulate, through_state))
+    live = reference(strategy=strategy, **VARIED)
+    other = through_state(strategy=strategy, **VARIED)
     assert live.equals(other)
     assert live.rounds[COUNTED].equals(other.rounds[COUNTED])
-    monkeypatch.setattr("simulations.clients.worker.Worker.keep", lambda *arguments: None)
-    repeated = simulate(strategy=strategy, **VARIED)
+    none = Watched(0)
+    repeated = simulate(strategy=strategy, session=with_room(none), **VARIED)
+    assert none.sizes and not any(none.kept)
     assert live.equals(repeated)
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sglr"])
 @pytest.mark.parametrize("room", [0, 1.5])
-def test_middles_whose_graphs_find_no_room_run_again(simulate, monkeypatch, strategy, room):
+def test_middles_whose_graphs_find_no_room_run_again(simulate, strategy, room):
     """Same bits; of graphs that all are of one size as many are kept as fit, whatever ends."""
-    from strategies.server import ushape
-
     changes = {"strategy": strategy, "end": 2, "rounds": 1, "local_steps": 3, "batch_size": 50}
-    changes |= {"codec": "fp16()", "model": VARIED["model"], "cut": 1, "partition": "iid"}
-    monkeypatch.setattr("strategies.server.round.LEAST_TOKENS", 0)  # a group of each client
-    kept, sizes, keep = [], [], ushape.UShapedRound._keep
-
-    def watch(self, crossing):
-        found = keep(self, crossing)
-        sizes.append(crossing.size)
-        kept.append(bool(found.passages))
-        assert self._kept <= ushape.GRAPH_BYTES
-        return found
-
-    monkeypatch.setattr(ushape.UShapedRound, "_keep", watch)
-    live = simulate(**changes)
-    assert all(kept) and len(kept) == 18 and len(set(sizes)) == 1
-    kept.clear()
-    monkeypatch.setattr(ushape, "GRAPH_BYTES", room * sizes[0])
-    assert live.equals(simulate(**changes))
-    assert not any(kept) if room == 0 else any(kept) and not all(kept)
+    changes |= {"codec": "fp16()", "cut": 1, "partition": "iid"}
+    # 65 tokens a sample: the payload of every client is large enough to be served by itself.
+    changes["model"] = DROPOUT.replace("patch_size=4", "patch_size=1")
+    plenty = Watched(2**30)
+    live = simulate(server={"graphs": plenty}, **changes)
+    assert all(plenty.kept) and len(plenty.kept) == 18 and len(set(plenty.sizes)) == 1
+    tight = Watched(int(room * plenty.sizes[0]))
+    assert live.equals(simulate(server={"graphs": tight}, **changes))
+    assert tight.most <= tight.limit and tight.used == plenty.used == 0
+    assert not any(tight.kept) if room == 0 else any(tight.kept) and not all(tight.kept)
 
 
 @pytest.mark.slow
-def test_ray_equals_inline(simulate, on_ray):
+def test_ray_equals_inline(reference, on_ray):
     with on_ray() as simulate_on_ray:
         for strategy in SPLIT:
             codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
             changes = {**VARIED, "strategy": strategy, "codec": codec}
-            inline, ray = simulate(**changes), simulate_on_ray(**changes)
+            inline, ray = reference(**changes), simulate_on_ray(**changes)
             assert inline.equals(ray), strategy
             assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1"])
-def test_the_number_of_server_threads_changes_nothing(simulate, monkeypatch, strategy):
+def test_the_number_of_server_threads_changes_nothing(simulate, strategy):
     changes = {"strategy": strategy, **VARIED, "clients": 20, "batch_size": 16}
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
-    one = simulate(**changes)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2, 3})
-    four = simulate(**changes)
+    one, four = (simulate(server={"threads": threads}, **changes) for threads in (1, 4))
     assert one.equals(four)
     assert one.rounds[COUNTED].equals(four.rounds[COUNTED])
 
@@ -384,15 +405,29 @@ def test_stopped_and_resumed_equals_never_stopped(simulate, resume, tmp_path, st
     assert half.rounds[COUNTED].equals(whole.rounds[COUNTED])
 
 
-def test_a_run_from_before_there_were_ends_goes_on(simulate, resume, tmp_path, monkeypatch):
+class Older:
+    """An experiment as it was written before there were ends."""
+
+    def __init__(self, experiment):
+        self.experiment = experiment
+
+    def model_dump(self, exclude):
+        return self.experiment.model_dump(exclude={*exclude, "end"})
+
+
+def test_a_run_from_before_there_were_ends_goes_on(simulate, reference, resume, tmp_path):
     def stop(row, report):
         raise KeyError("stop")
 
-    with monkeypatch.context() as before, pytest.raises(KeyError):
-        before.setattr(checkpoint, "FREE", {*checkpoint.FREE, "end"})
+    with pytest.raises(KeyError):
         simulate(watch=stop, checkpoint_every=1)
-    whole = simulate()
-    half = type(whole)(tmp_path / "run1")
+    folder = tmp_path / "run1"
+    experiment, found = checkpoint.read(folder)
+    found.write(folder, Older(experiment))
+    with safe_open(folder / checkpoint.FILE, "pt") as file:
+        assert "end" not in json.loads(file.metadata()["experiment"])
+    whole = reference()
+    half = type(whole)(folder)
     resume(half)
     assert half.equals(whole)
 
@@ -401,42 +436,59 @@ def fail(reply):
     raise RuntimeError("battery is empty")
 
 
+def changed(reply, **changes):
+    """Have a reply say something else."""
+    reply.content = flower_messages.content(replace(flower_messages.read(reply), **changes))
+    return reply
+
+
 def no_gradient(reply):
     """Put a NaN into whatever the reply carries."""
-    for name in (flower_messages.PAYLOAD, flower_messages.GRADIENT):
-        if name in reply.content:
-            payload = flower_messages.unwrap(reply.content[name])
-            payload.values["tokens"][0, 0, 0] = torch.nan
-            reply.content[name] = flower_messages.wrap(payload)
-    if flower_messages.WEIGHTS in reply.content:
-        record = reply.content[flower_messages.WEIGHTS]
-        record[flower_messages.HEAD] = Array(record[flower_messages.HEAD].numpy() * np.nan)
-    return reply
+    record = flower_messages.read(reply)
+    if record.payload is None:
+        head = record.weights[HEAD].numpy() * np.nan if HEAD in record.weights else None
+        return reply if head is None else changed(reply, weights={HEAD: Weights.of(head)})
+    payload = Payload.from_bytes(record.payload)
+    payload.values["tokens"][0, 0, 0] = torch.nan
+    return changed(reply, payload=payload.to_bytes())
 
 
 def no_loss(reply):
-    reply.content[flower_messages.METRICS][flower_messages.LOSS] = float("nan")
-    return no_gradient(reply) if flower_messages.GRADIENT not in reply.content else reply
+    record = flower_messages.read(reply)
+    if record.action != OUTPUT_GRADIENT:
+        return no_gradient(reply)
+    return changed(reply, numbers={**record.numbers, LOSS: float("nan")})
 
 
 def another_shape(reply):
-    for name in (flower_messages.PAYLOAD, flower_messages.GRADIENT, flower_messages.WEIGHTS):
-        if name in reply.content:
-            reply.content[name] = flower_messages.wrap(Payload({"tokens": torch.ones(2, 3)}))
-    return reply
+    if flower_messages.read(reply).payload is None:
+        return changed(reply, weights={HEAD: Weights.of(np.ones((2, 3), np.float32))})
+    return changed(reply, payload=Payload({"tokens": torch.ones(2, 3)}).to_bytes())
+
+
+def another_action(reply):
+    return changed(reply, action="dance")
 
 
 @pytest.mark.parametrize("strategy", [PRIVATE, "sflv1", "sflv2"])
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(fail, "battery"), (no_gradient, "finite"), (no_loss, "finite"), (another_shape, "sent ")],
+    [
+        (fail, "battery"),
+        (no_gradient, "finite"),
+        (no_loss, "finite"),
+        (another_shape, "sent "),
+        (another_action, "sent a 'dance'"),
+    ],
 )
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_client_that_fails_in_any_message_is_dropped(
     simulate, spoilt, strategy, spoil, reason, after
 ):
     changes = {"strategy": strategy, "batch_size": 128, "end": 2}
-    outcome = simulate(spoilt({2}, spoil, after), **changes)
+    graphs = GraphMemory()
+    outcome = simulate(spoilt({2}, spoil, after), server={"graphs": graphs}, **changes)
+    assert graphs.used == 0  # nothing is left waiting for an answer
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [2, 2]
     assert dropped["dropped"].str.contains(reason).all()
@@ -445,17 +497,11 @@ def test_a_client_that_fails_in_any_message_is_dropped(
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2"])
-def test_a_loss_that_is_not_finite_drops_its_client(simulate, monkeypatch, strategy):
-    from simulations.clients import half_way as ushape
+def test_a_loss_that_is_not_finite_drops_its_client(simulate, spoilt, strategy):
+    def unhappy(reply):
+        return no_loss(reply) if flower_messages.read(reply).action == OUTPUT_GRADIENT else reply
 
-    original = ushape.conclude
-
-    def spoilt(head, output, targets, place):
-        value, of_end, of_output = original(head, output, targets, place)
-        return (torch.nan, of_end, of_output) if place.client == 1 else (value, of_end, of_output)
-
-    monkeypatch.setattr(ushape, "conclude", spoilt)
-    outcome = simulate(strategy=strategy, end=2)
+    outcome = simulate(spoilt({1}, unhappy, 0), strategy=strategy, end=2)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped["client"].tolist() == [1, 1]
     assert dropped["dropped"].str.contains("a loss that is not finite").all()
@@ -465,7 +511,8 @@ def test_a_client_without_the_first_half_of_an_exchange_says_so(simulate):
     """As after a worker lost its clients."""
 
     def forgetful(message, context):
-        if flower_messages.PAYLOAD in message.content and context.node_config["partition-id"] == 1:
+        is_ours = context.node_config["partition-id"] == 1
+        if is_ours and flower_messages.read(message).action == OUTPUT:
             context.client = None
         return client_app.app(message, context)
 
@@ -516,9 +563,8 @@ def test_a_worker_killed_in_either_half_changes_nothing(simulate, tmp_path, stra
 
     def app(message, context):
         nonlocal seen
-        if context.node_config["partition-id"] == victim and flower_messages.STEP in str(
-            message.metadata.message_type
-        ):
+        is_training = message.metadata.message_type.startswith(flower_messages.TRAIN)
+        if is_training and context.node_config["partition-id"] == victim:
             seen += 1
             if seen == number and not marker.exists():
                 marker.touch()

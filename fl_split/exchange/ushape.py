@@ -68,6 +68,9 @@ class UShape(Split):
 
     def receive(self, client: ClientSide, record: Record) -> Record | None:
         """Enter the round; run an output through the end; or learn from a cut gradient."""
+        needed = {OUTPUT: TARGETS, GRADIENT: OF_END}.get(record.action)
+        if needed and needed not in client.memory:
+            raise RuntimeError("no exchange in progress: this client's state was lost")
         if record.action == OUTPUT:
             return self._conclude(client, record)
         if record.action == GRADIENT:
@@ -80,8 +83,6 @@ class UShape(Split):
 
     def _conclude(self, client: ClientSide, record: Record) -> Record:
         memory, at = client.memory, client.at
-        if TARGETS not in memory:
-            raise RuntimeError("no exchange in progress: this client's state was lost")
         output = client.link.read(record.sent(), at).values["tokens"]
         received = Received(output, memory[TARGETS], memory.get(ROW_WEIGHTS))
         value, of_end, of_output = conclude(client.head, received, at)
