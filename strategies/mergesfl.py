@@ -22,7 +22,7 @@ from strategies.server.strategy import Strategy
 
 @dataclass(frozen=True, config=STRICT)
 class MergeSFL(Strategy):
-    """All clients step together on one merged batch; who takes part keeps its labels near IID.
+    """All clients step together on one merged batch, chosen so that its labels are near IID.
 
     The tail takes one step per exchange on the mean over the samples of all batches. A
     client's batch, and with it the learning rate of its head, is as small as its device is

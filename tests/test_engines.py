@@ -14,7 +14,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fl_split.exchange.graphs import GraphMemory
-from fl_split.exchange.records import BEGIN, HELD, ROUND, Record
+from fl_split.exchange.records import GO_ON, HELD, ROUND, Record
 from fl_split.exchange.split import Split
 from fl_split.exchange.stacked import StackedHead, is_faster
 from fl_split.flat import flatten
@@ -375,13 +375,13 @@ def test_an_idle_shell_holds_no_moments():
     worker = prepare(Experiment.from_dict({"clients": 3})).worker()
     pool = ClientPool(worker)
     client = pool.lend(0)
-    client.begin(Record(BEGIN, numbers={ROUND: 1}))
+    client.begin(Record(GO_ON, numbers={ROUND: 1}))
     client.learn(torch.ones_like(client.head.vector))
     pool.take_back(client)
     assert not hasattr(client, "optimizer")
     again = pool.lend(1)
     assert again is client
-    again.begin(Record(BEGIN, numbers={ROUND: 2}))
+    again.begin(Record(GO_ON, numbers={ROUND: 2}))
     assert torch.equal(again.head.vector, flatten(list(worker.head.parameters())))
     assert not again.optimizer.state
 

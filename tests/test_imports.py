@@ -18,9 +18,15 @@ FORBIDDEN = {
 }
 FLOORS = {
     "fl_split": [
-        {"specs", "seeds", "payload", "metrics", "optimizers", "activations", "machine"},
+        {
+            "specs",
+            "seeds",
+            "payload",
+            "metrics",
+            "optimizers",
+            "activations",
+        },
         {"codecs"},
-        {"channels"},
         {"models"},
         {"flat"},
         {"exchange"},

@@ -11,6 +11,7 @@ from fl_split.exchange.protocol import HalfServed
 from fl_split.exchange.records import (
     BEGIN,
     END,
+    GO_ON,
     GRADIENT,
     PAYLOAD,
     ROUND,
@@ -47,9 +48,13 @@ class Pair:
         self.graphs = GraphMemory()
 
     def begin(self, with_weights=True):
-        weights = self.setup.initial_weights() if with_weights else {}
-        sent = {name: weights[name] for name in self.exchange.returned if name in weights}
-        return self.say(Record(BEGIN, weights=sent, numbers={ROUND: 1}))
+        weights, numbers = self.setup.initial_weights(), {ROUND: 1}
+        sent = {name: weights[name] for name in self.exchange.names}
+        return self.say(
+            Record(BEGIN, weights=sent, numbers=numbers)
+            if with_weights
+            else Record(GO_ON, numbers=numbers)
+        )
 
     def say(self, record):
         return self.exchange.receive(self.client, record) or self.exchange.send(self.client)
@@ -69,7 +74,7 @@ class Pair:
         return half, self.say(Record(OUTPUT, output))
 
     def answer(self, served):
-        return self.say(Record(GRADIENT, self.link.down(served.cuts[1], self.client.at)))
+        return self.say(self.exchange.answer(self.link, served.cuts[1], self.client.at))
 
 
 def split_in_between():

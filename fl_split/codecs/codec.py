@@ -107,7 +107,7 @@ class Codec:
         return payload
 
     def unpack(self, packed: Payload) -> Payload:
-        """Return the payload as it is known to who receives `packed`."""
+        """Return the payload as the receiver of `packed` knows it."""
         return packed
 
     def for_gradients(self) -> Codec:

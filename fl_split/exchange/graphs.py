@@ -11,7 +11,8 @@ GRAPH_BYTES = 2 * 2**30
 class GraphMemory:
     """Bytes of autograd graphs that are kept until gradients come back, up to a limit.
 
-    Whoever may not keep a graph repeats its forward later: same weights, same bits.
+    A graph that finds no room is dropped, and its forward repeated later: same weights, same
+    bits.
     """
 
     def __init__(self, limit: int = GRAPH_BYTES) -> None:

@@ -1,4 +1,4 @@
-"""The contract of an exchange: what both halves of a model do with one batch, and who answers what.
+"""The contract of an exchange: what both halves of a model do with one batch.
 
 A round of a client, whatever the exchange: the server sends BEGIN; the client answers with what
 :meth:`Exchange.send` returns; each further message of the server goes through
@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl_split.codecs import Codec
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link
-from fl_split.exchange.records import GRADIENT, Record
+from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
@@ -41,14 +42,11 @@ class ClientSide(Protocol):
     ----------
     head : Flat[Head]
         The client's weights.
-    optimizer : torch.optim.Optimizer
-        Of the head.
     memory : dict[str, Tensor]
         What the exchange must remember until the next message; saved with the client.
     """
 
     head: Flat[Head]
-    optimizer: torch.optim.Optimizer
     memory: dict[str, Tensor]
 
     @property
@@ -69,10 +67,6 @@ class ClientSide(Protocol):
     @property
     def batch_samples(self) -> int:
         """Samples of the present step."""
-        ...
-
-    def keep_head(self) -> None:
-        """Have a head of its own: the one it has kept, or the one that every run starts from."""
         ...
 
     def load_tail(self, weights: NDArray[np.float32] | None) -> torch.optim.Optimizer:
@@ -185,13 +179,13 @@ class Exchange(ABC):
 
     Attributes
     ----------
-    returned : tuple of str
-        Names of the weights that travel with a client's BEGIN and END.
+    trains_whole_models : bool
+        Whether head and tail travel with BEGIN and END, and clients train both; else the head.
     can_stack : bool
         Whether several clients may run as one (:mod:`fl_split.exchange.stacked`).
     """
 
-    returned: ClassVar[tuple[str, ...]]
+    trains_whole_models: ClassVar[bool] = False
     can_stack: ClassVar[bool] = False
 
     @abstractmethod
@@ -209,6 +203,28 @@ class Exchange(ABC):
     @abstractmethod
     def send(self, client: ClientSide) -> Record:
         """Client: return what the server is to have next."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the weights that travel."""
+        return (HEAD, TAIL) if self.trains_whole_models else (HEAD,)
+
+    def smash(
+        self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
+    ) -> Payload:
+        """Client: turn a batch into a payload with a live graph.
+
+        The same arguments and weights give the same payload, bit for bit, so the forward can
+        be repeated later when the graph could not be kept. `memory` gets what the client must
+        remember.
+        """
+        raise NotImplementedError("this exchange sends no payloads")
+
+    def step(
+        self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
+    ) -> Step:
+        """Take one whole exchange in one process."""
+        raise NotImplementedError("this exchange is not taken step by step")
 
     @abstractmethod
     def flops(self, head: Head, tail: Tail) -> Flops:
@@ -230,7 +246,7 @@ class Exchange(ABC):
 
     def answer(self, link: Link, cut: Payload, at: StepId) -> Record:
         """Server: return what a client whose payload was served is sent, the cut gradient."""
-        return Record(GRADIENT, link.down(cut, at))
+        return Record(GRADIENT, link.down(cut, at), step=at.step)
 
     def prepare(self, head: Head, tail: Tail, seed: int) -> None:  # noqa: B027  (most add nothing)
         """Add what the exchange trains beside the model, before a run; drawn from `seed`."""

@@ -1,7 +1,7 @@
 """What the two halves tell each other, before a transport wraps it: plain records.
 
 A record says by its action what it is. Bytes are counted on records: see
-:mod:`fl_split.exchange.link`.
+:mod:`fl_split.exchange.account`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ HEAD, TAIL = "head", "tail"
 """Names of the two weight vectors."""
 
 BEGIN = "begin"
-"""The server starts a client's round, with weights or with those that the client keeps."""
+"""The server starts a client's round with weights of its own."""
+GO_ON = "go_on"
+"""The server starts a client's round with the weights that the client keeps."""
 PAYLOAD = "payload"
 """A client sends the smashed data of its next batch."""
 GRADIENT = "gradient"
@@ -84,19 +86,22 @@ class Record:
     Attributes
     ----------
     action : str
-        What the record is, such as BEGIN or GRADIENT; each exchange says which it knows.
+        What the record is, such as BEGIN or GRADIENT; a Python identifier, for Flower.
     payload : bytes, optional
         What a :class:`~fl_split.exchange.link.Link` sends: smashed data or a gradient.
     weights : Mapping[str, Weights]
         Synchronised weights, by the names HEAD and TAIL.
     numbers : Mapping
         Settings of a round, or work done and losses.
+    step : int
+        Step of the client to which a payload or gradient belongs: both sides draw from it.
     """
 
     action: str
     payload: bytes | memoryview | None = None
     weights: Mapping[str, Weights] = field(default_factory=dict)
     numbers: Mapping[str, Number] = field(default_factory=dict)
+    step: int = 0
 
     def sent(self) -> bytes | memoryview:
         """Return the payload; raise ValueError if there is none."""

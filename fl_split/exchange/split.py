@@ -25,8 +25,8 @@ from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
 from fl_split.exchange.records import (
     BEGIN,
+    GO_ON,
     GRADIENT,
-    HEAD,
     PAYLOAD,
     SAMPLES,
     SMASHED_BYTES,
@@ -45,14 +45,13 @@ MAX_TOKENS = 8192
 class Split(Exchange):
     """One cut; labels go up with the smashed data, the loss is the server's."""
 
-    returned = (HEAD,)
     can_stack = True
 
     # The client's half.
 
     def receive(self, client: ClientSide, record: Record) -> Record | None:
         """Enter the round, or learn from a cut gradient."""
-        if record.action == BEGIN:
+        if record.action in (BEGIN, GO_ON):
             client.begin(record)
         elif record.action == GRADIENT:
             client.learn(client.backward(record))
@@ -70,17 +69,13 @@ class Split(Exchange):
             PAYLOAD,
             payload=client.link.up(client.forward(), client.at),
             numbers={SAMPLES: samples, STEPS: 1, SMASHED_BYTES: size},
+            step=client.at.step,
         )
 
     def smash(
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
-        """Turn a batch into a payload with a live graph.
-
-        The same arguments and weights give the same payload, bit for bit, so the forward can
-        be repeated later when the graph could not be kept. `memory` gets what the client must
-        remember.
-        """
+        """Run the head and encode; nothing must be remembered."""
         with randomness(head, "head", at):
             tokens, attention = head(batch.pixels)
         smashed = Smashed(tokens, attention, batch.labels, batch.num_classes, head.num_read)
@@ -116,7 +111,7 @@ class Split(Exchange):
             cuts.update(zip(clients, payloads, strict=True))
             gradients.append(gradient)
         failed = [client for client, loss in losses.items() if not math.isfinite(loss)]
-        if failed:  # which spoils the sum: once more without
+        if failed:  # their losses spoil the sum: serve the others again
             rest = {k: arrival for k, arrival in arrivals.items() if k not in failed}
             if not rest:
                 return Served({}, {}, torch.zeros_like(tail.vector), 0, failed)
@@ -184,7 +179,7 @@ def cut_gradients(
     joint, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
     leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
     gradient, cuts = tail.differentiate([joint], inputs=leaves)
-    if tail.statistics is not None:  # which know nothing of the weight in the joint loss
+    if tail.statistics is not None:  # the weight in the joint loss does not reach them
         gradient[tail.statistics] *= weights[0]
     following = iter(cuts)
     payloads = [

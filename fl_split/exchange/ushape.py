@@ -44,7 +44,7 @@ from fl_split.seeds import StepId
 
 OUTPUT = "output"
 """The server sends what the middle made of a payload."""
-OUTPUT_GRADIENT = "output-gradient"
+OUTPUT_GRADIENT = "output_gradient"
 """The client answers with the gradient of its loss in that output, and with the loss."""
 
 TARGETS, ROW_WEIGHTS, OF_END = "targets", "row-weights", "of-end"
@@ -90,7 +90,8 @@ class UShape(Split):
         memory.clear()
         memory[OF_END] = of_end
         size = client.batch_samples * client.head.module.output_bytes
-        return Record(OUTPUT_GRADIENT, sent, numbers={LOSS: value, SMASHED_BYTES: size})
+        numbers = {LOSS: value, SMASHED_BYTES: size}
+        return Record(OUTPUT_GRADIENT, sent, numbers=numbers, step=at.step)
 
     def smash(
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
@@ -128,7 +129,7 @@ class UShape(Split):
         forwards, size = _forwards(tail.module, arrivals, at)
         outputs = {k: found for forward in forwards for k, found in forward.outputs().items()}
         failed = [k for k, output in outputs.items() if not bool(output.isfinite().all())]
-        if failed:  # which would spoil the gradient of the others: once more without
+        if failed:  # their outputs would spoil the joint gradient: serve the others again
             rest = {k: arrival for k, arrival in arrivals.items() if k not in failed}
             return replace(self.serve(tail, rest, weights, at, graphs), failed=failed)
         kept = forwards if graphs.take(size) else None
@@ -251,7 +252,7 @@ def _retrace(
     arrivals = list(forward.arrivals.values())
     leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
     gradient, cuts = middle.differentiate([forward.output], [scaled], inputs=leaves)
-    if middle.statistics is not None:  # which know nothing of the weight
+    if middle.statistics is not None:  # the weight does not reach them
         gradient[middle.statistics] *= weights[0]
     following = iter(cuts)
     payloads = [

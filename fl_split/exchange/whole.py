@@ -16,7 +16,7 @@ from torch import Tensor
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import ClientSide, Exchange, Flops
-from fl_split.exchange.records import BEGIN, HEAD, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
+from fl_split.exchange.records import BEGIN, GO_ON, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
 from fl_split.exchange.ushape import crossing
 from fl_split.flat import Flat, descend
 from fl_split.models.cut import Head, Tail, whole_flops
@@ -45,15 +45,15 @@ class Whole(Exchange):
     """
 
     pull: Pull | None = None
-    returned = (HEAD, TAIL)
+    trains_whole_models = True
 
     def receive(self, client: ClientSide, record: Record) -> Record:
         """Train for one round."""
-        if record.action != BEGIN:
+        if record.action not in (BEGIN, GO_ON):
             raise ValueError(f"training of whole models knows no {record.action!r}")
         client.begin(record)
         tail, memory = client.tail, client.memory
-        is_own = TAIL not in record.weights
+        is_own = record.action == GO_ON
         optimizer = client.load_tail(None if is_own else record.weights[TAIL].numpy())
         if is_own and TAIL in memory:
             tail.load(memory[TAIL])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
-from fl_split.exchange.records import END, HEAD, HELD, ROUND, TAIL, Record, Weights
-from fl_split.exchange.split import Split, head_gradient
+from fl_split.exchange.records import END, GO_ON, HEAD, HELD, ROUND, TAIL, Record, Weights
+from fl_split.exchange.split import head_gradient
 from fl_split.exchange.stacked import StackSlot
 from fl_split.flat import Flat, copy_trained, descend, flatten, trained
 from fl_split.models.cut import Head, Tail
@@ -64,12 +64,11 @@ class Client:
         self.place = StepId(seed, number, self.partition, 0)
         self.release()
         self.assignment = Assignment.told(record.numbers)
-        sent = record.weights.get(HEAD)
-        if sent is None:
+        if record.action == GO_ON:
             self.keep_head()
         else:
             self.keeps_head = False
-            self.head.load(sent.numpy())
+            self.head.load(record.weights[HEAD].numpy())
             self.optimizer = self._fresh_optimizer()
 
     def keep_head(self) -> None:
@@ -137,7 +136,6 @@ class Client:
 
     def _smash(self) -> Payload:
         exchange, batch = self.worker.exchange, self.batch()
-        assert isinstance(exchange, Split)
         self.release()
         with self.worker.measure(1, len(batch.labels)):
             payload = exchange.smash(self.head.module, self.link.codec, batch, self.at, self.memory)
@@ -153,6 +151,8 @@ class Client:
         ready, self.ready = self.ready, None
         if isinstance(ready, Tensor):
             return ready
+        if record.step != self.at.step:
+            raise RuntimeError(f"a gradient of step {record.step} in step {self.at.step}")
         gradient = self.link.read(record.sent(), self.at)
         if self.slot:
             self.worker.stacks.count(apart=1)

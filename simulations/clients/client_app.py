@@ -62,9 +62,16 @@ class Answering:
         self._answer = self.exchange.receive(self.client, self.record)
         self.cpu_seconds += time.thread_time() - began
 
-    def answer_with(self, record: Record) -> None:
-        """Say what :meth:`send` is to send."""
-        self._answer = record
+    def show(self) -> None:
+        """Let the client show what it keeps; it then is in no round."""
+        client, question = self.client, self.record.action
+        client.stop()
+        client.keep_head()
+        weights = {HEAD: client.head.numpy()}
+        if question == flower_messages.OWN_MODEL:
+            weights[TAIL] = client.own_tail()
+        shown = {name: Weights.of(vector) for name, vector in weights.items()}
+        self._answer = Record(question, weights=shown)
 
     @property
     def has_answer(self) -> bool:
@@ -118,7 +125,9 @@ class SplitApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; every action of an exchange, also of one that came later, is one."""
         answering = self.open(message, context)
-        return super().__call__(message, context) if answering is None else _finish(answering)
+        if answering is None:
+            return super().__call__(message, context)
+        return _finish(answering, answering.receive)
 
     def open(self, message: Message, context: Context) -> Answering | None:
         """Begin to answer a message of an exchange; None for what is answered in one go."""
@@ -145,20 +154,12 @@ class SplitApp(ClientApp):
     def _show(self, message: Message, context: Context) -> Message:
         """Show the client's own head, or model, for evaluation; the initial one at first."""
         answering = Answering(message, context, self._pool(context))
-        client, question = answering.client, answering.record.action
-        client.stop()
-        client.keep_head()
-        weights = {HEAD: client.head.numpy()}
-        if question == flower_messages.OWN_MODEL:
-            weights[TAIL] = client.own_tail()
-        shown = {name: Weights.of(vector) for name, vector in weights.items()}
-        answering.answer_with(Record(question, weights=shown))
-        return answering.send()
+        return _finish(answering, answering.show)
 
 
-def _finish(answering: Answering) -> Message:
+def _finish(answering: Answering, take: Callable[[], None]) -> Message:
     try:
-        answering.receive()
+        take()
         return answering.send()
     except BaseException:
         answering.fail()

@@ -14,7 +14,7 @@ from simulations.clients.client_app import Answering
 
 
 def backward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]:
-    """Yield those whose gradients have come and who went forward together, if all are there."""
+    """Yield the clients of a stack whose gradients have all come."""
     by_forward: dict[StackedForward, dict[int, Answering]] = {}
     for one in answering:
         if one.client.slot and one.record.action == GRADIENT:
@@ -26,7 +26,7 @@ def backward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]
 
 
 def forward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]:
-    """Yield those who send a batch of one size next, where a stack is faster for that size."""
+    """Yield clients whose next batches have one size, where a stack is faster for that size."""
     by_size: dict[int, list[Answering]] = {}
     for one in answering:
         if not one.has_answer and one.client.has_batch():

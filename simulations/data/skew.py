@@ -136,6 +136,6 @@ def skewed(
             owner = Owner(client, len(table.partitions), draw)
             labels[rows] = skew.labels(labels[rows], table.num_classes, owner)
             seen = np.concatenate([rows, shards.get(client, rows[:0])])
-            if pixels[seen].size:  # who holds none, or a table of labels alone
+            if pixels[seen].size:  # a client may hold none, and labels may come alone
                 pixels[seen] = skew.pixels(pixels[seen], owner)
     return replace(table, pixels=pixels, labels=labels)

@@ -44,9 +44,13 @@ def answer_together(
             if reply is not None:
                 replies[index] = reply
 
+    def is_enough(index: int) -> bool:
+        """Tell whether the messages from `index` on must wait for the next call."""
+        return index > 0 and time.monotonic() - began > timeout / 2
+
     seen: set[int] = set()
     for index, (message, context) in enumerate(parts):
-        if (index and time.monotonic() - began > timeout / 2) or context.node_id in seen:
+        if is_enough(index) or context.node_id in seen:
             break
         seen.add(context.node_id)
         found = _opened(app if len(parts) > 1 else None, message, context)
@@ -55,12 +59,16 @@ def answer_together(
         else:
             replies[index] = found or answer(app, message, context, timeout)
     _compute(backward_stacks, backward_together, [*opened.values()], timeout)
-    for index in [*opened]:
-        attempt(index, opened[index].receive)
+    for index in [*opened]:  # which may train for a whole round
+        if is_enough(index):
+            opened.pop(index).fail()
+        else:
+            attempt(index, opened[index].receive)
     _compute(forward_stacks, forward_together, [*opened.values()], timeout)
     for index in [*opened]:
         attempt(index, opened[index].send)
-    return [replies[index] for index in sorted(replies)]
+    first_left = next(index for index in range(len(parts) + 1) if index not in replies)
+    return [replies[index] for index in range(first_left)]
 
 
 def _opened(

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-# Private to Flower, and needed: outside a Flower process nobody sets who we are, and
+# Private to Flower, and needed: outside a Flower process nobody sets the identity of this one, and
 # ``Message(...)`` refuses to be made without.
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -111,7 +111,7 @@ class LocalGrid(Grid):
     def _accept(self, message: Message) -> str:
         """Give a message an id, as a SuperLink would."""
         message_id = f"{next(self._ids):064x}"
-        message.metadata.__dict__["_message_id"] = message_id
+        message.metadata.__dict__["_message_id"] = message_id  # private: a SuperLink's to set
         return message_id
 
 

@@ -26,7 +26,7 @@ class ClientActor:
         self._timeout = 0.0
 
     def open(self, worker: list[Any], timeout: float, parts: list[Any]) -> None:
-        """ClientActor fresh clients of the run that `worker` refers to; rebuild those in `parts`.
+        """Host fresh clients of the run that `worker` refers to; rebuild those in `parts`.
 
         Each comes as its node id, its state and the messages it has answered since.
         """

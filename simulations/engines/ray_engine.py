@@ -29,7 +29,7 @@ from strategies.server.threads import available_cores
 BUNDLE, CALLS = 16, 4
 """Least messages in a Ray call, to make it cheap; most calls of a push to an actor, if more.
 
-Both in whole groups: who went forward together should come back together."""
+Both in whole groups: clients whose heads ran as one should come back together."""
 
 PROMPT = 10.0
 """Seconds within which an idle worker answers a question that is not worth waiting for."""

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -193,7 +193,7 @@ class Experiment(BaseModel):
             codec=parse_codec(self.codec),
             downlink=parse_downlink(self.downlink),
             strategy=parse(self.strategy, STRATEGIES),
-            aggregation=lambda: parse(self.aggregation, AGGREGATIONS),
+            aggregation=partial(parse, self.aggregation, AGGREGATIONS),
             model=parse(self.model, MODELS),
             head_optimizer=parse(self.head_optimizer, OPTIMIZERS),
             tail_optimizer=parse(self.tail_optimizer, OPTIMIZERS),
@@ -203,6 +203,12 @@ class Experiment(BaseModel):
             engine=parse(self.engine, ENGINES),
             tracking=parse(self.tracking, TRACKING),
         )
+
+    def __copy__(self) -> Experiment:
+        """Copy the keys alone: a copy may get others, which describe other parts."""
+        copied = super().__copy__()
+        copied.__dict__.pop("parts", None)
+        return copied
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Experiment:

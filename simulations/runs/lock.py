@@ -10,7 +10,7 @@ from pathlib import Path
 from simulations.runs.results import OutputError, make_folder
 
 RUN = ".run.lock"
-"""A hidden file that who writes a run holds."""
+"""A hidden file: the process that writes a run holds a lock on it."""
 
 
 @contextmanager

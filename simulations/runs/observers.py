@@ -130,7 +130,7 @@ class Tracker(Observer):
 
 
 class Watcher(Observer):
-    """Tells whoever watches the run."""
+    """Calls a function after each round."""
 
     def __init__(self, watch: Callable[[dict[str, Any], RoundResult], None]) -> None:
         self.watch = watch
@@ -162,7 +162,7 @@ def measured(observers: Sequence[Observer], result: RoundResult) -> dict[str, An
     found: dict[str, Any] = {}
     for observer in observers:
         numbers = observer.measure(result)
-        if twice := found.keys() & numbers.keys():
+        if twice := {"round", *found} & numbers.keys():
             raise ValueError(f"{type(observer).__name__} measures {sorted(twice)} once more")
         found |= numbers
     return found

@@ -79,6 +79,8 @@ def run(
         The folder already holds a run.
     """
     experiment = setup.experiment
+    if not experiment.out:
+        raise OutputError("out: a run needs a folder; give one")
     grid = session(setup.worker(), experiment.clients, experiment.timeout)
     server_app.app(grid, LocalContext(setup, watch, resumed, budget, observers))
     summary: dict[str, Any] = json.loads((output_folder(experiment) / SUMMARY).read_text())

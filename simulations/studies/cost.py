@@ -205,7 +205,7 @@ def _weights_of_a_client(setup: Setup) -> int:
     strategy, weights = setup.parts.strategy, setup.initial_weights()
     if strategy.trains_on_server or strategy.keeps_models:
         return 0
-    sent = {name: weights[name] for name in setup.exchange.returned}
+    sent = {name: weights[name] for name in setup.exchange.names}
     return 2 * weights_bytes(Record(BEGIN, weights=sent))
 
 

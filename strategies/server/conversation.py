@@ -17,6 +17,7 @@ from fl_split.exchange.protocol import Exchange, HalfServed, Served
 from fl_split.exchange.records import (
     BEGIN,
     END,
+    GO_ON,
     HELD,
     LOSS,
     PAYLOAD,
@@ -120,7 +121,7 @@ class Conversation:
         size = group_size(len(clients))
         for number, client in enumerate(clients, start=1):
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
-            record = Record(BEGIN, weights=weights, numbers=asked)
+            record = Record(BEGIN if weights else GO_ON, weights=weights, numbers=asked)
             self._expected[client] = {name: self.weights[name] for name in weights}
             origins = [self._origins[one] for one in weights.values() if one in self._origins]
             self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
@@ -164,9 +165,11 @@ class Conversation:
 
     def note(self, served: Served, clients: Sequence[int], owner: int = SERVER) -> None:
         """Count what the tail did for `clients`; drop those whose loss was not finite."""
+        forwarded = sum(self._forwarded.pop(client, 0) for client in clients)
         self.server_flops += served.flops
-        left = served.flops - sum(self._forwarded.pop(client, 0) for client in clients)
-        self.tasks.serve("serve", owner, clients, self.steps[clients[0]], max(0, left))
+        if served.losses or served.failed:  # else nobody has answered
+            left = max(0, served.flops - forwarded)
+            self.tasks.serve("serve", owner, clients, self.steps[clients[0]], left)
         for client in served.failed:
             self.mailbox.drop(client, "sent what gives a loss that is not finite")
 
@@ -205,7 +208,7 @@ class Conversation:
             self.tasks.follow("output down", client, at.step, len(data), *self.tasks.served(client))
             self.tasks.follow("end", client, at.step, flops)
             self._waiting[client] = waiting
-            self.mailbox.send(client, Record(half.action, data))
+            self.mailbox.send(client, Record(half.action, data, step=at.step))
         if not half.outputs:
             self._resume(waiting)
 
@@ -239,6 +242,8 @@ class Conversation:
 
     def _arrive(self, client: int, record: Record) -> Arrival:
         size, data, at = int(record.number(SAMPLES)), record.sent(), self.at(client)
+        if record.step != at.step:
+            raise ValueError(f"a payload of step {record.step}, expected step {at.step}")
         if not 0 < size <= self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch[client] = size
@@ -250,9 +255,12 @@ class Conversation:
         check_weights(record.weights, self._expected[client])
         if record.number(HELD) != self.samples[client]:
             raise ValueError("another number of samples than it said at the start")
-        if trained := int(record.number(SAMPLES)):  # a whole model, in one go
+        if self.exchange.trains_whole_models:
+            trained = int(record.number(SAMPLES))
             self.losses[client] = {0: record.number(LOSS)}
             self.tasks.follow("train", client, 0, trained * self.flops.total)
+        elif record.number(SAMPLES):
+            raise ValueError("samples with the end of a round whose steps were all served")
         step, size = self.steps[client], weights_bytes(record)
         task = self.tasks.follow("sync up", client, step, size)
         self._origins |= dict.fromkeys(record.weights.values(), task)

@@ -37,10 +37,10 @@ PARTITION, NUM_LABELS = "partition-id", "num-labels"
 """Answers to SAMPLES and LABELS, beside HELD."""
 
 ACTION, PAYLOAD, WEIGHTS, NUMBERS = "action", "payload", "weights", "metrics"
-"""Records of a message: the action of a reply; bytes of a payload; weight vectors; numbers."""
+"""Records of a message: action and step; bytes of a payload; weight vectors; numbers."""
 
-DATA = "data"
-"""The one array of PAYLOAD."""
+DATA, STEP = "data", "step"
+"""The one array of PAYLOAD; beside ACTION, in the record of that name, the step."""
 
 _ARRAYS: WeakKeyDictionary[Weights, Array] = WeakKeyDictionary()
 """Arrays of weights that many messages carry: a transport sends the same array once."""
@@ -48,7 +48,7 @@ _ARRAYS: WeakKeyDictionary[Weights, Array] = WeakKeyDictionary()
 
 def content(record: Record) -> RecordDict:
     """Wrap a record; arrays' data are not copied."""
-    found = RecordDict({ACTION: ConfigRecord({ACTION: record.action})})
+    found = RecordDict({ACTION: ConfigRecord({ACTION: record.action, STEP: record.step})})
     if record.payload is not None:
         data = record.payload
         array = _put_together("uint8", (len(data),), "fl_split.payload", data)
@@ -78,8 +78,9 @@ def read(message: Message) -> Record:
             None if payload is None else payload[DATA].data,
             weights(_part(found, WEIGHTS, ArrayRecord) or {}),
             cast(Mapping[str, float], dict(_part(found, NUMBERS, MetricRecord) or {})),
+            int(str(action.get(STEP, 0))),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"a message that is none of fl-split: {error!r}") from None
 
 

@@ -65,7 +65,7 @@ class Mailbox:
     def batches(self) -> Iterator[dict[int, Record]]:
         """Yield replies as they come, those there at the same time together.
 
-        Ends when no client owes one and the server's threads is idle.
+        Ends when no client owes one and the server's threads are idle.
         """
         while True:
             self._flush(PUSH_AT)
@@ -83,7 +83,7 @@ class Mailbox:
             yield from batch.items()
 
     def settle(self) -> None:
-        """Wait until the server's threads is idle; replies that come meanwhile are kept."""
+        """Wait until the server's threads are idle; replies that come meanwhile are kept."""
         while self.threads.busy:
             self._wait()
         self.push()

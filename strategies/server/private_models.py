@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fl_split.exchange.records import TAIL, Record, Weights, check_weights
+from fl_split.exchange.link import UNREADABLE
+from fl_split.exchange.records import Record, Weights, check_weights
 from strategies.server import flower_messages
 from strategies.server.conversation import Conversation
 from strategies.server.mailbox import Mailbox
@@ -25,8 +26,8 @@ def fetch(round: Conversation) -> dict[int, dict[str, Weights]]:
     """
     old = round.mailbox
     apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.threads)
-    names = round.exchange.returned
-    question = flower_messages.OWN_MODEL if TAIL in names else flower_messages.OWN_HEAD
+    is_whole, names = round.exchange.trains_whole_models, round.exchange.names
+    question = flower_messages.OWN_MODEL if is_whole else flower_messages.OWN_HEAD
     for client in (client for client, count in round.samples.items() if count):
         apart.send(client, Record(question), flower_messages.QUERY)
     found = {}
@@ -34,8 +35,11 @@ def fetch(round: Conversation) -> dict[int, dict[str, Weights]]:
         try:
             check_weights(record.weights, {name: round.weights[name] for name in names})
             found[client] = dict(record.weights)
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             old.drop(client, f"sent {error}")
+    for client, traffic in apart.account.traffic.items():
+        if traffic.dropped:
+            old.drop(client, traffic.dropped)
     if not found:
         raise NoClientsLeft(f"round {round.number}: no client has a model to evaluate")
     return dict(sorted(found.items()))

@@ -104,6 +104,7 @@ class Round(Conversation):
         in_order = [results[number] for number in sorted(results)]
         if mix:
             mixed = mix({client: cut for result in in_order for client, cut in result.cuts.items()})
+            self.tasks.mix([*mixed])
             for result in in_order:
                 self.send_cuts(replace(result, cuts={k: mixed[k] for k in result.cuts}))
             self.mailbox.push()

@@ -59,7 +59,7 @@ class TaskGraph:
     tasks: list[Task] = field(default_factory=list)
     _last: dict[int, int] = field(default_factory=dict)
     _tails: dict[int, int] = field(default_factory=dict)
-    _served: dict[int, int] = field(default_factory=dict)
+    _served: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _unstepped: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, kind: Kind, client: int, step: int, amount: int, *after: int) -> int:
@@ -82,12 +82,17 @@ class TaskGraph:
         ups = [self._last[client] for client in clients]
         last = self._tails.get(owner)
         number = self.add(kind, SERVER, step, amount, *ups, *([] if last is None else [last]))
-        self._served |= dict.fromkeys(clients, number)
+        self._served |= dict.fromkeys(clients, (number,))
         self._unstepped.setdefault(owner, []).append(number)
 
     def served(self, client: int) -> tuple[int, ...]:
-        """Return the number of the task that made a client's cut gradient."""
-        return (self._served[client],)
+        """Return the numbers of the tasks that made what a client is sent."""
+        return self._served[client]
+
+    def mix(self, clients: Sequence[int]) -> None:
+        """Record that what each of `clients` is sent was made of what all were served."""
+        numbers = {number for client in clients for number in self._served[client]}
+        self._served |= dict.fromkeys(clients, tuple(sorted(numbers)))
 
     def step(self, owner: int) -> None:
         """Record that a tail has stepped on all that it has done since its last step."""

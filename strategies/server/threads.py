@@ -22,7 +22,7 @@ def available_cores() -> int:
 
 
 class ServerThreads:
-    """A pool of single-threaded workers; whoever gave a job gets its result in its own thread.
+    """A pool of single-threaded workers; results are handed out in the thread that submits jobs.
 
     One torch thread per worker: then the number of workers cannot change a bit of a
     result, and workers and simulated clients do not fight over cores.
