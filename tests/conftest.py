@@ -195,12 +195,3 @@ def resume():
         execute(Experiment.from_dict(values), resumed=found)
 
     return run
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that start processes of their own in one worker: `-n 2 --dist loadgroup`."""
-    apart, alone = {"test_engines", "test_faults"}, {"test_training"}
-    for item in items:
-        slow = item.get_closest_marker("slow") and item.path.stem not in alone
-        if slow or "ray" in item.name or item.path.stem in apart:
-            item.add_marker(pytest.mark.xdist_group("processes"))

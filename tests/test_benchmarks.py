@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ COMMANDS = {
     "peers": ["peers.py", "--tiny"],
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 
 def benchmark(*arguments):
@@ -29,19 +28,12 @@ def benchmark(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Every program once at its tiny size, two at a time: most of it is imports."""
-    folder = tmp_path_factory.mktemp("benchmarks")
-
-    def run(name):
-        program, *options = COMMANDS[name]
-        found = folder / f"{name}.json"
-        done = benchmark(ROOT / "benchmarks" / program, *options, "--json", found)
-        return done, json.loads(found.read_text()) if found.exists() else None
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(COMMANDS, pool.map(run, COMMANDS), strict=True))
+def run(name, folder):
+    """Run a program at its tiny size; return the process and the rows it wrote."""
+    program, *options = COMMANDS[name]
+    found = folder / f"{name}.json"
+    done = benchmark(ROOT / "benchmarks" / program, *options, "--json", found)
+    return done, json.loads(found.read_text()) if found.exists() else None
 
 
 @pytest.mark.parametrize(
@@ -53,25 +45,22 @@ def runs(tmp_path_factory):
         ("peers", ["inline", "ray(workers=1)"]),
     ],
 )
-def test_a_benchmark_runs_and_prints_its_rows(runs, name, expected):
-    done, rows = runs[name]
+def test_a_benchmark_runs_and_prints_its_rows(tmp_path, name, expected):
+    done, rows = run(name, tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row.get("name", row.get("clients")) for row in rows] == expected
     assert all(row.get("engine", "inline()") == "inline()" for row in rows)
     for text in map(str, expected[:1]):
         assert text in done.stdout
+    if name == "engine_only":  # what a paired comparison reads
+        assert rows[0]["wall_s"] > 0 and rows[0]["cpu_s"] >= 0
 
 
-def test_the_benchmark_of_codecs_measures_every_codec_and_chain(runs):
-    done, rows = runs["codec_costs"]
+def test_the_benchmark_of_codecs_measures_every_codec_and_chain(tmp_path):
+    done, rows = run("codec_costs", tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row["name"] for row in rows][:-CHAINS] == list(CODECS)
     assert all(row["name"] in done.stdout for row in rows)
-
-
-def test_the_engine_alone_says_what_a_paired_comparison_reads(runs):
-    _, [row] = runs["engine_only"]
-    assert row["wall_s"] > 0 and row["cpu_s"] >= 0
 
 
 def checkout(folder, seconds):

@@ -174,6 +174,8 @@ class Ray:
                 ClientActor
             )
             actors = [actor.remote(app) for _ in range(count)]
+            # Wait for their imports: the timeout of a message is for clients, not for Python.
+            ray.wait([one.cpu_seconds.remote() for one in actors], num_returns=count)
 
             def begin(worker: Worker, clients: int, timeout: float) -> RayGrid:
                 for grid in grids:
