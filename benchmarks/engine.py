@@ -43,7 +43,7 @@ from fl_split.payload import Payload
 from fl_split.seeds import StepId
 from fl_split.specs import parse
 from simulations.clients import client_app
-from simulations.engines.inline import ENGINES
+from simulations.engines import ENGINES
 from simulations.engines.memory import keep_freed_memory
 from strategies.server import flower_messages
 from strategies.server.tail import TrainedTail

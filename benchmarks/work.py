@@ -20,7 +20,7 @@ from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.data.partition import Unheld
 from simulations.data.samples import Samples
-from simulations.engines.inline import ENGINES
+from simulations.engines import ENGINES
 from simulations.engines.local_grid import Session
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.evaluator import Evaluator

@@ -44,7 +44,7 @@ Purpose = Literal[
     "Noise",
     "Rotation",
     # trials before a run, whose results are thrown away
-    "grouped",
+    "stacked",
     "trial",
 ]
 """Everything that is drawn; two uses of one name would give correlated numbers."""

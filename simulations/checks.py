@@ -24,7 +24,8 @@ from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.data.samples import Samples
 from simulations.data.skew import Skew, skewed
-from simulations.engines.inline import ENGINES, Inline
+from simulations.engines import ENGINES
+from simulations.engines.inline import Inline
 from simulations.engines.local_grid import Engine, Session
 from simulations.runs import checkpoint
 from simulations.runs.columns import METRICS

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from fl_split.checks.laws import hold
 from strategies.server.participants import Population
 from strategies.server.strategy import Strategy
-from strategies.server.tasks import SERVER, Kind, Task
+from strategies.server.tasks import BYTES, SERVER, Kind, Task
 from strategies.server.training import RoundResult
 
 UP: set[Kind] = {"up", "output gradient up"}
@@ -66,6 +66,7 @@ def _check_sums(result: RoundResult) -> None:
     def is_client(number: int) -> bool:
         return number != SERVER
 
+    hold({*UP, *DOWN, "sync up", "sync down"} == BYTES, "every kind that crosses is known here")
     ways: list[tuple[str, Collection[Kind]]] = [
         ("payload_bytes_up", UP),
         ("payload_bytes_down", DOWN),

@@ -25,7 +25,8 @@ from fl_split.payload import Payload
 from fl_split.specs import STRICT
 from fl_split.testing import check_codec, check_engine, check_model, check_skew, check_strategy
 from simulations.data.skew import SKEWS, LabelNoise, Noise, Skew, parse_skew
-from simulations.engines.inline import ENGINES, Inline, InlineGrid
+from simulations.engines import ENGINES
+from simulations.engines.inline import Inline, InlineGrid
 from strategies import STRATEGIES
 from strategies.checks import check_tasks
 from strategies.parallel import Parallel

@@ -26,10 +26,10 @@ from fl_split.payload import Payload
 from fl_split.seeds import StepId, generator
 
 MEMBERS = 8
-"""Most clients in a group: more gain little, and their activations leave the cache."""
+"""Most clients in a stack: more gain little, and their activations leave the cache."""
 
 TRIALS = 3
-"""Times that loop and group run against each other; the best of each counts."""
+"""Times that loop and stack run against each other; the best of each counts."""
 
 
 class Linear(nn.Module):
@@ -146,7 +146,7 @@ class StackedHead:
 
     def __init__(self, head: Head) -> None:
         if not head.can_stack:
-            raise ValueError("only ViT heads without dropout can be grouped")
+            raise ValueError("only ViT heads without dropout can be stacked")
         self._shapes = [parameter.shape for parameter in head.parameters()]
         names = [name for name, _ in head.named_parameters()]
         self._head: Any = copy.deepcopy(head)
@@ -158,7 +158,7 @@ class StackedHead:
             owner._parameters.pop(attribute, None)
             self._slots.append((owner, attribute))
         if left := [name for name, _ in self._head.named_parameters()]:
-            raise ValueError(f"{left[0]} cannot be grouped")
+            raise ValueError(f"{left[0]} cannot be stacked")
 
     def run(self, vectors: Sequence[Tensor], pixels: Tensor) -> StackedForward:
         """Forward of G clients with flat weights (P,) each on images (G * B, C, H, W)."""
@@ -255,12 +255,12 @@ def is_faster(
     shape: Sequence[int],
     clock: Callable[[], float] = time.thread_time,
 ) -> bool:
-    """Try a group of copies of `head` on batches of `shape` (B, C, H, W), grouped and one by one.
+    """Try a stack of copies of `head` on batches of `shape` (B, C, H, W) against one by one.
 
-    True if the group takes less CPU time on this machine, by `clock`, and, which kernels do
+    True if the stack takes less CPU time on this machine, by `clock`, and, which kernels do
     not promise, gives the same bits.
     """
-    draw, members = generator(0, "grouped"), MEMBERS
+    draw, members = generator(0, "stacked"), MEMBERS
     heads = [Flat(copy.deepcopy(head)) for _ in range(members)]
     for flat in heads:
         flat.load(flat.vector.detach() + 0.01 * torch.randn(flat.vector.shape, generator=draw))
@@ -278,11 +278,11 @@ def is_faster(
             gradients.append(flat.differentiate(outputs[-1:], [weight])[0])
         return torch.cat(outputs), torch.stack(gradients)
 
-    def group() -> tuple[Tensor, Tensor]:
+    def stack() -> tuple[Tensor, Tensor]:
         found = stacked.run([flat.vector for flat in heads], pixels)
         return found.tokens, found.differentiate(weights)
 
-    seconds: dict[Callable[[], Any], list[float]] = {loop: [], group: []}
+    seconds: dict[Callable[[], Any], list[float]] = {loop: [], stack: []}
     for _ in range(TRIALS):
         results = []
         for function, times in seconds.items():
@@ -291,4 +291,4 @@ def is_faster(
             times.append(clock() - began)
         if not all(map(torch.equal, *results)):
             return False
-    return min(seconds[group]) < min(seconds[loop])
+    return min(seconds[stack]) < min(seconds[loop])

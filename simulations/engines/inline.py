@@ -1,4 +1,4 @@
-"""Engines by spec string; Flower's own runtime, ``flwr run``, needs nothing from here."""
+"""The inline engine: all clients in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from simulations.clients.worker import Worker
 from simulations.engines.batching import answer_together
 from simulations.engines.local_grid import FIRST_NODE, LocalGrid, Session, contexts
 from simulations.engines.memory import keep_freed_memory
-from simulations.engines.ray_engine import Ray
 
 
 class InlineGrid(LocalGrid):
@@ -70,6 +69,3 @@ class Inline:
         """Start nothing."""
         keep_freed_memory()
         yield lambda worker, clients, timeout: InlineGrid(app, worker, clients, timeout)
-
-
-ENGINES = {"inline": Inline, "ray": Ray}

@@ -21,7 +21,7 @@ from simulations.data import partition
 from simulations.data.partitioners import PARTITIONS
 from simulations.data.skew import SKEWS, Skew, parse_skew
 from simulations.data.sources import DATASETS, Dataset
-from simulations.engines.inline import ENGINES
+from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
 from simulations.runs.tracking import TRACKING, Tracking

@@ -10,6 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl_split.exchange.account import Account
+from fl_split.exchange.link import UNREADABLE
 from fl_split.exchange.records import Record
 from strategies.server import flower_messages
 from strategies.server.threads import ServerThreads
@@ -130,7 +131,7 @@ class Mailbox:
                 record = flower_messages.read(reply)
                 self.account.count_up(client, record)
                 self._inbox[client] = record
-            except (TypeError, ValueError, OverflowError) as error:
+            except UNREADABLE as error:
                 self.drop(client, f"sent unreadable numbers: {error}")
         if replies:
             self._deadline = time.monotonic() + self.timeout

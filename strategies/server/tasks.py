@@ -27,11 +27,11 @@ Kind = Literal[
     "sync up",  # weights, client to server
 ]
 
-BYTES = {"sync down", "up", "output down", "output gradient up", "down", "sync up"}
+BYTES: set[Kind] = {"sync down", "up", "output down", "output gradient up", "down", "sync up"}
 """Kinds whose amount is bytes; of all others it is operations."""
 
 SERVER = -1
-"""Who works where no client does."""
+"""The server, where a task has no client."""
 
 
 class Task(NamedTuple):
