@@ -1,3 +1,4 @@
+import pickle
 import tomllib
 from pathlib import Path
 
@@ -164,3 +165,12 @@ def test_the_repr_of_an_entry_is_its_spec(key):
         built = parse(name, TABLES[key])
         spec = name + repr(built)[repr(built).index("(") :]
         assert parse(spec, TABLES[key]) == built
+
+
+def test_a_copy_with_other_keys_describes_other_parts():
+    first = Experiment()
+    assert repr(first.parts.codec) == "Identity()"
+    other = first.model_copy(update={"codec": "fp16()"})
+    assert repr(other.parts.codec) == "FP16()" and repr(first.parts.codec) == "Identity()"
+    again = pickle.loads(pickle.dumps(first))
+    assert again == first and again.parts.aggregation().least_clients == 1

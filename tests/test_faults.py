@@ -253,3 +253,20 @@ def test_memory_does_not_grow_with_rounds(simulate):
 
     simulate(watch=watch, rounds=200, clients=20, fraction=0.5, local_steps=1, batch_size=8)
     assert used[200] - used[50] < 24e6
+
+
+class Slow(client_app.SplitApp):
+    """The client app, slower than a share of the time for all messages together."""
+
+    def open(self, message, context):
+        answering = super().open(message, context)
+        if answering:
+            receive = answering.receive
+            answering.receive = lambda: (time.sleep(0.4), receive())
+        return answering
+
+
+def test_clients_that_are_slow_but_in_time_are_not_dropped_for_coming_together(simulate):
+    outcome = simulate(Slow(), strategy="fedavg", timeout=2.0, rounds=1)
+    assert 6 * 0.4 > 2.0 and (outcome.clients["dropped"] == "").all()
+    assert outcome.equals(simulate(strategy="fedavg", rounds=1))
