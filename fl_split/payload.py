@@ -36,13 +36,13 @@ class Payload:
 
     Attributes
     ----------
-    values : dict[str, Tensor]
-        Float tensors through which gradients flow; the cut gradient has their shapes.
+    carried : dict[str, Tensor]
+        Float tensors, the values, through which gradients flow; the cut gradient has their shapes.
     side : dict[str, Tensor]
         Side information without gradient: labels, indices, scales, codebooks.
     """
 
-    values: dict[str, Tensor]
+    carried: dict[str, Tensor]
     side: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -60,8 +60,8 @@ class Payload:
 
         `bytewise` gives int64 tensors whole bytes, for those who compress what comes out.
         """
-        parts: list[bytes | memoryview] = [struct.pack("<B", len(self.values) + len(self.side))]
-        for flag, tensors in ((_VALUE, self.values), (0, self.side)):
+        parts: list[bytes | memoryview] = [struct.pack("<B", len(self.carried) + len(self.side))]
+        for flag, tensors in ((_VALUE, self.carried), (0, self.side)):
             for name, tensor in tensors.items():
                 code, data = _encode(tensor.detach().cpu().contiguous(), bytewise)
                 label, dims = name.encode(), tensor.dim()
@@ -88,7 +88,7 @@ class Payload:
                 offset += 3 + length
                 shape = struct.unpack_from(f"<{dims}I", buffer, offset)
                 offset += 4 * dims
-                tensors = payload.values if kind & _VALUE else payload.side
+                tensors = payload.carried if kind & _VALUE else payload.side
                 tensor, offset = _decode(buffer, kind & ~_VALUE, math.prod(shape), offset)
                 tensors[name.decode()] = tensor.reshape(shape)
         except (struct.error, IndexError, OverflowError, RuntimeError, ValueError) as error:

@@ -86,11 +86,11 @@ def average(clients: list[int], cuts: Mapping[int, Payload]) -> dict[int, Payloa
     """Replace the cut gradients of `clients` by their mean, shape by shape."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for client in sorted(set(clients) & set(cuts)):
-        shapes = tuple((name, *value.shape) for name, value in cuts[client].values.items())
+        shapes = tuple((name, *value.shape) for name, value in cuts[client].carried.items())
         alike.setdefault(shapes, []).append(client)
     found = dict(cuts)
     for group in alike.values():
-        names = cuts[group[0]].values
-        mean = {n: torch.stack([cuts[c].values[n] for c in group]).mean(dim=0) for n in names}
+        names = cuts[group[0]].carried
+        mean = {n: torch.stack([cuts[c].carried[n] for c in group]).mean(dim=0) for n in names}
         found |= dict.fromkeys(group, Payload(mean))
     return found

@@ -79,10 +79,10 @@ def test_sglr_averages_cut_gradients_of_one_shape_among_those_drawn():
     cuts[9] = Payload({"tokens": torch.full((1, 3), 9.0)})
     found = average([1, 2, 6, 9], cuts)
     values = {
-        client: payload.values["tokens"].unique().tolist() for client, payload in found.items()
+        client: payload.carried["tokens"].unique().tolist() for client, payload in found.items()
     }
     assert values == {1: [3.0], 2: [3.0], 6: [3.0], 7: [7.0], 9: [9.0]}
-    assert found[9].values["tokens"].shape == (1, 3)
+    assert found[9].carried["tokens"].shape == (1, 3)
 
 
 @pytest.mark.parametrize(("phi", "expected"), [(1.0, 1), (0.5, 4), (0.0, 6)])
@@ -93,7 +93,7 @@ def test_sglr_sends_one_gradient_to_the_drawn_clients(simulate, phi, expected):
         record = flower_messages.read(message)
         if record.action == GRADIENT:
             gradient = Payload.from_bytes(record.sent())
-            seen.setdefault(context.node_config["partition-id"], gradient.values["tokens"])
+            seen.setdefault(context.node_config["partition-id"], gradient.carried["tokens"])
         return client_app.app(message, context)
 
     simulate(watch, strategy=f"sglr(phi={phi})", partition="iid", rounds=1, local_steps=1)

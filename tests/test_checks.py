@@ -105,7 +105,7 @@ class Faulty(Codec):
         return Payload({"tokens": tokens}, {"labels": smashed.labels})
 
     def pack(self, payload, generator):
-        tokens = payload.values["tokens"]
+        tokens = payload.carried["tokens"]
         if self.law == "global":
             tokens = tokens + torch.rand(())
         if self.law == "in place":
@@ -120,12 +120,12 @@ class Faulty(Codec):
         return Payload({"tokens": tokens}, payload.side)
 
     def unpack(self, packed):
-        values = {name: value.float() for name, value in packed.values.items()}
+        values = {name: value.float() for name, value in packed.carried.items()}
         return Payload(values, packed.side)
 
     def decode(self, payload):
-        tokens, labels = payload.values["tokens"], payload.side["labels"].long()
-        if self.law == "secret" and payload.values["tokens"].shape == self.kept.shape:
+        tokens, labels = payload.carried["tokens"], payload.side["labels"].long()
+        if self.law == "secret" and payload.carried["tokens"].shape == self.kept.shape:
             tokens = self.kept + 0 * tokens
             object.__setattr__(self, "kept", self.kept * 0)
         if self.law == "damaged" and tokens.abs().max() > 100:

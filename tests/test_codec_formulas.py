@@ -112,7 +112,7 @@ def test_of_equal_entries_as_many_are_kept_as_there_is_room_for(spec, share):
     codec = parse_codec(spec.format(kept=share, dropped=1 - share))
     payload = codec.encode(smashed(values=values.view(4, 5, 8)), generator())
     k = round(share * size)
-    assert payload.values["kept"].shape == (4, k)
+    assert payload.carried["kept"].shape == (4, k)
     sent = Payload.from_bytes(payload.to_bytes())
     tokens = codec.decode(sent).tokens.flatten(1)
     assert (tokens[0] != 0).sum() == k and (tokens[1] != 0).sum() == min(k, 27)
@@ -207,8 +207,8 @@ def test_fedlite_corrects_the_gradient():
     data.tokens.requires_grad_()
     payload = FedLite(strength=0.1).encode(data, generator())
     gradient = torch.randn(4, 5, 16, generator=generator(2))
-    payload.values["tokens"].backward(gradient)
-    rebuilt = payload.values["tokens"].detach()
+    payload.carried["tokens"].backward(gradient)
+    rebuilt = payload.carried["tokens"].detach()
     expected = gradient + 0.1 * (data.tokens.detach() - rebuilt)
     torch.testing.assert_close(data.tokens.grad, expected)
 
@@ -384,7 +384,7 @@ def test_slicer_pays_for_signs_levels_ranges_places_and_blocks(features):
 def test_slicers_asymmetry_takes_its_share_from_each_side():
     data = smashed(2, 10, 10)
     payload = parse_codec("slicer(sparsity=0.8, asymmetry=0.75)").encode(data, generator())
-    kept = payload.values["kept"]
+    kept = payload.carried["kept"]
     assert ((kept > 0).sum(dim=1) == 15).all() and ((kept < 0).sum(dim=1) == 5).all()
 
 
@@ -392,7 +392,7 @@ def test_slicers_short_side_leaves_its_quota_to_the_other():
     values = torch.linspace(0.1, 1, 100)[torch.randperm(100, generator=generator())]
     data = smashed(values=values.view(1, 10, 10))
     payload = parse_codec("slicer(sparsity=0.8, asymmetry=0.5)").encode(data, generator())
-    assert sorted(payload.values["kept"][0].tolist()) == sorted(values.tolist())[-20:]
+    assert sorted(payload.carried["kept"][0].tolist()) == sorted(values.tolist())[-20:]
     zeros = smashed(values=torch.zeros(2, 5, 16))
     assert not through("slicer(asymmetry=0.25)", zeros)[1].any()
 
@@ -402,7 +402,7 @@ def test_attended_keeps_cls_the_most_attended_and_the_mean_of_the_others():
     attention = torch.tensor([[0.5, 0.1, 0.2, 0.15, 0.05], [0.1, 0.3, 0.1, 0.1, 0.4]])
     data = Smashed(tokens, lambda: attention, torch.tensor([0, 1]), 2)
     payload = parse_codec("attended(ratio=0.6)").encode(data, generator())
-    found = payload.values["tokens"]
+    found = payload.carried["tokens"]
     assert found.shape == (2, 3, 3)
     assert torch.equal(found[0, :2], tokens[0, [0, 2]])
     assert torch.equal(found[1, :2], tokens[1, [0, 4]])
@@ -410,9 +410,9 @@ def test_attended_keeps_cls_the_most_attended_and_the_mean_of_the_others():
     second = (0.3 * tokens[1, 1] + 0.1 * tokens[1, 2] + 0.1 * tokens[1, 3]) / 0.5
     torch.testing.assert_close(found[:, 2], torch.stack([first, second]))
     payload = parse_codec("attended(ratio=0.6, rest=False)").encode(data, generator())
-    assert torch.equal(payload.values["tokens"][0], tokens[0, [0, 2, 3]])
+    assert torch.equal(payload.carried["tokens"][0], tokens[0, [0, 2, 3]])
     payload = parse_codec("attended(ratio=0.6)").encode(replace(data, num_read=2), generator())
-    assert torch.equal(payload.values["tokens"][:, :2], tokens[:, :2])
+    assert torch.equal(payload.carried["tokens"][:, :2], tokens[:, :2])
 
 
 @pytest.mark.parametrize("sigma", [0.4, 2.2, 20])

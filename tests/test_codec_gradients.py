@@ -43,11 +43,11 @@ def exchange(spec):
     with torch.no_grad():
         packed = codec.pack(payload, generator())
     known = codec.unpack(Payload.from_bytes(packed.to_bytes()))
-    values = {name: value.detach().requires_grad_() for name, value in known.values.items()}
+    values = {name: value.detach().requires_grad_() for name, value in known.carried.items()}
     decoded = decoder(codec.decode(Payload(values, known.side)).tokens)
     weights = torch.randn(decoded.shape, generator=generator(2))
     cut = torch.autograd.grad((weights * decoded).sum(), list(values.values()))
-    torch.autograd.backward([payload.values[name] for name in values], cut)
+    torch.autograd.backward([payload.carried[name] for name in values], cut)
     return tokens.detach(), decoded.detach(), weights, tokens.grad
 
 

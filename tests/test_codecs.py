@@ -101,8 +101,8 @@ def test_what_is_packed_comes_back_with_the_names_and_shapes_of_the_values(spec)
     codec = parse_codec(spec)
     payload = encode(codec, smashed())
     back = codec.unpack(Payload.from_bytes(up(codec, payload)))
-    expected = {name: value.shape for name, value in payload.values.items()}
-    assert {name: value.shape for name, value in back.values.items()} == expected
+    expected = {name: value.shape for name, value in payload.carried.items()}
+    assert {name: value.shape for name, value in back.carried.items()} == expected
 
 
 @every_codec
@@ -133,7 +133,7 @@ def test_works_without_gradients(spec):
     codec = parse_codec(spec)
     with torch.no_grad():
         payload = encode(codec, smashed(requires_grad=False))
-    assert not any(value.requires_grad for value in payload.values.values())
+    assert not any(value.requires_grad for value in payload.carried.values())
 
 
 @every_codec
@@ -150,9 +150,9 @@ def test_the_server_refuses_what_a_client_did_not_check(spec):
     """Not finite once unpacked: every float on the wire spoilt, past the client's own check."""
     codec = parse_codec(spec)
     packed = codec.pack(encode(codec, smashed(requires_grad=False)), generator())
-    if not any(t.is_floating_point() for t in [*packed.values.values(), *packed.side.values()]):
+    if not any(t.is_floating_point() for t in [*packed.carried.values(), *packed.side.values()]):
         pytest.skip("sends no float as such")
-    for tensors in (packed.values, packed.side):
+    for tensors in (packed.carried, packed.side):
         for name, tensor in tensors.items():
             if tensor.is_floating_point():
                 tensors[name] = torch.full_like(tensor, float("nan"))
@@ -192,16 +192,16 @@ def test_gradient_over_the_wire_equals_the_gradient_of_one_graph(spec):
     arrival = Link(codec, Identity()).arrive(sent, AT, tail)
     losses, gradients, _ = cut_gradients(Flat(tail), [arrival], [1.0], AT)
     _, back = down(Identity(), gradients[0])
-    assert back.values.keys() == payload.values.keys()
-    for name, value in payload.values.items():
-        value.backward(back.values[name], retain_graph=True)
+    assert back.carried.keys() == payload.carried.keys()
+    for name, value in payload.carried.items():
+        value.backward(back.carried[name], retain_graph=True)
     over_the_wire = data.tokens.grad.clone()
 
     fresh = smashed()
     payload, known = encode(codec, fresh), codec.unpack(Payload.from_bytes(sent))
     values = {
-        name: StraightThrough.apply(value, known.values[name])
-        for name, value in payload.values.items()
+        name: StraightThrough.apply(value, known.carried[name])
+        for name, value in payload.carried.items()
     }
     found = codec.decode(Payload(values, known.side))
     value = loss(tail(found.tokens), found)
@@ -231,7 +231,7 @@ def test_cut_gradients_can_be_packed(spec):
     gradient = Payload({"tokens": 1e-4 * torch.randn(3, 5, 16, generator=generator())})
     data, found = down(codec, gradient)
     assert len(data) < 1.1 * gradient.nbytes
-    back, sent = found.values["tokens"], gradient.values["tokens"]
+    back, sent = found.carried["tokens"], gradient.carried["tokens"]
     assert (back - sent).abs().max() < 0.03 * sent.abs().max()
 
 
@@ -264,7 +264,7 @@ def test_a_downlink_that_encodes_is_refused():
 def test_a_sparsifier_of_gradients_keeps_the_largest_of_every_row(spec, shape):
     codec = parse_downlink(spec)
     gradient = Payload({"tokens": torch.randn(*shape, generator=generator())})
-    back, sent = down(codec, gradient)[1].values["tokens"], gradient.values["tokens"]
+    back, sent = down(codec, gradient)[1].carried["tokens"], gradient.carried["tokens"]
     assert back.shape == sent.shape
     count = round(float(spec.partition("=")[2][:3]) * sent[0].numel())
     assert back.flatten(1).count_nonzero(dim=1).tolist() == [count] * 3
@@ -303,7 +303,7 @@ def test_error_feedback_sends_later_what_it_left_out():
 
     def send(link, gradient, step, client=7):
         at = StepId(0, 1, client, step)
-        return link.read(link.down(Payload({"tokens": gradient}), at), at).values["tokens"]
+        return link.read(link.down(Payload({"tokens": gradient}), at), at).carried["tokens"]
 
     sent, lost = torch.zeros(3, 5, 16), gradients.sum(dim=0)
     for step, gradient in enumerate(gradients):

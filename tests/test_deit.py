@@ -178,7 +178,7 @@ def test_tokens_that_are_read_are_always_sent(tmp_path, architecture, codec, lea
     images, labels = pixels(1).expand(4, -1, -1, -1), torch.arange(4)  # equal, so not mixed
     batch = Batch(images, labels, 10)
     sent = Split().smash(head, parse_codec(codec), batch, StepId(0, 1, 0, 0), {})
-    tokens = sent.values["tokens"]
+    tokens = sent.carried["tokens"]
     assert tokens.shape[1] == least[architecture]
     read = 2 if architecture is TWO else 1
     torch.testing.assert_close(tokens[0, :read], head(images)[0][0, :read])

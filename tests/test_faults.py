@@ -146,7 +146,7 @@ def test_a_client_whose_loss_overflows_is_dropped_alone(simulate, strategy):
         if context.node_config["partition-id"] != 1 or record.action != PAYLOAD:
             return reply
         payload = Payload.from_bytes(record.sent())
-        payload.values["tokens"] = payload.values["tokens"] * 1e25
+        payload.carried["tokens"] = payload.carried["tokens"] * 1e25
         return flower_messages.reply(message, replace(record, payload=payload.to_bytes()))
 
     outcome = simulate(overflows, strategy=strategy, rounds=2)

@@ -22,7 +22,7 @@ def test_what_is_read_is_what_was_written(dtype, shape):
     tensor = tensor[: torch.Size(shape).numel()].reshape(shape)
     data = Payload({"a": torch.randn(3)}, {"odd": torch.zeros(1, dtype=torch.uint8), "b": tensor})
     back = Payload.from_bytes(data.to_bytes())
-    assert torch.equal(back.values["a"], data.values["a"])
+    assert torch.equal(back.carried["a"], data.carried["a"])
     assert torch.equal(back.side["b"], tensor)
     assert back.side["b"].dtype == dtype
 

@@ -55,7 +55,7 @@ def not_finite(reply):
     record = flower_messages.read(reply)
     if record.action == PAYLOAD:
         payload = Payload.from_bytes(record.sent())
-        payload.values["tokens"][0, 0, 0] = torch.nan
+        payload.carried["tokens"][0, 0, 0] = torch.nan
         return changed(reply, payload=payload.to_bytes())
     spoilt = {name: Weights.of(found.numpy() * np.nan) for name, found in record.weights.items()}
     return changed(reply, weights=spoilt)
@@ -327,7 +327,7 @@ def test_local_epochs_pass_over_the_samples_that_often_in_new_order(simulate):
         record = flower_messages.read(reply)
         if record.action == PAYLOAD:
             payload = Payload.from_bytes(record.sent())
-            rows.append(payload.values["tokens"].shape[0])
+            rows.append(payload.carried["tokens"].shape[0])
             rows.append(payload.side["labels"].tolist())
         return reply
 
@@ -396,7 +396,7 @@ def test_train_loss_weights_clients_by_the_samples_they_hold_in_every_strategy(s
     losses = {}
     for client, payload in seen:
         with torch.no_grad():
-            logits = setup.tail(payload.values["tokens"])
+            logits = setup.tail(payload.carried["tokens"])
         loss = functional.cross_entropy(logits, payload.side["labels"].long())
         losses.setdefault(client, []).append(loss.item())
     means = {client: np.mean(found) for client, found in losses.items()}

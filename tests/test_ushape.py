@@ -153,7 +153,7 @@ def test_what_is_sent_knows_no_labels_and_the_client_knows_its_targets(spec):
         sent.add(link.up(payload, at))
         labelled = Split().smash(head, codec, batch, at, {})
         known = codec.decode(labelled)
-        assert all(torch.equal(v, labelled.values[k]) for k, v in payload.values.items())
+        assert all(torch.equal(v, labelled.carried[k]) for k, v in payload.carried.items())
         assert torch.equal(memory[TARGETS], known.targets)
         assert (ROW_WEIGHTS in memory) == (known.weights is not None)
         assert known.weights is None or torch.equal(memory[ROW_WEIGHTS], known.weights)
@@ -449,7 +449,7 @@ def no_gradient(reply):
         head = record.weights[HEAD].numpy() * np.nan if HEAD in record.weights else None
         return reply if head is None else changed(reply, weights={HEAD: Weights.of(head)})
     payload = Payload.from_bytes(record.payload)
-    payload.values["tokens"][0, 0, 0] = torch.nan
+    payload.carried["tokens"][0, 0, 0] = torch.nan
     return changed(reply, payload=payload.to_bytes())
 
 

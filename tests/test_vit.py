@@ -107,7 +107,7 @@ def test_dropout_in_the_head_is_repeatable():
     head, _ = split(model, 2)
     batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 5)
     first, again, other = (
-        Split().smash(head, Identity(), batch, StepId(0, 1, 2, step), {}).values["tokens"]
+        Split().smash(head, Identity(), batch, StepId(0, 1, 2, step), {}).carried["tokens"]
         for step in (3, 3, 4)
     )
     assert torch.equal(first, again)

@@ -101,8 +101,8 @@ def _counted_bytes(trial: _Trial) -> None:
     here, there = codec.decode(codec.unpack(packed)), codec.decode(back)
     is_same = torch.equal(here.tokens, there.tokens) and torch.equal(here.targets, there.targets)
     hold(is_same, "what is decoded must be made of the counted bytes alone")
-    wanted = {name: value.shape for name, value in payload.values.items()}
-    found = {name: value.shape for name, value in back.values.items()}
+    wanted = {name: value.shape for name, value in payload.carried.items()}
+    found = {name: value.shape for name, value in back.carried.items()}
     hold(found == wanted, f"unpacked values must have the shapes {wanted}, got {found}")
 
 
@@ -148,7 +148,7 @@ def _odd_batches(trial: _Trial) -> None:
         found = must(f"{name} must work", partial(trial.received, batch))
         hold(bool(found.tokens.isfinite().all()), f"{name} must give finite tokens")
     with torch.no_grad():
-        values = trial.encode(trial.smashed(requires_grad=False)).values.values()
+        values = trial.encode(trial.smashed(requires_grad=False)).carried.values()
     hold(not any(v.requires_grad for v in values), "without gradients no graph may be made")
 
 
@@ -161,7 +161,7 @@ def _finite(trial: _Trial) -> None:
     packed = trial.codec.pack(payload, AT.generator("pack"))
     floats = [
         (tensors, name)
-        for tensors in (packed.values, packed.side)
+        for tensors in (packed.carried, packed.side)
         for name, tensor in tensors.items()
         if tensor.is_floating_point()
     ]
@@ -190,16 +190,16 @@ def _gradient_of_one_graph(trial: _Trial) -> None:
     sent = trial.link.up(payload, AT)
     arrival = trial.link.arrive(sent, AT, trial.tail)
     losses, gradients, _ = cut_gradients(Flat(trial.tail), [arrival], [1.0], AT)
-    back = Payload.from_bytes(trial.link.renewed().down(gradients[0], AT)).values
-    hold(back.keys() == payload.values.keys(), "every value must have a gradient")
-    values = list(payload.values.values())
+    back = Payload.from_bytes(trial.link.renewed().down(gradients[0], AT)).carried
+    hold(back.keys() == payload.carried.keys(), "every value must have a gradient")
+    values = list(payload.carried.values())
     hold(all(v.requires_grad for v in values), "gradients must flow through every value")
-    torch.autograd.backward(values, [back[name] for name in payload.values])
+    torch.autograd.backward(values, [back[name] for name in payload.carried])
     fresh = trial.smashed()
     payload, known = trial.encode(fresh), codec.unpack(Payload.from_bytes(sent))
     joined = {
-        name: _StraightThrough.apply(value, known.values[name])
-        for name, value in payload.values.items()
+        name: _StraightThrough.apply(value, known.carried[name])
+        for name, value in payload.carried.items()
     }
     found = codec.decode(Payload(joined, known.side))
     value = loss(trial.tail(found.tokens), found)

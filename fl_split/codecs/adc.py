@@ -91,7 +91,7 @@ class ADC(Codec):
         counts = read_mixtures(payload.side).float()
         sizes = counts.sum(dim=1)
         weights = sizes if self.weighted_loss else None
-        return Received(payload.values["tokens"], counts / sizes[:, None], weights)
+        return Received(payload.carried["tokens"], counts / sizes[:, None], weights)
 
 
 def label_mixtures(cluster: Tensor, labels: Tensor, num_classes: int) -> dict[str, Tensor]:

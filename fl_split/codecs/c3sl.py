@@ -56,7 +56,7 @@ class C3SL(Codec):
 
     def decode(self, payload: Payload) -> Received:
         """Correlate each sum with the keys of its samples."""
-        sums, labels = payload.values["sums"], payload.side["labels"].long()
+        sums, labels = payload.carried["sums"], payload.side["labels"].long()
         if -(-len(labels) // self.factor) != len(sums):
             raise ValueError(f"{len(sums)} sums for {len(labels)} labels")
         flat = sums.flatten(1)

@@ -73,7 +73,7 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 class Codec:
     """What crosses the cut, in two halves; a frozen dataclass whose ``repr`` is its spec.
 
-    *Encode* and *decode* carry the gradient, by autograd, through ``Payload.values`` on both
+    *Encode* and *decode* carry the gradient, by autograd, through ``Payload.carried`` on both
     sides: a codec needs no gradient code of its own. *Pack* and *unpack* turn a payload
     into what is sent and back, without gradient: the server takes the cut gradient at the
     unpacked values, the client applies it at its own (straight-through).
@@ -100,7 +100,7 @@ class Codec:
 
     def decode(self, payload: Payload) -> Received:
         """Rebuild tokens and targets; raise ValueError if that cannot be done."""
-        return Received(payload.values["tokens"], payload.side["labels"].long())
+        return Received(payload.carried["tokens"], payload.side["labels"].long())
 
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Return what is sent of `payload`; every random choice comes from `generator`."""

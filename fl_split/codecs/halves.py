@@ -17,7 +17,7 @@ def _cast(payload: Payload, dtype: torch.dtype) -> Payload:
     largest = torch.finfo(dtype).max
     values = {
         name: value.detach().clamp(-largest, largest).to(dtype)
-        for name, value in payload.values.items()
+        for name, value in payload.carried.items()
     }
     return Payload(values, payload.side)
 
@@ -28,7 +28,7 @@ class _Half(Codec):
 
     def unpack(self, packed: Payload) -> Payload:
         """Return values in fp32."""
-        values = {name: value.float() for name, value in packed.values.items()}
+        values = {name: value.float() for name, value in packed.carried.items()}
         return Payload(values, packed.side)
 
 

@@ -61,7 +61,7 @@ class Rans(Codec):
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Return coded tensors."""
         side = dict(payload.side)
-        for name, value in payload.values.items():
+        for name, value in payload.carried.items():
             side[name], side[GRID + name] = self._quantise(value.detach().float())
         coded: dict[str, Tensor] = {}
         for name, tensor in side.items():
@@ -78,7 +78,7 @@ class Rans(Codec):
             symbols = _read(side, name, int(np.prod(shape)))
             found = torch.from_numpy(symbols).view(shape)
             side[name] = found.bool() if key.startswith(FLAGS) else found
-        values = dict(packed.values)
+        values = dict(packed.carried)
         for key in [key for key in side if key.startswith(GRID)]:
             name = key.removeprefix(GRID)
             step, zero = side.pop(key)

@@ -81,7 +81,7 @@ class SLICER(Codec):
 
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Split into blocks and quantise; of a tie between blocks, all go to the lower one."""
-        kept, side = payload.values[KEPT].detach(), dict(payload.side)
+        kept, side = payload.carried[KEPT].detach(), dict(payload.side)
         size, count = kept.abs(), min(self.blocks, kept.shape[1])
         parts = torch.from_numpy(np.sort(size.numpy(), axis=1)).tensor_split(count, dim=1)
         least, greatest = ([part[:, end] for part in parts] for end in (0, -1))
@@ -114,7 +114,7 @@ class SLICER(Codec):
             levels = side.pop(f"{LEVELS}{number}").float()
             share.index_copy_(0, places(own == number), levels / (2**number - 1))
         size = low + share.view(block.shape) * (high - low)
-        return Payload({KEPT: size * (1 - 2 * negative.float()), **packed.values}, side)
+        return Payload({KEPT: size * (1 - 2 * negative.float()), **packed.carried}, side)
 
     def _bits(self, size: Tensor, ends: Tensor, allowed: Tensor | float) -> Tensor:
         """Return the fewest bits (B,), coming from 8, that keep within the threshold.

@@ -79,7 +79,7 @@ class SparseGradients(Codec):
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Keep some entries of every row of each value."""
         values, side = {}, dict(payload.side)
-        for name, value in payload.values.items():
+        for name, value in payload.carried.items():
             kept, where = entries(value, self.sparsifier.marks(value, generator))
             values[f"{KEPT}:{name}"] = kept
             side |= {f"{key}:{name}": tensor for key, tensor in where.items()}
@@ -88,7 +88,7 @@ class SparseGradients(Codec):
     def unpack(self, packed: Payload) -> Payload:
         """Put entries back into place, zero elsewhere."""
         side, values = dict(packed.side), {}
-        for key, kept in packed.values.items():
+        for key, kept in packed.carried.items():
             name = key.removeprefix(f"{KEPT}:")
             found = {part: side.pop(f"{part}:{name}", None) for part in (MASK, INDICES, SHAPE)}
             where = {part: tensor for part, tensor in found.items() if tensor is not None}
@@ -136,7 +136,7 @@ def restore(payload: Payload) -> Received:
     ValueError
         Entries and their places do not belong together.
     """
-    tokens = whole(payload.values[KEPT], payload.side)
+    tokens = whole(payload.carried[KEPT], payload.side)
     return Received(tokens, payload.side["labels"].long())
 
 

@@ -61,14 +61,14 @@ class SplitFC(Codec):
 
     def decode(self, payload: Payload) -> Received:
         """Put columns back into place, zero where one was dropped."""
-        columns, mask = payload.values[COLUMNS], payload.side[MASK]
+        columns, mask = payload.carried[COLUMNS], payload.side[MASK]
         tokens = columns.new_zeros(*columns.shape[:-1], len(mask))
         places = mask.nonzero().flatten()
         return Received(tokens.index_copy(-1, places, columns), payload.side["labels"].long())
 
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Quantise every column; numbers of as many bits go together."""
-        columns = payload.values[COLUMNS].detach()
+        columns = payload.carried[COLUMNS].detach()
         flat = columns.flatten(0, 1)
         low, high = flat.amin(dim=0), flat.amax(dim=0)
         bits = allot_bits(high - low, self.bits)

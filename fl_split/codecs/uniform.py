@@ -45,7 +45,7 @@ class Uniform(Codec):
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Replace each value by its levels, whole numbers, and its range (2,) or (2, D)."""
         side = dict(payload.side)
-        for name, value in payload.values.items():
+        for name, value in payload.carried.items():
             levels, bounds = self._quantise(value.detach().float(), generator)
             side |= {LEVELS + name: levels, RANGE + name: bounds}
         return Payload({}, side)
@@ -53,7 +53,7 @@ class Uniform(Codec):
     def unpack(self, packed: Payload) -> Payload:
         """Return values on the grid."""
         side = dict(packed.side)
-        values = dict(packed.values)
+        values = dict(packed.carried)
         for key in [key for key in side if key.startswith(LEVELS)]:
             name = key.removeprefix(LEVELS)
             levels, (low, step) = side.pop(key), side.pop(RANGE + name)

@@ -86,12 +86,12 @@ class Link:
 
     def down(self, gradient: Payload, at: StepId) -> bytes:
         """Server: serialise a cut gradient, packed by the downlink; ValueError if not finite."""
-        values, owed = gradient.values, self._owed.pop(at.client, {})
+        values, owed = gradient.carried, self._owed.pop(at.client, {})
         if all(name in owed and owed[name].shape == value.shape for name, value in values.items()):
             values = {name: value + owed[name] for name, value in values.items()}
         packed = _pack(self.downlink, Payload(values), at, "downlink")
         if self.downlink.error_feedback:
-            sent = self.downlink.unpack(packed).values
+            sent = self.downlink.unpack(packed).carried
             self._owed[at.client] = {k: value - sent[k] for k, value in values.items()}
         return packed.to_bytes()
 
@@ -110,7 +110,7 @@ class Link:
         try:
             payload = self.codec.unpack(packed)
             check_finite(payload)
-            leaves = {k: value.detach().requires_grad_() for k, value in payload.values.items()}
+            leaves = {k: value.detach().requires_grad_() for k, value in payload.carried.items()}
             received = self.codec.decode(Payload(leaves, payload.side))
         except UNREADABLE as error:
             raise ValueError(f"cannot be decoded: {error}") from None
@@ -127,7 +127,7 @@ def _pack(codec: Codec, payload: Payload, at: StepId, purpose: Purpose) -> Paylo
 
 def check_finite(payload: Payload) -> None:
     """Raise ValueError if a value is infinite or not a number."""
-    for value in payload.values.values():
+    for value in payload.carried.values():
         if not all(map(torch.isfinite, value.detach().aminmax())):
             raise ValueError("values that are not finite")
 

@@ -156,11 +156,11 @@ def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor
     ValueError
         The gradient does not have the names and shapes of the payload's values.
     """
-    expected = {name: tuple(value.shape) for name, value in payload.values.items()}
-    got = {name: tuple(value.shape) for name, value in gradient.values.items()}
+    expected = {name: tuple(value.shape) for name, value in payload.carried.items()}
+    got = {name: tuple(value.shape) for name, value in gradient.carried.items()}
     if expected != got:
         raise ValueError(f"cut gradient must have the shapes {expected}, got {got}")
-    return list(payload.values.values()), [gradient.values[name] for name in payload.values]
+    return list(payload.carried.values()), [gradient.carried[name] for name in payload.carried]
 
 
 def cut_gradients(

@@ -5,10 +5,10 @@
     client: loss ── gradient of the output ──►  middle
     client: head <────────── gradient ◄────────────┘
 
-An exchange has four transfers. What is sent is encoded as if all labels were 0; which rows
-a codec makes of a batch does not depend on labels, so that the client knows the targets of the
-rows that come back. Outputs and their gradients are packed as cut gradients are, but without
-error feedback: samples change. End and head step together, or neither does.
+What is sent is encoded as if all labels were 0; which rows a codec makes of a batch does not
+depend on labels, so that the client knows the targets of the rows that come back. Outputs and
+their gradients are packed as cut gradients are, but without error feedback: samples change.
+End and head step together, or neither does.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
 from fl_split.seeds import StepId
 
-OUTPUT = "output"
-"""The server sends what the middle made of a payload."""
-OUTPUT_GRADIENT = "output_gradient"
-"""The client answers with the gradient of its loss in that output, and with the loss."""
+OUTPUT, OUTPUT_GRADIENT = "output", "output_gradient"
+"""The server sends what the middle made of a payload; the client answers with the gradient of
+its loss in that output, and with the loss."""
 
 TARGETS, ROW_WEIGHTS, OF_END = "targets", "row-weights", "of-end"
 """What a client remembers: targets of the rows that will come back; then the end's gradient."""
@@ -83,7 +82,7 @@ class UShape(Split):
 
     def _conclude(self, client: ClientSide, record: Record) -> Record:
         memory, at = client.memory, client.at
-        output = client.link.read(record.sent(), at).values["tokens"]
+        output = client.link.read(record.sent(), at).carried["tokens"]
         received = Received(output, memory[TARGETS], memory.get(ROW_WEIGHTS))
         value, of_end, of_output = conclude(client.head, received, at)
         sent = client.link.across(Payload({"tokens": of_output}), at, "way back")
@@ -96,12 +95,12 @@ class UShape(Split):
     def smash(
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
-        """Turn a batch into a payload that knows nothing of its labels; remember the targets."""
+        """Turn a batch into a payload without its labels; remember the targets."""
         with randomness(head, "head", at):
             tokens, attention = head(batch.pixels)
         attention, classes = cache(attention), batch.num_classes
-        unlabelled = torch.zeros_like(batch.labels)
-        unknown = Smashed(tokens, attention, unlabelled, classes, head.num_read)
+        nothing = torch.zeros_like(batch.labels)
+        unknown = Smashed(tokens, attention, nothing, classes, head.num_read)
         payload = encode(codec, unknown, at)
         with torch.no_grad():
             own = Smashed(tokens.detach(), attention, batch.labels, classes, head.num_read)
@@ -155,8 +154,7 @@ class UShape(Split):
     def answer_flops(self, head: Head, output: Payload) -> int:
         """Operations of the end on one output."""
         assert head.end is not None
-        rows, tokens, _ = output.values["tokens"].shape
-        return head.end.flops(rows, tokens)
+        return head.end.flops(*output.carried["tokens"].shape[:2])
 
     # Both halves in one process.
 
@@ -268,7 +266,7 @@ def _read(link: Link, record: Record, output: Tensor, at: StepId) -> Answer:
         raise ValueError(f"a {record.action!r} where the gradient of an output was due")
     payload = link.read(record.sent(), at)
     check_finite(payload)
-    gradient = payload.values.get("tokens")
+    gradient = payload.carried.get("tokens")
     if gradient is None or gradient.shape != output.shape:
         got = None if gradient is None else tuple(gradient.shape)
         raise ValueError(f"a gradient of shape {got}, expected {tuple(output.shape)}")

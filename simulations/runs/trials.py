@@ -40,7 +40,7 @@ def try_link(link: Link, head: Head, tail: Tail, num_classes: int) -> None:
     try:
         payload = encode(link.codec, smashed, AT)
         link.arrive(link.up(payload, AT), AT, tail)
-        link.read(link.across(Payload(payload.values), AT, "trial"), AT)
+        link.read(link.across(Payload(payload.carried), AT, "trial"), AT)
     except (KeyError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"does not fit tokens of shape {tuple(tokens.shape)}: {error}") from None
 
