@@ -249,7 +249,7 @@ def batches(tail: Tail, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
 
 def serving_flops(tail: Tail, arrivals: Mapping[int, Arrival]) -> int:
     """Operations of the tail's step on `arrivals`."""
-    return sum(tail.flops(arrival.rows, arrival.tokens) for arrival in arrivals.values())
+    return sum(one.rows * tail.row_flops(one.tokens)[1] for one in arrivals.values())
 
 
 def total(gradients: Sequence[Tensor]) -> Tensor:

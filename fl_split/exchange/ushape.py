@@ -148,15 +148,14 @@ class UShape(Split):
                 link, record, outputs[client], replace(at, client=client)
             ),
             resume,
-            {k: tail.module.forward_flops(a.rows, a.tokens) for k, a in arrivals.items()},
+            {k: a.rows * tail.module.row_flops(a.tokens)[0] for k, a in arrivals.items()},
         )
 
     def answer_flops(self, head: Head, output: Payload) -> int:
         """Operations of the end on one output."""
         assert head.end is not None
-        return head.end.flops(*output.carried["tokens"].shape[:2])
-
-    # Both halves in one process.
+        rows, tokens, _ = output.carried["tokens"].shape
+        return rows * head.end.row_flops(tokens)[1]
 
     def step(
         self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId

@@ -123,6 +123,16 @@ class Tail(nn.Module, ABC):
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
 
+    def row_flops(self, tokens: int) -> tuple[int, int]:
+        """Operations on one sequence, forward alone and with backward.
+
+        They are counted once for each number of tokens: walking a model takes long.
+        """
+        known: dict[int, tuple[int, int]] = self.__dict__.setdefault("_row_flops", {})
+        if tokens not in known:
+            known[tokens] = self.forward_flops(1, tokens), self.flops(1, tokens)
+        return known[tokens]
+
 
 def whole_flops(head: Head, tail: Tail, samples: int) -> int:
     """Operations of forward and backward of all parts on so many images, uncompressed."""
