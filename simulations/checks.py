@@ -18,7 +18,7 @@ from flwr.app import Context, Message
 from fl_split.checks.laws import check_repr, hold, must
 from fl_split.codecs import parse_codec
 from fl_split.exchange.account import Traffic
-from fl_split.exchange.records import BEGIN
+from fl_split.exchange.records import BEGIN, GO_ON
 from fl_split.seeds import seeded
 from fl_split.specs import parse
 from simulations.clients import client_app
@@ -72,7 +72,9 @@ class _Failing:
         """Answer, or fail."""
         metadata, action = message.metadata, flower_messages.read(message).action
         is_broken = context.node_config["partition-id"] == BROKEN
-        is_its_turn = metadata.group_id == str(self.round) and (action != BEGIN) == self.late
+        is_its_turn = (
+            metadata.group_id == str(self.round) and (action not in (BEGIN, GO_ON)) == self.late
+        )
         if is_broken and is_its_turn:
             raise RuntimeError("battery is empty")
         return client_app.app(message, context)

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Message
 from torch.nn import functional
 
-from fl_split.exchange.records import BEGIN, GRADIENT, HEAD, HELD, PAYLOAD, SAMPLES, Weights
+from fl_split.exchange.records import BEGIN, GO_ON, GRADIENT, HEAD, HELD, PAYLOAD, SAMPLES, Weights
 from fl_split.payload import Payload
 from fl_split.specs import parse
 from simulations.clients import client_app
@@ -252,7 +252,7 @@ def test_a_private_head_survives_a_failure_inside_the_handler(simulate):
 
     def breaks(message: Message, context):
         action, number = flower_messages.read(message).action, message.metadata.group_id
-        if partition(context) == 2 and action == BEGIN:
+        if partition(context) == 2 and action in (BEGIN, GO_ON):
             head = context.state.array_records.get("head")
             seen[number] = None if head is None else head["head"].numpy()
         if (partition(context), action, number) == (2, GRADIENT, "2"):
