@@ -153,7 +153,7 @@ def test_files_that_are_no_run_are_not_written_among(tmp_path):
     [
         ({}, "rounds", 3),
         ({"budget": "rounds(2) | bytes(1e12)"}, "rounds(limit=2)", 2),
-        ({"budget": "rounds(2) | bytes(10, of='all')"}, "bytes(of='all', limit=10)", 1),
+        ({"budget": "rounds(2) | bytes(10, of='all')"}, "bytes(limit=10, of='all')", 1),
         ({"budget": "rounds(3)"}, "rounds", 3),
     ],
 )
