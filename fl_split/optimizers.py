@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fl_split.specs import STRICT
+from fl_split.specs import STRICT, Table
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """A description that makes a torch optimiser for one flat parameter vector."""
 
@@ -103,4 +104,6 @@ def set_moments(
         optimizer.state[vector] = dict(found)
 
 
-OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+OPTIMIZERS: Table[type[Optimizer]] = Table(
+    Optimizer, "fl_split.optimizers", {"adam": Adam, "adamw": AdamW, "sgd": SGD}
+)

@@ -1,26 +1,77 @@
-"""Spec strings: ``"adc(ratio=0.1)"`` names an entry of a table and its literal arguments."""
+"""Spec strings: ``"adc(ratio=0.1)"`` names an entry of a table and its literal arguments.
+
+An entry is ours, or somebody else's (see :mod:`fl_split.foreign`): ``"my_pkg.codecs:MyCodec(0.1)"``
+names a class by its module. A :class:`Given` stands for an object that is already built.
+"""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 
+from fl_split import foreign
+from fl_split.foreign import GIVEN, Given
+from fl_split.spec_errors import SpecError, sentence, unknown
+
 T = TypeVar("T")
+E = TypeVar("E", bound=Callable[..., Any])
 
 STRICT = ConfigDict(strict=True)
 """For the dataclasses that tables name: a string is no number, a word no flag."""
 
 
-class SpecError(ValueError):
-    """A spec string, a key or a value that names nothing we know."""
+class Table(dict[str, E]):
+    """The parts of one kind by name.
+
+    Parameters
+    ----------
+    kind : type
+        What an entry must build: a class, or a protocol that can be checked at run time.
+    group : str
+        Entry points under which installed packages may offer more of them.
+    entries : Mapping
+        Our own, by name.
+    """
+
+    def __init__(self, kind: type, group: str, entries: Mapping[str, E]) -> None:
+        super().__init__(entries)
+        self.kind, self.group = kind, group
+
+    def check(self, built: object, spec: str) -> None:
+        """Raise SpecError if `built` is not of our kind."""
+        if not isinstance(built, self.kind):
+            raise SpecError(
+                f"{spec!r} is no {self.kind.__name__}: it must have what "
+                f"{self.kind.__module__}.{self.kind.__name__} has; got {type(built).__name__}"
+            )
 
 
-def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
+def entry(name: str, table: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
+    """Return what `name` names: an entry of `table`, of an installed package, or of a module.
+
+    Raises
+    ------
+    SpecError
+        Nothing has this name, or its module cannot be imported.
+    """
+    if name in table:
+        return table[name]
+    if ":" in name:
+        return foreign.load(name)
+    offered = foreign.offered(table.group) if isinstance(table, Table) else {}
+    if name in offered:
+        return foreign.load(offered[name])
+    raise SpecError(unknown("name", name, [*table, *offered]))
+
+
+def parse(
+    spec: str, table: Mapping[str, Callable[..., T]], given: Mapping[str, Any] | None = None
+) -> T:
     """Build the entry of `table` that `spec` describes.
 
     Parameters
@@ -30,19 +81,35 @@ def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
         nothing is evaluated but literals.
     table : Mapping[str, Callable]
         Name to dataclass or function; its signature decides which keys are known.
+    given : Mapping, optional
+        Arguments that `spec` may leave out; those that the entry does not have are not used.
 
     Raises
     ------
     SpecError
         Unknown name or key (with the nearest known one), a value that is no literal,
-        or a value that the entry itself refuses.
+        a value that the entry itself refuses, or an entry that is none of `table`'s kind.
     """
+    if isinstance(spec, Given):
+        built: T = spec.part
+    else:
+        built = _build(spec, table, given or {})
+    if isinstance(table, Table):
+        table.check(built, spec)
+    return built
+
+
+def _build(spec: str, table: Mapping[str, Callable[..., T]], given: Mapping[str, Any]) -> T:
     name, arguments = resolve(spec, table)
-    for key, parameter in inspect.signature(table[name]).parameters.items():
-        if parameter.default is inspect.Parameter.empty and key not in arguments:
+    make = entry(name, table)
+    known = signature(make).parameters
+    arguments = {**{key: value for key, value in given.items() if key in known}, **arguments}
+    for key, parameter in known.items():
+        is_needed = parameter.default is inspect.Parameter.empty
+        if is_needed and parameter.kind not in _ANY and key not in arguments:
             raise SpecError(f"{spec!r}: {key} must be given")
     try:
-        return table[name](**arguments)
+        return make(**arguments)
     except ValidationError as error:
         raise SpecError(f"{spec!r}: {sentence(error)}") from None
     except (TypeError, ValueError) as error:
@@ -51,10 +118,12 @@ def parse(spec: str, table: Mapping[str, Callable[..., T]]) -> T:
 
 def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, dict[str, Any]]:
     """Read `spec` and check its names against `table`, without building anything."""
+    if isinstance(spec, Given):
+        return GIVEN, {}
     name, positional, arguments = _read(spec)
-    if name not in table:
-        raise SpecError(unknown("name", name, table))
-    known = parameters(table[name])
+    if name == GIVEN:
+        raise SpecError(f"{_label(spec)} was an object in memory; give it again")
+    known = parameters(entry(name, table))
     if len(positional) > len(known):
         raise SpecError(f"{spec!r}: {len(positional)} values for {len(known)} arguments")
     for key, value in zip(known, positional, strict=False):
@@ -63,7 +132,7 @@ def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, di
         arguments[key] = value
     for key in arguments:
         if key not in known:
-            others = [other for other, entry in table.items() if key in parameters(entry)]
+            others = [other for other, one in table.items() if key in parameters(one)]
             hint = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
             raise SpecError(f"{spec!r}: {unknown('argument', key, known)}{hint if others else ''}")
     return name, arguments
@@ -77,22 +146,26 @@ def stages(spec: str) -> list[str]:
     SpecError
         `spec` cannot be read.
     """
+    if isinstance(spec, Given):
+        return [spec]
     found: list[str] = []
     node = _expression(spec)
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        found.append(ast.unparse(node.right))
+        found.append(_unparse(node.right))
         node = node.left
-    return [*reversed([*found, ast.unparse(node)])]
+    return [*reversed([*found, _unparse(node)])]
 
 
 def canonical(
     spec: str, table: Mapping[str, Callable[..., Any]], filled_in: Iterable[str] = ()
 ) -> str:
     """Spell `spec` out with the defaults of its entry, but for the arguments `filled_in`."""
+    if isinstance(spec, Given):
+        return spec
     name, arguments = resolve(spec, table)
     defaults = {
         key: parameter.default
-        for key, parameter in inspect.signature(table[name]).parameters.items()
+        for key, parameter in signature(entry(name, table)).parameters.items()
         if parameter.default is not inspect.Parameter.empty and key not in filled_in
     }
     parts = (f"{key}={value!r}" for key, value in {**defaults, **arguments}.items())
@@ -103,7 +176,8 @@ def shortened(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
     """Spell `spec` without what its entry has by default; :func:`canonical` is the opposite.
 
     A first argument that is a number stays, because it says most: ``adc(ratio=0.1)``. A spec
-    that `table` cannot read, as one of an older version, is returned as it is.
+    that `table` cannot read, as one of an older version, is returned as it is, and so is a part
+    of a user's module, which is not imported for this. An object is named as it names itself.
     """
     try:
         return " | ".join(_shortened(stage, table) for stage in stages(spec))
@@ -112,8 +186,13 @@ def shortened(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
 
 
 def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
+    name = _read(stage)[0]
+    if ":" in name:
+        return stage
+    if name == GIVEN:
+        return _label(stage)
     name, arguments = resolve(stage, table)
-    known = inspect.signature(table[name]).parameters
+    known = signature(entry(name, table)).parameters
     given = {key: arguments[key] for key in known if key in arguments}  # in one order
     first = next(iter(given), None)
     told = [
@@ -124,54 +203,51 @@ def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
     return f"{name}({', '.join(told)})" if told else name
 
 
+def signature(entry: Callable[..., Any]) -> inspect.Signature:
+    """Return how `entry` is called.
+
+    A class takes the signature of the nearest class that defines its constructor: pydantic
+    stores that of a dataclass in an attribute, which subclasses inherit and do not fit.
+    """
+    if not isinstance(entry, type):
+        return inspect.signature(entry)
+    owner = next(kind for kind in entry.__mro__ if "__init__" in vars(kind))
+    if owner is object:
+        return inspect.Signature()
+    if "__signature__" in vars(owner):
+        return inspect.signature(owner)
+    made = inspect.signature(vars(owner)["__init__"])
+    return made.replace(parameters=[*made.parameters.values()][1:])
+
+
+_ANY = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
 def parameters(entry: Callable[..., Any]) -> list[str]:
     """Names that a spec may set on `entry`."""
-    return list(inspect.signature(entry).parameters)
+    known = signature(entry).parameters
+    return [key for key, parameter in known.items() if parameter.kind not in _ANY]
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """Say that `name` is unknown, what was probably meant, and what is known."""
-    names = sorted(known)
-    near = nearest(name, names)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"unknown {what} {name!r}; {hint}Known: {', '.join(names) or 'none'}"
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Return which of the names `known` was probably meant; nothing if none is like it."""
-    return next(iter(difflib.get_close_matches(str(name), [*known], n=1, cutoff=0.5)), "")
-
-
-def sentence(error: ValidationError) -> str:
-    """Turn a pydantic error into one line: which field, the rule, the value."""
-    parts = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "missing":
-            parts.append(f"{field} must be given")
-        elif field:
-            message = message.replace("Input should be", "must be")
-            is_rule = message.startswith("must")
-            got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
-            parts.append(f"{field}{' ' if is_rule else ': '}{message}{got}")
-        else:
-            parts.append(message)
-    return "; ".join(parts)
+_TEXT_OR_REFERENCE = re.compile(
+    r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z_][\w.]*):([A-Za-z_]\w*)"""
+)
 
 
 def _expression(spec: str) -> ast.expr:
+    """Read `spec` as Python, where a reference ``module:name`` is ``module.name``."""
+    text = _TEXT_OR_REFERENCE.sub(lambda found: found[1] or f"{found[2]}.{found[3]}", spec)
     try:
-        return ast.parse(spec.strip(), mode="eval").body
+        return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise SpecError(f"{spec!r} is not of the form name(key=value, ...)") from None
 
 
 def _read(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
     call = _expression(spec)
-    if isinstance(call, ast.Name):
-        return call.id, [], {}
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+    if isinstance(call, ast.Name | ast.Attribute):
+        return _name(spec, call), [], {}
+    if not isinstance(call, ast.Call):
         raise SpecError(f"{spec!r} is not of the form name(key=value, ...)")
     arguments = {}
     for keyword in call.keywords:
@@ -179,7 +255,33 @@ def _read(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
         if key in arguments:
             raise SpecError(f"{spec!r}: {key} is given twice")
         arguments[key] = _literal(spec, key, keyword.value)
-    return call.func.id, [_literal(spec, "a value", value) for value in call.args], arguments
+    positional = [_literal(spec, "a value", value) for value in call.args]
+    return _name(spec, call.func), positional, arguments
+
+
+def _unparse(node: ast.expr) -> str:
+    """Write a stage down, a reference as ``module:name``."""
+    text, called = ast.unparse(node), node.func if isinstance(node, ast.Call) else node
+    if not isinstance(called, ast.Attribute):
+        return text
+    return _name(text, called) + text.removeprefix(ast.unparse(called))
+
+
+def _name(spec: str, node: ast.expr) -> str:
+    """Return a plain name, or ``module:name``."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        module, _, name = ast.unparse(node).rpartition(".")
+        if all(part.isidentifier() for part in module.split(".")):
+            return f"{module}:{name}"
+    raise SpecError(f"{spec!r} is not of the form name(key=value, ...)")
+
+
+def _label(spec: str) -> str:
+    """Return what an object called itself, of the spec that stands for it."""
+    label, *_ = _read(spec)[1] or ["an object"]
+    return str(label)
 
 
 def _literal(spec: str, key: str, value: ast.expr) -> Any:

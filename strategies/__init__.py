@@ -1,5 +1,6 @@
 """Strategies: who trains when, and what is averaged. One file per algorithm, one line here."""
 
+from fl_split.specs import Table
 from strategies.centralised import Centralised
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
@@ -16,19 +17,23 @@ from strategies.sflv2 import SFLV2
 from strategies.sflv3 import SFLV3
 from strategies.sglr import SGLR
 
-STRATEGIES = {
-    "centralised": Centralised,
-    "fedavg": FedAvg,
-    "fedprox": FedProx,
-    "local": Local,
-    "mergesfl": MergeSFL,
-    "parallel": Parallel,
-    "sequential": Sequential,
-    "sflv1": SFLV1,
-    "sflv2": SFLV2,
-    "sflv3": SFLV3,
-    "sglr": SGLR,
-}
+STRATEGIES: Table[type[Strategy]] = Table(
+    Strategy,
+    "fl_split.strategies",
+    {
+        "centralised": Centralised,
+        "fedavg": FedAvg,
+        "fedprox": FedProx,
+        "local": Local,
+        "mergesfl": MergeSFL,
+        "parallel": Parallel,
+        "sequential": Sequential,
+        "sflv1": SFLV1,
+        "sflv2": SFLV2,
+        "sflv3": SFLV3,
+        "sglr": SGLR,
+    },
+)
 
 __all__ = [
     "STRATEGIES",

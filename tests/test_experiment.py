@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fl_split.specs import SpecError, parse
+from fl_split.spec_errors import SpecError
+from fl_split.specs import parse
 from simulations.runs.experiment import TABLES, Experiment, read_overrides, read_toml
 from simulations.runs.setup import prepare
 from simulations.studies.pareto import ParetoStudy

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fl_split.specs import SpecError
+from fl_split.spec_errors import SpecError
 from simulations.data.samples import Samples
 from simulations.data.skew import LabelNoise, Noise, Rotation, parse_skew, skewed
 from simulations.runs.experiment import Experiment

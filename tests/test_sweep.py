@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fl_split.specs import SpecError
+from fl_split.spec_errors import SpecError
 from simulations.cli import main as cli
 from simulations.runs.experiment import Experiment
 from simulations.runs.lock import alone

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fl_split.specs import SpecError
+from fl_split.spec_errors import SpecError
 from simulations.runs import tracking
 from simulations.runs.experiment import Experiment
 

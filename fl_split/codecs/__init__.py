@@ -15,25 +15,30 @@ from fl_split.codecs.splitfc import SplitFC
 from fl_split.codecs.topk import TopK
 from fl_split.codecs.uniform import Uniform
 from fl_split.codecs.zstd import Zstd
-from fl_split.specs import SpecError, parse, stages
+from fl_split.spec_errors import SpecError
+from fl_split.specs import Table, parse, stages
 
-CODECS: dict[str, type[Codec]] = {
-    "adc": ADC,
-    "attended": Attended,
-    "bf16": BF16,
-    "bottlenet": BottleNet,
-    "c3sl": C3SL,
-    "fedlite": FedLite,
-    "fp16": FP16,
-    "identity": Identity,
-    "randtopk": RandTopK,
-    "rans": Rans,
-    "slicer": SLICER,
-    "splitfc": SplitFC,
-    "topk": TopK,
-    "uniform": Uniform,
-    "zstd": Zstd,
-}
+CODECS: Table[type[Codec]] = Table(
+    Codec,
+    "fl_split.codecs",
+    {
+        "adc": ADC,
+        "attended": Attended,
+        "bf16": BF16,
+        "bottlenet": BottleNet,
+        "c3sl": C3SL,
+        "fedlite": FedLite,
+        "fp16": FP16,
+        "identity": Identity,
+        "randtopk": RandTopK,
+        "rans": Rans,
+        "slicer": SLICER,
+        "splitfc": SplitFC,
+        "topk": TopK,
+        "uniform": Uniform,
+        "zstd": Zstd,
+    },
+)
 
 
 def parse_codec(spec: str) -> Codec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -11,8 +11,10 @@ from fl_split.models.lenet import LeNet
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
+from fl_split.specs import Table
 
 
+@runtime_checkable
 class Model(Protocol):
     """A description that builds a model; a frozen dataclass whose ``repr`` is its spec."""
 
@@ -46,11 +48,15 @@ class Model(Protocol):
         ...
 
 
-MODELS: dict[str, type[Model]] = {
-    "lenet": LeNet,
-    "pretrained": Pretrained,
-    "resnet18": ResNet18,
-    "vit": ViT,
-}
+MODELS: Table[type[Model]] = Table(
+    Model,
+    "fl_split.models",
+    {
+        "lenet": LeNet,
+        "pretrained": Pretrained,
+        "resnet18": ResNet18,
+        "vit": ViT,
+    },
+)
 
 __all__ = ["MODELS", "Model"]

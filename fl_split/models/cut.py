@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fl_split.codecs import Codec
 from fl_split.models.norms import BatchNorm
 from fl_split.seeds import seeded
-from fl_split.specs import nearest
+from fl_split.spec_errors import nearest
 
 
 class Head(nn.Module, ABC):

@@ -58,7 +58,7 @@ def list_(category: Annotated[str | None, CATEGORY] = None) -> None:
 
 def _category(text: str) -> str:
     """Find a category by its name or by its key."""
-    from fl_split.specs import unknown
+    from fl_split.spec_errors import unknown
 
     known = _keys_by_category()
     by_key = {**{key: name for name, key in known.items()}, **ALSO, "key": "keys"}
@@ -103,10 +103,11 @@ def _keys() -> Table:
 
 def _signature(name: str, entry: Callable[..., Any], key: str) -> str:
     """Write down how `entry` is named, without what the experiment fills in."""
+    from fl_split.specs import signature
     from simulations.data.partitioners import FILLED_IN
 
     parts = []
-    for argument, parameter in inspect.signature(entry).parameters.items():
+    for argument, parameter in signature(entry).parameters.items():
         if key != "partition" or argument not in FILLED_IN:
             is_needed = parameter.default is inspect.Parameter.empty
             parts.append(argument if is_needed else f"{argument}={parameter.default!r}")

@@ -66,24 +66,16 @@ def run_study(
 
 def _run(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.DataFrame:
     """Run all cells to their ends, or to Ctrl-C; return their rows, which stand in a file too."""
-    waiting = {cell.name for cell in processes.cells}
-    processes.status.update({c.name: "complete" for c in found if c.name not in waiting})
-    if done := len(found) - len(waiting):
+    if done := len(found) - len(processes.cells):
         out.print(f"{done} of {len(found)} cells are finished already")
     explain([cell.experiment for cell in processes.cells])
     try:
         with Live(console=out, auto_refresh=False, transient=True) as live:
-            study.follow(processes, found, folder, partial(_show, live))
+            return study.run_cells(processes, found, folder, partial(_show, live))
     except KeyboardInterrupt:
-        err.print("stopping", markup=False)
-        processes.stop()
         advice = f"to go on: the same command, --out {folder}"
         err.print(f"stopped; {advice}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    finally:
-        processes.stop()
-        rows = study.write_rows(processes, found, folder)
-    return rows
 
 
 def _show(live: Live, seen: study.StudyState) -> None:

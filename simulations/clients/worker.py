@@ -32,6 +32,8 @@ class Worker:
 
     Attributes
     ----------
+    modules : sequence of str
+        Names of the modules that the parts are of.
     graphs : GraphMemory
         Room for autograd graphs between two messages.
     stacks : Stacks
@@ -46,6 +48,7 @@ class Worker:
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
     schedule: Schedule
+    modules: Sequence[str] = ()
     graphs: GraphMemory = field(default_factory=GraphMemory)
     _tail: Flat[Tail] | None = None
     _sizes: dict[int, int] = field(default_factory=dict)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import datasets
 import numpy as np
@@ -17,11 +16,9 @@ from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.seeds import derive
-from fl_split.specs import SpecError, canonical, parameters, parse, resolve
-from simulations.data.partitioners import FILLED_IN, PARTITIONS
-
-ROW = "fl_split_row"
-"""Column that carries row numbers through a partitioner."""
+from fl_split.spec_errors import SpecError
+from fl_split.specs import canonical, parse, resolve
+from simulations.data.partitioners import FILLED_IN, PARTITIONS, ROW
 
 
 class PartitionError(ValueError):
@@ -145,8 +142,7 @@ def resolved(spec: str) -> str:
 
 def _build(spec: str, clients: int, label: str, seed: int) -> Partitioner:
     given = {"num_partitions": clients, "partition_by": label, "seed": derive(seed, "partition")}
-    table = {name: _filled(entry, given) for name, entry in PARTITIONS.items()}
-    return parse(spec, table)
+    return copy.deepcopy(parse(spec, PARTITIONS, given))  # an object takes data but once
 
 
 def _check_columns(spec: str, columns: list[str]) -> None:
@@ -163,8 +159,3 @@ def _check_columns(spec: str, columns: list[str]) -> None:
 def _first_sentence(error: Exception) -> str:
     """Return the first sentence of a partitioner's error; a page of numbers may follow it."""
     return " ".join(str(error).split()).partition(". ")[0]
-
-
-def _filled(entry: Callable[..., Partitioner], given: dict[str, Any]) -> Callable[..., Partitioner]:
-    known = parameters(entry)
-    return partial(entry, **{key: value for key, value in given.items() if key in known})

@@ -7,12 +7,16 @@ classes or which rows are whose.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import datasets
 import numpy as np
 from flwr_datasets import partitioner as flower
 from flwr_datasets.partitioner import Partitioner, PathologicalPartitioner, ShardPartitioner
+from numpy.typing import NDArray
+
+from fl_split.specs import Table
 
 
 class Pathological(PathologicalPartitioner):  # type: ignore[misc]  # has no types
@@ -75,6 +79,49 @@ class Shard(ShardPartitioner):  # type: ignore[misc]  # has no types
         self._partition_id_to_indices_determined = True
 
 
+ROW = "fl_split_row"
+"""Column that carries row numbers through a partitioner."""
+
+
+class Rows(Partitioner):  # type: ignore[misc]  # has no types
+    """Give every client the rows that are listed for it.
+
+    Parameters
+    ----------
+    rows : sequence of arrays
+        Row numbers of the training data, by client; no row twice.
+
+    Raises
+    ------
+    ValueError
+        A row stands in two lists, or twice in one.
+    """
+
+    def __init__(self, rows: Sequence[NDArray[np.int64]]) -> None:
+        super().__init__()
+        self.rows = [np.asarray(part, dtype=np.int64) for part in rows]
+        numbers, counts = np.unique(np.concatenate([*self.rows, []]), return_counts=True)
+        if (counts > 1).any():
+            raise ValueError(f"row {int(numbers[counts > 1][0])} is given to a client twice")
+
+    def __repr__(self) -> str:
+        """Say how many clients there are."""
+        return f"rows of {len(self.rows)} clients"
+
+    @property
+    def num_partitions(self) -> int:
+        """Number of clients."""
+        return len(self.rows)
+
+    def load_partition(self, partition_id: int) -> datasets.Dataset:
+        """Return the rows of a client, in their order."""
+        place = np.argsort(self.dataset.with_format("arrow")[:][ROW].to_numpy())
+        rows = self.rows[partition_id]
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(place):
+            raise ValueError(f"client {partition_id} has rows that are not in 0..{len(place) - 1}")
+        return self.dataset.select(place[rows])
+
+
 def _distribution(
     distribution_array: list[list[float]],
     num_partitions: int,
@@ -94,23 +141,27 @@ def _distribution(
     )
 
 
-PARTITIONS: dict[str, Callable[..., Partitioner]] = {
-    "continuous": flower.ContinuousPartitioner,
-    "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
-    "distribution": _distribution,
-    "exponential": flower.ExponentialPartitioner,
-    "grouped_natural": flower.GroupedNaturalIdPartitioner,
-    "iid": flower.IidPartitioner,
-    "inner_dirichlet": flower.InnerDirichletPartitioner,
-    "linear": flower.LinearPartitioner,
-    "natural": flower.NaturalIdPartitioner,
-    "pathological": partial(
-        Pathological, num_classes_per_partition=2, class_assignment_mode="first-deterministic"
-    ),
-    "shard": partial(Shard, num_shards_per_partition=2),
-    "size": flower.SizePartitioner,
-    "square": flower.SquarePartitioner,
-}
+PARTITIONS: Table[Callable[..., Partitioner]] = Table(
+    Partitioner,
+    "fl_split.partitions",
+    {
+        "continuous": flower.ContinuousPartitioner,
+        "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
+        "distribution": _distribution,
+        "exponential": flower.ExponentialPartitioner,
+        "grouped_natural": flower.GroupedNaturalIdPartitioner,
+        "iid": flower.IidPartitioner,
+        "inner_dirichlet": flower.InnerDirichletPartitioner,
+        "linear": flower.LinearPartitioner,
+        "natural": flower.NaturalIdPartitioner,
+        "pathological": partial(
+            Pathological, num_classes_per_partition=2, class_assignment_mode="first-deterministic"
+        ),
+        "shard": partial(Shard, num_shards_per_partition=2),
+        "size": flower.SizePartitioner,
+        "square": flower.SquarePartitioner,
+    },
+)
 """Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
 `partition_by` and `seed` are filled in from the experiment unless given."""
 

@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass
 from scipy import ndimage
 
 from fl_split.seeds import Purpose, derive
-from fl_split.specs import STRICT, SpecError, parse, stages
+from fl_split.spec_errors import SpecError
+from fl_split.specs import STRICT, Table, parse, stages
 from simulations.data.samples import Labels, Pixels, Samples
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -103,12 +104,16 @@ class LabelNoise(Skew):
         return found
 
 
-SKEWS: dict[str, type[Skew]] = {
-    "label_noise": LabelNoise,
-    "noise": Noise,
-    "none": NoSkew,
-    "rotation": Rotation,
-}
+SKEWS: Table[type[Skew]] = Table(
+    Skew,
+    "fl_split.skews",
+    {
+        "label_noise": LabelNoise,
+        "noise": Noise,
+        "none": NoSkew,
+        "rotation": Rotation,
+    },
+)
 
 
 def parse_skew(spec: str) -> tuple[Skew, ...]:

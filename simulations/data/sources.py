@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from fl_split.specs import STRICT
+from fl_split.specs import STRICT, Table
 from simulations.data.samples import Labels, Pixels
 
 Rows = Annotated[int, Field(ge=0)]
@@ -85,6 +85,7 @@ class Source:
         return table
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """A description of a data set; a frozen dataclass whose ``repr`` is its spec."""
 
@@ -107,9 +108,7 @@ class Digits:
             {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}
         )
         rows = {"image": list(pixels), "label": labels.tolist()}
-        return _source(
-            datasets.Dataset.from_dict(rows, features), None, "", "", test_fraction, seed
-        )
+        return source(datasets.Dataset.from_dict(rows, features), None, "", "", test_fraction, seed)
 
 
 @validated(frozen=True, config=STRICT)
@@ -163,7 +162,9 @@ class Local:
         return _open(found, self.path, self, test_fraction, seed)
 
 
-DATASETS = {"digits": Digits, "hub": Hub, "local": Local}
+DATASETS: Table[type[Dataset]] = Table(
+    Dataset, "fl_split.datasets", {"digits": Digits, "hub": Hub, "local": Local}
+)
 
 
 def _load(name: str, config: str | None, **files: str) -> datasets.DatasetDict:
@@ -182,11 +183,11 @@ def _open(
     if spec.test and spec.test not in found:
         raise DataError(f"{name!r} has no split {spec.test!r}; it has {', '.join(found)}")
     test = found.get(spec.test or "test")
-    source = _source(found[spec.train], test, spec.image, spec.label, test_fraction, seed)
+    opened = source(found[spec.train], test, spec.image, spec.label, test_fraction, seed)
     return replace(
-        source,
-        train=_some(source.train, spec.train_rows, "train_rows"),
-        test=_some(source.test, spec.test_rows, "test_rows"),
+        opened,
+        train=_some(opened.train, spec.train_rows, "train_rows"),
+        test=_some(opened.test, spec.test_rows, "test_rows"),
     )
 
 
@@ -197,7 +198,7 @@ def _some(split: datasets.Dataset, rows: int, key: str) -> datasets.Dataset:
     return split.select(np.arange(rows) * len(split) // rows) if rows else split
 
 
-def _source(
+def source(
     train: datasets.Dataset,
     test: datasets.Dataset | None,
     image: str,
@@ -205,6 +206,13 @@ def _source(
     test_fraction: float,
     seed: int,
 ) -> Source:
+    """Return a data set of which `image` and `label` name columns, empty ones the first that fit.
+
+    Raises
+    ------
+    DataError
+        A column is missing, a row has no label, or nothing is left to train or to test on.
+    """
     image = _column(train, image, datasets.Image, "image")
     label = _column(train, label, datasets.ClassLabel, "label")
     for split in filter(None, (train, test)):

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -43,6 +43,7 @@ class Session(Protocol):
         ...
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What runs the clients."""
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from fl_split.exchange.stacked import MEMBERS
+from fl_split.foreign import travelling
 from fl_split.specs import STRICT
 from simulations.clients.worker import Worker
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
@@ -46,7 +47,8 @@ class RayGrid(LocalGrid):
         self._home = _balance([len(part) for part in worker.data.partitions], len(actors))
         self._done: SimpleQueue[tuple[ActorLink, Any] | None] = SimpleQueue()
         # In a list, so that Ray passes the reference on and an actor fetches it once.
-        opening = [ray.put(worker)], timeout
+        with _by_value(worker.modules):
+            opening = [ray.put(worker)], timeout
         self._links = [ActorLink(actor, opening, self._done) for actor in actors]
         for link in self._links:
             link.open()
@@ -188,6 +190,21 @@ class Ray:
             for grid in grids:
                 grid.close()
             ray.shutdown()
+
+
+@contextmanager
+def _by_value(modules: Sequence[str]) -> Iterator[None]:
+    """Let classes of the user's own files travel with their code, as those of a notebook do."""
+    from ray import cloudpickle
+
+    found = travelling(modules)
+    for module in found:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in found:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _knock(address: str) -> None:

@@ -1,5 +1,11 @@
 """Finished runs, for people: the table and plot of `compare`, and pages from folders of runs."""
 
-from simulations.report.comparison import CLIENT, comparison, comparison_plot, comparison_table
+from simulations.report.comparison import (
+    CLIENT,
+    comparison,
+    comparison_figure,
+    comparison_plot,
+    comparison_table,
+)
 
-__all__ = ["CLIENT", "comparison", "comparison_plot", "comparison_table"]
+__all__ = ["CLIENT", "comparison", "comparison_figure", "comparison_plot", "comparison_table"]

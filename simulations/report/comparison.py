@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.table import Table
 from simulations.report.text_table import text_table
 from simulations.runs.columns import PAYLOAD, SENT, WEIGHTS, sums
 from simulations.runs.results import ROUNDS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLIENT = " Client: mean of clients, each on its own held-out samples, after the last round."
 """Explains the column `client` in a caption."""
@@ -70,7 +73,12 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
 
 
 def comparison_plot(folders: Mapping[str, Path], path: Path) -> None:
-    """Draw accuracy against rounds, against bytes sent and against client steps into `path`."""
+    """Draw :func:`comparison_figure` into `path`."""
+    comparison_figure(folders).savefig(path)
+
+
+def comparison_figure(folders: Mapping[str, Path]) -> Figure:
+    """Return accuracy against rounds, against bytes sent and against client steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -90,7 +98,7 @@ def comparison_plot(folders: Mapping[str, Path], path: Path) -> None:
     axes[1].set_xscale("log")
     axes[0].set_ylabel("test accuracy, %")
     axes[0].legend(fontsize="small")
-    figure.savefig(path)
+    return figure
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl_split.specs import STRICT, parse, stages
+from fl_split.specs import STRICT, Table, parse, stages
 from simulations.runs.columns import PAYLOAD, SENT
 
 Limit = Annotated[float, Field(gt=0)]
@@ -18,6 +18,7 @@ ROUNDING = 1e-9
 """Share of a limit that sums of floating-point numbers may be off."""
 
 
+@runtime_checkable
 class Budget(Protocol):
     """An amount that a run may spend."""
 
@@ -127,13 +128,17 @@ class Last:
         return all(budget.is_spent(totals) for budget in self.budgets)
 
 
-BUDGETS = {
-    "bytes": Bytes,
-    "client_flops": ClientFlops,
-    "nominal": Nominal,
-    "none": NoBudget,
-    "rounds": Rounds,
-}
+BUDGETS: Table[Any] = Table(
+    Budget,
+    "fl_split.budgets",
+    {
+        "bytes": Bytes,
+        "client_flops": ClientFlops,
+        "nominal": Nominal,
+        "none": NoBudget,
+        "rounds": Rounds,
+    },
+)
 
 
 def parse_budget(spec: str) -> Budget:

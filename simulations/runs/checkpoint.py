@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import RecordDict
@@ -19,6 +20,7 @@ from fl_split.exchange.records import Weights
 from simulations.engines.local_grid import LocalGrid
 from simulations.runs.experiment import Experiment, read_toml
 from simulations.runs.observers import Observer, Row
+from simulations.runs.origins import origins
 from simulations.runs.provenance import machine
 from simulations.runs.results import EXPERIMENT, STUDY, write_whole
 from strategies import RoundResult
@@ -115,17 +117,27 @@ class Checkpointer(Observer):
         return False
 
 
-def read(folder: Path) -> tuple[Experiment, Checkpoint]:
+def read(folder: Path, keys: Mapping[str, Any] | None = None) -> tuple[Experiment, Checkpoint]:
     """Read the run in `folder` and its checkpoint.
+
+    `keys` replace those of the run: objects that are given again, and keys in :data:`FREE`.
 
     Raises
     ------
     CheckpointError
         There is none, it is torn, or it belongs to another experiment.
+    SpecError
+        An object of the run is missing among `keys`.
     """
     if not (folder / EXPERIMENT).is_file():
         raise CheckpointError(f"{str(folder)!r} holds no run: no {EXPERIMENT}{_runs_below(folder)}")
-    experiment = Experiment.from_dict({**read_toml(folder / EXPERIMENT), "out": str(folder)})
+    values = {**read_toml(folder / EXPERIMENT), "out": str(folder)}
+    for key, value in (keys or {}).items():
+        if key not in FREE and value != values.get(key):
+            raise CheckpointError(
+                f"{key}: the run in {str(folder)!r} has {values.get(key)!r}, got {value!r}"
+            )
+    experiment = Experiment.from_dict({**values, **(keys or {})})
     path = folder / FILE
     if not path.is_file():
         every = experiment.checkpoint_every
@@ -171,7 +183,9 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoin
 
 
 def _fixed(experiment: Experiment) -> dict[str, object]:
-    return experiment.model_dump(exclude=FREE)
+    """Return what must be as it was when a run goes on: keys, and the code of foreign parts."""
+    code = {f"the code of {key}": found for key, found in origins(experiment).items()}
+    return {**experiment.model_dump(exclude=FREE), **code}
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

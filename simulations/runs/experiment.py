@@ -1,7 +1,11 @@
-"""Experiment: the whole configuration, flat scalars and spec strings, checked when it is read."""
+"""Experiment: the whole configuration, flat scalars and spec strings, checked when it is read.
+
+Where a spec string is expected, a :class:`~fl_split.foreign.Given` object may stand.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
 from fl_split.exchange.link import Link
+from fl_split.foreign import Given, plug_in
 from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
-from fl_split.specs import SpecError, canonical, parse, sentence, stages, unknown
+from fl_split.spec_errors import SpecError, sentence, unknown
+from fl_split.specs import Table, canonical, parse, stages
 from simulations.data import partition
 from simulations.data.partitioners import PARTITIONS
 from simulations.data.skew import SKEWS, Skew, parse_skew
@@ -28,7 +34,7 @@ from simulations.runs.tracking import TRACKING, Tracking
 from strategies import STRATEGIES, Strategy
 from strategies.server.aggregation import AGGREGATIONS, Aggregator
 
-TABLES: dict[str, Mapping[str, Any]] = {
+TABLES: dict[str, Table[Any]] = {
     "aggregation": AGGREGATIONS,
     "budget": BUDGETS,
     "codec": CODECS,
@@ -44,7 +50,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
 }
 """Keys whose value is a spec string, and the table it names an entry of."""
 
-SPEC_TABLES: Mapping[str, Mapping[str, Any]] = {**TABLES, "partition": PARTITIONS}
+SPEC_TABLES: Mapping[str, Table[Any]] = {**TABLES, "partition": PARTITIONS}
 """The same with `partition`, whose entries need what the experiment fills in."""
 
 CHAINS: dict[str, Callable[[str], Any]] = {
@@ -100,6 +106,11 @@ class Experiment(BaseModel):
         frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
     )
 
+    plugins: str = Field(
+        "",
+        description="Python files with parts of your own, with commas between",
+        json_schema_extra=UNTOLD,
+    )
     dataset: str = Field("digits()", description="which images")
     partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
     skew: str = Field(
@@ -157,10 +168,21 @@ class Experiment(BaseModel):
     tracking: str = Field("none()", description="where rows go beside the folder")
     out: str = Field("", description="output folder; must not hold a run yet")
 
-    @field_validator(*TABLES)
+    @field_validator("plugins", mode="before")
     @classmethod
-    def _is_known(cls, spec: str, info: Any) -> str:
-        table, build = TABLES[info.field_name], CHAINS.get(info.field_name)
+    def _are_files(cls, files: Any) -> Any:
+        return ", ".join(map(str, files)) if isinstance(files, list | tuple) else files
+
+    @field_validator(*SPEC_TABLES, mode="wrap")
+    @classmethod
+    def _is_known(cls, value: Any, check: Callable[[Any], str], info: Any) -> str:
+        if isinstance(value, Given):  # which a plain string would no longer be
+            parse(value, SPEC_TABLES[info.field_name])
+            return value
+        spec, key = check(value), info.field_name
+        if key == "partition":
+            return partition.resolved(spec)
+        table, build = TABLES[key], CHAINS.get(key)
         if build is None:
             parse(spec, table)
             return canonical(spec, table)
@@ -181,19 +203,15 @@ class Experiment(BaseModel):
             return end
         raise ValueError(f"must be a number of stages, a stage's name, or 0, got {end!r}")
 
-    @field_validator("partition")
-    @classmethod
-    def _is_partition(cls, spec: str) -> str:
-        return partition.resolved(spec)
-
     @cached_property
     def parts(self) -> Parts:
         """What the spec strings describe, built once."""
+        plug_in(_files(self.plugins))  # in another process than the one that checked them
         return Parts(
             codec=parse_codec(self.codec),
             downlink=parse_downlink(self.downlink),
             strategy=parse(self.strategy, STRATEGIES),
-            aggregation=partial(parse, self.aggregation, AGGREGATIONS),
+            aggregation=partial(_fresh, self.aggregation),
             model=parse(self.model, MODELS),
             head_optimizer=parse(self.head_optimizer, OPTIMIZERS),
             tail_optimizer=parse(self.tail_optimizer, OPTIMIZERS),
@@ -223,6 +241,7 @@ class Experiment(BaseModel):
         for key in values:
             if key not in cls.model_fields:
                 raise SpecError(unknown("key", key, cls.model_fields))
+        plug_in(_files(values.get("plugins", "")))
         try:
             return cls(**values)
         except ValidationError as error:
@@ -234,6 +253,17 @@ class Experiment(BaseModel):
         return "".join(
             f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
         )
+
+
+def _fresh(aggregation: str) -> Aggregator:
+    """Return an aggregator that remembers nothing, even where an object was given."""
+    return copy.deepcopy(parse(aggregation, AGGREGATIONS))
+
+
+def _files(plugins: Any) -> list[str]:
+    """Take the value of `plugins` apart: a list, or names with commas between."""
+    found = plugins.split(",") if isinstance(plugins, str) else plugins
+    return [name for text in found if (name := str(text).strip())]
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

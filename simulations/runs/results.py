@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from simulations.runs.columns import COLUMNS, METRICS, Metric
 from simulations.runs.experiment import Experiment
 from simulations.runs.observers import payload_ratio
+from simulations.runs.origins import origins
 from simulations.runs.provenance import versions
 from strategies import RoundResult
 
@@ -162,6 +163,7 @@ class Recorder:
             "seed": self.experiment.seed,
             "experiment": self.experiment.model_dump(exclude={"out"}),
             "versions": versions(),
+            "foreign": origins(self.experiment),
         }
 
     def _append(self, cells: list[Any]) -> None:

@@ -142,6 +142,7 @@ class RunController:
                 *halves, self.experiment.batch_size, setup.train.num_classes
             ),
             "majority_accuracy": setup.majority_accuracy,
+            "model_input": setup.model_input,
             "unheld": asdict(setup.unheld),
         }
         status, ended_by = "failed", "error"

@@ -25,6 +25,7 @@ from simulations.data.samples import Labels, Pixels, Samples
 from simulations.data.skew import skewed
 from simulations.data.sources import DATASETS, Source
 from simulations.runs.experiment import Experiment, Parts
+from simulations.runs.origins import modules
 from simulations.runs.trials import check_attention, try_link
 from strategies.server.participants import Population
 
@@ -62,6 +63,12 @@ class Setup:
             for half, module in both.items()
             for name, weight in module.state_dict().items()
         }
+
+    @property
+    def model_input(self) -> dict[str, int]:
+        """What a model is built for: `image_size`, `channels`, `num_classes`."""
+        channels, size, _ = self.head.image_shape
+        return {"image_size": size, "channels": channels, "num_classes": self.train.num_classes}
 
     @property
     def exchange(self) -> Exchange:
@@ -105,7 +112,13 @@ class Setup:
             parts.head_optimizer,
             parts.tail_optimizer,
             self.schedule(),
+            self.modules(),
         )
+
+    def modules(self) -> list[str]:
+        """Name the modules that the parts of a worker are of; some may be the user's."""
+        layers = {type(layer).__module__ for layer in self.model.modules()}
+        return sorted({*layers, *modules(self.experiment)})
 
 
 def prepare(experiment: Experiment) -> Setup:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic.dataclasses import dataclass
 
-from fl_split.specs import STRICT
+from fl_split.specs import STRICT, Table
 
 
 class Log(Protocol):
@@ -25,6 +25,7 @@ class Log(Protocol):
         ...
 
 
+@runtime_checkable
 class Tracking(Protocol):
     """Opens a log for each run."""
 
@@ -100,7 +101,11 @@ class MLflow:
         return _MLflowRun(client, run)
 
 
-TRACKING = {"mlflow": MLflow, "none": NoTracking, "tensorboard": TensorBoard}
+TRACKING: Table[type[Tracking]] = Table(
+    Tracking,
+    "fl_split.tracking",
+    {"mlflow": MLflow, "none": NoTracking, "tensorboard": TensorBoard},
+)
 
 
 class _TensorBoardEvents:

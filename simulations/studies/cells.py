@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from fl_split.specs import SpecError
+from fl_split.spec_errors import SpecError
 from simulations.runs.budget import First, parse_last
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import sums

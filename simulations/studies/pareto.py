@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fl_split.specs import SpecError, parse, sentence, unknown
+from fl_split.spec_errors import SpecError, sentence, unknown
+from fl_split.specs import parse
 from simulations.report.statistics import non_dominated
 from simulations.runs.budget import BUDGETS, Limited
 from simulations.runs.columns import COLUMNS, PAYLOAD, WEIGHTS

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
 from simulations.engines.memory import available_bytes, resident_bytes
 from simulations.runs import checkpoint
@@ -89,7 +91,8 @@ class ForkServer:
         values = {**cell.experiment.model_dump(), "engine": engine, "out": str(folder)}
         work = Work(Experiment.from_dict(values), cell.until, resumes)
         process = self._fork.Process(target=run_cell, args=(work, self._lifeline))
-        process.start()
+        with _without_main():
+            process.start()
         return RunningCell(cell, folder, process)
 
 
@@ -175,6 +178,20 @@ class CellProcesses:
         else:
             self.status[name] = "failed"
             self.failed[name] = _reason(run)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the script that started us: a new process would run it again.
+
+    Nothing of it is needed there; classes that it defines travel with their code.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def uses_cluster(cell: Cell) -> bool:

@@ -127,6 +127,26 @@ def follow(
         time.sleep(INTERVAL)
 
 
+def run_cells(
+    processes: CellProcesses,
+    found: Sequence[Cell],
+    folder: Path,
+    show: Callable[[StudyState], None],
+) -> pd.DataFrame:
+    """Run all cells to their ends; return their rows, which stand in the study's file too.
+
+    Whatever happens, cells that still run are interrupted, and the file is written.
+    """
+    waiting = {cell.name for cell in processes.cells}
+    processes.status.update({c.name: "complete" for c in found if c.name not in waiting})
+    try:
+        follow(processes, found, folder, show)
+    finally:
+        processes.stop()
+        rows = write_rows(processes, found, folder)
+    return rows
+
+
 def write_rows(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.DataFrame:
     """Write a row for each cell into the study's file; return them."""
     rows = study_frame(found, folder, processes.status)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from fl_split.specs import SpecError, unknown
+from fl_split.spec_errors import SpecError, unknown
 from simulations.report import CLIENT
 from simulations.report.labels import SELF_EVIDENT, short
 from simulations.report.text_table import text_table

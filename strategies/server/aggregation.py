@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fl_split.exchange.records import HELD, Weights
 from fl_split.seeds import seeded
-from fl_split.specs import STRICT
+from fl_split.specs import STRICT, Table
 from strategies.server import flower_messages
 
 Positive = Annotated[float, Field(gt=0)]
@@ -252,13 +252,17 @@ def dp(noise_multiplier: Annotated[float, Field(ge=0)], clipping_norm: Positive)
     return Aggregator(kind(flower.FedAvg(**OURS), noise_multiplier, clipping_norm, 1))
 
 
-AGGREGATIONS: dict[str, Callable[..., Aggregator]] = {
-    "dp": dp,
-    "fedadam": fedadam,
-    "fedavg": fedavg,
-    "fedavgm": fedavgm,
-    "fedyogi": fedyogi,
-    "krum": krum,
-    "median": median,
-    "trimmed_mean": trimmed_mean,
-}
+AGGREGATIONS: Table[Callable[..., Aggregator]] = Table(
+    Aggregator,
+    "fl_split.aggregations",
+    {
+        "dp": dp,
+        "fedadam": fedadam,
+        "fedavg": fedavg,
+        "fedavgm": fedavgm,
+        "fedyogi": fedyogi,
+        "krum": krum,
+        "median": median,
+        "trimmed_mean": trimmed_mean,
+    },
+)

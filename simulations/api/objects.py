@@ -1,0 +1,104 @@
+"""Objects where an experiment has spec strings: a codec, a model, images and labels."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets.fingerprint import Hasher
+from torch import nn
+
+from fl_split.foreign import Given
+from fl_split.models import Model
+from fl_split.models.own import OwnModel
+from fl_split.specs import Table
+from simulations.data.memory import in_memory
+from simulations.data.partitioners import Rows
+from simulations.data.sources import Dataset
+from simulations.runs.experiment import SPEC_TABLES
+
+LONGEST_LABEL = 60
+
+
+def with_specs(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace every object in `keys` by a spec string that stands for it, or carries it.
+
+    Raises
+    ------
+    ValueError
+        An object cannot be what its key needs; the message names the key.
+    """
+    return {key: as_spec(key, value) for key, value in keys.items()}
+
+
+def as_spec(key: str, value: Any) -> Any:
+    """Return a spec string for one object; whatever is no object of a part is returned as it is."""
+    if key not in SPEC_TABLES or isinstance(value, str):
+        return value
+    try:
+        part = TAKEN.get(key, _as_it_is)(value)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    return _spelt(part, SPEC_TABLES[key]) or Given.of(part, _label(part), _fingerprint(part))
+
+
+def _model(given: Any) -> Any:
+    """Take a model's description, a module, stages by name or in a list, or what makes them."""
+    if isinstance(given, Mapping):
+        given = nn.Sequential(OrderedDict(given))
+    elif isinstance(given, list | tuple):
+        given = nn.Sequential(*given)
+    if isinstance(given, nn.Module):
+        return OwnModel(given)
+    if isinstance(given, Model) or not callable(given):
+        return given
+    return OwnModel(given)
+
+
+def _dataset(given: Any) -> Any:
+    is_theirs = isinstance(given, datasets.Dataset | datasets.DatasetDict)
+    return given if isinstance(given, Dataset) and not is_theirs else in_memory(given)
+
+
+def _partition(given: Any) -> Any:
+    """Take a partitioner, or the rows of every client."""
+    if isinstance(given, Sequence | np.ndarray):
+        return Rows([np.asarray(rows) for rows in given])
+    return given
+
+
+def _as_it_is(given: Any) -> Any:
+    return given
+
+
+TAKEN: dict[str, Callable[[Any], Any]] = {
+    "model": _model,
+    "dataset": _dataset,
+    "partition": _partition,
+}
+"""Keys whose objects may have other forms, and what brings these into ours."""
+
+
+def _spelt(part: Any, table: Table[Any]) -> str:
+    """Spell out a part of ours, as ``ADC(ratio=0.1)``; return nothing for any other."""
+    name = next((name for name, kind in table.items() if kind is type(part)), "")
+    if not name or not is_dataclass(part):
+        return ""
+    values = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+
+
+def _label(part: Any) -> str:
+    """Return what a part calls itself, or its class where that is long or an address."""
+    text = " ".join(repr(part).split())
+    return type(part).__name__ if len(text) > LONGEST_LABEL or " at 0x" in text else text
+
+
+def _fingerprint(part: Any) -> str:
+    """Return a digest of a part: the same for the same part in another process."""
+    own = getattr(part, "fingerprint", None)
+    return str(own() if callable(own) else Hasher.hash(part))

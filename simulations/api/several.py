@@ -1,0 +1,225 @@
+"""Several runs: side by side, as a grid, at equal budgets; and the report of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from simulations.api.objects import as_spec, with_specs
+from simulations.api.one import Callbacks, as_list, chosen_folder, stopped
+from simulations.api.plans import of_file, of_several, prepare_all
+from simulations.api.progress import is_watched, watching
+from simulations.api.results import Comparison, Run, Study
+from simulations.report import comparison, comparison_plot
+from simulations.report.page import build, form_of, write
+from simulations.runs.experiment import read_toml
+from simulations.runs.lock import alone
+from simulations.runs.quiet import quiet_libraries
+from simulations.runs.results import COMPARISON
+from simulations.runs.run import run, workers
+from simulations.studies import study
+from simulations.studies.cells import LOCK, Cell
+from simulations.studies.pareto import AXES, ParetoStudy, conclude
+from simulations.studies.sweep import cells, read_grid
+
+Rows = Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]
+
+
+def compare(
+    runs: Rows | str | Path,
+    *,
+    out: str | Path | None = None,
+    callback: Callbacks = (),
+    progress: bool | None = None,
+    **keys: Any,
+) -> Comparison:
+    """Train several models, one after the other on the same workers.
+
+    Parameters
+    ----------
+    runs : dict, list, str or Path
+        Keys in which each run differs, by its name; or a list of them, each with a ``name``; or
+        a configuration file with ``[[compare]]`` tables, or the name of a shipped one.
+    out, callback, progress
+        As for :func:`~simulations.api.run`.
+    keys
+        Keys of all runs, objects as well.
+
+    Raises
+    ------
+    ValueError
+        A run that cannot work; the message names it.
+
+    Examples
+    --------
+    >>> both = fs.compare({"none": {}, "adc": {"codec": "adc(ratio=0.1)"}}, rounds=20)
+    >>> both.table[["run", "final_accuracy", "ratio"]]
+    """
+    quiet_libraries()
+    is_file = isinstance(runs, str | Path)
+    plans = of_file(runs, keys) if is_file else of_several(runs, keys)  # type: ignore[arg-type]
+    folder = chosen_folder(next(iter(plans.values())), out)
+    setups = prepare_all(plans, folder)
+    shows = is_watched() if progress is None else progress
+    summaries = {}
+    with stopped(folder), workers([*setups.values()]) as session:
+        for name, setup in setups.items():
+            with watching(setup, name, as_list(callback), shows) as watch:
+                summaries[name] = run(setup, session, watch=watch)
+    comparison(summaries).to_csv(folder / COMPARISON, index=False)
+    comparison_plot({name: folder / name for name in setups}, folder / "comparison.svg")
+    given = {} if is_file else {name: dict(row) for name, row in _rows(runs)}
+    found = {name: Run(folder / name, {**keys, **given.get(name, {})}) for name in setups}
+    return Comparison(folder, found)
+
+
+def sweep(
+    config: str | Path | None = None,
+    *,
+    grid: Mapping[str, Iterable[Any]] | None = None,
+    out: str | Path | None = None,
+    jobs: int = 0,
+    progress: bool | None = None,
+    **keys: Any,
+) -> Study:
+    """Train a grid of models, several at once, each in a process and a folder of its own.
+
+    The same call with the same `out` goes on with a stopped sweep.
+
+    Parameters
+    ----------
+    config : str or Path, optional
+        A configuration file, or the name of a shipped one.
+    grid : dict
+        The values of each key that has several, objects as well; seeds vary fastest.
+    jobs : int
+        Most runs at once; 0 takes one per core, as memory allows.
+    out, progress, keys
+        As for :func:`~simulations.api.run`.
+
+    Raises
+    ------
+    ValueError
+        A cell that cannot work, before any has begun; the message names it.
+
+    Examples
+    --------
+    >>> study = fs.sweep(grid={"codec": ["identity", "adc(ratio=0.1)"], "seed": range(3)})
+    >>> study.table.groupby("codec")["final_accuracy"].agg(["mean", "std"])
+    """
+    quiet_libraries()
+    values = {**({} if config is None else read_toml(config)), **with_specs(keys)}
+    axes = read_grid(values.pop("sweep", {}), [])
+    axes |= {key: [as_spec(key, one) for one in several] for key, several in (grid or {}).items()}
+    found = cells(values, read_grid(axes, []))
+    several = {"seed"} | {key for key, entries in axes.items() if len(entries) > 1}
+    return _study(found, several, lambda rows, folder: rows, out, jobs, progress)
+
+
+def pareto(
+    config: str | Path,
+    *,
+    out: str | Path | None = None,
+    jobs: int = 0,
+    progress: bool | None = None,
+    **keys: Any,
+) -> Study:
+    """Compare codecs at equal rounds, equal bytes and equal client compute.
+
+    Parameters
+    ----------
+    config : str or Path
+        A configuration file with a ``[pareto]`` table, or the name of a shipped one.
+    out, jobs, progress, keys
+        As for :func:`sweep`.
+
+    Raises
+    ------
+    ValueError
+        The table is missing, or a cell cannot work.
+    """
+    quiet_libraries()
+    values = {**read_toml(config), **with_specs(keys)}
+    if not isinstance(values.get("pareto"), dict):
+        raise ValueError(f"{config} has no [pareto] table")
+    plan = ParetoStudy.read(values.pop("pareto"))
+    found = plan.cells(values)
+
+    def front(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+        conclude(found, plan.budgets(), folder)
+        return pd.read_csv(folder / "pareto.csv")
+
+    return _study(found, AXES, front, out, jobs, progress)
+
+
+def report(
+    folders: str | Path | Sequence[str | Path],
+    output: str | Path = "report.html",
+    *,
+    baseline: str | None = None,
+) -> Path:
+    """Make one page of tables and figures of finished runs; runs differing in seed are grouped.
+
+    Parameters
+    ----------
+    folders : str, Path or sequence
+        Folders of runs, at any depth.
+    output : str or Path
+        The page; its ending decides: ``.html`` or ``.md``.
+    baseline : str, optional
+        Whom to compare with: part of a configuration's label.
+
+    Returns
+    -------
+    Path
+        `output`.
+
+    Raises
+    ------
+    ValueError
+        There are no runs, or `baseline` names none of them.
+    """
+    several = [folders] if isinstance(folders, str | Path) else folders
+    path = Path(output).expanduser()
+    write(build([Path(one).expanduser() for one in several], baseline), path, form_of(path))
+    return path
+
+
+def _study(
+    found: Sequence[Cell],
+    axes: Collection[str],
+    finish: Callable[[pd.DataFrame, Path], pd.DataFrame],
+    out: str | Path | None,
+    jobs: int,
+    progress: bool | None,
+) -> Study:
+    """Run the cells that are not finished, and read what there is."""
+    folder = chosen_folder({"out": found[0].experiment.out}, out)
+    missing = study.missing(found, folder, axes)
+    processes = study.cell_processes(missing, study.combinations(missing), folder, jobs)
+    shows = is_watched() if progress is None else progress
+    with (
+        stopped(folder),
+        alone(folder, LOCK),
+        tqdm(total=len(found), disable=not shows, unit="run") as bar,
+    ):
+
+        def show(state: study.StudyState) -> None:
+            bar.update(sum(cell.status == "complete" for cell in state.cells) - bar.n)
+
+        rows = study.run_cells(processes, found, folder, show)
+        table = finish(rows, folder)
+    if processes.failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in processes.failed.items())
+        raise RuntimeError(f"{len(processes.failed)} of {len(found)} runs failed ({reasons})")
+    return Study(folder, table, {cell.name: Run(folder / cell.name) for cell in found})
+
+
+def _rows(runs: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    if isinstance(runs, Mapping):
+        return runs.items()
+    return [(str(row.get("name", f"run-{n}")), row) for n, row in enumerate(runs, start=1)]

@@ -1,0 +1,37 @@
+"""Which parts of an experiment are not ours, and where their code comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+from fl_split.foreign import OURS, Given, Origin, origin
+from fl_split.specs import entry, resolve, stages
+from simulations.runs.experiment import SPEC_TABLES, Experiment
+
+Origins = dict[str, list[dict[str, str]]]
+"""By key: for each foreign part its ``part``, ``version`` and ``sha256``."""
+
+
+def origins(experiment: Experiment) -> Origins:
+    """Tell where every foreign part of an experiment comes from; keys without one are left out."""
+    found: Origins = {}
+    for key, one in _foreign(experiment):
+        found.setdefault(key, []).append(asdict(one))
+    return found
+
+
+def modules(experiment: Experiment) -> list[str]:
+    """Name the modules of all foreign parts."""
+    return sorted({one.part.partition(":")[0] for _, one in _foreign(experiment)})
+
+
+def _foreign(experiment: Experiment) -> Iterator[tuple[str, Origin]]:
+    for key, table in SPEC_TABLES.items():
+        for stage in stages(getattr(experiment, key)):
+            if isinstance(stage, Given):
+                part: Callable[..., object] = type(stage.part)
+            else:
+                part = entry(resolve(stage, table)[0], table)
+            if part.__module__.partition(".")[0] not in OURS and part not in table.values():
+                yield key, origin(part)
