@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from simulations.cli import list_command, study_commands
+from simulations.cli import check_command, list_command, study_commands
 from simulations.cli.terminal import (
     CONFIG,
     OVERRIDES,
@@ -38,6 +38,7 @@ OUT = typer.Option(
 )
 app.add_typer(study_commands.app)
 app.add_typer(list_command.app)
+app.add_typer(check_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
 
@@ -57,6 +58,7 @@ def main() -> None:
     [b]fl-split partition CONFIG[/b]                        who would hold which samples
     [b]fl-split resume DIR[/b]                              go on with a stopped run
     [b]fl-split list[/b]                                    what can be combined
+    [b]fl-split check SPEC[/b]                              whether a part of yours keeps the laws
     """
 
 
