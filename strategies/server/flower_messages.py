@@ -15,13 +15,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-
-# Private to Flower, and needed: files of clients' states are protobuf, which runs no code.
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from torch import Tensor, from_numpy
 
 from fl_split.exchange.records import HELD, Record, Weights
+from strategies.server.flower_private import array_of
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -51,7 +48,7 @@ def content(record: Record) -> RecordDict:
     found = RecordDict({ACTION: ConfigRecord({ACTION: record.action, STEP: record.step})})
     if record.payload is not None:
         data = record.payload
-        array = _put_together("uint8", (len(data),), "fl_split.payload", data)
+        array = array_of("uint8", (len(data),), "fl_split.payload", data)
         found[PAYLOAD] = _record({DATA: array})
     if record.weights:
         found[WEIGHTS] = arrays(record.weights)
@@ -109,7 +106,7 @@ def weights(record: Mapping[str, Array]) -> dict[str, Weights]:
 
 def _array(vector: Weights) -> Array:
     if vector not in _ARRAYS:
-        _ARRAYS[vector] = _put_together(vector.dtype, vector.shape, "numpy.ndarray", vector.data)
+        _ARRAYS[vector] = array_of(vector.dtype, vector.shape, "numpy.ndarray", vector.data)
     return _ARRAYS[vector]
 
 
@@ -156,16 +153,6 @@ def from_wire(parts: Sequence[bytes | PickleBuffer]) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def record_to_bytes(found: RecordDict) -> bytes:
-    """Serialise by Flower's protobuf, for files: reading it back runs no code."""
-    return recorddict_to_proto(found).SerializeToString()
-
-
-def record_from_bytes(data: bytes) -> RecordDict:
-    """Read what :func:`record_to_bytes` wrote."""
-    return recorddict_from_proto(RecordDictProto.FromString(data))
-
-
 def own(found: RecordDict) -> RecordDict:
     """Return a copy with arrays of its own, where they were views of a transport's memory."""
     parts = to_wire(found)
@@ -173,10 +160,4 @@ def own(found: RecordDict) -> RecordDict:
 
 
 def _take_apart(array: Array) -> tuple[Any, ...]:
-    return _put_together, (array.dtype, array.shape, array.stype, PickleBuffer(array.data))
-
-
-def _put_together(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
-    array = Array(dtype, shape, stype, b"")
-    array.data = data if isinstance(data, bytes) else cast(bytes, memoryview(data))
-    return array
+    return array_of, (array.dtype, array.shape, array.stype, PickleBuffer(array.data))
