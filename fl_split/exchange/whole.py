@@ -70,10 +70,6 @@ class Whole(Exchange):
         numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
         return Record(end.action, weights=weights, numbers={**end.numbers, **numbers})
 
-    def send(self, client: ClientSide) -> Record:
-        """Send nothing beside the weights that end a round."""
-        return client.end()
-
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of head, tail and end together."""
         return Flops(whole_flops(head, tail, 1), 0)

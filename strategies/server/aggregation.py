@@ -100,7 +100,7 @@ class Aggregator:
         self.strategy.configure_train(number, start, ConfigRecord(), None)
         if flower_private.expect_clients(self.strategy, len(replies)):
             for reply in replies:  # the noise is for clients that count equally
-                reply.content.metric_records[flower_messages.NUMBERS][HELD] = 1
+                reply.content.metric_records[flower_messages.NUMBERS_PART][HELD] = 1
         with seeded(seed, "aggregation", number):  # noise of differential privacy
             found, _ = self.strategy.aggregate_train(number, replies)
         if found is None:

@@ -95,7 +95,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
             moments(round.tail.optimizer, round.tail.flat.vector),
             round.training.aggregator.state(),
         ),
-        client_flops=round.flops.total * samples + round.answer_flops,
+        client_flops=round.flops.total * samples + round.flops_of_answers,
         server_flops=round.server_flops,
         drift=apart,
         tasks=round.tasks.tasks,
