@@ -32,7 +32,7 @@ from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import CODECS, Codec, Identity, Smashed, parse_codec
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
-from fl_split.exchange.split import Split, encode
+from fl_split.exchange.split import encode
 from fl_split.models.cut import insert
 from fl_split.seeds import StepId
 from simulations.runs.experiment import Experiment, read_overrides
@@ -92,7 +92,7 @@ def measure(codec: Codec, setup: Setup, batch: int, head: float) -> dict[str, An
         found = receive()
     with saved() as sizes:
         step = Batch(pixels, labels, classes)
-        payload = Split().smash(networks[0], codec, step, AT, {})  # noqa: F841
+        payload = setup.exchange.smash(networks[0], codec, step, AT, {})  # noqa: F841
     whole = 4 * tokens.numel()
     is_same = found.shape == tokens.shape
     error = float((found - tokens).norm() / tokens.norm()) if is_same else None

@@ -133,8 +133,8 @@ def empty_exchange(clients: int, engine: str) -> float:
     """Median milliseconds of an exchange in which clients only say how many samples they hold."""
     torch.set_num_threads(1)
     setup = Work("", clients, 1, hidden=16).setup()
-    question = flower_messages.content(Record(flower_messages.SAMPLES))
-    action, times = flower_messages.QUERY + flower_messages.SAMPLES, []
+    question = flower_messages.content(Record(flower_messages.SAMPLE_COUNT))
+    action, times = flower_messages.QUERY + flower_messages.SAMPLE_COUNT, []
     with parse(engine, ENGINES).session(client_app.app) as session:
         grid = session(setup.worker(), clients, 600.0)
         for _ in range(11):

@@ -107,14 +107,20 @@ def _play(
     session: Session | None = None,
     app: Any = client_app.app,
     stop_after: int = 0,
+    strategy: Strategy | None = None,
     **changes: Any,
 ) -> _Outcome:
-    """Run the tiny experiment with changes; or go on with the run in `folder` if there is one."""
+    """Run the tiny experiment with changes; or go on with the run in `folder` if there is one.
+
+    `strategy` is one that no spec need name, instead of the experiment's.
+    """
     resumed = None
     if folder.exists():
         experiment, resumed = checkpoint.read(folder)
     else:
         experiment = Experiment.from_dict({**TINY, **changes, "out": str(folder)})
+    if strategy is not None:  # no other key describes it, and a cached property may be set
+        experiment.parts = replace(experiment.parts, strategy=strategy)
     found = _Outcome(folder, [], [])
 
     def watch(row: dict[str, Any], result: RoundResult) -> None:
@@ -128,10 +134,11 @@ def _play(
     return found
 
 
-def check_strategy(spec: str) -> None:
-    """Hold a strategy, an entry of STRATEGIES, to its laws; AssertionError with the broken one.
+def check_strategy(strategy: str | Strategy) -> None:
+    """Hold a strategy to its laws; raise AssertionError with the one that it breaks.
 
-    In six runs of two rounds or less, with six uneven clients:
+    `strategy` is the spec of an entry of STRATEGIES, or a strategy. In six runs of two rounds or
+    less, with six uneven clients:
 
     - its repr is its spec, and its choice of clients keeps :func:`check_choice`;
     - the same seed gives the same result, another seed another;
@@ -141,26 +148,26 @@ def check_strategy(spec: str) -> None:
     - the task graph keeps :func:`check_tasks`, with one cut and in a U-shape;
     - a client that fails, at once or later, is dropped, and training goes on.
     """
-    strategy = parse(spec, STRATEGIES)
-    check_repr(strategy)
-    check_choice(strategy)
+    built = parse(strategy, STRATEGIES) if isinstance(strategy, str) else strategy
+    check_repr(built)
+    check_choice(built)
     with TemporaryDirectory() as folder:
-        play = partial(_play, strategy=spec, codec=_codec_for(strategy))
+        play = partial(_play, strategy=built, codec=_codec_for(built))
         path = Path(folder)
         whole = play(path / "whole")
         half = play(path / "half", stop_after=1)
         first = replace(whole, rows=whole.rows[:1], results=whole.results[:1])
-        hold(first.equals(half), f"{spec}: the same seed must give the same result")
+        hold(first.equals(half), f"{built}: the same seed must give the same result")
         other = play(path / "other", seed=1, rounds=1)
-        hold(not first.equals(other), f"{spec}: another seed must give another result")
-        went_on = half.joined(_play(path / "half"))
-        hold(whole.equals(went_on), f"{spec}: stopped and resumed must equal never stopped")
+        hold(not first.equals(other), f"{built}: another seed must give another result")
+        went_on = half.joined(play(path / "half"))
+        hold(whole.equals(went_on), f"{built}: stopped and resumed must equal never stopped")
         _check_sums(whole)
         _check_epoch(whole.results[0])
         for result in [*whole.results, *play(path / "u-shape", end=2, rounds=1).results]:
             check_tasks(result)
-        if not strategy.trains_on_server:
-            for late in (False, True) if strategy.sends_smashed_data else (False,):
+        if not built.trains_on_server:
+            for late in (False, True) if built.sends_smashed_data else (False,):
                 app, where = _Failing(1, late), path / f"late-{late}"
                 _check_failure(must(GOES_ON, partial(play, where, app=app, local_steps=2)))
 

@@ -72,7 +72,7 @@ class MergeSFL(Strategy):
         """Serve all clients together, weighted by their batches, until none has one left."""
         active = round.begin(round.clients, head=round.head)
         while active:
-            active = round.serve_together(active, weight=lambda client: round.batch[client])
+            active = round.serve_together(active, weight=round.batch_samples.__getitem__)
         return round.updates(lambda client: round.traffic[client].samples)
 
 

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from flwr.supercore.task_identity import TaskIdentity
 
 from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Weights
 from fl_split.payload import Payload
 from simulations.clients import client_app
 from strategies.fedprox import Proximal
-from strategies.server import flower_messages
+from strategies.server import flower_messages, flower_private
 from strategies.server.aggregation import (
     Aggregator,
     Update,
@@ -146,7 +145,7 @@ def test_the_official_scripts_change_nothing_where_they_cannot(simulate):
 
 
 def replies(*vectors, examples=None):
-    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # as in a run
+    flower_private.be_in_a_run()
     counts = examples or [1] * len(vectors)
     return [
         Update(client, count, start(*vector))

@@ -337,7 +337,7 @@ def test_a_silent_client_is_dropped_after_the_timeout(simulate):
 def test_send_and_receive_answers_every_message():
     experiment = Experiment.from_dict({"clients": 3})
     worker = prepare(experiment).worker()
-    question = Record(flower_messages.SAMPLES)
+    question = Record(flower_messages.SAMPLE_COUNT)
     kind = flower_messages.QUERY + question.action
     with Inline().session(client_app.app) as session:
         grid = session(worker, 3, 60.0)

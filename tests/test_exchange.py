@@ -26,7 +26,7 @@ from fl_split.payload import Payload
 from fl_split.seeds import StepId
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
-from strategies.server import flower_messages
+from strategies.server import flower_messages, flower_private
 
 TINY = {
     "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
@@ -60,8 +60,8 @@ def test_weights_are_numpys_own_file_and_come_back(vector):
 @every
 @given(record=records)
 def test_a_record_comes_back_from_flowers_bytes(record):
-    data = flower_messages.record_to_bytes(flower_messages.content(record))
-    back = flower_messages.read(SimpleNamespace(content=flower_messages.record_from_bytes(data)))
+    data = flower_private.record_to_bytes(flower_messages.content(record))
+    back = flower_messages.read(SimpleNamespace(content=flower_private.record_from_bytes(data)))
     assert (back.action, dict(back.numbers)) == (record.action, dict(record.numbers))
     assert (back.payload is None) == (record.payload is None)
     assert bytes(back.payload or b"") == bytes(record.payload or b"")

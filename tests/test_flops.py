@@ -53,5 +53,7 @@ def test_activations_are_what_autograd_saves_without_weights():
 def test_a_split_client_keeps_less_than_one_with_the_whole_model(simulate):
     kept = simulate(rounds=1).summary["activation_bytes"]
     assert 0 < kept["head"] < kept["whole"]
+    alone = simulate(rounds=1, strategy="fedavg()").summary["activation_bytes"]
+    assert alone["head"] == alone["whole"] == kept["whole"]
     twice = simulate(rounds=1, batch_size=128).summary["activation_bytes"]
     assert twice["whole"] == pytest.approx(2 * kept["whole"], rel=0.02)

@@ -72,6 +72,12 @@ def modules() -> dict[str, Path]:
 
 MODULES = modules()
 
+PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp"}
+PRIVATE = "strategies.server.flower_private"
+"""Where all lies that is private to Flower."""
+UNDOCUMENTED = {"current_arrays", "fraction_train", "momentum_vector", "num_sampled_clients", "v_t"}
+"""Attributes of Flower's strategies that their documentation does not name."""
+
 
 def imported(source: str) -> Iterator[tuple[str, int]]:
     """Yield the dotted name of everything that a file imports anywhere, with its line."""
@@ -159,6 +165,48 @@ def test_late_imports_and_those_for_types_are_seen():
     assert found == {
         "simulations.cli.main": 3, "simulations.runs.lock": 5, "simulations.runs.setup": 6,
     }  # fmt: skip
+
+
+def private_touches(source: str) -> Iterator[str]:
+    """Yield what a file touches of Flower beside its public API, and of any object's inside."""
+    for name, line in imported(source):
+        is_public = any(name == one or name.startswith(f"{one}.") for one in PUBLIC)
+        if name.partition(".")[0] == "flwr" and not is_public:
+            yield f"{line}: {name}"
+    tree = list(ast.walk(ast.parse(source)))
+    ours = {node.name for node in tree if isinstance(node, ast.FunctionDef)}
+    ours |= {"_asdict", "_replace"}  # of named tuples, and public
+    for node in tree:
+        if isinstance(node, ast.Attribute):
+            is_dunder = node.attr.startswith("__") and node.attr != "__dict__"
+            is_inside = node.attr.startswith("_") and not is_dunder and node.attr not in ours
+            is_own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            if node.attr in UNDOCUMENTED or (is_inside and not is_own):
+                yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def test_what_is_private_to_flower_is_touched_in_one_file():
+    touching = {
+        module: [*private_touches(file.read_text())]
+        for module, file in MODULES.items()
+        if any(name.partition(".")[0] == "flwr" for name, _ in imported(file.read_text()))
+    }
+    assert len(touching) > 15
+    assert len(touching.pop(PRIVATE)) > 5
+    found = [f"{module}:{touch}" for module, touches in touching.items() for touch in touches]
+    assert not found, f"belongs into {PRIVATE}: {found}"
+
+
+def test_a_private_touch_is_seen_however_it_is_made():
+    source = (
+        "from flwr.common.serde import recorddict_to_proto\n"
+        "import flwr.supercore.run\n"
+        "from flwr.app import Message\n"
+        "message.metadata.__dict__['_message_id'] = 1\n"
+        "grid._node = self._node\n"
+        "strategy.v_t = super().__init__()\n"
+    )
+    assert sorted(touch.partition(":")[0] for touch in private_touches(source)) == list("12456")
 
 
 def test_codecs_do_not_import_each_other():

@@ -154,8 +154,8 @@ def test_only_strategies_that_need_label_counts_are_told_them(simulate):
     def watch(message: Message, context):
         reply = client_app.app(message, context)
         if flower_messages.read(message).action in {
-            flower_messages.SAMPLES,
-            flower_messages.LABELS,
+            flower_messages.SAMPLE_COUNT,
+            flower_messages.LABEL_COUNTS,
         }:
             answer = flower_messages.read(reply)
             told[context.node_config["partition-id"]] = answer.list(flower_messages.NUM_LABELS)
@@ -175,10 +175,9 @@ def test_counts_that_cannot_be_end_the_run_at_once(simulate, counts):
     def lie(message: Message, context):
         reply = client_app.app(message, context)
         is_liar = context.node_config["partition-id"] == 2
-        if flower_messages.read(message).action == flower_messages.LABELS and is_liar:
-            reply.content.metric_records[flower_messages.NUMBERS][flower_messages.NUM_LABELS] = (
-                counts
-            )
+        if flower_messages.read(message).action == flower_messages.LABEL_COUNTS and is_liar:
+            numbers = reply.content.metric_records[flower_messages.NUMBERS_PART]
+            numbers[flower_messages.NUM_LABELS] = counts
         return reply
 
     with pytest.raises(NoClientsLeft, match="client 2 said it holds"):

@@ -117,6 +117,22 @@ def test_two_observers_may_not_measure_the_same(tmp_path):
         train(tmp_path / "run", Copy(), rounds=1)
 
 
+@pytest.mark.parametrize("names", [("round",), ("accuracy",), ("own", "own")])
+def test_a_name_that_is_declared_twice_is_said_before_the_first_round(tmp_path, names):
+    watched = []
+
+    class Copy(Observer):
+        metrics = tuple(Metric(name, name) for name in names)
+
+        def measure(self, result):
+            watched.append(result.round)
+            return {}
+
+    with pytest.raises(ValueError, match=f"Copy declares '{names[-1]}' once more"):
+        train(tmp_path / "run", Copy(), rounds=1)
+    assert not watched and not (tmp_path / "run" / "rounds.csv").exists()
+
+
 def test_a_number_of_each_client_is_summed_over_clients():
     @dataclass
     class Timed(Traffic):

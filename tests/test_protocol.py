@@ -28,7 +28,7 @@ from simulations.clients.client import ClientPool
 from simulations.clients.state import ClientState
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
-from strategies.server import flower_messages
+from strategies.server import flower_messages, flower_private
 
 TINY = {
     "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
@@ -115,7 +115,7 @@ def test_a_clients_state_comes_back_from_flowers_bytes(arrange):
     assert state.memory.keys() == remembered and state.moments
     state.write(written)
     back = ClientState.read(
-        flower_messages.record_from_bytes(flower_messages.record_to_bytes(written))
+        flower_private.record_from_bytes(flower_private.record_to_bytes(written))
     )
     other = ClientPool(pair.worker).lend(1)
     other.restore(back)

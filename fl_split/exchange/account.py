@@ -38,6 +38,11 @@ class Traffic:
         return {**asdict(self), "ratio": ratio(sent, self.smashed_bytes)}
 
 
+def payload_bytes(record: Record) -> int:
+    """Bytes of the payload in a record, 0 without one."""
+    return len(record.payload or b"")
+
+
 def weights_bytes(record: Record) -> int:
     """Bytes of the synchronised weights in a record."""
     return sum(len(vector.data) for vector in record.weights.values())
@@ -56,13 +61,13 @@ class Account:
     def count_down(self, client: int, record: Record) -> None:
         """Add what goes down to a client."""
         traffic = self.of(client)
-        traffic.payload_bytes_down += len(record.payload or b"")
+        traffic.payload_bytes_down += payload_bytes(record)
         traffic.head_bytes_down += weights_bytes(record)
 
     def count_up(self, client: int, record: Record) -> None:
         """Add what came up from a client, and the work that it reports."""
         traffic = self.of(client)
-        traffic.payload_bytes_up += len(record.payload or b"")
+        traffic.payload_bytes_up += payload_bytes(record)
         traffic.head_bytes_up += weights_bytes(record)
         traffic.samples += int(record.number(SAMPLES))
         traffic.steps += int(record.number(STEPS))

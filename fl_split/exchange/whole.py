@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
-from fl_split.exchange.protocol import ClientSide, Exchange, Flops
+from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, Step
 from fl_split.exchange.records import BEGIN, GO_ON, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
 from fl_split.exchange.ushape import crossing
 from fl_split.flat import Flat, descend
 from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.optimizers import moments, set_moments
+from fl_split.seeds import StepId
 
 MOMENT = "tail-moment/"
 """What begins the name under which a client remembers a moment of its own tail's optimiser."""
@@ -70,9 +71,11 @@ class Whole(Exchange):
         numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
         return Record(end.action, weights=weights, numbers={**end.numbers, **numbers})
 
-    def send(self, client: ClientSide) -> Record:
-        """Send nothing beside the weights that end a round."""
-        return client.end()
+    def step(
+        self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
+    ) -> Step:
+        """Take one step of the joined model; nothing crosses, so `link` has nothing to pack."""
+        return crossing(head.module).step(head, tail, Link(Identity(), Identity()), batch, at)
 
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of head, tail and end together."""
@@ -83,11 +86,10 @@ class Whole(Exchange):
     ) -> tuple[list[float], int]:
         """Take all steps of the round; return their losses and the number of samples."""
         head, losses, samples = client.head, [], 0
-        step = crossing(head.module).step
         starts = [flat.vector.detach().clone() for flat in (head, tail)] if self.pull else []
         while client.has_batch():
             batch = client.batch()
-            found = step(head, tail, Link(Identity(), Identity()), batch, client.at)
+            found = self.step(head, tail, client.link, batch, client.at)
             gradients = [found.of_head, found.of_tail]
             if self.pull:
                 gradients = [

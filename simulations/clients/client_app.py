@@ -117,7 +117,7 @@ class SplitApp(ClientApp):
     def __init__(self, pool_of: Callable[[Context], ClientPool] | None = None) -> None:
         super().__init__()
         self._pool_of = pool_of
-        for question in (flower_messages.SAMPLES, flower_messages.LABELS):
+        for question in (flower_messages.SAMPLE_COUNT, flower_messages.LABEL_COUNTS):
             self.query(question)(self._describe)
         for question in (flower_messages.OWN_HEAD, flower_messages.OWN_MODEL):
             self.query(question)(self._show)
@@ -147,7 +147,7 @@ class SplitApp(ClientApp):
         rows = data.partitions[partition]
         found: dict[str, Any] = {flower_messages.PARTITION: partition, HELD: len(rows)}
         question = flower_messages.read(message).action
-        if question == flower_messages.LABELS:
+        if question == flower_messages.LABEL_COUNTS:
             found[flower_messages.NUM_LABELS] = data.label_counts(rows)
         return flower_messages.reply(message, Record(question, numbers=found))
 

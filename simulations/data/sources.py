@@ -93,6 +93,10 @@ class Dataset(Protocol):
         """Open it; raise DataError if that cannot be done."""
         ...
 
+    def __hash__(self) -> int:
+        """Be the same for equal ones: runs share what is opened."""
+        ...
+
 
 @validated(frozen=True, config=STRICT)
 class Digits:

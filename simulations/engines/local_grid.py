@@ -14,15 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-
-# Private to Flower, and needed: outside a Flower process nobody sets the identity of this one, and
-# ``Message(...)`` refuses to be made without.
-from flwr.supercore.task_identity import TaskIdentity
 
 from simulations.clients.client import ClientPool
 from simulations.clients.client_app import ResidentContext
 from simulations.clients.worker import Worker
+from strategies.server import flower_private
 
 FIRST_NODE = 2
 """Node id of partition 0; Flower reserves lower ones."""
@@ -57,9 +53,9 @@ class LocalGrid(Grid):
 
     def __init__(self, clients: int) -> None:
         self._nodes = [FIRST_NODE + partition for partition in range(clients)]
-        self._run = Run.create_empty(run_id=1)
+        self._run = flower_private.some_run()
         self._ids = count(1)
-        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+        flower_private.be_in_a_run()
 
     @abstractmethod
     def cpu_seconds(self) -> float:
@@ -73,12 +69,12 @@ class LocalGrid(Grid):
     def restore(self, states: Mapping[int, RecordDict]) -> None:
         """Put clients back into the `states` that a grid like this has reported."""
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: flower_private.Run) -> None:
         """Set the run that messages belong to."""
         self._run = run
 
     @property
-    def run(self) -> Run:
+    def run(self) -> flower_private.Run:
         """The run that messages belong to."""
         return self._run
 
@@ -112,7 +108,7 @@ class LocalGrid(Grid):
     def _accept(self, message: Message) -> str:
         """Give a message an id, as a SuperLink would."""
         message_id = f"{next(self._ids):064x}"
-        message.metadata.__dict__["_message_id"] = message_id  # private: a SuperLink's to set
+        flower_private.set_message_id(message, message_id)
         return message_id
 
 

@@ -23,7 +23,7 @@ from simulations.clients.worker import Worker
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
 from simulations.engines.ray_actor import ClientActor
-from simulations.engines.ray_recovery import WAIT_SECONDS, ActorLink, reason
+from simulations.engines.ray_recovery import WAIT_SECONDS, ActorConnection, reason
 from strategies.server import flower_messages
 from strategies.server.threads import available_cores
 
@@ -45,27 +45,27 @@ class RayGrid(LocalGrid):
         super().__init__(clients)
         self._ray = ray
         self._home = _balance([len(part) for part in worker.data.partitions], len(actors))
-        self._done: SimpleQueue[tuple[ActorLink, Any] | None] = SimpleQueue()
+        self._done: SimpleQueue[tuple[ActorConnection, Any] | None] = SimpleQueue()
         # In a list, so that Ray passes the reference on and an actor fetches it once.
         with _by_value(worker.modules):
             opening = [ray.put(worker)], timeout
-        self._links = [ActorLink(actor, opening, self._done) for actor in actors]
-        for link in self._links:
-            link.open()
+        self._connections = [ActorConnection(actor, opening, self._done) for actor in actors]
+        for connection in self._connections:
+            connection.open()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to their actors at once."""
         ids: list[str] = []
-        bundles: list[list[Message]] = [[] for _ in self._links]
+        bundles: list[list[Message]] = [[] for _ in self._connections]
         for message in messages:
             ids.append(self._accept(message))
             bundles[self._home[message.metadata.dst_node_id - FIRST_NODE]].append(message)
         longest = max(map(len, bundles))
         size = max(BUNDLE, MEMBERS * math.ceil(longest / CALLS / MEMBERS))
         for start in range(0, longest, size):
-            for link, bundle in zip(self._links, bundles, strict=True):
+            for connection, bundle in zip(self._connections, bundles, strict=True):
                 if part := bundle[start : start + size]:
-                    link.push(part)
+                    connection.push(part)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -79,8 +79,8 @@ class RayGrid(LocalGrid):
                 break
             wait = 0.0
             if event is not None:
-                link, result = event
-                replies += link.take(result)
+                connection, result = event
+                replies += connection.take(result)
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
 
     def wake(self) -> None:
@@ -90,13 +90,13 @@ class RayGrid(LocalGrid):
     def states(self) -> dict[int, RecordDict] | None:
         """State of the clients that have one, by partition id; None if a worker cannot tell."""
         found = {}
-        for link in self._links:
-            found.update(link.states)
-            nodes = [node for node, kept in link.journal.items() if kept]
+        for connection in self._connections:
+            found.update(connection.states)
+            nodes = [node for node, kept in connection.journal.items() if kept]
             if not nodes:
                 continue
             try:
-                states = self._ray.get(link.actor.states.remote(nodes), timeout=PROMPT)
+                states = self._ray.get(connection.actor.states.remote(nodes), timeout=PROMPT)
             except self._ray.exceptions.RayError:
                 return None
             found.update(zip(nodes, flower_messages.from_wire(states), strict=True))
@@ -105,32 +105,32 @@ class RayGrid(LocalGrid):
     def restore(self, states: Mapping[int, RecordDict]) -> None:
         """Put clients back into `states`."""
         for partition, state in states.items():
-            self._links[self._home[partition]].states[FIRST_NODE + partition] = state
-        for link in self._links:
-            link.open()
+            self._connections[self._home[partition]].states[FIRST_NODE + partition] = state
+        for connection in self._connections:
+            connection.open()
 
     def cpu_seconds(self) -> float:
         """CPU time of this process and of all actors, not of Ray's own processes.
 
         An actor that does not answer at once (hangs, restarts) counts with its last number.
         """
-        calls = [link.actor.cpu_seconds.remote() for link in self._links]
+        calls = [connection.actor.cpu_seconds.remote() for connection in self._connections]
         ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=PROMPT)
-        for link, call in zip(self._links, calls, strict=True):
+        for connection, call in zip(self._connections, calls, strict=True):
             try:
-                seconds = self._ray.get(call) if call in ready else link.last_seconds
+                seconds = self._ray.get(call) if call in ready else connection.last_seconds
             except self._ray.exceptions.RayError:
                 continue
-            if seconds < link.last_seconds:  # a restarted actor begins at zero again
-                link.past_seconds += link.last_seconds
-            link.last_seconds = seconds
-        own = time.process_time()
-        return own + sum(link.past_seconds + link.last_seconds for link in self._links)
+            if seconds < connection.last_seconds:  # a restarted actor begins at zero again
+                connection.past_seconds += connection.last_seconds
+            connection.last_seconds = seconds
+        told = sum(one.past_seconds + one.last_seconds for one in self._connections)
+        return time.process_time() + told
 
     def close(self) -> None:
         """Let go of the run: its threads, states and data."""
-        for link in self._links:
-            link.close()
+        for connection in self._connections:
+            connection.close()
 
 
 @validated(frozen=True, config=STRICT)

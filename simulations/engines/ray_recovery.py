@@ -1,6 +1,6 @@
-"""The driver's link to a Ray actor, which brings a killed actor back.
+"""The driver's connection to a Ray actor, which brings a killed actor back.
 
-The link keeps, for each client, the state it last reported and the messages answered
+The connection keeps, for each client, the state it last reported and the messages answered
 since: a restarted actor gets both and is where its predecessor was, bit for bit.
 """
 
@@ -28,7 +28,7 @@ before it looks whether it is still needed."""
 
 
 @dataclass
-class ActorLink:
+class ActorConnection:
     """The connection to one actor, and all that is needed to restart the actor.
 
     Normally messages are sent as they come. When a call fails, the actor is restarted and
@@ -47,7 +47,7 @@ class ActorLink:
 
     actor: Any
     opening: tuple[Any, float]
-    done: SimpleQueue[tuple[ActorLink, Any] | None]
+    done: SimpleQueue[tuple[ActorConnection, Any] | None]
     states: dict[int, RecordDict] = field(default_factory=dict)
     journal: dict[int, list[Message]] = field(default_factory=dict)
     sent: deque[tuple[str, list[Message]]] = field(default_factory=deque)
@@ -170,18 +170,20 @@ class ActorLink:
         self._calls.put(call)
 
 
-def _receive(link: ActorLink, calls: SimpleQueue[Any], is_closed: threading.Event) -> None:
+def _receive(
+    connection: ActorConnection, calls: SimpleQueue[Any], is_closed: threading.Event
+) -> None:
     """Hand on the outcomes of calls, in the order in which they were made."""
     import ray
 
     while (call := calls.get()) is not None:
         while not is_closed.is_set():
             try:
-                link.done.put((link, ray.get(call, timeout=WAIT_SECONDS)))
+                connection.done.put((connection, ray.get(call, timeout=WAIT_SECONDS)))
             except ray.exceptions.GetTimeoutError:
                 continue
             except Exception as error:
-                link.done.put((link, error))
+                connection.done.put((connection, error))
             break
 
 

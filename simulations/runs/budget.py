@@ -146,6 +146,11 @@ def parse_budget(spec: str) -> Budget:
     return First(tuple(parse(part, BUDGETS) for part in stages(spec)))
 
 
+def each(budget: Budget) -> Sequence[Budget]:
+    """Return the budgets that :func:`parse_budget` has put together, in the order of the spec."""
+    return budget.budgets if isinstance(budget, First) else (budget,)
+
+
 def parse_last(specs: Sequence[str]) -> Budget:
     """Build a budget that is spent when all of `specs` are; without specs it never is."""
     return Last(tuple(map(parse_budget, specs))) if specs else NoBudget()

@@ -10,7 +10,6 @@ from torch import Tensor
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
-from fl_split.exchange.ushape import crossing
 from fl_split.flat import Flat, descend
 from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.optimizers import moments, set_moments
@@ -50,7 +49,7 @@ class CentralisedTrainer:
         rows = np.concatenate(train.partitions)
         budget = sum(schedule.num_samples(len(train.partitions[c])) for c in clients)
         at = StepId(schedule.seed, server_round, 0, 0)
-        step, link = crossing(head.module).step, Link(Identity(), Identity())
+        step, link = self.setup.exchange.step, Link(Identity(), Identity())
         losses: list[float] = []
         seen = 0
         while seen < budget:

@@ -24,7 +24,7 @@ from simulations.runs.origins import origins
 from simulations.runs.provenance import machine
 from simulations.runs.results import EXPERIMENT, STUDY, write_whole
 from strategies import RoundResult
-from strategies.server import flower_messages
+from strategies.server import flower_private
 
 FILE = "checkpoint.safetensors"
 
@@ -69,7 +69,7 @@ class Checkpoint:
         for name, moments in self.moments.items():
             tensors |= {f"moments/{name}/{key}": value for key, value in moments.items()}
         for client, state in self.clients.items():
-            data = bytearray(flower_messages.record_to_bytes(state))
+            data = bytearray(flower_private.record_to_bytes(state))
             tensors[f"client/{client}"] = torch.frombuffer(data, dtype=torch.uint8)
         metadata = {
             "rounds": str(self.rounds),
@@ -174,7 +174,7 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoin
         if kind == "weights":
             weights[name] = Weights.of(tensor.numpy())
         elif kind == "client":
-            clients[int(name)] = flower_messages.record_from_bytes(tensor.numpy().tobytes())
+            clients[int(name)] = flower_private.record_from_bytes(tensor.numpy().tobytes())
         else:
             optimizer, _, key = name.partition("/")
             moments.setdefault(optimizer, {})[key] = tensor

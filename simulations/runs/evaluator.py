@@ -1,9 +1,10 @@
-"""The server's measurement: what the joined model gets right."""
+"""Evaluation: what the joined model, or each of those that clients keep, gets right."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,28 +16,63 @@ from fl_split.flat import Flat
 from fl_split.metrics import by_class
 from fl_split.models.cut import Head, Tail
 from simulations.data.samples import Samples
+from simulations.runs.fairness import Fairness
+from simulations.runs.observers import Observer
 from simulations.runs.setup import Setup
+from strategies import RoundResult
 from strategies.server.threads import ServerThreads
-from strategies.server.training import Evaluation
 
 EVALUATION_ROWS = 128
 """Test images that run through the model at once."""
 
 
-class Evaluator:
-    """What the joined model gets right, uncompressed: in the test split, in held-out shards."""
+class Answers(NamedTuple):
+    """What one model gets right: accuracy and loss, accuracy by class, by client with a shard."""
+
+    accuracy: float
+    loss: float
+    by_class: NDArray[np.float64]
+    by_client: dict[int, float]
+
+
+class Evaluator(Observer):
+    """What the joined model gets right, uncompressed: in the test split, in held-out shards.
+
+    Of models that clients keep it is the mean over clients, each on the whole test split and on
+    its own shard.
+    """
 
     def __init__(
-        self, head: Flat[Head], tail: Flat[Tail], setup: Setup, threads: ServerThreads
+        self,
+        head: Flat[Head],
+        tail: Flat[Tail],
+        setup: Setup,
+        threads: ServerThreads,
+        fairness: Fairness,
     ) -> None:
         self.head, self.tail, self.setup, self.threads = head, tail, setup, threads
+        self.fairness = fairness
+
+    def measure(self, result: RoundResult) -> dict[str, float | None]:
+        """Evaluate the global model, or all that clients keep."""
+        if result.own:
+            found = [self._of({**result.weights, **own}, k) for k, own in result.own.items()]
+        else:
+            found = [self._of(result.weights)]
+        classes = np.mean([one.by_class for one in found], axis=0)
+        clients = {k: value for one in found for k, value in one.by_client.items()}
+        return {
+            "accuracy": float(np.mean([one.accuracy for one in found])),
+            "loss": float(np.mean([one.loss for one in found])),
+            **self.fairness.add(result.round, classes, clients),
+        }
 
     def load(self, weights: Mapping[str, Weights]) -> None:
         """Put weights into the model."""
         self.head.load(weights[HEAD].numpy())
         self.tail.load(weights[TAIL].numpy())
 
-    def __call__(self, weights: Mapping[str, Weights], client: int | None = None) -> Evaluation:
+    def _of(self, weights: Mapping[str, Weights], client: int | None = None) -> Answers:
         """Load the weights and measure; `client` owns them, None if all clients share them."""
         self.load(weights)
         self.head.module.eval()
@@ -53,11 +89,8 @@ class Evaluator:
             by_client = {k: float(part.mean()) for k, part in zip(owners, parts, strict=True)}
         self.head.module.train()
         self.tail.module.train()
-        return Evaluation(
-            {"accuracy": float(right.mean()), "loss": loss / len(right)},
-            by_class(right, test.labels, test.num_classes).tolist(),
-            by_client,
-        )
+        classes = by_class(right, test.labels, test.num_classes)
+        return Answers(float(right.mean()), loss / len(right), classes, by_client)
 
     def _answers(
         self, samples: Samples, rows: NDArray[np.int64]

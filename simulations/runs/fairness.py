@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from fl_split.metrics import backward_transfer, jain, performance_gap, worst
-from simulations.runs.observers import Observer
-from strategies import RoundResult
 
 CLASSES, SHARDS = "classes.csv", "shards.csv"
 
 
-class Fairness(Observer):
+class Fairness:
     """Write accuracies by class and by client, and sum them up.
 
     Parameters
@@ -40,21 +39,20 @@ class Fairness(Observer):
             else:
                 path.unlink(missing_ok=True)
 
-    def measure(self, result: RoundResult) -> dict[str, float | int | None]:
-        """Write a round; return its columns."""
-        by_class = np.asarray(result.evaluation.by_class, dtype=float)
+    def add(
+        self, round: int, by_class: NDArray[np.float64], by_client: Mapping[int, float]
+    ) -> dict[str, float | None]:
+        """Write the accuracies of a round; return its columns."""
         classes = [
-            {"round": result.round, "class": number, "name": name, "accuracy": by_class[number]}
+            {"round": round, "class": number, "name": name, "accuracy": by_class[number]}
             for number, name in enumerate(self.class_names)
         ]
         self._append(CLASSES, classes)
         self.best = np.fmax(self.best, by_class)
-        shards = result.evaluation.by_client
         self._append(
-            SHARDS,
-            [{"round": result.round, "client": k, "accuracy": v} for k, v in shards.items()],
+            SHARDS, [{"round": round, "client": k, "accuracy": v} for k, v in by_client.items()]
         )
-        values = list(shards.values())
+        values = list(by_client.values())
         return {
             "balanced_accuracy": float(np.nanmean(by_class)),
             "performance_gap": performance_gap(by_class),

@@ -15,7 +15,7 @@ from typing import Any
 from fl_split.codecs import Codec
 from fl_split.exchange.account import Traffic, ratio
 from simulations.runs.budget import Budget
-from simulations.runs.columns import Metric
+from simulations.runs.columns import COLUMNS, Metric
 from simulations.runs.tracking import Log, NoLog
 from strategies import RoundResult
 
@@ -49,12 +49,11 @@ class Observer:
 
 
 class Learning(Observer):
-    """What has been learnt: accuracy, losses, drift."""
+    """What training told of itself: its loss, and how far heads drifted apart."""
 
     def measure(self, result: RoundResult) -> Mapping[str, float | int | None]:
-        """Return what evaluation gave, and what training told."""
-        told = {"train_loss": result.train_loss, "drift": result.drift}
-        return {**result.evaluation.numbers, **told}
+        """Return both."""
+        return {"train_loss": result.train_loss, "drift": result.drift}
 
 
 class Costs(Observer):
@@ -155,6 +154,17 @@ class Budgets(Observer):
     def after_round(self, result: RoundResult, row: Row) -> bool:
         """Tell whether a budget is used up."""
         return bool(self.spent())
+
+
+def new_metrics(observers: Sequence[Observer]) -> list[Metric]:
+    """Return what observers declare beside ours; ValueError if a name is declared twice."""
+    found: list[Metric] = []
+    for observer in observers:
+        for metric in observer.metrics:
+            if metric.name in {*COLUMNS, *(one.name for one in found)}:
+                raise ValueError(f"{type(observer).__name__} declares {metric.name!r} once more")
+            found.append(metric)
+    return found
 
 
 def measured(observers: Sequence[Observer], result: RoundResult) -> dict[str, Any]:

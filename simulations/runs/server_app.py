@@ -18,7 +18,7 @@ from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.engines.local_grid import LocalGrid
-from simulations.runs.budget import BUDGETS, Budget, NoBudget, parse_budget
+from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
 from simulations.runs.evaluator import Evaluator
@@ -33,6 +33,7 @@ from simulations.runs.observers import (
     Tracker,
     Watcher,
     measured,
+    new_metrics,
 )
 from simulations.runs.provenance import machine
 from simulations.runs.results import Recorder
@@ -101,17 +102,18 @@ class RunController:
         self.finished = self.before.weights
         self.threads, self.graphs = ServerThreads(context.threads), context.graphs
         self.head, self.tail = Flat(self.setup.head), Flat(self.setup.tail)
-        self.evaluator = Evaluator(self.head, self.tail, self.setup, self.threads)
-        self.evaluator.load(self.before.weights)
         self.pooled = CentralisedTrainer(self.head, self.tail, self.setup)
         self.pooled.set_moments(self.before.moments)
         self.folder = output_folder(experiment)
-        new = [metric for observer in context.observers for metric in observer.metrics]
+        new = new_metrics(context.observers)
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
             experiment.parts.tracking.open(experiment.model_dump(exclude={"out"}), self.folder)
         )
+        fairness = Fairness(self.folder, self.setup.class_names, self.before.rounds)
+        self.evaluator = Evaluator(self.head, self.tail, self.setup, self.threads, fairness)
+        self.evaluator.load(self.before.weights)
         self.budgets = Budgets(_budgets(context), self.recorder.totals)
         self.observers = self._observers(context)
         if isinstance(grid, LocalGrid) and self.before.clients:
@@ -121,10 +123,10 @@ class RunController:
         """Return what looks at the run after each round, in this order."""
         experiment, before = self.experiment, self.before
         return [
+            self.evaluator,
             Learning(),
             Costs(experiment.parts.codec),
             Seconds(getattr(self.grid, "cpu_seconds", None)),
-            Fairness(self.folder, self.setup.class_names, before.rounds),
             *context.observers,
             self.tracker,
             Checkpointer(self.grid, self.folder, experiment, self.pooled.moments, before.cpu),
@@ -135,7 +137,7 @@ class RunController:
     def run(self) -> None:
         """Train, write results, and whatever happens leave the last round's model."""
         setup, parts = self.setup, self.experiment.parts
-        halves = setup.head, setup.tail, parts.codec
+        halves = setup.exchange, setup.head, setup.tail, parts.codec
         facts = {
             "machine": machine(self.before.cpu),
             "activation_bytes": memory_of_a_batch(
@@ -188,7 +190,6 @@ class RunController:
             head=self.head,
             tail=self.tail,
             pooled_round=self.pooled,
-            evaluate=self.evaluator,
             aggregator=experiment.parts.aggregation(),
             threads=self.threads,
             graphs=self.graphs,
@@ -200,18 +201,17 @@ class RunController:
 
     def _on_round(self, result: RoundResult) -> bool:
         """Write what the round gave; tell whether it was the last."""
-        self.finished = result.weights
         row = self.recorder.add(result, measured(self.observers, result))
+        self.finished = result.weights
         return any([observer.after_round(result, row) for observer in self.observers])
 
 
 def _budgets(context: LocalContext) -> dict[str, Budget]:
     """All budgets of a run, by what they are called."""
-    named = {
-        shortened(spec, BUDGETS): parse_budget(spec)
-        for spec in stages(context.setup.experiment.budget)
-    }
-    return {**named, "budget of the study": context.budget}
+    experiment = context.setup.experiment
+    names = [shortened(spec, BUDGETS) for spec in stages(experiment.budget)]
+    found = dict(zip(names, each(experiment.parts.budget), strict=True))
+    return {**found, "budget of the study": context.budget}
 
 
 def output_folder(experiment: Experiment) -> Path:

@@ -17,13 +17,12 @@ from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
 from fl_split.models.cut import Head, Tail, insert
-from fl_split.specs import parse
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
 from simulations.data.samples import Labels, Pixels, Samples
 from simulations.data.skew import skewed
-from simulations.data.sources import DATASETS, Source
+from simulations.data.sources import Dataset, Source
 from simulations.runs.experiment import Experiment, Parts
 from simulations.runs.origins import modules
 from simulations.runs.trials import check_attention, try_link
@@ -132,7 +131,7 @@ def prepare(experiment: Experiment) -> Setup:
     """
     e = experiment
     with _named("dataset"):
-        source = _open(e.dataset, e.test_fraction, e.seed)
+        source = _open(e.parts.dataset, e.test_fraction, e.seed)
     partitions, shards, nobodys = _partition(source, e)
     spec, classes = e.parts.model, len(source.class_names)
     with _named("model"):
@@ -190,7 +189,7 @@ def prepare_labels(experiment: Experiment) -> tuple[Samples, list[str], partitio
     """
     e = experiment
     with _named("dataset"):
-        source = _open(e.dataset, e.test_fraction, e.seed)
+        source = _open(e.parts.dataset, e.test_fraction, e.seed)
         labels = source.labels(source.train)
     partitions, shards, nobodys = _partition(source, e)
     names = source.class_names
@@ -203,7 +202,7 @@ def unheld(experiment: Experiment) -> partition.Unheld:
     """Return what the partition of an experiment leaves to nobody; raise as `prepare` does."""
     e = experiment
     with _named("dataset"):
-        source = _open(e.dataset, e.test_fraction, e.seed)
+        source = _open(e.parts.dataset, e.test_fraction, e.seed)
     return _split(source, e.partition, e.clients, e.seed)[1]
 
 
@@ -228,9 +227,9 @@ def _split(
 
 
 @lru_cache(maxsize=1)
-def _open(dataset: str, test_fraction: float, seed: int) -> Source:
+def _open(dataset: Dataset, test_fraction: float, seed: int) -> Source:
     """Open a data set; runs that are compared share it."""
-    return parse(dataset, DATASETS).open(test_fraction, seed)
+    return dataset.open(test_fraction, seed)
 
 
 @lru_cache(maxsize=1)

@@ -7,9 +7,8 @@ import torch
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import CODECS, Codec, Smashed
 from fl_split.exchange.link import Link
-from fl_split.exchange.protocol import Batch
+from fl_split.exchange.protocol import Batch, Exchange
 from fl_split.exchange.split import encode
-from fl_split.exchange.ushape import crossing
 from fl_split.exchange.whole import joined
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
@@ -46,25 +45,28 @@ def try_link(link: Link, head: Head, tail: Tail, num_classes: int) -> None:
 
 
 def memory_of_a_batch(
-    head: Head, tail: Tail, codec: Codec, samples: int, num_classes: int
+    exchange: Exchange, head: Head, tail: Tail, codec: Codec, samples: int, num_classes: int
 ) -> dict[str, int]:
-    """Return bytes that autograd keeps for a batch: of the client's part, of the whole model."""
+    """Return bytes that autograd keeps for a batch: of the client's part, of the whole model.
+
+    Both are the same where clients train whole models.
+    """
     shape = samples, *head.image_shape
     pixels = torch.randn(shape, generator=generator(0, "trial"))
     labels = torch.arange(samples) % num_classes
     weights = [*head.parameters(), *tail.parameters()]
+    with saved() as of_all, seeded(0, "trial"):
+        logits = joined(head, tail, pixels)  # whose graph is kept so long
+    whole = activation_bytes(of_all, weights)
+    if exchange.trains_whole_models:
+        return {"head": whole, "whole": whole}
     with saved() as of_head:
         batch = Batch(pixels, labels, num_classes)
-        payload = crossing(head).smash(head, codec, batch, AT, {})
+        payload = exchange.smash(head, codec, batch, AT, {})
     if head.end:  # whose graph comes on top of the head's
         with seeded(0, "trial"):
             output = tail(codec.decode(payload).tokens).detach().requires_grad_()
             with saved() as of_end:
-                logits = head.end(output)
+                logits = head.end(output)  # noqa: F841  (keeps the graph)
         of_head |= of_end
-    with saved() as of_all, seeded(0, "trial"):
-        logits = joined(head, tail, pixels)  # noqa: F841  (keeps the graph)
-    return {
-        "head": activation_bytes(of_head, weights),
-        "whole": activation_bytes(of_all, weights),
-    }
+    return {"head": activation_bytes(of_head, weights), "whole": whole}

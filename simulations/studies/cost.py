@@ -24,7 +24,6 @@ from fl_split.exchange.account import weights_bytes
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Batch, HalfServed
 from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record
-from fl_split.exchange.ushape import crossing
 from fl_split.exchange.whole import predict
 from fl_split.flat import Flat, descend
 from fl_split.seeds import StepId
@@ -195,7 +194,7 @@ class Rehearsal:
             sent.append(answer.sent())
             flops = exchange.answer_flops(client.head.module, output)
             result = result.resume({at.client: result.read(at.client, link, answer)})
-        sent.append(exchange.answer(link, result.cuts[at.client], at).payload or b"")
+        sent.append(exchange.answer(link, result.cuts[at.client], at).sent())
         self.pool.take_back(client)
         return sum(map(len, sent)), flops
 
@@ -219,7 +218,7 @@ def _time(setup: Setup) -> tuple[float, float]:
     )
     pixels, labels = train.batch(np.concatenate(train.partitions)[: e.batch_size])
     batch, link = Batch(pixels, labels, train.num_classes), e.parts.link()
-    take = crossing(head.module).step
+    take = setup.exchange.step
 
     def step() -> None:
         found = take(head, tail, link, batch, StepId(0, 0, 0, 0))

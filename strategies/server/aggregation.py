@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import strategy as flower
 from pydantic import Field, validate_call
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from fl_split.exchange.records import HELD, Weights
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT, Table
-from strategies.server import flower_messages
+from strategies.server import flower_messages, flower_private
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -25,9 +24,6 @@ Count = Annotated[int, Field(ge=0)]
 
 OURS: dict[str, Any] = {"weighted_by_key": HELD}
 """Flower's strategies are to weight clients by n_k / n."""
-
-MEMORIES = ("m_t", "v_t", "momentum_vector")
-"""Attributes in which Flower's strategies remember earlier rounds."""
 
 
 @dataclass
@@ -59,8 +55,7 @@ class Aggregator:
     def __init__(self, strategy: flower.Strategy, least_clients: int = 1) -> None:
         self.strategy: Any = strategy
         self.least_clients = least_clients
-        inner: Any = getattr(strategy, "strategy", strategy)
-        inner.fraction_train = 0.0  # whom to sample is ours to say
+        flower_private.sample_nobody(strategy)
 
     def __call__(
         self,
@@ -103,10 +98,9 @@ class Aggregator:
     ) -> dict[str, np.ndarray]:
         """Let the strategy make vectors of weights out of `start` and those in `replies`."""
         self.strategy.configure_train(number, start, ConfigRecord(), None)
-        if isinstance(self.strategy, flower.DifferentialPrivacyServerSideFixedClipping):
-            self.strategy.num_sampled_clients = len(replies)
+        if flower_private.expect_clients(self.strategy, len(replies)):
             for reply in replies:  # the noise is for clients that count equally
-                reply.content.metric_records[flower_messages.NUMBERS][HELD] = 1
+                reply.content.metric_records[flower_messages.NUMBERS_PART][HELD] = 1
         with seeded(seed, "aggregation", number):  # noise of differential privacy
             found, _ = self.strategy.aggregate_train(number, replies)
         if found is None:
@@ -115,37 +109,13 @@ class Aggregator:
 
     def state(self) -> dict[str, Tensor]:
         """What the strategy remembers of earlier rounds, by name."""
-        found: dict[str, Tensor] = {}
-        for name in MEMORIES:
-            memory = getattr(self.strategy, name, None) or {}
-            items = memory.items() if isinstance(memory, dict) else enumerate(memory)
-            found |= {f"{name}.{key}": torch.from_numpy(np.asarray(v)) for key, v in items}
-        return found
+        found = flower_private.memory(self.strategy)
+        return {name: torch.from_numpy(value) for name, value in found.items()}
 
     def set_state(self, state: dict[str, Tensor]) -> None:
         """Put back what :meth:`state` returned."""
-        for name in MEMORIES:
-            part = {
-                key.partition(".")[2]: value.numpy()
-                for key, value in state.items()
-                if key.partition(".")[0] == name
-            }
-            if part:
-                is_list = name == "momentum_vector"
-                memory = [part[key] for key in sorted(part, key=int)] if is_list else part
-                setattr(self.strategy, name, memory)
-
-
-class PaperAdam(flower.FedAdam):
-    """Adam of Reddi et al., algorithm 2: eta is not corrected, and v starts at tau^2."""
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Do as Flower's in a round so late that its correction of eta is 1."""
-        start = self.current_arrays or {}
-        self.v_t = self.v_t or {k: np.full_like(x, self.tau**2) for k, x in start.items()}
-        return super().aggregate_train(sys.maxsize, replies)
+        found = {name: value.numpy() for name, value in state.items()}
+        flower_private.set_memory(self.strategy, found)
 
 
 def _without(
@@ -206,7 +176,7 @@ def fedadam(
     2, ...; the numbers are for the default betas. Algorithm 2 of Reddi et al. (arXiv
     2003.00295) does not, and its v starts at tau^2 instead of 0.
     """
-    kind = PaperAdam if paper else flower.FedAdam
+    kind = flower_private.PaperAdam if paper else flower.FedAdam
     return Aggregator(kind(**OURS, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau))
 
 

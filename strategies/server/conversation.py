@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from fl_split.exchange.account import Traffic, weights_bytes
+from fl_split.exchange.account import Traffic, payload_bytes, weights_bytes
 from fl_split.exchange.link import UNREADABLE, Arrival
 from fl_split.exchange.protocol import Exchange, HalfServed, Served
 from fl_split.exchange.records import (
@@ -63,7 +63,7 @@ class Conversation:
         Samples n_k that each client of the run holds.
     weights : dict[str, Weights]
         The global weights at the start of the round.
-    steps, batch : dict[int, int]
+    steps, batch_samples : dict[int, int]
         By client: steps that were served, and samples of the last payload.
     losses : dict
         By client and step.
@@ -80,10 +80,10 @@ class Conversation:
     mailbox: Mailbox
     ends: dict[int, Update] = field(default_factory=dict)
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
-    batch: dict[int, int] = field(default_factory=dict)
+    batch_samples: dict[int, int] = field(default_factory=dict)
     tasks: TaskGraph = field(default_factory=TaskGraph)
     server_flops: int = 0
-    answer_flops: int = 0
+    flops_of_answers: int = 0
 
     def __post_init__(self) -> None:
         self.clients = list(self.assignments)
@@ -183,9 +183,9 @@ class Conversation:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
-            size = len(record.payload or b"")
+            size, samples = payload_bytes(record), self.batch_samples[client]
             self.tasks.follow("down", client, at.step, size, *self.tasks.served(client))
-            self.tasks.follow("backward", client, at.step, self.flops.backward * self.batch[client])
+            self.tasks.follow("backward", client, at.step, self.flops.backward * samples)
             self.steps[client] += 1
             self.mailbox.send(client, record)
 
@@ -202,13 +202,14 @@ class Conversation:
         waiting = Waiting(half, then, set(half.outputs))
         for client, output in half.outputs.items():
             at = self.at(client)
-            data = self.link.across(output, at, "output")
+            record = Record(half.action, self.link.across(output, at, "output"), step=at.step)
             flops = self.exchange.answer_flops(self.training.head.module, output)
-            self.answer_flops += flops
-            self.tasks.follow("output down", client, at.step, len(data), *self.tasks.served(client))
+            self.flops_of_answers += flops
+            size = payload_bytes(record)
+            self.tasks.follow("output down", client, at.step, size, *self.tasks.served(client))
             self.tasks.follow("end", client, at.step, flops)
             self._waiting[client] = waiting
-            self.mailbox.send(client, Record(half.action, data, step=at.step))
+            self.mailbox.send(client, record)
         if not half.outputs:
             self._resume(waiting)
 
@@ -246,9 +247,9 @@ class Conversation:
             raise ValueError(f"a payload of step {record.step}, expected step {at.step}")
         if not 0 < size <= self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
-        self.batch[client] = size
+        self.batch_samples[client] = size
         self.tasks.follow("forward", client, at.step, size * self.flops.forward)
-        self.tasks.follow("up", client, at.step, len(data))
+        self.tasks.follow("up", client, at.step, payload_bytes(record))
         return self.link.arrive(data, at, self.training.tail.module)
 
     def _end(self, client: int, record: Record) -> None:
@@ -280,8 +281,8 @@ class Conversation:
         try:
             if record is not None:
                 waiting.answers[client] = waiting.half.read(client, self.link, record)
-                data, step = record.sent(), self.steps[client]
-                self.tasks.follow("output gradient up", client, step, len(data))
+                step, size = self.steps[client], payload_bytes(record)
+                self.tasks.follow("output gradient up", client, step, size)
         finally:
             if not waiting.missing:
                 self._resume(waiting)

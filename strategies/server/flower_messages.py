@@ -1,62 +1,58 @@
 """Records in Flower messages, and back; and how messages travel inside one machine.
 
 A message to a client says its action by its type, ``train.begin``; a reply, whose type Flower
-takes from the message it answers, says it in the record ACTION.
+takes from the message it answers, says it in the record ACTION_PART.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from io import BytesIO
 from pickle import PickleBuffer
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-
-# Private to Flower, and needed: files of clients' states are protobuf, which runs no code.
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from torch import Tensor, from_numpy
 
 from fl_split.exchange.records import HELD, Record, Weights
+from strategies.server.flower_private import array_of
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 TRAIN, QUERY = "train.", "query."
 """What Flower message types begin with: actions of exchanges, and questions."""
 
-SAMPLES, LABELS = "samples", "labels"
+SAMPLE_COUNT, LABEL_COUNTS = "samples", "labels"
 """Questions: which partition a node holds and how many samples; of each class too."""
 OWN_HEAD, OWN_MODEL = "head", "model"
 """Questions: the head that a client keeps, or its whole model; measurements, not counted."""
 
 PARTITION, NUM_LABELS = "partition-id", "num-labels"
-"""Answers to SAMPLES and LABELS, beside HELD."""
+"""Answers to SAMPLE_COUNT and LABEL_COUNTS, beside HELD."""
 
-ACTION, PAYLOAD, WEIGHTS, NUMBERS = "action", "payload", "weights", "metrics"
-"""Records of a message: action and step; bytes of a payload; weight vectors; numbers."""
+ACTION_PART, PAYLOAD_PART, WEIGHTS_PART, NUMBERS_PART = "action", "payload", "weights", "metrics"
+"""Flower's records in a message: action and step; a payload; weight vectors; numbers."""
 
-DATA, STEP = "data", "step"
-"""The one array of PAYLOAD; beside ACTION, in the record of that name, the step."""
+ACTION, STEP, DATA = "action", "step", "data"
+"""Entries of ACTION_PART; the one array of PAYLOAD_PART."""
 
-_ARRAYS: WeakKeyDictionary[Weights, Array] = WeakKeyDictionary()
-"""Arrays of weights that many messages carry: a transport sends the same array once."""
+Arrays = MutableMapping[Weights, Array]
+"""Arrays of weights that several messages carry: a transport sends the same array once."""
 
 
-def content(record: Record) -> RecordDict:
-    """Wrap a record; arrays' data are not copied."""
-    found = RecordDict({ACTION: ConfigRecord({ACTION: record.action, STEP: record.step})})
+def content(record: Record, known: Arrays | None = None) -> RecordDict:
+    """Wrap a record; arrays' data are not copied, and arrays that are `known` are used again."""
+    found = RecordDict({ACTION_PART: ConfigRecord({ACTION: record.action, STEP: record.step})})
     if record.payload is not None:
         data = record.payload
-        array = _put_together("uint8", (len(data),), "fl_split.payload", data)
-        found[PAYLOAD] = _record({DATA: array})
+        array = array_of("uint8", (len(data),), "fl_split.payload", data)
+        found[PAYLOAD_PART] = _record({DATA: array})
     if record.weights:
-        found[WEIGHTS] = arrays(record.weights)
+        found[WEIGHTS_PART] = arrays(record.weights, known)
     if record.numbers:
-        found[NUMBERS] = MetricRecord(dict(record.numbers))
+        found[NUMBERS_PART] = MetricRecord(dict(record.numbers))
     return found
 
 
@@ -70,14 +66,15 @@ def read(message: Message) -> Record:
     """
     try:
         found = message.content
-        action, payload = _part(found, ACTION, ConfigRecord), _part(found, PAYLOAD, ArrayRecord)
+        action = _part(found, ACTION_PART, ConfigRecord)
+        payload = _part(found, PAYLOAD_PART, ArrayRecord)
         if action is None:
-            raise KeyError(ACTION)
+            raise KeyError(ACTION_PART)
         return Record(
             str(action[ACTION]),
             None if payload is None else payload[DATA].data,
-            weights(_part(found, WEIGHTS, ArrayRecord) or {}),
-            cast(Mapping[str, float], dict(_part(found, NUMBERS, MetricRecord) or {})),
+            weights(_part(found, WEIGHTS_PART, ArrayRecord) or {}),
+            cast(Mapping[str, float], dict(_part(found, NUMBERS_PART, MetricRecord) or {})),
             int(str(action.get(STEP, 0))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -95,9 +92,13 @@ def reply(message: Message, record: Record) -> Message:
     return Message(content(record), reply_to=message)
 
 
-def arrays(found: Mapping[str, Weights]) -> ArrayRecord:
-    """Wrap weight vectors for Flower; the same vector always becomes the same Array."""
-    return _record({name: _array(vector) for name, vector in found.items()})
+def arrays(found: Mapping[str, Weights], known: Arrays | None = None) -> ArrayRecord:
+    """Wrap weight vectors for Flower; `known` ones become the Array that they became before."""
+    known = {} if known is None else known
+    for vector in found.values():
+        if vector not in known:
+            known[vector] = array_of(vector.dtype, vector.shape, "numpy.ndarray", vector.data)
+    return _record({name: known[vector] for name, vector in found.items()})
 
 
 def weights(record: Mapping[str, Array]) -> dict[str, Weights]:
@@ -105,12 +106,6 @@ def weights(record: Mapping[str, Array]) -> dict[str, Weights]:
     return {
         name: Weights(array.data, tuple(array.shape), array.dtype) for name, array in record.items()
     }
-
-
-def _array(vector: Weights) -> Array:
-    if vector not in _ARRAYS:
-        _ARRAYS[vector] = _put_together(vector.dtype, vector.shape, "numpy.ndarray", vector.data)
-    return _ARRAYS[vector]
 
 
 def _record(found: dict[str, Array]) -> ArrayRecord:
@@ -123,7 +118,8 @@ def _record(found: dict[str, Array]) -> ArrayRecord:
 
 def update(vectors: Mapping[str, Weights], samples: float) -> Message:
     """Return weights that count as those of so many samples, as Flower's aggregators want them."""
-    inside = RecordDict({WEIGHTS: arrays(vectors), NUMBERS: MetricRecord({HELD: samples})})
+    numbers = MetricRecord({HELD: samples})
+    inside = RecordDict({WEIGHTS_PART: arrays(vectors), NUMBERS_PART: numbers})
     return Message(inside, dst_node_id=1, message_type="train")
 
 
@@ -156,16 +152,6 @@ def from_wire(parts: Sequence[bytes | PickleBuffer]) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def record_to_bytes(found: RecordDict) -> bytes:
-    """Serialise by Flower's protobuf, for files: reading it back runs no code."""
-    return recorddict_to_proto(found).SerializeToString()
-
-
-def record_from_bytes(data: bytes) -> RecordDict:
-    """Read what :func:`record_to_bytes` wrote."""
-    return recorddict_from_proto(RecordDictProto.FromString(data))
-
-
 def own(found: RecordDict) -> RecordDict:
     """Return a copy with arrays of its own, where they were views of a transport's memory."""
     parts = to_wire(found)
@@ -173,10 +159,4 @@ def own(found: RecordDict) -> RecordDict:
 
 
 def _take_apart(array: Array) -> tuple[Any, ...]:
-    return _put_together, (array.dtype, array.shape, array.stype, PickleBuffer(array.data))
-
-
-def _put_together(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
-    array = Array(dtype, shape, stype, b"")
-    array.data = data if isinstance(data, bytes) else cast(bytes, memoryview(data))
-    return array
+    return array_of, (array.dtype, array.shape, array.stype, PickleBuffer(array.data))

@@ -1,11 +1,10 @@
-"""The rounds of a run on the server: choose, train, aggregate, evaluate, tell."""
+"""The rounds of a run on the server: choose, train, aggregate, tell."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from flwr.serverapp import Grid
 
 from fl_split.exchange.records import HEAD, TAIL, Weights
@@ -18,7 +17,7 @@ from strategies.server.private_models import fetch, mean
 from strategies.server.round import Round
 from strategies.server.strategy import Strategy
 from strategies.server.tail import TrainedTail
-from strategies.server.training import Evaluation, Progress, RoundResult, Training
+from strategies.server.training import Progress, RoundResult, Training
 
 
 def train(
@@ -61,8 +60,9 @@ def train(
             tail=tail,
         )
         result = _train_round(strategy, round)
-        weights = result.weights
-        if training.on_round(result):
+        weights, is_last = result.weights, training.on_round(result)
+        del result  # models that clients keep shall not outlive their round
+        if is_last:
             break
     return dict(weights)
 
@@ -79,13 +79,11 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
     heads = [own[k] for k in own if k in round.clients] or [u.weights for u in updates]
     apart = _drift(heads)  # before aggregation, which may consume them
     weights = _aggregate(strategy, round, updates, own)
-    round.tail.flat.load(weights[TAIL].numpy())
-    evaluation = _evaluate(round, weights, own)
     samples = sum(t.samples for client, t in round.mailbox.account.traffic.items() if client >= 0)
     return RoundResult(
         round=round.number,
         weights=weights,
-        evaluation=evaluation,
+        own=own,
         train_loss=train_loss(
             {k: v for k, v in round.losses.items() if not round.mailbox.dropped(k)}, round.samples
         ),
@@ -95,7 +93,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
             moments(round.tail.optimizer, round.tail.flat.vector),
             round.training.aggregator.state(),
         ),
-        client_flops=round.flops.total * samples + round.answer_flops,
+        client_flops=round.flops.total * samples + round.flops_of_answers,
         server_flops=round.server_flops,
         drift=apart,
         tasks=round.tasks.tasks,
@@ -122,20 +120,6 @@ def _aggregate(
     if any(update.weights for update in updates):
         weights |= strategy.aggregate(round, list(updates))
     return weights
-
-
-def _evaluate(
-    round: Round, weights: Mapping[str, Weights], own: Mapping[int, Mapping[str, Weights]]
-) -> Evaluation:
-    """Evaluate the global model, or the mean over the clients' own."""
-    evaluate = round.training.evaluate
-    if not own:
-        return evaluate(weights, None)
-    found = [evaluate({**weights, **mine}, client) for client, mine in own.items()]
-    numbers = {k: float(np.mean([one.numbers[k] for one in found])) for k in found[0].numbers}
-    by_class = np.mean([one.by_class for one in found], axis=0).tolist()
-    by_client = {client: value for one in found for client, value in one.by_client.items()}
-    return Evaluation(numbers, by_class, by_client)
 
 
 def train_loss(losses: Mapping[int, Mapping[int, float]], samples: Mapping[int, int]) -> float:

@@ -43,11 +43,13 @@ class Mailbox:
     _pending: dict[str, int] = field(default_factory=dict)
     _awaited: set[int] = field(default_factory=set)
     _inbox: dict[int, Record] = field(default_factory=dict)
+    _arrays: flower_messages.Arrays = field(default_factory=dict)
     _deadline: float = 0.0
 
     def send(self, client: int, record: Record, kind: str = flower_messages.TRAIN) -> None:
         """Queue a record; it leaves at the latest with the next call that waits for a reply."""
-        content, action = flower_messages.content(record), kind + record.action
+        content = flower_messages.content(record, self._arrays)
+        action = kind + record.action
         message = Message(content, self.nodes[client], action, group_id=self.group)
         self.account.count_down(client, record)
         self._outbox.append((client, message))

@@ -112,7 +112,7 @@ def roll_call(
             raise NoClientsLeft(f"waited for {clients} nodes, only {len(found)} came")
         time.sleep(0.1)
     mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout, threads)
-    question = Record(flower_messages.LABELS if with_labels else flower_messages.SAMPLES)
+    question = Record(flower_messages.LABEL_COUNTS if with_labels else flower_messages.SAMPLE_COUNT)
     for node in found:
         mailbox.send(node, question, flower_messages.QUERY)
     call = RollCall({}, {}, {})

@@ -1,4 +1,4 @@
-"""Models that clients keep for themselves: fetched once a round, to be evaluated and saved."""
+"""Models that clients keep for themselves: fetched once a round, to be measured and saved."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class Round(Conversation):
         only, that of the first client; the gradient is put right in the end.
         """
         if weight:
-            return next(weight(client) for client in self.clients if client in self.batch)
+            return next(weight(client) for client in self.clients if client in self.batch_samples)
         return sum(self.samples[client] for client in self.clients)
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:

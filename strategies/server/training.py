@@ -43,29 +43,6 @@ class PooledWork(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a model gets right.
-
-    Attributes
-    ----------
-    numbers : dict
-        Accuracy, loss and what else there is, of all test images together.
-    by_class : list[float]
-        Accuracy on the test images of each class.
-    by_client : dict[int, float]
-        Accuracy on the held-out samples of each client that has some.
-    """
-
-    numbers: dict[str, float]
-    by_class: list[float]
-    by_client: dict[int, float]
-
-
-Evaluate = Callable[[Mapping[str, Weights], int | None], Evaluation]
-"""Evaluates weights; the second argument says whose they are, None if everybody's."""
-
-
-@dataclass(frozen=True)
 class Training:
     """What a strategy needs beside messages.
 
@@ -78,12 +55,10 @@ class Training:
     link : Link
         The road to the clients.
     head, tail : Flat
-        Where the global weights are trained and evaluated.
+        Where the global weights are trained.
     pooled_round : Callable
         Train `head` and `tail` on pooled data for one round (the centralised baseline), given
         the round and the sampled clients.
-    evaluate : Callable
-        Measures a model after each round.
     aggregator : Aggregator
         What averages weights at the end of a round.
     threads : ServerThreads
@@ -105,7 +80,6 @@ class Training:
     head: Flat[Head]
     tail: Flat[Tail]
     pooled_round: Callable[[int, Sequence[int]], PooledWork]
-    evaluate: Evaluate
     aggregator: Aggregator = field(default_factory=fedavg)
     threads: ServerThreads = field(default_factory=ServerThreads)
     graphs: GraphMemory = field(default_factory=GraphMemory)
@@ -123,8 +97,8 @@ class RoundResult:
         From 1.
     weights : dict[str, Weights]
         The global weights after it.
-    evaluation : Evaluation
-        Of these, or the mean over the models that clients keep.
+    own : dict
+        By client, the weights that differ from these because it keeps its own; empty if none does.
     train_loss : float
         See :func:`strategies.server.loop.train_loss`; clients dropped in the round are left out.
     traffic : dict[int, Traffic]
@@ -137,7 +111,7 @@ class RoundResult:
 
     round: int
     weights: dict[str, Weights]
-    evaluation: Evaluation
+    own: Mapping[int, Mapping[str, Weights]]
     train_loss: float
     traffic: dict[int, Traffic]
     progress: Progress
