@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -24,6 +22,7 @@ from simulations.data.sources import DATASETS, Dataset
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
+from simulations.runs.settings import read_overrides, read_toml  # noqa: F401
 from simulations.runs.tracking import TRACKING, Tracking
 from strategies import STRATEGIES, Strategy
 from strategies.server.aggregation import AGGREGATIONS, Aggregator
@@ -234,40 +233,3 @@ class Experiment(BaseModel):
         return "".join(
             f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
         )
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a configuration file.
-
-    Raises
-    ------
-    SpecError
-        The file is missing or is no TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError:
-        raise SpecError(f"no configuration file {str(path)!r}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
-
-
-def read_overrides(pairs: list[str]) -> dict[str, Any]:
-    """Turn ``key=value`` arguments into values; what is no TOML literal is a string.
-
-    Raises
-    ------
-    SpecError
-        An argument without ``=``.
-    """
-    overrides = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise SpecError(f"expected key=value, got {pair!r}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        overrides[key] = value
-    return overrides
