@@ -1,16 +1,20 @@
 # make run    the main job on the embedded default (makes the environment on first use)
 # make test   all tests, slow ones too
+# make wheel-test   what is installed runs without the checkout
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check clean
+.PHONY: run test wheel-test check clean
 
 run: .venv/ready
 	$(BIN)/fl-split compare configs/splitfed_baselines.toml
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
+
+wheel-test: .venv/ready
+	.ci/smoke $(BIN)/python
 
 check: .venv/ready
 	$(BIN)/ruff check .

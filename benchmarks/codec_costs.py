@@ -35,7 +35,8 @@ from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import encode
 from fl_split.models.cut import insert
 from fl_split.seeds import StepId
-from simulations.runs.experiment import Experiment, read_overrides
+from simulations.runs.experiment import Experiment
+from simulations.runs.settings import read_overrides
 from simulations.runs.setup import Setup, prepare
 from strategies.server.threads import available_cores
 

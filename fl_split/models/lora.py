@@ -6,13 +6,15 @@ What is frozen is the same everywhere and stays where it is: it is neither optim
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from fl_split.models.vit import classifiers
 from fl_split.seeds import seeded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TARGETS = ["q_proj", "v_proj"]
 """Layers of attention that get adapters, as in the paper."""

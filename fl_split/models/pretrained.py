@@ -5,27 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
-from transformers import (
-    DeiTForImageClassification,
-    DeiTForImageClassificationWithTeacher,
-    PreTrainedModel,
-    ViTConfig,
-    ViTForImageClassification,
-)
-from transformers.image_processing_base import ImageProcessingMixin
 
 from fl_split.models.cut import Head, Tail
 from fl_split.models.lora import add_adapters
 from fl_split.models.vit import check_sizes, split
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load(
@@ -61,6 +56,8 @@ def load(
 
 def normalisation(path: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, per channel, that a checkpoint was trained with."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except OSError:
@@ -118,6 +115,13 @@ class Pretrained:
 
 def _from_pretrained(path: str, **settings: Any) -> Any:
     """Load the architecture that the checkpoint's config names; a ViT if it is no DeiT."""
+    from transformers import (
+        DeiTForImageClassification,
+        DeiTForImageClassificationWithTeacher,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
     config, _ = ViTConfig.get_config_dict(path)
     if config.get("model_type") != "deit":
         return ViTForImageClassification.from_pretrained(path, **settings)

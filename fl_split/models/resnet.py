@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
-from transformers import ResNetConfig, ResNetForImageClassification
 
 from fl_split.models import pretrained
 from fl_split.models.cut import Head, Tail
@@ -16,21 +15,8 @@ from fl_split.models.stages import split
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
-
-class ResNetModel(ResNetForImageClassification):  # type: ignore[misc]
-    """Stages stem, stage1.1, stage1.2, stage2.1 ... stage4.2, classifier."""
-
-    image_shape: tuple[int, int, int]
-
-    def stages(self) -> dict[str, nn.Module]:
-        """Return the stages by name; pooling belongs to the classifier."""
-        layers = {
-            f"stage{stage}.{number}": layer
-            for stage, part in enumerate(self.resnet.encoder.stages, 1)
-            for number, layer in enumerate(part.layers, 1)
-        }
-        classifier = nn.Sequential(self.resnet.pooler, self.classifier)
-        return {"stem": self.resnet.embedder, **layers, "classifier": classifier}
+if TYPE_CHECKING:
+    from fl_split.models.resnet_stages import ResNetModel
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -79,6 +65,8 @@ class ResNet18:
         ValueError
             There is no ResNet at `path`.
         """
+        from fl_split.models.resnet_stages import ResNetModel
+
         if self.path:
             model = pretrained.load(
                 ResNetModel.from_pretrained, "ResNet", self.path, num_classes, seed
@@ -99,6 +87,10 @@ class ResNet18:
         return pretrained.normalisation(self.path) if self.path else ([0.5], [0.5])
 
     def _from_scratch(self, channels: int, num_classes: int, seed: int) -> ResNetModel:
+        from transformers import ResNetConfig
+
+        from fl_split.models.resnet_stages import ResNetModel
+
         config = ResNetConfig(
             num_channels=channels,
             embedding_size=self.width,

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from fl_split.models import linear_flops as flops
 from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
+
+if TYPE_CHECKING:  # importing costs a second or two, which only who builds a ViT should pay
+    from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 Size = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -233,6 +235,8 @@ class ViT:
         ValueError
             The attention heads do not divide the width, or the patches the image.
         """
+        from transformers import ViTConfig, ViTForImageClassification
+
         config = ViTConfig(
             hidden_size=self.hidden_size,
             num_hidden_layers=self.num_hidden_layers,

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from simulations.api.objects import with_specs
-from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.experiment import Experiment
 from simulations.runs.results import check_empty, check_folder, make_folder
+from simulations.runs.settings import read_toml
 from simulations.runs.setup import Setup, prepare
-
-STUDIES = ("compare", "pareto", "sweep")
-"""Tables of a configuration file that ask for several runs."""
+from simulations.runs.shipped import STUDIES, find
 
 
 def of_one(config: str | Path | None, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def of_one(config: str | Path | None, keys: Mapping[str, Any]) -> dict[str, Any]
     ValueError
         The file cannot be read, or asks for several runs.
     """
-    values = {**({} if config is None else read_toml(config)), **with_specs(keys)}
+    values = {**({} if config is None else read_toml(find(config))), **with_specs(keys)}
     for study in STUDIES:
         if study in values:
             raise ValueError(f"{config} asks for several runs; use {study} for it")
@@ -64,7 +63,7 @@ def of_file(config: str | Path, keys: Mapping[str, Any]) -> dict[str, dict[str, 
     ValueError
         The file cannot be read, or its ``[[compare]]`` tables are none.
     """
-    values = read_toml(config)
+    values = read_toml(find(config))
     rows = values.pop("compare", None)
     if rows is None:
         return {Path(config).stem: {**values, **with_specs(keys)}}

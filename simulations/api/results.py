@@ -15,8 +15,9 @@ from torch import nn
 
 from simulations.api.objects import with_specs
 from simulations.report import comparison, comparison_figure
-from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.experiment import Experiment
 from simulations.runs.results import CLIENTS, COMPARISON, EXPERIMENT, MODEL, ROUNDS, STUDY, SUMMARY
+from simulations.runs.settings import read_toml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

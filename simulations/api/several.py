@@ -16,11 +16,12 @@ from simulations.api.progress import is_watched, watching
 from simulations.api.results import Comparison, Run, Study
 from simulations.report import comparison, comparison_plot
 from simulations.report.page import build, form_of, write
-from simulations.runs.experiment import read_toml
 from simulations.runs.lock import alone
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.results import COMPARISON
 from simulations.runs.run import run, workers
+from simulations.runs.settings import read_toml
+from simulations.runs.shipped import find
 from simulations.studies import study
 from simulations.studies.cells import LOCK, Cell
 from simulations.studies.pareto import AXES, ParetoStudy, conclude
@@ -112,7 +113,7 @@ def sweep(
     >>> study.table.groupby("codec")["final_accuracy"].agg(["mean", "std"])
     """
     quiet_libraries()
-    values = {**({} if config is None else read_toml(config)), **with_specs(keys)}
+    values = {**({} if config is None else read_toml(find(config))), **with_specs(keys)}
     axes = read_grid(values.pop("sweep", {}), [])
     axes |= {key: [as_spec(key, one) for one in several] for key, several in (grid or {}).items()}
     found = cells(values, read_grid(axes, []))
@@ -143,7 +144,7 @@ def pareto(
         The table is missing, or a cell cannot work.
     """
     quiet_libraries()
-    values = {**read_toml(config), **with_specs(keys)}
+    values = {**read_toml(find(config)), **with_specs(keys)}
     if not isinstance(values.get("pareto"), dict):
         raise ValueError(f"{config} has no [pareto] table")
     plan = ParetoStudy.read(values.pop("pareto"))

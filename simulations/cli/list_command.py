@@ -1,17 +1,21 @@
-"""``fl-split list``: all that can be combined, or one table of it."""
+"""``fl-split list``: all that can be combined, one table of it, or one entry."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import partial
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from simulations.cli.terminal import door, out
+from fl_split.spec_errors import nearest
+from simulations.cli.terminal import door, out, quiet
+from simulations.runs import outline
+from simulations.runs.outline import Outline, UnreadableError
 
 app = typer.Typer()
 
@@ -40,80 +44,96 @@ TITLES = {
     "optimisers": "Optimisers (head_optimizer, tail_optimizer)",
 }
 
-CATEGORY = typer.Argument(help=f"One of {', '.join([*KEYS, 'keys'])}.", show_default=False)
+WHAT = typer.Argument(
+    metavar="[WHAT]",
+    help=f"One of {', '.join([*KEYS, 'keys'])}, or the name of an entry, as adc.",
+    show_default=False,
+)
 
 
 @app.command("list")
-def list_(category: Annotated[str | None, CATEGORY] = None) -> None:
-    """Show every codec, strategy, partition, data set, model, optimiser and key, or one kind.
+def list_(what: Annotated[str | None, WHAT] = None) -> None:
+    """Show every codec, strategy, partition, data set, model, optimiser and key, one kind, or one.
 
-    Example: [b]fl-split list codecs[/b]
+    Examples: [b]fl-split list codecs[/b], [b]fl-split list adc[/b]
     """
     with door():
-        chosen = [*_keys_by_category(), "keys"] if category is None else [_category(category)]
-        tables = [_keys() if name == "keys" else _entries(name) for name in chosen]
-    for table in tables:
-        out.print(table)
+        found = _found(what, _tables())
+    for part in found:
+        out.print(part)
 
 
-def _category(text: str) -> str:
-    """Find a category by its name or by its key."""
-    from fl_split.spec_errors import unknown
+def _tables() -> Mapping[str, Mapping[str, Outline]]:
+    """Return all tables, without importing them if their source can be read."""
+    try:
+        return outline.tables()
+    except UnreadableError:
+        with quiet():
+            from simulations.runs.experiment import SPEC_TABLES
+        return {
+            key: {name: Outline.of(entry) for name, entry in table.items()}
+            for key, table in SPEC_TABLES.items()
+        }
 
-    known = _keys_by_category()
-    by_key = {**{key: name for name, key in known.items()}, **ALSO, "key": "keys"}
-    name = by_key.get(text, text)
-    if name not in {*known, "keys"}:
-        raise ValueError(unknown("category", text, [*known, "keys"]))
-    return name
 
-
-def _keys_by_category() -> dict[str, str]:
-    """Return KEYS and, under its own name, every other key that has a table."""
-    from simulations.runs.experiment import SPEC_TABLES
-
+def _found(what: str | None, tables: Mapping[str, Mapping[str, Outline]]) -> list[RenderableType]:
+    """Return what is to be shown: everything, a category by its name or key, or entries."""
     named = {*KEYS.values(), *ALSO}
-    return {**KEYS, **{key: key for key in SPEC_TABLES if key not in named}}
+    categories = {**KEYS, **{key: key for key in tables if key not in named}}
+    if what is None:
+        return [*(_category(name, key, tables[key]) for name, key in categories.items()), _keys()]
+    by_key = {**{key: name for name, key in categories.items()}, **ALSO, "key": "keys"}
+    name = by_key.get(what, what)
+    if name == "keys":
+        return [_keys()]
+    if name in categories:
+        return [_category(name, categories[name], tables[categories[name]])]
+    entries = {(key, what): tables[key][what] for key in categories.values() if what in tables[key]}
+    if not entries:
+        known = [*categories, "keys"]
+        near = nearest(what, [*known, *(name for table in tables.values() for name in table)])
+        hint = f"did you mean {near!r}? " if near else ""
+        raise ValueError(f"unknown category or entry {what!r}; {hint}Known: {', '.join(known)}")
+    return [_entry(key, name, entry) for (key, name), entry in entries.items()]
 
 
-def _entries(category: str) -> Table:
-    from simulations.runs.experiment import SPEC_TABLES
-
-    key = _keys_by_category()[category]
+def _category(category: str, key: str, entries: Mapping[str, Outline]) -> Table:
     title = TITLES.get(category, f"{category.capitalize()} ({key})")
     table = Table(title=title, title_justify="left", show_lines=True)
     for column in ("spec", "what it is"):
         table.add_column(column, overflow="fold")
-    for name, entry in SPEC_TABLES[key].items():
-        about = _summary(entry)
-        if key == "codec":
-            about += f"\nUp: {entry.up}. Down: {entry.down}."
+    for name, entry in entries.items():
+        about = entry.doc.split("\n\n")[0].replace("\n", " ") + _ways(key, entry)
         table.add_row(escape(_signature(name, entry, key)), escape(about))
     return table
 
 
-def _keys() -> Table:
-    from simulations.runs.experiment import Experiment
+def _entry(key: str, name: str, entry: Outline) -> Group:
+    """Show one entry with all that its docstring says."""
+    spec = Text(f"{key} = {_signature(name, entry, key)}", style="bold")
+    return Group(spec, Text(entry.doc + _ways(key, entry)), "")
 
+
+def _ways(key: str, entry: Outline) -> str:
+    """Say what goes up and down, of a codec."""
+    if key != "codec":
+        return ""
+    return f"\nUp: {entry.constants['up']}. Down: {entry.constants['down']}."
+
+
+def _keys() -> Table:
     table = Table("key", "default", "what it is", title="Keys", title_justify="left")
-    for name, field in Experiment.model_fields.items():
-        table.add_row(name, repr(field.default), field.description)
+    for name, key in outline.keys().items():
+        table.add_row(name, repr(key.default), key.about)
     return table
 
 
-def _signature(name: str, entry: Callable[..., Any], key: str) -> str:
+def _signature(name: str, entry: Outline, key: str) -> str:
     """Write down how `entry` is named, without what the experiment fills in."""
-    from fl_split.specs import signature
-    from simulations.data.partitioners import FILLED_IN
-
+    filled_in = outline.constant("simulations.data.partitioners", "FILLED_IN")
     parts = []
-    for argument, parameter in signature(entry).parameters.items():
-        if key != "partition" or argument not in FILLED_IN:
+    for argument, parameter in inspect.signature(entry).parameters.items():
+        if key != "partition" or argument not in filled_in:
             is_needed = parameter.default is inspect.Parameter.empty
             parts.append(argument if is_needed else f"{argument}={parameter.default!r}")
     return f"{name}({', '.join(parts)})"
-
-
-def _summary(entry: Callable[..., Any]) -> str:
-    target = entry.func if isinstance(entry, partial) else entry
-    return (target.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")

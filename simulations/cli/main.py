@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from simulations.cli import check_command, list_command, study_commands
+from simulations.cli import check_command, configs_command, list_command, study_commands
 from simulations.cli.terminal import (
     CONFIG,
     OVERRIDES,
     chosen_folder,
     door,
     err,
+    existing,
+    of,
     out,
     quiet,
     run_all,
@@ -38,6 +40,7 @@ OUT = typer.Option(
 )
 app.add_typer(study_commands.app)
 app.add_typer(list_command.app)
+app.add_typer(configs_command.app)
 app.add_typer(check_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
@@ -49,16 +52,17 @@ def main() -> None:
     Hundreds of Flower virtual clients hold the first layers of the model (the
     head) and send compressed activations to a server that trains the rest (the tail).
 
-    [b]fl-split run configs/quickstart.toml[/b]             one experiment
-    [b]fl-split compare configs/splitfed_baselines.toml[/b] several, side by side
-    [b]fl-split pareto configs/pareto_digits.toml[/b]       codecs at equal budgets
-    [b]fl-split sweep CONFIG seed=0..4[/b]                  a grid, several runs at once
-    [b]fl-split watch DIR[/b]                               what runs are doing
-    [b]fl-split report DIR -o report.html[/b]               tables and figures of runs
-    [b]fl-split partition CONFIG[/b]                        who would hold which samples
-    [b]fl-split resume DIR[/b]                              go on with a stopped run
-    [b]fl-split list[/b]                                    what can be combined
-    [b]fl-split check SPEC[/b]                              whether a part of yours keeps the laws
+    [b]fl-split run quickstart[/b]              one experiment
+    [b]fl-split compare splitfed_baselines[/b]  several, side by side
+    [b]fl-split pareto pareto_digits[/b]        codecs at equal budgets
+    [b]fl-split sweep CONFIG seed=0..4[/b]      a grid, several runs at once
+    [b]fl-split watch DIR[/b]                   what runs are doing
+    [b]fl-split report DIR -o report.html[/b]   tables and figures of runs
+    [b]fl-split partition CONFIG[/b]            who would hold which samples
+    [b]fl-split resume DIR[/b]                  go on with a stopped run
+    [b]fl-split list[/b]                        what can be combined
+    [b]fl-split configs[/b]                     which CONFIG come with fl-split
+    [b]fl-split check SPEC[/b]                  whether a part of yours keeps the laws
     """
 
 
@@ -71,15 +75,18 @@ def run(
 ) -> None:
     """Run one experiment; write results as it goes.
 
-    Example: [b]fl-split run configs/quickstart.toml strategy=fedavg clients=6 rounds=2[/b]
+    Example: [b]fl-split run quickstart strategy=fedavg clients=6 rounds=2[/b]
     """
     with door():
-        from simulations.runs.experiment import read_overrides, read_toml
+        from simulations.runs.outline import check_names
+        from simulations.runs.settings import read_overrides, read_toml
+        from simulations.runs.shipped import find
 
-        values = {**read_toml(config), **read_overrides(overrides or [])}
+        values = {**read_toml(find(config)), **read_overrides(overrides or [])}
         for study in sorted(values.keys() & {"compare", "pareto", "sweep"}):
             raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
         plans = {"": _with_options(values, engine)}
+        check_names(plans[""])
     run_all(plans, chosen_folder(values, out_dir))
 
 
@@ -95,9 +102,11 @@ def compare(
     name and the keys in which it differs. KEY=VALUE holds for all runs.
     """
     with door():
-        from simulations.runs.experiment import read_overrides, read_toml
+        from simulations.runs.outline import check_names
+        from simulations.runs.settings import read_overrides, read_toml
+        from simulations.runs.shipped import find
 
-        files = [Path(text) for text in configs if "=" not in text]
+        files = [find(text) for text in configs if "=" not in text]
         overrides = read_overrides([text for text in configs if "=" in text])
         plans = {}
         for file in files:
@@ -105,6 +114,8 @@ def compare(
                 if name in plans:
                     raise ValueError(f"two runs are called {name!r}; give them different names")
                 plans[name] = _with_options(values, engine)
+                with of(name):
+                    check_names(plans[name])
         if not plans:
             raise ValueError("give at least one configuration file")
     run_all(plans, chosen_folder(next(iter(plans.values())), out_dir))
@@ -131,8 +142,11 @@ def report(
     Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
     """
     with door():
+        for folder in folders:
+            existing(folder)
+    with quiet():
         from simulations.report.page import build, form_of, write
-
+    with door():
         if output.is_dir():
             raise ValueError(f"output: {str(output)!r} is a folder; give a file")
         chosen = form or form_of(output)
@@ -153,6 +167,8 @@ def resume(
 
     Example: [b]fl-split resume runs/20261121-101500 --engine ray[/b]
     """
+    with door():
+        existing(folder)
     with quiet():
         from simulations.runs.checkpoint import read
         from simulations.runs.experiment import Experiment

@@ -11,7 +11,19 @@ import typer
 from rich.console import Group
 from rich.live import Live
 
-from simulations.cli.terminal import AROUND, CONFIG, INTERVAL, OVERRIDES, door, out, quiet
+from simulations.cli.terminal import (
+    AROUND,
+    CONFIG,
+    INTERVAL,
+    OVERRIDES,
+    door,
+    existing,
+    out,
+    quiet,
+)
+from simulations.runs.outline import check_names
+from simulations.runs.settings import read_overrides, read_toml, read_values
+from simulations.runs.shipped import STUDIES, find
 
 app = typer.Typer()
 
@@ -30,17 +42,19 @@ def partition(
 ) -> None:
     """Show who would hold which samples, without training anything.
 
-    Example: [b]fl-split partition configs/quickstart.toml partition="dirichlet(alpha=0.1)"[/b]
+    Example: [b]fl-split partition quickstart partition="dirichlet(alpha=0.1)"[/b]
     """
+    with door():
+        values = {**read_toml(find(config)), **read_overrides(overrides or [])}
+        for study in STUDIES:
+            values.pop(study, None)
+        check_names(values)
     with quiet():
         from simulations.data import statistics
-        from simulations.runs.experiment import Experiment, read_overrides, read_toml
+        from simulations.runs.experiment import Experiment
         from simulations.runs.results import make_folder
         from simulations.runs.setup import prepare_labels
     with door():
-        values = {**read_toml(config), **read_overrides(overrides or [])}
-        for studies in ("compare", "pareto", "sweep"):
-            values.pop(studies, None)
         experiment = Experiment.from_dict(values)
         table, names, unheld = prepare_labels(experiment)
         if out_dir:
@@ -71,16 +85,20 @@ def sweep(
     same command with the same [b]--out[/b] goes on with a stopped sweep: finished cells
     are kept, others continue from their last checkpoint.
 
-    Example: [b]fl-split sweep configs/quickstart.toml strategy=parallel,sflv1 seed=0..2[/b]
+    Example: [b]fl-split sweep quickstart strategy=parallel,sflv1 seed=0..2[/b]
     """
-    with quiet():
-        from simulations.cli.study_view import run_study
-        from simulations.runs.experiment import read_toml
-        from simulations.studies.sweep import cells, read_grid, sweep_table
     with door():
-        values = read_toml(config)
+        values = read_toml(find(config))
         for study in sorted(values.keys() & {"compare", "pareto"}):
             raise ValueError(f"{config} has a table of its own; use: fl-split {study} {config}")
+        check_names({key: value for key, value in values.items() if key != "sweep"})
+        for key, equals, text in (pair.partition("=") for pair in grid or []):
+            for value in read_values(key, text) if key and equals else []:
+                check_names({key: value})
+    with quiet():
+        from simulations.cli.study_view import run_study
+        from simulations.studies.sweep import cells, read_grid, sweep_table
+    with door():
         found_grid = read_grid(values.pop("sweep", {}), grid or [])
         found = cells(values, found_grid)
     if left_out := math.prod(map(len, found_grid.values())) - len(found):
@@ -110,17 +128,18 @@ def pareto(
     command with the same [b]--out[/b] goes on with a stopped study; one with larger budgets
     runs again what ended too early. Ends in a table, [b]pareto.csv[/b] and [b]pareto.svg[/b].
 
-    Example: [b]fl-split pareto configs/pareto_digits.toml[/b]
+    Example: [b]fl-split pareto pareto_digits[/b]
     """
-    with quiet():
-        from simulations.cli.study_view import run_study
-        from simulations.runs.experiment import read_overrides, read_toml
-        from simulations.studies.pareto import AXES, ParetoStudy, conclude
     with door():
         replaced = read_overrides(overrides or [])
-        values = {**read_toml(config), **replaced}
+        values = {**read_toml(find(config)), **replaced}
         if not isinstance(values.get("pareto"), dict):
             raise ValueError(f"{config} has no [pareto] table")
+        check_names({key: value for key, value in values.items() if key != "pareto"})
+    with quiet():
+        from simulations.cli.study_view import run_study
+        from simulations.studies.pareto import AXES, ParetoStudy, conclude
+    with door():
         for key in sorted(replaced.keys() & {*AXES, "pareto", "rounds"}):
             raise ValueError(f"{key} differs between the cells of {config}; set it there")
         study = ParetoStudy.read(values.pop("pareto"))
@@ -144,6 +163,8 @@ def watch(
 
     Example: [b]fl-split watch runs/20261121-101500[/b]
     """
+    with door():
+        existing(folder)
     with quiet():
         from simulations.studies.watch import headline, is_over, look_below, snapshot_table
     with door():

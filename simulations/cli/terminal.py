@@ -32,7 +32,10 @@ if TYPE_CHECKING:  # importing costs seconds, which --help can do without
 
 out, err = Console(), Console(stderr=True)
 
-CONFIG = typer.Argument(help="TOML file; see configs/ for documented examples.", show_default=False)
+CONFIG = typer.Argument(
+    help="TOML file, or the name of one that comes with fl-split; see [b]fl-split configs[/b].",
+    show_default=False,
+)
 OVERRIDES = typer.Argument(
     help="Settings that replace those of the file: [b]clients=20 codec='adc(ratio=0.1)'[/b].",
     metavar="[KEY=VALUE]...",
@@ -169,6 +172,13 @@ def _show(
         out.print(line, markup=False, highlight=False)
 
 
+def existing(folder: Path) -> Path:
+    """Return `folder`; raise ValueError at once if there is no such folder."""
+    if not folder.is_dir():
+        raise ValueError(f"no folder {str(folder)!r}")
+    return folder
+
+
 def chosen_folder(values: dict[str, Any], option: Path | None) -> Path:
     """Where results go: what is asked for, or a folder named after the time."""
     return option or Path(str(values.get("out") or time.strftime("runs/%Y%m%d-%H%M%S")))
@@ -178,8 +188,7 @@ def chosen_folder(values: dict[str, Any], option: Path | None) -> Path:
 def door() -> Iterator[None]:
     """Turn bad input into one line and exit code 2."""
     try:
-        with quiet():
-            yield
+        yield
     except ValueError as error:
         complain(error)
         raise typer.Exit(2) from None
@@ -218,7 +227,7 @@ def ends(folder: Path, runs: Collection[Path]) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep libraries from printing into our output."""
+    """Load libraries, which takes seconds, and keep them from printing into our output."""
     _load()
     from simulations.runs.quiet import quiet_libraries
 

@@ -15,7 +15,6 @@ from typing import Annotated, cast
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from scipy import ndimage
 
 from fl_split.seeds import Purpose, derive
 from fl_split.spec_errors import SpecError
@@ -66,6 +65,8 @@ class Rotation(Skew):
 
     def pixels(self, pixels: Pixels, owner: Owner) -> Pixels:
         """Turn."""
+        from scipy import ndimage
+
         angle = self.angle(owner)
         turned = ndimage.rotate(
             pixels.astype(np.float32), angle, axes=(2, 3), reshape=False, order=1

@@ -15,8 +15,9 @@ import pandas as pd
 from simulations.report.labels import TASK, joined, ordered, part
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import Metric, declared
-from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.experiment import Experiment
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
+from simulations.runs.settings import read_toml
 
 LONG = 60
 """Characters of a label beyond which it names no more keys than it must."""

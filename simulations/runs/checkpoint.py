@@ -18,11 +18,12 @@ from torch import Tensor
 
 from fl_split.exchange.records import Weights
 from simulations.engines.local_grid import LocalGrid
-from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.experiment import Experiment
 from simulations.runs.observers import Observer, Row
 from simulations.runs.origins import origins
 from simulations.runs.provenance import machine
 from simulations.runs.results import EXPERIMENT, STUDY, write_whole
+from simulations.runs.settings import read_toml
 from strategies import RoundResult
 from strategies.server import flower_private
 

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -30,6 +28,7 @@ from simulations.data.sources import DATASETS, Dataset
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
+from simulations.runs.settings import plugin_files, read_overrides, read_toml  # noqa: F401
 from simulations.runs.tracking import TRACKING, Tracking
 from strategies import STRATEGIES, Strategy
 from strategies.server.aggregation import AGGREGATIONS, Aggregator
@@ -206,7 +205,7 @@ class Experiment(BaseModel):
     @cached_property
     def parts(self) -> Parts:
         """What the spec strings describe, built once."""
-        plug_in(_files(self.plugins))  # in another process than the one that checked them
+        plug_in(plugin_files(self.plugins))  # in another process than the one that checked them
         return Parts(
             codec=parse_codec(self.codec),
             downlink=parse_downlink(self.downlink),
@@ -241,7 +240,7 @@ class Experiment(BaseModel):
         for key in values:
             if key not in cls.model_fields:
                 raise SpecError(unknown("key", key, cls.model_fields))
-        plug_in(_files(values.get("plugins", "")))
+        plug_in(plugin_files(values.get("plugins", "")))
         try:
             return cls(**values)
         except ValidationError as error:
@@ -258,46 +257,3 @@ class Experiment(BaseModel):
 def _fresh(aggregation: str) -> Aggregator:
     """Return an aggregator that remembers nothing, even where an object was given."""
     return copy.deepcopy(parse(aggregation, AGGREGATIONS))
-
-
-def _files(plugins: Any) -> list[str]:
-    """Take the value of `plugins` apart: a list, or names with commas between."""
-    found = plugins.split(",") if isinstance(plugins, str) else plugins
-    return [name for text in found if (name := str(text).strip())]
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a configuration file.
-
-    Raises
-    ------
-    SpecError
-        The file is missing or is no TOML.
-    """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError:
-        raise SpecError(f"no configuration file {str(path)!r}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
-
-
-def read_overrides(pairs: list[str]) -> dict[str, Any]:
-    """Turn ``key=value`` arguments into values; what is no TOML literal is a string.
-
-    Raises
-    ------
-    SpecError
-        An argument without ``=``.
-    """
-    overrides = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise SpecError(f"expected key=value, got {pair!r}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        overrides[key] = value
-    return overrides

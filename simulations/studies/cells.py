@@ -14,8 +14,9 @@ from fl_split.spec_errors import SpecError
 from simulations.runs.budget import First, parse_last
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import sums
-from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.experiment import Experiment
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
+from simulations.runs.settings import read_toml
 
 TOLD = ["ended_by", "final_accuracy", "best_accuracy", "client_accuracy"]
 """Columns of a study's file that come from each cell's summary, before its sums."""

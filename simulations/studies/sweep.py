@@ -19,55 +19,14 @@ from simulations.report.labels import SELF_EVIDENT, short
 from simulations.report.text_table import text_table
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import PAYLOAD, WEIGHTS
-from simulations.runs.experiment import SPEC_TABLES, Experiment, read_overrides
+from simulations.runs.experiment import SPEC_TABLES, Experiment
+from simulations.runs.settings import read_values
 from simulations.studies.cells import Cell
 
 OF_SMASHED = ("codec", "downlink")
 """Keys that change nothing where no smashed data are sent."""
 
 LONGEST_NAME = 120
-
-
-def split_values(text: str) -> list[str]:
-    """Split at commas that stand outside brackets and quotes."""
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character == "," and depth == 0:
-            parts.append("")
-            continue
-        parts[-1] += character
-    return [part.strip() for part in parts]
-
-
-def read_values(key: str, text: str) -> list[Any]:
-    """Read ``a,b,c`` and ``0..4``, and what mixes them.
-
-    Raises
-    ------
-    SpecError
-        A value is empty, or a range runs backwards.
-    """
-    values: list[Any] = []
-    for part in split_values(text):
-        if not part:
-            raise SpecError(f"{key}: empty value in {text!r}")
-        if ends := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", part):
-            first, last = map(int, ends.groups())
-            if last < first:
-                raise SpecError(f"{key}: {part!r} runs backwards")
-            values += range(first, last + 1)
-            continue
-        value = read_overrides([f"{key}={part}"])[key]
-        values += value if isinstance(value, list) else [value]
-    return values
 
 
 def read_grid(table: Any, pairs: Sequence[str]) -> dict[str, list[Any]]:

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from simulations.report.text_table import text_table
 from simulations.runs.columns import SENT
-from simulations.runs.experiment import read_toml
 from simulations.runs.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
+from simulations.runs.settings import read_toml
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS, CURVE = 20, "0 to 100 %"

@@ -1,0 +1,107 @@
+"""Settings as people write them: a file, and ``key=value`` on the command line."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_split.spec_errors import SpecError
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a configuration file; files that `plugins` names lie beside it, or where it says.
+
+    Raises
+    ------
+    SpecError
+        The file is missing or is no TOML.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        if "plugins" in values:
+            values["plugins"] = _beside(Path(path), values["plugins"])
+        return values
+    except OSError:
+        raise SpecError(f"no configuration file {str(path)!r}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+
+
+def plugin_files(plugins: Any) -> list[str]:
+    """Take the value of `plugins` apart: a list, or names with commas between."""
+    found = plugins.split(",") if isinstance(plugins, str) else plugins
+    if not isinstance(found, list | tuple):
+        raise SpecError(f"plugins must be a list of Python files, got {plugins!r}")
+    return [name for text in found if (name := str(text).strip())]
+
+
+def _beside(config: Path, plugins: Any) -> list[str]:
+    """Return absolute paths of plugins, from the folder of the configuration on."""
+    files = [Path(name).expanduser() for name in plugin_files(plugins)]
+    return [str((config.parent / file).absolute()) for file in files]
+
+
+def read_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """Turn ``key=value`` arguments into values; what is no TOML literal is a string.
+
+    Raises
+    ------
+    SpecError
+        An argument without ``=``.
+    """
+    overrides = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"expected key=value, got {pair!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        overrides[key] = value
+    return overrides
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas that stand outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character == "," and depth == 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def read_values(key: str, text: str) -> list[Any]:
+    """Read ``a,b,c`` and ``0..4``, and what mixes them.
+
+    Raises
+    ------
+    SpecError
+        A value is empty, or a range runs backwards.
+    """
+    values: list[Any] = []
+    for part in split_values(text):
+        if not part:
+            raise SpecError(f"{key}: empty value in {text!r}")
+        if ends := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", part):
+            first, last = map(int, ends.groups())
+            if last < first:
+                raise SpecError(f"{key}: {part!r} runs backwards")
+            values += range(first, last + 1)
+            continue
+        value = read_overrides([f"{key}={part}"])[key]
+        values += value if isinstance(value, list) else [value]
+    return values
