@@ -49,8 +49,9 @@ FLOORS = {
         {"runs"},
         {"report"},
         {"studies"},
+        {"checks"},
         {"api"},
-        {"cli", "checks"},
+        {"cli"},
         {"__init__"},
     ],
 }

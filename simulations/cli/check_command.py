@@ -30,4 +30,4 @@ def check(spec: Annotated[str, SPEC], plugins: Annotated[list[str] | None, PLUGI
         except AssertionError as broken:
             complain(f"{spec} breaks a law: {broken}")
             raise typer.Exit(1) from None
-    out.print(f"{spec}: keeps the laws of a {kind}", markup=False, highlight=False)
+    out.print(f"{spec}: keeps the laws of a {kind}", markup=False, highlight=False, soft_wrap=True)

@@ -84,7 +84,7 @@ def in_memory(given: Any) -> InMemory:
     if isinstance(given, pd.DataFrame):
         return _table(given)
     if isinstance(given, tuple | list) and len(given) == 2:
-        if all(isinstance(half, tuple | list) and len(half) == 2 for half in given):
+        if all(_is_pair(half) for half in given):
             return InMemory(*(_rows(*half) for half in given))
         return InMemory(_rows(*given))
     if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
@@ -125,6 +125,11 @@ def as_uint8(images: Any) -> NDArray[np.uint8]:
             "scale them, or give uint8"
         )
     return np.rint(table * 255).astype(np.uint8)
+
+
+def _is_pair(half: Any) -> bool:
+    """Tell images and their labels, in one dimension, from two images."""
+    return isinstance(half, tuple | list) and len(half) == 2 and np.ndim(half[1]) == 1
 
 
 def _rows(images: Any, labels: Any) -> datasets.Dataset:

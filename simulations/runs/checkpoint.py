@@ -29,8 +29,9 @@ from strategies.server import flower_private
 
 FILE = "checkpoint.safetensors"
 
-FREE = {"out", "engine", "timeout", "checkpoint_every", "tracking"}
+FREE = {"out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
 """Keys that do not change a result, so a run may go on with other values."""
+# `plugins` only says where code lies; the code itself is compared.
 
 
 class CheckpointError(ValueError):

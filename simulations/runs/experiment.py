@@ -221,6 +221,11 @@ class Experiment(BaseModel):
             tracking=parse(self.tracking, TRACKING),
         )
 
+    def objects(self) -> dict[str, Given]:
+        """Return the keys whose value is an object in memory, which no file can hold."""
+        values = {key: getattr(self, key) for key in SPEC_TABLES}
+        return {key: value for key, value in values.items() if isinstance(value, Given)}
+
     def __copy__(self) -> Experiment:
         """Copy the keys alone: a copy may get others, which describe other parts."""
         copied = super().__copy__()

@@ -69,7 +69,7 @@ def run_and_log(work: Work, log: TextIO) -> int:
     quiet_libraries()
     try:
         setup = prepare(work.experiment)
-        resumed = read(work.folder)[1] if work.resumes else None
+        resumed = read(work.folder, work.experiment.objects())[1] if work.resumes else None
     except ValueError as error:
         _tell(log, f"error: {error}")
         return 2

@@ -62,9 +62,7 @@ def holds_run(folder: Path, experiment: Experiment) -> bool:
     """
     if not (folder / EXPERIMENT).exists():
         return False
-    expected = experiment.model_dump(exclude=FREE)
-    found = Experiment.from_dict(read_toml(folder / EXPERIMENT)).model_dump(exclude=FREE)
-    if found != expected:
+    if _saved(folder / EXPERIMENT, experiment) != experiment.model_dump(exclude=FREE):
         raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
     return True
 
@@ -77,15 +75,23 @@ def check_others(folder: Path, settings: Mapping[str, Any], axes: Collection[str
     SpecError
         One is of another study.
     """
-    expected = Experiment.from_dict(settings).model_dump(exclude={*FREE, *axes})
+    like = Experiment.from_dict(settings)
+    expected = like.model_dump(exclude={*FREE, *axes})
     for path in sorted(folder.glob(f"*/{EXPERIMENT}")):
-        found = Experiment.from_dict(read_toml(path)).model_dump(exclude={*FREE, *axes})
+        found = _saved(path, like, axes)
         for key, value in expected.items():
             if found[key] != value:
                 raise SpecError(
                     f"{str(path.parent)!r} is of another study, with {key}={found[key]!r}; "
                     "give another --out"
                 )
+
+
+def _saved(path: Path, like: Experiment, but_for: Collection[str] = ()) -> dict[str, Any]:
+    """Read what matters of a saved experiment; objects in memory are those of `like`."""
+    values = {key: value for key, value in read_toml(path).items() if key not in but_for}
+    objects = {key: one for key, one in like.objects().items() if values.get(key) == one}
+    return Experiment.from_dict({**values, **objects}).model_dump(exclude={*FREE, *but_for})
 
 
 def holds_cells(folder: Path) -> bool:

@@ -83,7 +83,7 @@ class ForkServer:
         folder = self.folder / cell.name
         resumes = False
         if holds_run(folder, cell.experiment):
-            resumes = can_resume(folder)
+            resumes = can_resume(folder, cell.experiment)
             if not resumes:
                 shutil.rmtree(folder)
         make_folder(folder)
@@ -199,10 +199,10 @@ def uses_cluster(cell: Cell) -> bool:
     return bool(getattr(cell.experiment.parts.engine, "address", ""))
 
 
-def can_resume(folder: Path) -> bool:
-    """Tell whether the run in `folder` has a checkpoint that can be used."""
+def can_resume(folder: Path, experiment: Experiment) -> bool:
+    """Tell whether the run of an experiment in `folder` has a checkpoint that can be used."""
     with suppress(checkpoint.CheckpointError):
-        checkpoint.read(folder)
+        checkpoint.read(folder, experiment.objects())
         return True
     return False
 
