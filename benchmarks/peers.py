@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,6 +31,7 @@ from strategies.server.threads import available_cores
 
 ROOT = Path(__file__).parents[1]
 STEPS = 2
+FLOWER = "flwr run"
 
 
 def settings(clients: int, batch: int, rounds: int, out: Path) -> str:
@@ -108,6 +110,38 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+def job(name: str, folder: Path, toml: Path, clients: int) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs a job on an engine, or by Flower, and its environment."""
+    scripts = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "FLWR_HOME": f"{folder}/home",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+    }
+    if name == FLOWER:
+        command = [str(scripts / "flwr"), "run", ".", "--run-config", str(toml)]
+        command += ["--federation-config", f"num-supernodes={clients}", "--stream"]
+    else:
+        command = [sys.executable, "-m", "simulations.cli.main", "run", str(toml)]
+        command += ["--engine", name]
+    return command, environment
+
+
+def row(name: str, clients: int, batch: int, rounds: int) -> dict[str, Any]:
+    """Measure one runtime: CPU and wall milliseconds per client and step."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        out, toml = folder / "out", folder / "job.toml"
+        toml.write_text(settings(clients, batch, rounds, out))
+        found = measure(*job(name, folder, toml, clients), out, rounds)
+    cpu, wall = (1000 * seconds / (clients * STEPS) for seconds in found)
+    return {"name": name, "cpu_ms": cpu, "wall_ms": wall}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -123,33 +157,11 @@ def main() -> None:
         f"{platform.platform()}, {available_cores()} cores, torch {torch.__version__}, "
         f"{options.clients} clients, batches of {options.batch}, {options.rounds} rounds"
     )
+    names = ["inline", "ray(workers=1)"] if options.tiny else ["inline", "ray", FLOWER]
+    rows = [row(name, options.clients, options.batch, options.rounds) for name in names]
     table = Table("runtime", "CPU ms per client-step", "wall ms per client-step")
-    rows = []
-    scripts = Path(sys.executable).parent
-    names = ["inline", "ray(workers=1)"] if options.tiny else ["inline", "ray", "flwr run"]
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            out, toml = Path(folder) / "out", Path(folder) / "job.toml"
-            toml.write_text(settings(options.clients, options.batch, options.rounds, out))
-            environment = {
-                **os.environ,
-                "FLWR_HOME": f"{folder}/home",
-                "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-                "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
-                "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
-                "FLWR_TELEMETRY_ENABLED": "0",
-                "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-            }
-            command = [sys.executable, "-m", "simulations.cli.main", "run", str(toml)]
-            command += ["--engine", name]
-            if name == "flwr run":
-                federation = f"num-supernodes={options.clients}"
-                command = [str(scripts / "flwr"), "run", ".", "--run-config", str(toml)]
-                command += ["--federation-config", federation, "--stream"]
-            found = measure(command, environment, out, options.rounds)
-        cpu, wall = (1000 * seconds / (options.clients * STEPS) for seconds in found)
-        rows.append({"name": name, "cpu_ms": cpu, "wall_ms": wall})
-        table.add_row(name, f"{cpu:.1f}", f"{wall:.1f}")
+    for found in rows:
+        table.add_row(found["name"], f"{found['cpu_ms']:.1f}", f"{found['wall_ms']:.1f}")
     Console().print(table)
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")

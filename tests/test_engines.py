@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,10 +132,10 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
     assert (ROOT / "pyproject.toml").read_text() == before
 
 
-def test_all_cores_count_where_the_system_cannot_tell_whose_they_are(monkeypatch):
-    monkeypatch.delattr("os.sched_getaffinity")
-    monkeypatch.setattr("os.cpu_count", lambda: 5)
-    assert available_cores() == 5
+def test_all_cores_count_where_the_system_cannot_tell_whose_they_are():
+    assert available_cores(SimpleNamespace(cpu_count=lambda: 5)) == 5
+    told = SimpleNamespace(cpu_count=lambda: 5, sched_getaffinity=lambda process: {0, 3})
+    assert available_cores(told) == 2
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1"])

@@ -1,6 +1,7 @@
 """Numbers of an outside observer, on their way to all files and pages of a run."""
 
 import json
+import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 
 from fl_split.codecs import Identity
 from fl_split.exchange.account import Traffic
+from simulations.clients import client_app
 from simulations.report.comparison import comparison
 from simulations.report.page import build
 from simulations.runs import checkpoint
@@ -131,6 +133,21 @@ def test_a_name_that_is_declared_twice_is_said_before_the_first_round(tmp_path, 
     with pytest.raises(ValueError, match=f"Copy declares '{names[-1]}' once more"):
         train(tmp_path / "run", Copy(), rounds=1)
     assert not watched and not (tmp_path / "run" / "rounds.csv").exists()
+
+
+def test_models_that_clients_keep_do_not_outlive_their_round(simulate):
+    told, alive = [], []
+
+    def watch(row, result):
+        assert len(result.own) == 6
+        told.append(weakref.ref(result))
+
+    def app(message, context):
+        alive.extend(one() is not None for one in told)
+        return client_app.app(message, context)
+
+    simulate(app, watch=watch, strategy="parallel(average_heads=False)", local_steps=1, rounds=2)
+    assert alive and not any(alive)
 
 
 def test_a_number_of_each_client_is_summed_over_clients():

@@ -6,7 +6,7 @@ import csv
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -113,17 +113,20 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
 
 
 class Pace:
-    """Estimates the time left from the rounds done since this object was made."""
+    """Estimates the time left from the rounds done since this object was made; `clock` in s."""
 
-    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
-        self._began, self._before = time.monotonic(), self._rounds(snapshots)
+    def __init__(
+        self, snapshots: Sequence[Snapshot], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._began, self._before = clock(), self._rounds(snapshots)
 
     def seconds_left(self, snapshots: Sequence[Snapshot], total: int) -> float | None:
         """Return what `total` rounds still need; None before anything is known."""
         done = self._rounds(snapshots)
         if done <= self._before:
             return None
-        each = (time.monotonic() - self._began) / (done - self._before)
+        each = (self._clock() - self._began) / (done - self._before)
         return each * max(0, total - done)
 
     @staticmethod

@@ -14,11 +14,11 @@ R = TypeVar("R")
 Then = Callable[[Any], None]
 
 
-def available_cores() -> int:
-    """Cores that this process may use; all of them where the system cannot tell."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def available_cores(system: Any = os) -> int:
+    """Cores that this process may use; all of them where the `system` cannot tell."""
+    if hasattr(system, "sched_getaffinity"):  # not on macOS
+        return len(system.sched_getaffinity(0))
+    return system.cpu_count() or 1
 
 
 class ServerThreads:
