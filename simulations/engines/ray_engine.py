@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from flwr.clientapp import ClientApp
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from fl_split.clash import ClashError, check_folder
 from fl_split.exchange.stacked import MEMBERS
 from fl_split.foreign import travelling
 from fl_split.specs import STRICT
@@ -152,6 +154,10 @@ class Ray:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
+        try:
+            check_folder(Path.cwd())  # which Ray makes its workers look into first
+        except ClashError as error:
+            raise EngineError(f"{error}; or take engine=inline()") from None
         quiet = {"log_to_driver": False, "logging_level": "error"}
         count = self.workers or available_cores()
         if self.address:

@@ -1,0 +1,21 @@
+"""The command line, as ``fl-split`` and as ``python -m fl_split``; a door, nothing lives here."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from fl_split.clash import ClashError, check
+
+
+def main() -> None:
+    """Run the command line, if Python finds our packages."""
+    try:
+        check()
+    except ClashError as error:
+        sys.exit(f"error: {error}")
+    import_module("simulations.cli.main").app()
+
+
+if __name__ == "__main__":
+    main()
