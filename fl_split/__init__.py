@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fl_split import clash
+
 if TYPE_CHECKING:
     from simulations.api import (
         Comparison,
@@ -47,6 +49,7 @@ def __getattr__(name: str) -> Any:
     """Open the API when something of it is asked for."""
     if name not in __all__:
         raise AttributeError(f"fl_split has no {name!r}; it has {', '.join(__all__)}")
+    clash.check()
     return getattr(import_module("simulations.api"), name)
 
 

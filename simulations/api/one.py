@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from simulations.api.results import Run
 from simulations.runs import checkpoint
 from simulations.runs.observers import Observer
 from simulations.runs.quiet import quiet_libraries
-from simulations.runs.run import run as run_prepared
-from simulations.runs.run import workers
+from simulations.runs.run import run_each
 from simulations.runs.setup import prepare
 
 Callbacks = Callback | Sequence[Callback]
@@ -74,11 +74,11 @@ def run(
     values = of_one(config, keys)
     folder = chosen_folder(values, out)
     (setup,) = prepare_all({"": values}, folder).values()
-    with stopped(folder), workers([setup]) as session:
-        shows = is_watched() if progress is None else progress
-        with watching(setup, folder.name, as_list(callback), shows) as watch:
-            run_prepared(setup, session, watch=watch, observers=observers)
-    return Run(folder, keys)
+    shows = is_watched() if progress is None else progress
+    with stopped(folder):
+        watch = partial(watching, callbacks=as_list(callback), shows=shows)
+        run_each({folder.name: setup}, watch, observers=observers)
+    return Run(folder, setup.experiment.objects())
 
 
 def resume(
@@ -110,12 +110,11 @@ def resume(
     path = Path(folder).expanduser()
     experiment, before = checkpoint.read(path, with_specs(keys))
     setup = prepare(experiment)
-    with stopped(path), workers([setup]) as session:
-        shows = is_watched() if progress is None else progress
-        done = before.rounds
-        with watching(setup, path.name, as_list(callback), shows, done) as watch:
-            run_prepared(setup, session, watch=watch, resumed=before, observers=observers)
-    return Run(path, keys)
+    shows = is_watched() if progress is None else progress
+    with stopped(path):
+        watch = partial(watching, callbacks=as_list(callback), shows=shows, done=before.rounds)
+        run_each({path.name: setup}, watch, resumed=before, observers=observers)
+    return Run(path, experiment.objects())
 
 
 def chosen_folder(values: dict[str, Any], out: str | Path | None) -> Path:

@@ -25,7 +25,7 @@ def is_watched() -> bool:
 
 @contextmanager
 def watching(
-    setup: Setup, name: str, callbacks: Sequence[Callback], shows: bool, done: int = 0
+    name: str, setup: Setup, callbacks: Sequence[Callback], shows: bool, done: int = 0
 ) -> Iterator[Watch]:
     """Show a bar with accuracy and bytes so far, and call back after each round."""
     experiment = setup.experiment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,14 @@ from tqdm import tqdm
 
 from simulations.api.objects import as_spec, with_specs
 from simulations.api.one import Callbacks, as_list, chosen_folder, stopped
-from simulations.api.plans import of_file, of_several, prepare_all
+from simulations.api.plans import of_several, prepare_all
 from simulations.api.progress import is_watched, watching
 from simulations.api.results import Comparison, Run, Study
-from simulations.report import comparison, comparison_plot
+from simulations.report import write_comparison
 from simulations.report.page import build, form_of, write
 from simulations.runs.lock import alone
 from simulations.runs.quiet import quiet_libraries
-from simulations.runs.results import COMPARISON
-from simulations.runs.run import run, workers
+from simulations.runs.run import run_each
 from simulations.runs.settings import read_toml
 from simulations.runs.shipped import find
 from simulations.studies import study
@@ -61,21 +61,15 @@ def compare(
     >>> both.table[["run", "final_accuracy", "ratio"]]
     """
     quiet_libraries()
-    is_file = isinstance(runs, str | Path)
-    plans = of_file(runs, keys) if is_file else of_several(runs, keys)  # type: ignore[arg-type]
+    plans = of_several(runs, keys)
     folder = chosen_folder(next(iter(plans.values())), out)
     setups = prepare_all(plans, folder)
     shows = is_watched() if progress is None else progress
-    summaries = {}
-    with stopped(folder), workers([*setups.values()]) as session:
-        for name, setup in setups.items():
-            with watching(setup, name, as_list(callback), shows) as watch:
-                summaries[name] = run(setup, session, watch=watch)
-    comparison(summaries).to_csv(folder / COMPARISON, index=False)
-    comparison_plot({name: folder / name for name in setups}, folder / "comparison.svg")
-    given = {} if is_file else {name: dict(row) for name, row in _rows(runs)}
-    found = {name: Run(folder / name, {**keys, **given.get(name, {})}) for name in setups}
-    return Comparison(folder, found)
+    with stopped(folder):
+        watch = partial(watching, callbacks=as_list(callback), shows=shows)
+        write_comparison(run_each(setups, watch), folder)
+    objects = {name: setup.experiment.objects() for name, setup in setups.items()}
+    return Comparison(folder, {name: Run(folder / name, objects[name]) for name in setups})
 
 
 def sweep(
@@ -218,9 +212,3 @@ def _study(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in processes.failed.items())
         raise RuntimeError(f"{len(processes.failed)} of {len(found)} runs failed ({reasons})")
     return Study(folder, table, {cell.name: Run(folder / cell.name) for cell in found})
-
-
-def _rows(runs: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    if isinstance(runs, Mapping):
-        return runs.items()
-    return [(str(row.get("name", f"run-{n}")), row) for n, row in enumerate(runs, start=1)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -103,14 +102,14 @@ def compare(
     """
     with door():
         from simulations.runs.outline import check_names
-        from simulations.runs.settings import read_overrides, read_toml
+        from simulations.runs.settings import read_overrides, read_toml, rows_of
         from simulations.runs.shipped import find
 
         files = [find(text) for text in configs if "=" not in text]
         overrides = read_overrides([text for text in configs if "=" in text])
         plans = {}
         for file in files:
-            for name, values in _rows(file, read_toml(file), overrides):
+            for name, values in rows_of(file, read_toml(file), overrides):
                 if name in plans:
                     raise ValueError(f"two runs are called {name!r}; give them different names")
                 plans[name] = _with_options(values, engine)
@@ -186,26 +185,6 @@ def resume(
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)
     run_setups({folder.name: setup}, folder, checkpoint)
-
-
-def _rows(
-    file: Path, values: dict[str, Any], overrides: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and settings of each run that a configuration file asks for."""
-    rows = values.pop("compare", None)
-    if rows is None:
-        yield file.stem, {**values, **overrides}
-        return
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{file}: compare must be a list of tables, [[compare]]")
-    for number, row in enumerate(rows, start=1):
-        name = str(row.pop("name", f"run-{number}"))
-        if name in {"", ".", ".."} or Path(name).name != name:
-            raise ValueError(f"{file}: name must be usable as a folder's, got {name!r}")
-        for key in overrides:
-            if key in row:
-                raise ValueError(f"{key} differs between the runs of {file}; set it there")
-        yield name, {**values, **overrides, **row}
 
 
 def _with_options(values: dict[str, Any], engine: str | None) -> dict[str, Any]:

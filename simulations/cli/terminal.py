@@ -52,48 +52,22 @@ AROUND = 9
 def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Check all plans, then run one after the other on the same workers."""
     with quiet():
-        from simulations.runs.results import check_empty, check_folder
+        from simulations.api.plans import prepare_all
     with door():
-        check_folder(folder)
-        check_empty(folder)
-    run_setups(prepare_all(plans, folder), folder)
-
-
-def prepare_all(plans: dict[str, dict[str, Any]], folder: Path) -> dict[str, Setup]:
-    """Check all plans, load their data and build their models; make `folder`."""
-    with quiet():
-        from simulations.runs.experiment import Experiment
-        from simulations.runs.results import check_folder, make_folder
-        from simulations.runs.setup import prepare
-
-    with door():
-        setups = {}
-        for name, values in plans.items():
-            with of(name):
-                path = folder / name
-                check_folder(path)
-                setups[name] = prepare(Experiment.from_dict({**values, "out": str(path)}))
-        engines = {setup.experiment.engine for setup in setups.values()}
-        if len(engines) > 1:
-            raise ValueError(f"all runs must have one engine, got {', '.join(sorted(engines))}")
-        make_folder(folder)
-    return setups
+        setups = prepare_all(plans, folder)
+    run_setups(setups, folder)
 
 
 def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | None = None) -> None:
     """Run what has been checked, on the same workers; show a table in the end."""
     from simulations import report
     from simulations.runs.news import early_end
-    from simulations.runs.results import COMPARISON
-    from simulations.runs.run import run, workers
+    from simulations.runs.run import run_each
 
     explain([setup.experiment for setup in setups.values()])
-    folders = {name: Path(setup.experiment.out) for name, setup in setups.items()}
-    summaries = {}
-    with ends(folder, [*folders.values()]), workers([*setups.values()]) as session:
-        for name, setup in setups.items():
-            with _shown(setup, name, resumed) as watch:
-                summaries[name] = run(setup, session, watch=watch, resumed=resumed)
+    folders = [Path(setup.experiment.out) for setup in setups.values()]
+    with ends(folder, folders):
+        summaries = run_each(setups, partial(_shown, resumed=resumed), resumed)
     frame = report.comparison({name or folder.name: s for name, s in summaries.items()})
     out.print(report.comparison_table(frame, out.width))
     for name, summary in summaries.items():
@@ -101,8 +75,7 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
             label = f"{name}: " if name else ""
             out.print(f"{label}{text}", markup=False, highlight=False, soft_wrap=True)
     if len(setups) > 1:
-        frame.to_csv(folder / COMPARISON, index=False)
-        report.comparison_plot(folders, folder / "comparison.svg")
+        report.write_comparison(summaries, folder)
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -129,7 +102,7 @@ def explain(experiments: Sequence[Experiment]) -> None:
 
 
 @contextmanager
-def _shown(setup: Setup, name: str, resumed: Checkpoint | None) -> Iterator[Watch]:
+def _shown(name: str, setup: Setup, resumed: Checkpoint | None) -> Iterator[Watch]:
     """Show a run while it goes on, as a bar with its latest round; yield what watches it."""
     from simulations.runs.news import News
 

@@ -6,6 +6,14 @@ from simulations.report.comparison import (
     comparison_figure,
     comparison_plot,
     comparison_table,
+    write_comparison,
 )
 
-__all__ = ["CLIENT", "comparison", "comparison_figure", "comparison_plot", "comparison_table"]
+__all__ = [
+    "CLIENT",
+    "comparison",
+    "comparison_figure",
+    "comparison_plot",
+    "comparison_table",
+    "write_comparison",
+]

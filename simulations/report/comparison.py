@@ -11,7 +11,7 @@ from rich.table import Table
 
 from simulations.report.text_table import text_table
 from simulations.runs.columns import PAYLOAD, SENT, WEIGHTS, sums
-from simulations.runs.results import ROUNDS
+from simulations.runs.results import COMPARISON, ROUNDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,12 @@ def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def write_comparison(summaries: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    """Write table and plot of runs whose folders, by their names, are in `folder`."""
+    comparison(summaries).to_csv(folder / COMPARISON, index=False)
+    comparison_plot({name: folder / name for name in summaries}, folder / "comparison.svg")
 
 
 def comparison_table(frame: pd.DataFrame, width: int) -> Table:

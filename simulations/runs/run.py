@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,27 @@ def run(
     server_app.app(grid, LocalContext(setup, watch, resumed, budget, observers))
     summary: dict[str, Any] = json.loads((output_folder(experiment) / SUMMARY).read_text())
     return summary
+
+
+def run_each(
+    setups: Mapping[str, Setup],
+    watching: Callable[[str, Setup], AbstractContextManager[Watch]],
+    resumed: Checkpoint | None = None,
+    observers: Sequence[Observer] = (),
+) -> dict[str, dict[str, Any]]:
+    """Run one after the other on the same workers; return the summaries by name.
+
+    `watching` opens, for each run, what is called after its rounds. The rest is as for
+    :func:`run`.
+    """
+    summaries = {}
+    with workers([*setups.values()]) as session:
+        for name, setup in setups.items():
+            with watching(name, setup) as watch:
+                summaries[name] = run(
+                    setup, session, watch=watch, resumed=resumed, observers=observers
+                )
+    return summaries
 
 
 @dataclass(frozen=True)

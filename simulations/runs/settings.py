@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,37 @@ def _beside(config: Path, plugins: Any) -> list[str]:
     """Return absolute paths of plugins, from the folder of the configuration on."""
     files = [Path(name).expanduser() for name in plugin_files(plugins)]
     return [str((config.parent / file).absolute()) for file in files]
+
+
+def rows_of(
+    config: str | Path, values: Mapping[str, Any], common: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and keys of each run that `values` ask for: one, or those of ``[[compare]]``.
+
+    `config` names them in errors, and a run alone; `common` holds for all of them.
+
+    Raises
+    ------
+    SpecError
+        ``compare`` is no list of tables, a name is none of a folder, or a key is in `common`
+        and in a table.
+    """
+    base = {key: value for key, value in values.items() if key != "compare"}
+    rows = values.get("compare", None)
+    if rows is None:
+        yield Path(config).stem, {**base, **common}
+        return
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise SpecError(f"{config}: compare must be a list of tables, [[compare]]")
+    for number, row in enumerate(rows, start=1):
+        own = dict(row)
+        name = str(own.pop("name", f"run-{number}"))
+        if name in {"", ".", ".."} or Path(name).name != name:
+            raise SpecError(f"{config}: name must be usable as a folder's, got {name!r}")
+        for key in common:
+            if key in own:
+                raise SpecError(f"{key} differs between the runs of {config}; set it there")
+        yield name, {**base, **common, **own}
 
 
 def read_overrides(pairs: Sequence[str]) -> dict[str, Any]:
