@@ -19,6 +19,7 @@ from fl_split.checks.laws import check_repr, hold, must
 from fl_split.codecs import parse_codec
 from fl_split.exchange.account import Traffic
 from fl_split.exchange.records import BEGIN, GO_ON
+from fl_split.foreign import Given
 from fl_split.seeds import seeded
 from fl_split.specs import parse
 from simulations.clients import client_app
@@ -114,13 +115,13 @@ def _play(
 
     `strategy` is one that no spec need name, instead of the experiment's.
     """
-    resumed = None
+    resumed, objects = None, {}
+    if strategy is not None:
+        objects["strategy"] = Given.of(strategy, repr(strategy), "")
     if folder.exists():
-        experiment, resumed = checkpoint.read(folder)
+        experiment, resumed = checkpoint.read(folder, objects)
     else:
-        experiment = Experiment.from_dict({**TINY, **changes, "out": str(folder)})
-    if strategy is not None:  # no other key describes it, and a cached property may be set
-        experiment.parts = replace(experiment.parts, strategy=strategy)
+        experiment = Experiment.from_dict({**TINY, **changes, **objects, "out": str(folder)})
     found = _Outcome(folder, [], [])
 
     def watch(row: dict[str, Any], result: RoundResult) -> None:
