@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
 from simulations.clients import client_app
-from simulations.engines.local_grid import Session
-from simulations.engines.ray_engine import Ray
+from simulations.engines.local_grid import LocalGrid, Session
+from simulations.engines.ray_engine import Ray, _balance
 from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
@@ -73,9 +73,9 @@ def simulate(tmp_path: Path):
     return _simulator(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory):
-    """Run a tiny experiment inline, once per module for the same changes."""
+    """Run a tiny experiment inline, once per process for the same changes; only read it."""
     run = _simulator(tmp_path_factory.mktemp("reference"))
     found: dict[str, Outcome] = {}
 
@@ -107,16 +107,104 @@ def _simulator(folder: Path) -> Callable[..., Outcome]:
     return run
 
 
+MOST_WORKERS = 3
+
+
+@dataclass
+class SharedRay:
+    """The one Ray of a test process, started when it is first asked for.
+
+    Starting Ray and its workers costs more than the tests that need it. So its actors know no
+    app of their own: each run brings along the app that they answer it with.
+    """
+
+    _started: ExitStack = field(default_factory=ExitStack)
+    _begin: Session | None = None
+
+    def session(self, workers: int = 2, app: Any = client_app.app) -> Session:
+        """Run on the first `workers` of its actors, which answer with `app`."""
+        if self._begin is None:
+            ray = Ray(workers=MOST_WORKERS)
+            self._begin = self._started.enter_context(ray.session(_brought_along()))
+        start = self._begin
+
+        def begin(worker: Any, clients: int, timeout: float) -> LocalGrid:
+            worker.app = app
+            grid = start(worker, clients, timeout)
+            grid._home = _balance([len(part) for part in worker.data.partitions], workers)
+            return grid
+
+        return begin
+
+    def close(self) -> None:
+        """End it; whoever asks again gets a new one."""
+        self._begin = None
+        self._started.close()
+
+
+def _brought_along() -> Any:
+    """Make the app that answers with a run's own; made here, Ray sends it to actors by value."""
+
+    class BroughtAlong:
+        def __call__(self, message: Message, context: Any) -> Message:
+            return context.pool.worker.app(message, context)
+
+        def open(self, message: Message, context: Any) -> Any:
+            open_ = getattr(context.pool.worker.app, "open", None)
+            return open_ and open_(message, context)
+
+    return BroughtAlong()
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[SharedRay]:
+    shared = SharedRay()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(autouse=True)
+def _ends_ray(request: pytest.FixtureRequest, shared_ray: SharedRay) -> None:
+    """Tests that need Ray come first; all others shall find the machine without it."""
+    if not _needs_ray(request):
+        shared_ray.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not _needs_ray(item))
+
+
+def _needs_ray(asked: Any) -> bool:
+    return "ray_session" in asked.fixturenames
+
+
 @pytest.fixture
-def on_ray(simulate):
-    """Run tiny experiments one after the other on one Ray: most of its time goes to starting it."""
+def ray_session(shared_ray: SharedRay) -> Callable[..., Session]:
+    """Give sessions of the shared Ray: with so many workers, that answer with an app."""
+    return shared_ray.session
 
-    @contextmanager
-    def start(workers: int = 2) -> Iterator[Callable[..., Outcome]]:
-        with Ray(workers=workers).session(client_app.app) as session:
-            yield partial(simulate, session=session)
 
-    return start
+@pytest.fixture
+def on_ray(simulate, ray_session) -> Callable[..., Outcome]:
+    """Run a tiny experiment on the shared Ray."""
+
+    def run(app: Any = client_app.app, workers: int = 2, **changes: Any) -> Outcome:
+        return simulate(session=ray_session(workers, app), **changes)
+
+    return run
+
+
+@pytest.fixture
+def seen(tmp_path: Path):
+    """Give a client app that notes which processes it runs in, and tell which these are."""
+    folder = tmp_path / "processes"
+    folder.mkdir()
+
+    def app(message: Message, context: Context) -> Message:
+        (folder / str(os.getpid())).touch()
+        return client_app.app(message, context)
+
+    return app, lambda: {int(path.name) for path in folder.iterdir()}
 
 
 def execute(
@@ -187,11 +275,10 @@ def through_state(simulate) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def resume():
-    """Go on with a run from its checkpoint, on another engine if asked to."""
+    """Go on with a run from its checkpoint, in a session if one is given."""
 
-    def run(outcome: Outcome, engine: str = "inline()") -> None:
+    def run(outcome: Outcome, session: Session | None = None) -> None:
         experiment, found = checkpoint.read(outcome.folder)
-        values = {**experiment.model_dump(), "engine": engine}
-        execute(Experiment.from_dict(values), resumed=found)
+        execute(experiment, resumed=found, session=session)
 
     return run

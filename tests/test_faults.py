@@ -43,36 +43,25 @@ def dies_at(partition, number, marker):
 @pytest.mark.parametrize(
     ("strategy", "number"), [("parallel", 1), (PRIVATE, 16), ("sflv1", 11), ("sflv2", 5)]
 )
-def test_a_worker_killed_over_any_message_changes_nothing(simulate, tmp_path, strategy, number):
+def test_a_worker_killed_over_any_message_changes_nothing(
+    reference, on_ray, tmp_path, strategy, number
+):
     changes = {"strategy": strategy, "codec": "adc(ratio=0.25)", **LONG}
-    undisturbed = simulate(**changes)
+    undisturbed = reference(**changes)
     marker = tmp_path / "killed"
     app = dies_at(int(undisturbed.clients["client"][0]), number, marker)
-    disturbed = simulate(app, engine="ray(workers=2)", **changes)
+    disturbed = on_ray(app, **changes)
     assert marker.exists()
     assert not disturbed.clients["dropped"].any()
     assert disturbed.equals(undisturbed)
     assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
 
 
-@pytest.fixture
-def seen(tmp_path):
-    """The client app that notes which processes it runs in, and where it does so."""
-    folder = tmp_path / "processes"
-    folder.mkdir()
-
-    def app(message, context):
-        (folder / str(os.getpid())).touch()
-        return client_app.app(message, context)
-
-    return app, lambda: {int(path.name) for path in folder.iterdir()}
-
-
 @pytest.mark.slow
-def test_workers_killed_from_outside_between_rounds_change_nothing(simulate, seen):
+def test_workers_killed_from_outside_between_rounds_change_nothing(reference, on_ray, seen):
     """One after each of three rounds, each of which gave every actor work."""
     changes = {"strategy": PRIVATE, "rounds": 4, **LONG}
-    undisturbed = simulate(**changes)
+    undisturbed = reference(**changes)
     app, processes = seen
     killed = []
 
@@ -81,7 +70,7 @@ def test_workers_killed_from_outside_between_rounds_change_nothing(simulate, see
             killed.append(min(processes().difference(killed)))
             os.kill(killed[-1], signal.SIGKILL)
 
-    disturbed = simulate(app, watch=kill, engine="ray(workers=2)", **changes)
+    disturbed = on_ray(app, watch=kill, **changes)
     assert len(processes()) == 5  # two, and one in place of each that was killed
     assert disturbed.equals(undisturbed)
     assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
@@ -89,14 +78,14 @@ def test_workers_killed_from_outside_between_rounds_change_nothing(simulate, see
 
 
 @pytest.mark.slow
-def test_a_client_that_kills_every_worker_is_dropped_alone(simulate):
+def test_a_client_that_kills_every_worker_is_dropped_alone(on_ray):
     def deadly(message, context):
         partition = context.node_config["partition-id"]
         if partition == 0 and message.metadata.group_id == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return client_app.app(message, context)
 
-    outcome = simulate(deadly, engine="ray(workers=2)", rounds=3)
+    outcome = on_ray(deadly, rounds=3)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 0]]
     assert "worker failed" in dropped["dropped"].iloc[0]
@@ -114,25 +103,23 @@ def hangs(message, context):
     return client_app.app(message, context)
 
 
-@pytest.mark.parametrize(
-    "engine", ["inline()", pytest.param("ray(workers=2)", marks=pytest.mark.slow)]
-)
-def test_a_client_that_hangs_is_dropped_for_the_round(simulate, engine):
-    outcome = simulate(hangs, engine=engine, timeout=2.0, rounds=2)
+@pytest.mark.parametrize("engine", ["simulate", pytest.param("on_ray", marks=pytest.mark.slow)])
+def test_a_client_that_hangs_is_dropped_for_the_round(request, engine):
+    outcome = request.getfixturevalue(engine)(hangs, timeout=2.0, rounds=2)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 3]]
     assert dropped["dropped"].tolist() == ["TimeoutError: no reply within 2 seconds"]
 
 
 @pytest.mark.slow
-def test_several_clients_that_hang_in_one_worker_are_dropped_alone(simulate):
+def test_several_clients_that_hang_in_one_worker_are_dropped_alone(on_ray):
     def several_hang(message, context):
         hangs_here = context.node_config["partition-id"] in {0, 2, 5}
         if hangs_here and flower_messages.read(message).action == GRADIENT:
             time.sleep(60)
         return client_app.app(message, context)
 
-    outcome = simulate(several_hang, engine="ray(workers=1)", timeout=2.0, rounds=1)
+    outcome = on_ray(several_hang, workers=1, timeout=2.0, rounds=1)
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [0, 2, 5]
 
 

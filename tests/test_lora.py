@@ -131,5 +131,5 @@ def test_sflv1_equals_fedavg_exactly(simulate, adapted, optimizer):
 
 
 @pytest.mark.slow
-def test_ray_gives_the_bits_of_inline(simulate, adapted):
-    assert simulate(**adapted).equals(simulate(**adapted, engine="ray(workers=2)"))
+def test_ray_gives_the_bits_of_inline(simulate, on_ray, adapted):
+    assert simulate(**adapted).equals(on_ray(**adapted))
