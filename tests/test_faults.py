@@ -13,6 +13,7 @@ from fl_split.exchange.records import GRADIENT, PAYLOAD
 from fl_split.payload import Payload
 from simulations.cli import main as cli
 from simulations.clients import client_app
+from simulations.engines.ray_engine import Ray
 from strategies.server import flower_messages
 
 PRIVATE = "parallel(average_heads=False)"
@@ -144,67 +145,52 @@ def test_a_client_whose_loss_overflows_is_dropped_alone(simulate, strategy):
     assert all(weights.isfinite().all() for weights in outcome.model.values())
 
 
-@pytest.mark.slow
-def test_two_nodes_give_the_bits_of_one(simulate):
-    from ray.cluster_utils import Cluster
-
-    changes = {"strategy": "sflv1", "codec": "adc(ratio=0.25)", "partition": "dirichlet(alpha=0.3)"}
-    inline = simulate(**changes)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    nodes = set()
-
-    def watch(row, result):
-        import ray
-
-        nodes.update(
-            node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
-        )
-
-    try:
-        spread = simulate(
-            watch=watch, engine=f"ray(address={cluster.address!r}, workers=2)", **changes
-        )
-    finally:
-        cluster.shutdown()
-    assert len(nodes) == 2  # one CPU each, one actor a CPU: both were used
-    assert spread.equals(inline)
-    assert spread.rounds[EXACT].equals(inline.rounds[EXACT])
-
-
 def is_alive(process):
     """A process that nobody has waited for yet is dead, though it is still listed."""
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
-def test_a_lost_node_takes_its_clients_along_and_the_run_goes_on(simulate, seen):
+@pytest.fixture
+def two_nodes(seen):
+    """Start a cluster; yield a session on it, how to lose a node, and which processes work."""
     from ray.cluster_utils import Cluster
 
     app, processes = seen
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     other = cluster.add_node(num_cpus=1)
 
-    def watch(row, result):
-        if row["round"] == 1:
-            workers = [psutil.Process(number) for number in processes()]
-            assert len(workers) == 2
-            cluster.remove_node(other, allow_graceful=False)
-            for _ in range(300):  # its worker notices in a while
-                if not all(map(is_alive, workers)):
-                    break
-                time.sleep(0.1)
+    def lose():
+        workers = [psutil.Process(number) for number in processes()]
+        cluster.remove_node(other, allow_graceful=False)
+        for _ in range(600):  # its worker notices in a while
+            if not all(map(is_alive, workers)):
+                return
+            time.sleep(0.1)
 
     try:
-        outcome = simulate(
-            app,
-            watch=watch,
-            engine=f"ray(address={cluster.address!r}, workers=2)",
-            rounds=3,
-            timeout=3.0,
-        )
+        with Ray(address=cluster.address, workers=2).session(app) as session:
+            yield session, lose, processes
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_bits_of_one_and_a_lost_one_takes_its_clients_along(
+    simulate, reference, two_nodes
+):
+    """In one test, since starting a cluster takes long. One CPU a node: one worker on each."""
+    session, lose, processes = two_nodes
+    changes = {"strategy": "sflv1", "codec": "adc(ratio=0.25)", "partition": "dirichlet(alpha=0.3)"}
+    inline, spread = reference(**changes), simulate(session=session, **changes)
+    assert len(processes()) == 2
+    assert spread.equals(inline)
+    assert spread.rounds[EXACT].equals(inline.rounds[EXACT])
+
+    def watch(row, result):
+        if row["round"] == 1:
+            lose()
+
+    outcome = simulate(session=session, watch=watch, rounds=3, timeout=3.0)
     dropped = outcome.clients.query("dropped != ''")
     assert outcome.summary["status"] == "complete"
     assert sorted(dropped["round"].unique()) == [2, 3]
