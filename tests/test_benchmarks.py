@@ -1,8 +1,8 @@
 import json
 import os
-import runpy
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -33,28 +33,17 @@ def benchmark(*arguments):
 def run(tmp_path, monkeypatch, capsys):
     """Run a program at its tiny size; return what it printed and the rows it wrote.
 
-    It runs in this process, which has imported all it needs, unless it starts processes that
-    import it.
+    It runs in this process, which has imported all that it needs.
     """
-
-    def here(program, *options):
-        monkeypatch.setattr(sys, "argv", [str(program), *map(str, options)])
-        monkeypatch.setenv("COLUMNS", "160")
-        monkeypatch.syspath_prepend(program.parent)
-        runpy.run_path(str(program), run_name="__main__")
-        return capsys.readouterr().out
-
-    def alone(*command):
-        done = benchmark(*command)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
     def measure(name):
         program, *options = COMMANDS[name]
         found = tmp_path / f"{name}.json"
-        start = alone if name in {"engine", "peers"} else here
-        shown = start(ROOT / "benchmarks" / program, *options, "--json", found)
-        return shown, json.loads(found.read_text())
+        monkeypatch.setattr(sys, "argv", [program, *options, "--json", str(found)])
+        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        import_module(program.removesuffix(".py")).main()
+        return capsys.readouterr().out, json.loads(found.read_text())
 
     return measure
 

@@ -104,12 +104,20 @@ def hangs(message, context):
     return client_app.app(message, context)
 
 
-@pytest.mark.parametrize("engine", ["simulate", pytest.param("on_ray", marks=pytest.mark.slow)])
-def test_a_client_that_hangs_is_dropped_for_the_round(request, engine):
-    outcome = request.getfixturevalue(engine)(hangs, timeout=2.0, rounds=2)
+def check_hanging(run):
+    outcome = run(hangs, timeout=2.0, rounds=2)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 3]]
     assert dropped["dropped"].tolist() == ["TimeoutError: no reply within 2 seconds"]
+
+
+def test_a_client_that_hangs_is_dropped_for_the_round(simulate):
+    check_hanging(simulate)
+
+
+@pytest.mark.slow
+def test_a_client_that_hangs_on_ray_is_dropped_for_the_round(on_ray):
+    check_hanging(on_ray)
 
 
 @pytest.mark.slow
