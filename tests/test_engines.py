@@ -131,7 +131,7 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
     before = (ROOT / "pyproject.toml").read_text()
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
         )
         assert (tmp_path / "flwr" / "summary.json").exists(), done.stdout + done.stderr
     finally:

@@ -324,7 +324,7 @@ def test_a_failed_cell_stops_no_other_and_finished_ones_are_kept(config):
     assert other.exit_code == 2 and "of another study, with batch_size=64" in other.stderr
 
 
-def wait_until(condition, seconds=90):
+def wait_until(condition, seconds=300):
     for _ in range(seconds * 10):
         if condition():
             return
@@ -378,7 +378,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
         )
         wait_until(lambda rounds=rounds: done(rows[0]) > rounds)
         process.send_signal(blow)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
         time.sleep(1)
         left = done(rows[0])
         time.sleep(1)
