@@ -70,14 +70,6 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _ray_waits_for_nobody() -> Iterator[None]:
-    """Let Ray's workers have their share of a busy machine; by default they are the nicest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_worker_niceness", "0")
-        yield
-
-
 @pytest.fixture
 def simulate(tmp_path: Path):
     """Run a tiny experiment with changes; each call in its own folder."""
@@ -118,15 +110,11 @@ def _simulator(folder: Path) -> Callable[..., Outcome]:
     return run
 
 
-MOST_WORKERS = 3
-
-
 @dataclass
 class SharedRay:
-    """The one Ray of a test process, started when it is first asked for.
+    """The one Ray of a test process, of three workers, started when it is first asked for.
 
-    Starting Ray and its workers costs more than the tests that need it. So its actors know no
-    app of their own: each run brings along the app that they answer it with.
+    Its actors know no app of their own: each run brings along the one they answer it with.
     """
 
     _started: ExitStack = field(default_factory=ExitStack)
@@ -134,10 +122,9 @@ class SharedRay:
 
     def session(self, workers: int = 2, app: Any = client_app.app) -> Session:
         """Run on the first `workers` of its actors, which answer with `app`."""
-        if self._begin is None:
-            ray = Ray(workers=MOST_WORKERS)
-            self._begin = self._started.enter_context(ray.session(_brought_along()))
-        start = self._begin
+        start = self._begin = self._begin or self._started.enter_context(
+            Ray(workers=3).session(_brought_along())
+        )
 
         def begin(worker: Any, clients: int, timeout: float) -> LocalGrid:
             worker.app = app
@@ -148,7 +135,7 @@ class SharedRay:
         return begin
 
     def close(self) -> None:
-        """End it; whoever asks again gets a new one."""
+        """End it, if it runs; whoever asks again gets a new one."""
         self._begin = None
         self._started.close()
 
@@ -169,9 +156,12 @@ def _brought_along() -> Any:
 
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[SharedRay]:
-    shared = SharedRay()
-    yield shared
-    shared.close()
+    """Let Ray's workers, by default the nicest, have their share of a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        shared = SharedRay()
+        yield shared
+        shared.close()
 
 
 @pytest.fixture(autouse=True)
