@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -363,10 +362,6 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
     def done(path):
         return len(path.read_text().splitlines()) - 1 if path.exists() else 0
 
-    def slow_and_ready_for_ctrl_c():
-        os.nice(10)  # so that this process sees the round it waits for long before the last
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
     for blow, rounds in blows:
         process = subprocess.Popen(
             [sys.executable, "-m", "simulations.cli.main", *command],
@@ -374,7 +369,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
-            preexec_fn=slow_and_ready_for_ctrl_c,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         wait_until(lambda rounds=rounds: done(rows[0]) > rounds)
         process.send_signal(blow)
