@@ -211,12 +211,15 @@ def test_ctrl_c_ends_cleanly(tmp_path, engine):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     rows = tmp_path / "x" / "rounds.csv"
-    for _ in range(3000):  # a busy machine takes minutes to start Ray
-        time.sleep(0.1)
-        if rows.exists() and len(rows.read_text().splitlines()) > 2:
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    try:
+        for _ in range(3000):  # a busy machine takes minutes to start Ray
+            time.sleep(0.1)
+            if rows.exists() and len(rows.read_text().splitlines()) > 2:
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "stopped" in errors and "Traceback" not in errors
     finished = pd.read_csv(rows)

@@ -371,9 +371,12 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-        wait_until(lambda rounds=rounds: done(rows[0]) > rounds)
-        process.send_signal(blow)
-        said = process.communicate(timeout=300)[1]
+        try:
+            wait_until(lambda rounds=rounds: done(rows[0]) > rounds)
+            process.send_signal(blow)
+            said = process.communicate(timeout=300)[1]
+        finally:
+            process.kill()
         time.sleep(1)
         left = done(rows[0])
         time.sleep(1)
