@@ -8,7 +8,7 @@ import pytest
 
 LEARNS = {
     "clients": 4,
-    "rounds": 40,
+    "rounds": 60,
     "local_steps": 4,
     "batch_size": 32,
     "partition": "dirichlet(alpha=1.0)",
@@ -18,7 +18,6 @@ LEARNS = {
     "tail_optimizer": "adam(lr=0.01)",
 }
 TOGETHER = {
-    "rounds": 60,
     "head_optimizer": "adam(lr=0.01)",
     "tail_optimizer": "adam(lr=0.02)",
 }
