@@ -4,7 +4,7 @@ python benchmarks/peers.py [--clients N] [--batch N] [--rounds N] [--json FILE] 
 
 Digits, IID, ViT d=64 with 2+4 blocks, 65 tokens, `parallel`, two steps per round. Same apps, same
 bits. CPU is of every process that takes part; the first round warms up and does not count.
-The tiny size leaves Flower's runtime out: it takes too long to start.
+The tiny size leaves Ray and Flower's runtime out: they take too long to start.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--tiny", action="store_true", help="see whether ours run; one round")
+    parser.add_argument("--tiny", action="store_true", help="see whether it runs; inline")
     options = parser.parse_args()
     if options.tiny:
         options.clients, options.batch, options.rounds = 2, 4, 1
@@ -157,7 +157,7 @@ def main() -> None:
         f"{platform.platform()}, {available_cores()} cores, torch {torch.__version__}, "
         f"{options.clients} clients, batches of {options.batch}, {options.rounds} rounds"
     )
-    names = ["inline", "ray(workers=1)"] if options.tiny else ["inline", "ray", FLOWER]
+    names = ["inline"] if options.tiny else ["inline", "ray", FLOWER]
     rows = [row(name, options.clients, options.batch, options.rounds) for name in names]
     table = Table("runtime", "CPU ms per client-step", "wall ms per client-step")
     for found in rows:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
+from fl_split.exchange.stacked import StackedHead, is_faster
+from fl_split.models.cut import Head
 from simulations.clients import client_app
-from simulations.engines.local_grid import Session
-from simulations.engines.ray_engine import Ray
+from simulations.clients.worker import Stacks
+from simulations.engines.local_grid import LocalGrid, Session
+from simulations.engines.ray_engine import Ray, _balance
 from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
@@ -73,9 +76,9 @@ def simulate(tmp_path: Path):
     return _simulator(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory):
-    """Run a tiny experiment inline, once per module for the same changes."""
+    """Run a tiny experiment inline, once per process for the same changes; only read it."""
     run = _simulator(tmp_path_factory.mktemp("reference"))
     found: dict[str, Outcome] = {}
 
@@ -107,16 +110,102 @@ def _simulator(folder: Path) -> Callable[..., Outcome]:
     return run
 
 
+@dataclass
+class SharedRay:
+    """The one Ray of a test process, of three workers, started when it is first asked for.
+
+    Its actors know no app of their own: each run brings along the one they answer it with.
+    """
+
+    _started: ExitStack = field(default_factory=ExitStack)
+    _begin: Session | None = None
+
+    def session(self, workers: int = 2, app: Any = client_app.app) -> Session:
+        """Run on the first `workers` of its actors, which answer with `app`."""
+        start = self._begin = self._begin or self._started.enter_context(
+            Ray(workers=3).session(_brought_along())
+        )
+
+        def begin(worker: Any, clients: int, timeout: float) -> LocalGrid:
+            worker.app = app
+            grid = start(worker, clients, timeout)
+            grid._home = _balance([len(part) for part in worker.data.partitions], workers)
+            return grid
+
+        return begin
+
+    def close(self) -> None:
+        """End it, if it runs; whoever asks again gets a new one."""
+        self._begin = None
+        self._started.close()
+
+
+def _brought_along() -> Any:
+    """Make the app that answers with a run's own; made here, Ray sends it to actors by value."""
+
+    class BroughtAlong:
+        def __call__(self, message: Message, context: Any) -> Message:
+            return context.pool.worker.app(message, context)
+
+        def open(self, message: Message, context: Any) -> Any:
+            open_ = getattr(context.pool.worker.app, "open", None)
+            return open_ and open_(message, context)
+
+    return BroughtAlong()
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[SharedRay]:
+    """Let Ray's workers, by default the nicest, have their share of a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        shared = SharedRay()
+        yield shared
+        shared.close()
+
+
+@pytest.fixture(autouse=True)
+def _ends_ray(request: pytest.FixtureRequest, shared_ray: SharedRay) -> None:
+    """Tests that need Ray come first; all others shall find the machine without it."""
+    if not _needs_ray(request):
+        shared_ray.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not _needs_ray(item))
+
+
+def _needs_ray(asked: Any) -> bool:
+    return "ray_session" in asked.fixturenames
+
+
 @pytest.fixture
-def on_ray(simulate):
-    """Run tiny experiments one after the other on one Ray: most of its time goes to starting it."""
+def ray_session(shared_ray: SharedRay) -> Callable[..., Session]:
+    """Give sessions of the shared Ray: with so many workers, that answer with an app."""
+    return shared_ray.session
 
-    @contextmanager
-    def start(workers: int = 2) -> Iterator[Callable[..., Outcome]]:
-        with Ray(workers=workers).session(client_app.app) as session:
-            yield partial(simulate, session=session)
 
-    return start
+@pytest.fixture
+def on_ray(simulate, ray_session) -> Callable[..., Outcome]:
+    """Run a tiny experiment on the shared Ray."""
+
+    def run(app: Any = client_app.app, workers: int = 2, **changes: Any) -> Outcome:
+        return simulate(session=ray_session(workers, app), **changes)
+
+    return run
+
+
+@pytest.fixture
+def seen(tmp_path: Path):
+    """Give a client app that notes which processes it runs in, and tell which these are."""
+    folder = tmp_path / "processes"
+    folder.mkdir()
+
+    def app(message: Message, context: Context) -> Message:
+        (folder / str(os.getpid())).touch()
+        return client_app.app(message, context)
+
+    return app, lambda: {int(path.name) for path in folder.iterdir()}
 
 
 def execute(
@@ -135,9 +224,23 @@ def execute(
     setup = prepare(experiment)
     watch = watch or (lambda row, result: None)
     started = nullcontext(session) if session else experiment.parts.engine.session(app)
+    worker = setup.worker()
+    if session is None:  # of the inline engine, as all that are not started by a test
+        worker.stacks = Stacks(worker, _tried_once)
     with started as begin:
-        grid = begin(setup.worker(), experiment.clients, experiment.timeout)
+        grid = begin(worker, experiment.clients, experiment.timeout)
         server_app.app(grid, server_app.LocalContext(setup, watch, resumed, **(server or {})))
+
+
+TRIED: dict[tuple[str, ...], bool] = {}
+
+
+def _tried_once(stacked: StackedHead, head: Head, shape: Sequence[int]) -> bool:
+    """Try a form of heads once a process: each trial would be a fifth of a tiny run."""
+    form = repr(head), *map(str, shape)
+    if form not in TRIED:
+        TRIED[form] = is_faster(stacked, head, shape)
+    return TRIED[form]
 
 
 class Spoilt:
@@ -187,11 +290,10 @@ def through_state(simulate) -> Callable[..., Outcome]:
 
 @pytest.fixture
 def resume():
-    """Go on with a run from its checkpoint, on another engine if asked to."""
+    """Go on with a run from its checkpoint, in a session if one is given."""
 
-    def run(outcome: Outcome, engine: str = "inline()") -> None:
+    def run(outcome: Outcome, session: Session | None = None) -> None:
         experiment, found = checkpoint.read(outcome.folder)
-        values = {**experiment.model_dump(), "engine": engine}
-        execute(Experiment.from_dict(values), resumed=found)
+        execute(experiment, resumed=found, session=session)
 
     return run

@@ -69,17 +69,29 @@ CODED = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", [*STRATEGIES, "parallel(average_heads=False)", "mergesfl(slowest=0.3)"]
+)
+def test_ray_equals_inline_with_every_strategy(reference, on_ray, strategy):
+    codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
+    changes = {**VARIED, "strategy": strategy, "codec": codec}
+    inline, ray = reference(**changes), on_ray(**changes)
+    assert inline.equals(ray)
+    assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_ray_equals_inline_with_every_strategy(reference, on_ray, workers):
-    strategies = [*STRATEGIES, "parallel(average_heads=False)", "mergesfl(slowest=0.3)"]
-    with on_ray(workers) as simulate_on_ray:
-        for strategy in strategies:
-            codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
-            changes = {**VARIED, "strategy": strategy, "codec": codec}
-            inline, ray = reference(**changes), simulate_on_ray(**changes)
-            assert inline.equals(ray), strategy
-            assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
-        check_coded(reference(**CODED), simulate_on_ray(**CODED))
+def test_the_number_of_ray_workers_changes_nothing(reference, on_ray, seen, workers):
+    """What is served together, one after the other, and with a codec that draws and is trained."""
+    app, processes = seen
+    for strategy in ("parallel(average_heads=False)", "sflv2"):
+        changes = {**VARIED, "strategy": strategy}
+        inline, ray = reference(**changes), on_ray(app, workers, **changes)
+        assert inline.equals(ray), strategy
+        assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
+    check_coded(reference(**CODED), on_ray(workers=workers, **CODED))
+    assert len(processes()) == workers
 
 
 def check_coded(usual, other):
@@ -120,7 +132,7 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
     before = (ROOT / "pyproject.toml").read_text()
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
         )
         assert (tmp_path / "flwr" / "summary.json").exists(), done.stdout + done.stderr
     finally:

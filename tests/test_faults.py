@@ -13,6 +13,7 @@ from fl_split.exchange.records import GRADIENT, PAYLOAD
 from fl_split.payload import Payload
 from simulations.cli import main as cli
 from simulations.clients import client_app
+from simulations.engines.ray_engine import Ray
 from strategies.server import flower_messages
 
 PRIVATE = "parallel(average_heads=False)"
@@ -43,36 +44,25 @@ def dies_at(partition, number, marker):
 @pytest.mark.parametrize(
     ("strategy", "number"), [("parallel", 1), (PRIVATE, 16), ("sflv1", 11), ("sflv2", 5)]
 )
-def test_a_worker_killed_over_any_message_changes_nothing(simulate, tmp_path, strategy, number):
+def test_a_worker_killed_over_any_message_changes_nothing(
+    reference, on_ray, tmp_path, strategy, number
+):
     changes = {"strategy": strategy, "codec": "adc(ratio=0.25)", **LONG}
-    undisturbed = simulate(**changes)
+    undisturbed = reference(**changes)
     marker = tmp_path / "killed"
     app = dies_at(int(undisturbed.clients["client"][0]), number, marker)
-    disturbed = simulate(app, engine="ray(workers=2)", **changes)
+    disturbed = on_ray(app, **changes)
     assert marker.exists()
     assert not disturbed.clients["dropped"].any()
     assert disturbed.equals(undisturbed)
     assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
 
 
-@pytest.fixture
-def seen(tmp_path):
-    """The client app that notes which processes it runs in, and where it does so."""
-    folder = tmp_path / "processes"
-    folder.mkdir()
-
-    def app(message, context):
-        (folder / str(os.getpid())).touch()
-        return client_app.app(message, context)
-
-    return app, lambda: {int(path.name) for path in folder.iterdir()}
-
-
 @pytest.mark.slow
-def test_workers_killed_from_outside_between_rounds_change_nothing(simulate, seen):
+def test_workers_killed_from_outside_between_rounds_change_nothing(reference, on_ray, seen):
     """One after each of three rounds, each of which gave every actor work."""
     changes = {"strategy": PRIVATE, "rounds": 4, **LONG}
-    undisturbed = simulate(**changes)
+    undisturbed = reference(**changes)
     app, processes = seen
     killed = []
 
@@ -81,7 +71,7 @@ def test_workers_killed_from_outside_between_rounds_change_nothing(simulate, see
             killed.append(min(processes().difference(killed)))
             os.kill(killed[-1], signal.SIGKILL)
 
-    disturbed = simulate(app, watch=kill, engine="ray(workers=2)", **changes)
+    disturbed = on_ray(app, watch=kill, **changes)
     assert len(processes()) == 5  # two, and one in place of each that was killed
     assert disturbed.equals(undisturbed)
     assert disturbed.rounds[EXACT].equals(undisturbed.rounds[EXACT])
@@ -89,14 +79,14 @@ def test_workers_killed_from_outside_between_rounds_change_nothing(simulate, see
 
 
 @pytest.mark.slow
-def test_a_client_that_kills_every_worker_is_dropped_alone(simulate):
+def test_a_client_that_kills_every_worker_is_dropped_alone(on_ray):
     def deadly(message, context):
         partition = context.node_config["partition-id"]
         if partition == 0 and message.metadata.group_id == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return client_app.app(message, context)
 
-    outcome = simulate(deadly, engine="ray(workers=2)", rounds=3)
+    outcome = on_ray(deadly, rounds=3)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 0]]
     assert "worker failed" in dropped["dropped"].iloc[0]
@@ -114,25 +104,31 @@ def hangs(message, context):
     return client_app.app(message, context)
 
 
-@pytest.mark.parametrize(
-    "engine", ["inline()", pytest.param("ray(workers=2)", marks=pytest.mark.slow)]
-)
-def test_a_client_that_hangs_is_dropped_for_the_round(simulate, engine):
-    outcome = simulate(hangs, engine=engine, timeout=2.0, rounds=2)
+def check_hanging(run):
+    outcome = run(hangs, timeout=2.0, rounds=2)
     dropped = outcome.clients.query("dropped != ''")
     assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 3]]
     assert dropped["dropped"].tolist() == ["TimeoutError: no reply within 2 seconds"]
 
 
+def test_a_client_that_hangs_is_dropped_for_the_round(simulate):
+    check_hanging(simulate)
+
+
 @pytest.mark.slow
-def test_several_clients_that_hang_in_one_worker_are_dropped_alone(simulate):
+def test_a_client_that_hangs_on_ray_is_dropped_for_the_round(on_ray):
+    check_hanging(on_ray)
+
+
+@pytest.mark.slow
+def test_several_clients_that_hang_in_one_worker_are_dropped_alone(on_ray):
     def several_hang(message, context):
         hangs_here = context.node_config["partition-id"] in {0, 2, 5}
         if hangs_here and flower_messages.read(message).action == GRADIENT:
             time.sleep(60)
         return client_app.app(message, context)
 
-    outcome = simulate(several_hang, engine="ray(workers=1)", timeout=2.0, rounds=1)
+    outcome = on_ray(several_hang, workers=1, timeout=2.0, rounds=1)
     assert outcome.clients.query("dropped != ''")["client"].tolist() == [0, 2, 5]
 
 
@@ -157,67 +153,52 @@ def test_a_client_whose_loss_overflows_is_dropped_alone(simulate, strategy):
     assert all(weights.isfinite().all() for weights in outcome.model.values())
 
 
-@pytest.mark.slow
-def test_two_nodes_give_the_bits_of_one(simulate):
-    from ray.cluster_utils import Cluster
-
-    changes = {"strategy": "sflv1", "codec": "adc(ratio=0.25)", "partition": "dirichlet(alpha=0.3)"}
-    inline = simulate(**changes)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    cluster.add_node(num_cpus=1)
-    nodes = set()
-
-    def watch(row, result):
-        import ray
-
-        nodes.update(
-            node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")
-        )
-
-    try:
-        spread = simulate(
-            watch=watch, engine=f"ray(address={cluster.address!r}, workers=2)", **changes
-        )
-    finally:
-        cluster.shutdown()
-    assert len(nodes) == 2  # one CPU each, one actor a CPU: both were used
-    assert spread.equals(inline)
-    assert spread.rounds[EXACT].equals(inline.rounds[EXACT])
-
-
 def is_alive(process):
     """A process that nobody has waited for yet is dead, though it is still listed."""
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
-def test_a_lost_node_takes_its_clients_along_and_the_run_goes_on(simulate, seen):
+@pytest.fixture
+def two_nodes(seen):
+    """Start a cluster; yield a session on it, how to lose a node, and which processes work."""
     from ray.cluster_utils import Cluster
 
     app, processes = seen
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     other = cluster.add_node(num_cpus=1)
 
-    def watch(row, result):
-        if row["round"] == 1:
-            workers = [psutil.Process(number) for number in processes()]
-            assert len(workers) == 2
-            cluster.remove_node(other, allow_graceful=False)
-            for _ in range(300):  # its worker notices in a while
-                if not all(map(is_alive, workers)):
-                    break
-                time.sleep(0.1)
+    def lose():
+        workers = [psutil.Process(number) for number in processes()]
+        cluster.remove_node(other, allow_graceful=False)
+        for _ in range(600):  # its worker notices in a while
+            if not all(map(is_alive, workers)):
+                return
+            time.sleep(0.1)
 
     try:
-        outcome = simulate(
-            app,
-            watch=watch,
-            engine=f"ray(address={cluster.address!r}, workers=2)",
-            rounds=3,
-            timeout=3.0,
-        )
+        with Ray(address=cluster.address, workers=2).session(app) as session:
+            yield session, lose, processes
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_bits_of_one_and_a_lost_one_takes_its_clients_along(
+    simulate, reference, two_nodes
+):
+    """In one test, since starting a cluster takes long. One CPU a node: one worker on each."""
+    session, lose, processes = two_nodes
+    changes = {"strategy": "sflv1", "codec": "adc(ratio=0.25)", "partition": "dirichlet(alpha=0.3)"}
+    inline, spread = reference(**changes), simulate(session=session, **changes)
+    assert len(processes()) == 2
+    assert spread.equals(inline)
+    assert spread.rounds[EXACT].equals(inline.rounds[EXACT])
+
+    def watch(row, result):
+        if row["round"] == 1:
+            lose()
+
+    outcome = simulate(session=session, watch=watch, rounds=3, timeout=3.0)
     dropped = outcome.clients.query("dropped != ''")
     assert outcome.summary["status"] == "complete"
     assert sorted(dropped["round"].unique()) == [2, 3]

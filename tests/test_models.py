@@ -475,10 +475,9 @@ def test_a_client_that_lives_in_its_state_alone_gives_the_same_bits(
 
 @pytest.mark.slow
 def test_ray_gives_the_bits_of_inline(simulate, on_ray):
-    with on_ray() as simulate_on_ray:
-        for model in (LENET, RESNET):
-            values = {**model, "strategy": "parallel(average_heads=False)"}
-            assert simulate(**values).equals(simulate_on_ray(**values))
+    for model in (LENET, RESNET):
+        values = {**model, "strategy": "parallel(average_heads=False)"}
+        assert simulate(**values).equals(on_ray(**values))
 
 
 def test_a_resnet_goes_on_after_a_stop_with_the_same_bits(simulate, resume, tmp_path):

@@ -99,12 +99,17 @@ def test_stopped_and_resumed_equals_never_stopped(simulate, resume, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_engine(simulate, resume, tmp_path):
+@pytest.mark.parametrize("workers", [(2, 1), (0, 2), (2, 0)], ids=str)
+def test_a_run_goes_on_on_another_engine(
+    reference, simulate, resume, ray_session, tmp_path, workers
+):
+    """First and last so many workers of Ray; 0 is the inline engine."""
     changes = {"strategy": PRIVATE, "rounds": 3, "checkpoint_every": 1}
-    whole = simulate(**changes)
-    stopped(simulate, 2, engine="ray(workers=2)", **changes)
-    half = type(whole)(tmp_path / "run2")
-    resume(half, engine="ray(workers=1)")
+    whole = reference(**changes)
+    first, last = (ray_session(count) if count else None for count in workers)
+    stopped(simulate, 2, session=first, **changes)
+    half = type(whole)(tmp_path / "run1")
+    resume(half, last)
     assert half.equals(whole)
     assert half.rounds[COUNTED].equals(whole.rounds[COUNTED])
 

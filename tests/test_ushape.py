@@ -371,13 +371,12 @@ def test_middles_whose_graphs_find_no_room_run_again(simulate, strategy, room):
 
 @pytest.mark.slow
 def test_ray_equals_inline(reference, on_ray):
-    with on_ray() as simulate_on_ray:
-        for strategy in SPLIT:
-            codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
-            changes = {**VARIED, "strategy": strategy, "codec": codec}
-            inline, ray = reference(**changes), simulate_on_ray(**changes)
-            assert inline.equals(ray), strategy
-            assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
+    for strategy in SPLIT:
+        codec = "fp16()" if strategy == "sglr" else VARIED["codec"]
+        changes = {**VARIED, "strategy": strategy, "codec": codec}
+        inline, ray = reference(**changes), on_ray(**changes)
+        assert inline.equals(ray), strategy
+        assert inline.rounds[COUNTED].equals(ray.rounds[COUNTED]), strategy
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1"])
@@ -556,7 +555,9 @@ def test_the_estimate_is_what_a_run_then_reports(simulate, changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "number"), [("parallel", 2), (PRIVATE, 18), ("sflv1", 21)])
-def test_a_worker_killed_in_either_half_changes_nothing(simulate, tmp_path, strategy, number):
+def test_a_worker_killed_in_either_half_changes_nothing(
+    simulate, on_ray, tmp_path, strategy, number
+):
     changes = {**VARIED, "strategy": strategy, "local_steps": 11, "batch_size": 32, "rounds": 1}
     undisturbed, marker, seen = simulate(**changes), tmp_path / "killed", 0
     victim = int(undisturbed.clients["client"][0])
@@ -571,7 +572,7 @@ def test_a_worker_killed_in_either_half_changes_nothing(simulate, tmp_path, stra
                 os.kill(os.getpid(), signal.SIGKILL)
         return client_app.app(message, context)
 
-    disturbed = simulate(app, engine="ray(workers=2)", **changes)
+    disturbed = on_ray(app, **changes)
     assert marker.exists() and not disturbed.clients["dropped"].any()
     assert disturbed.equals(undisturbed)
     assert disturbed.rounds[COUNTED].equals(undisturbed.rounds[COUNTED])
