@@ -1,4 +1,4 @@
-# make run    the main job on the embedded default (makes the environment on first use)
+# make run    a first look, three minutes (makes the environment on first use)
 # make test   all tests, slow ones too
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: run test check clean
 
 run: .venv/ready
-	$(BIN)/fl-split compare configs/splitfed_baselines.toml
+	$(BIN)/fl-split compare configs/showcase.toml
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
