@@ -1,4 +1,4 @@
-# make run    the main job on the embedded default (makes the environment on first use)
+# make run    a first look, three minutes (makes the environment on first use)
 # make test   all tests, slow ones too
 # make wheel-test   what is installed runs without the checkout
 
@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: run test wheel-test check clean
 
 run: .venv/ready
-	$(BIN)/fl-split compare configs/splitfed_baselines.toml
+	$(BIN)/fl-split compare configs/showcase.toml
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
