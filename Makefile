@@ -1,10 +1,11 @@
 # make run    the main job on the embedded default (makes the environment on first use)
 # make test   all tests, slow ones too
+# make docs   the documentation, into docs/_build; a warning is an error
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check clean
+.PHONY: run test check docs clean
 
 run: .venv/ready
 	$(BIN)/fl-split compare configs/splitfed_baselines.toml
@@ -17,6 +18,10 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/ready
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+	@echo "Written: docs/_build/index.html"
+
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fl-split needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv || { echo "On Debian: apt install python3-venv"; exit 1; }
@@ -24,4 +29,4 @@ check: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build
