@@ -9,13 +9,14 @@ dataclasses, ``{commands}`` the command line, ``{api} MODULE`` what a module exp
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import typer.main
 from docutils import nodes
@@ -41,7 +42,7 @@ RANGES = {
 
 KINDS = {"integer": "whole number", "number": "number", "string": "text"}
 
-UNITS = {"share": "share, 0 to 1", "FLOP": "floating-point operations", "s": "seconds", "": "-"}
+UNITS = {"share": "share", "FLOP": "floating-point operations", "s": "seconds", "": "number"}
 """Units of columns as files hold them; others name themselves."""
 
 
@@ -153,8 +154,8 @@ class Commands(Generated):
             yield from (f"## fl-split {name}", "", "```text", f"fl-split {name} {usage}", "```", "")
             for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
                 yield from (_plain(paragraph), "")
-            options = [one for one in command.params if getattr(one, "help", None)]
-            rows = [(_name(one), _plain(one.help)) for one in options if one.name != "help"]
+            told = [(one, _help(command, one)) for one in command.params if one.name != "help"]
+            rows = [(_name(one), _plain(text)) for one, text in told if text]
             yield from table(("argument or option", "what it is"), rows) if rows else ()
 
 
@@ -236,9 +237,18 @@ def _autodoc(module: str, name: str, target: Any) -> Iterator[str]:
     yield from ("````", "")
 
 
+def _help(command: Any, option: Any) -> str:
+    """Return the help of an argument or option; click 8.5 drops that of typer's arguments."""
+    if text := getattr(option, "help", None):
+        return str(text)
+    hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
+    notes = getattr(hints.get(option.name), "__metadata__", ())
+    return next((str(note.help) for note in notes if getattr(note, "help", None)), "")
+
+
 def _plain(text: str) -> str:
-    """Return help text without its colours, on one line."""
-    return " ".join(render(text).plain.split())
+    """Return help text on one line, as Markdown: what stands out there is code."""
+    return " ".join(render(re.sub(r"\[/?b]", "`", text)).plain.split())
 
 
 def _name(option: Any) -> str:
