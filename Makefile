@@ -1,11 +1,12 @@
 # make run    a first look, three minutes (makes the environment on first use)
 # make test   all tests, slow ones too
 # make wheel-test   what is installed runs without the checkout
+# make docs   the documentation, into docs/_build; a warning is an error
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test wheel-test check clean
+.PHONY: run test wheel-test check docs clean
 
 run: .venv/ready
 	$(BIN)/fl-split compare configs/showcase.toml
@@ -21,6 +22,10 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/ready
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+	@echo "Written: docs/_build/index.html"
+
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fl-split needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv || { echo "On Debian: apt install python3-venv"; exit 1; }
@@ -28,4 +33,4 @@ check: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build

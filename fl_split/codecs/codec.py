@@ -83,7 +83,7 @@ class Codec:
     """
 
     error_feedback: bool = False
-    """As `downlink`: add what packing left out to the client's next cut gradient of the round."""
+    """Add what packing left out to the client's next cut gradient of the round, as `downlink`."""
 
     in_place: ClassVar[bool] = True
     """The values of all samples stand for the same places, whatever the samples are."""

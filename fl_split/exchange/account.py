@@ -16,10 +16,11 @@ def ratio(payload_bytes: int, smashed_bytes: int) -> float | None:
 class Traffic:
     """What crossed for one client in one round, and the work that the client reports.
 
-    Payload: smashed data, labels and gradients, as the link serialises them. Head:
-    synchronised weights (of the whole model for FedAvg), headers included. `smashed_bytes`:
-    what the same smashed data are in fp32, uncompressed, one way. `dropped` says why the
-    client was left out of the rest of the round; empty if it was not.
+    Payload, in bytes: smashed data, labels and gradients, as the link serialises them. Head, in
+    bytes: synchronised weights (of the whole model for FedAvg), headers included.
+    `smashed_bytes`: what the same smashed data are in fp32, uncompressed, one way. `steps`:
+    batches trained on. `client_cpu_seconds`: CPU time that the client reports. `dropped` says
+    why the client was left out of the rest of the round; empty if it was not.
     """
 
     samples: int = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Unit = Literal["share", "bytes", "FLOP", "s", ""]
-"""A share lies in 0..1."""
+"""A share lies in 0..1, a difference of shares in -1..1; without a unit it is a mere number."""
 
 SHOWN: dict[Unit, tuple[str, float, str]] = {
     "share": ("%", 100, ".1f"),
@@ -89,22 +89,29 @@ METRICS = (
     Metric("jain", "Jain's index"),
     Metric("drift", "drift"),
 )
-"""Columns of rounds.csv, in this order.
+"""Columns of rounds.csv, in this order; a cell is empty where there is nothing to measure.
 
-`loss`: of the test images, after the round. `train_loss`, of any strategy: the mean over clients
-that ended the round, weighted by all the samples each holds (whatever the aggregation), of a
-client's mean loss over its steps, each before its update; `centralised`: the mean over its steps.
-Payload: smashed data, labels and gradients, as the link serialises them. Head: synchronised
-weights, of the whole model for FedAvg. `smashed_bytes`: what the same smashed data, and in a
-U-shape the middle's output, are in fp32, uncompressed, one way. `ratio`: payload bytes of both
-directions over twice that. `nominal_samples`: uncompressed samples in the ADC paper's account,
-where it has the codec. Operations: of training, by closed form; the clients' all together.
-
-Of classes: `balanced_accuracy`, their mean accuracy; `performance_gap`, best less worst;
-`backward_transfer`, the mean of accuracy less the best so far (forgetting). Of clients, each on
-its own held-out samples: their mean; the mean of the worst tenth; standard deviation; Jain's
-index. `drift`: mean distance of the clients' heads, before averaging, to their mean. Empty where
-there is nothing to measure.
+- `accuracy`, `loss`: on the test images, after the round.
+- `train_loss`: the mean over the clients that ended the round, weighted by all the samples that
+  each holds, whatever the aggregation. Of a client it is the mean over its steps, each before its
+  update. For `centralised` it is the mean over the steps of the server.
+- `payload_bytes_up`, `payload_bytes_down`: smashed data and labels up, gradients down, as the link
+  serialises them.
+- `head_bytes_up`, `head_bytes_down`: synchronised weights, of the whole model for FedAvg.
+- `smashed_bytes`: what the same smashed data, and in a U-shape the middle's output, are in fp32,
+  uncompressed, one way.
+- `ratio`: payload bytes of both directions over twice `smashed_bytes`.
+- `nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
+- `client_flops`, `server_flops`: operations of training, by closed form, of all clients together
+  and of the server.
+- `balanced_accuracy`: the mean accuracy of classes.
+- `performance_gap`: accuracy of the best class less that of the worst.
+- `backward_transfer`: the mean over classes of accuracy less the best so far (forgetting): 0 or
+  negative.
+- `client_accuracy`, `worst_client_accuracy`, `client_accuracy_std`, `jain`: of clients, each on
+  its own held-out samples: mean, mean of the worst tenth, standard deviation, Jain's index (1 if
+  all are equal).
+- `drift`: mean Euclidean distance of the clients' heads, before averaging, to their mean.
 """
 
 COLUMNS = [metric.name for metric in METRICS]
