@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import inspect
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer.main
@@ -26,11 +24,10 @@ from sphinx.ext.napoleon import Config
 from sphinx.ext.napoleon.docstring import NumpyDocstring
 from sphinx.util.docutils import SphinxDirective
 
+from simulations.cli.main import app
 from simulations.data.partitioners import FILLED_IN
 from simulations.runs.columns import METRICS, SHOWN
 from simulations.runs.experiment import CHAINS, SPEC_TABLES, Experiment
-
-ROOT = Path(__file__).resolve().parents[1]
 
 RANGES = {
     "minimum": "at least {}",
@@ -180,10 +177,8 @@ class Classes(Generated):
 
 
 def commands() -> dict[str, Any]:
-    """Return the commands of ``fl-split`` by name, found as the package's metadata say."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    module, _, name = project["scripts"]["fl-split"].partition(":")
-    group: Any = typer.main.get_command(getattr(import_module(module), name))
+    """Return the commands of ``fl-split`` by name."""
+    group: Any = typer.main.get_command(app)
     return dict(group.commands)
 
 
