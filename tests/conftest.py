@@ -16,9 +16,8 @@ from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
 from fl_split.exchange.stacked import StackedHead, is_faster
-from fl_split.models.cut import Head
 from simulations.clients import client_app
-from simulations.clients.worker import Stacks
+from simulations.clients.worker import Stacks, Worker
 from simulations.engines.local_grid import LocalGrid, Session
 from simulations.engines.ray_engine import Ray, _balance
 from simulations.runs import checkpoint, flower_app, server_app
@@ -68,6 +67,25 @@ class Outcome:
 def _quiet() -> None:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stacks_are_tried_once() -> Iterator[None]:
+    """Try a form of heads once a process: each trial would be a fifth of a tiny run."""
+    tried: dict[tuple[str, ...], bool] = {}
+
+    def pays(stacked: StackedHead, head: Any, shape: Sequence[int]) -> bool:
+        form = repr(head), *map(str, shape)
+        if form not in tried:
+            tried[form] = is_faster(stacked, head, shape)
+        return tried[form]
+
+    def start(worker: Worker) -> None:
+        worker.stacks = Stacks(worker, pays)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "__post_init__", start)
+        yield
 
 
 @pytest.fixture
@@ -167,16 +185,12 @@ def shared_ray() -> Iterator[SharedRay]:
 @pytest.fixture(autouse=True)
 def _ends_ray(request: pytest.FixtureRequest, shared_ray: SharedRay) -> None:
     """Tests that need Ray come first; all others shall find the machine without it."""
-    if not _needs_ray(request):
+    if "ray_session" not in request.fixturenames:
         shared_ray.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not _needs_ray(item))
-
-
-def _needs_ray(asked: Any) -> bool:
-    return "ray_session" in asked.fixturenames
+    items.sort(key=lambda item: "ray_session" not in item.fixturenames)
 
 
 @pytest.fixture
@@ -224,23 +238,9 @@ def execute(
     setup = prepare(experiment)
     watch = watch or (lambda row, result: None)
     started = nullcontext(session) if session else experiment.parts.engine.session(app)
-    worker = setup.worker()
-    if session is None:  # of the inline engine, as all that are not started by a test
-        worker.stacks = Stacks(worker, _tried_once)
     with started as begin:
-        grid = begin(worker, experiment.clients, experiment.timeout)
+        grid = begin(setup.worker(), experiment.clients, experiment.timeout)
         server_app.app(grid, server_app.LocalContext(setup, watch, resumed, **(server or {})))
-
-
-TRIED: dict[tuple[str, ...], bool] = {}
-
-
-def _tried_once(stacked: StackedHead, head: Head, shape: Sequence[int]) -> bool:
-    """Try a form of heads once a process: each trial would be a fifth of a tiny run."""
-    form = repr(head), *map(str, shape)
-    if form not in TRIED:
-        TRIED[form] = is_faster(stacked, head, shape)
-    return TRIED[form]
 
 
 class Spoilt:
