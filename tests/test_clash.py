@@ -45,7 +45,9 @@ def test_what_hides_a_package_is_named_in_one_line_by_the_command(tmp_path, make
 @pytest.mark.parametrize("make", [package, module])
 def test_importing_does_no_harm_and_a_check_names_what_hides(tmp_path, make):
     hiding = make(tmp_path)
-    program = f"import fl_split\nfrom fl_split import clash\nclash.{{}}\nimport {hiding.stem} as own\nassert own.MINE"
+    program = (
+        f"from fl_split import clash; clash.{{}}; import {hiding.stem} as own; assert own.MINE"
+    )
     assert python(tmp_path, "-c", program.format("NAMES")).returncode == 0
     done = python(tmp_path, "-c", program.format("check()"))
     assert f"ClashError: {str(hiding)!r} hides" in done.stderr.splitlines()[-1]
@@ -91,6 +93,6 @@ def test_workers_that_would_find_others_are_not_started(tmp_path, monkeypatch, m
 
     hiding = make(tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(EngineError, match=f"'{hiding}' hides .* or take engine=inline"):
-        with Ray(workers=1).session(None):
-            pass
+    expected = pytest.raises(EngineError, match=f"'{hiding}' hides .* or take engine=inline")
+    with expected, Ray(workers=1).session(None):
+        pass
