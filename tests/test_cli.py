@@ -206,7 +206,7 @@ def test_ctrl_c_and_sigterm_end_cleanly(tmp_path, engine, blow, code):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     rows = tmp_path / "x" / "rounds.csv"
-    for _ in range(600):
+    for _ in range(2400):
         time.sleep(0.1)
         if rows.exists() and len(rows.read_text().splitlines()) > 2:
             break

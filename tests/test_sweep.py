@@ -134,7 +134,7 @@ def test_grids_that_make_no_sense_are_refused_by_cell(grid, message):
     [
         (["engine=ray,inline"], "engine does not change a result"),
         (["sed=0..3"], "did you mean 'seed'?"),
-        (["codec=identity,adk"], "adk-seed0: "),
+        (["codec=identity,adk"], "codec: unknown name 'adk'; did you mean 'adc'?"),
         (["cut=1,9"], "cut9-seed0: cut must be in"),
         (["seed"], "expected key=value"),
     ],
