@@ -45,9 +45,7 @@ def _is_ours(spec: ModuleSpec, name: str) -> bool:
 
 def _sentence(name: str, spec: ModuleSpec | None) -> str:
     if spec is None or spec.origin is None:
-        return (
-            f"fl-split's package {name!r} is missing beside {HOME / 'fl_split'}; install it again"
-        )
+        return f"fl-split's package {name!r} is missing in {str(HOME)!r}; install fl-split again"
     file = Path(spec.origin)
     there = file.parent if file.stem == "__init__" else file
     return (

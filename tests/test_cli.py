@@ -198,7 +198,8 @@ def test_folders_that_cannot_be_written_to_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
-def test_ctrl_c_ends_cleanly(tmp_path, engine):
+@pytest.mark.parametrize(("blow", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_end_cleanly(tmp_path, engine, blow, code):
     command = [sys.executable, "-m", "simulations.cli.main", "run", QUICK, "rounds=1000"]
     command += ["--engine", engine, "--out", str(tmp_path / "x")]
     process = subprocess.Popen(
@@ -216,12 +217,12 @@ def test_ctrl_c_ends_cleanly(tmp_path, engine):
             time.sleep(0.1)
             if rows.exists() and len(rows.read_text().splitlines()) > 2:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(blow)
         _, errors = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "stopped" in errors and "Traceback" not in errors
     finished = pd.read_csv(rows)
     assert finished["round"].tolist() == list(range(1, len(finished) + 1))
-    assert (tmp_path / "x" / "summary.json").exists()
+    assert json.loads((tmp_path / "x" / "summary.json").read_text())["status"] == "interrupted"

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from simulations.cli.terminal import AROUND, chosen_folder, complain, door, err, explain, out
 from simulations.runs.lock import alone
+from simulations.runs.run import Terminated, terminable
 from simulations.studies import study
 from simulations.studies.cell_process import LOG
 from simulations.studies.cells import LOCK, Cell
@@ -70,12 +71,12 @@ def _run(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.Da
         out.print(f"{done} of {len(found)} cells are finished already")
     explain([cell.experiment for cell in processes.cells])
     try:
-        with Live(console=out, auto_refresh=False, transient=True) as live:
+        with terminable(), Live(console=out, auto_refresh=False, transient=True) as live:
             return study.run_cells(processes, found, folder, partial(_show, live))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         advice = f"to go on: the same command, --out {folder}"
         err.print(f"stopped; {advice}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
 
 
 def _show(live: Live, seen: study.StudyState) -> None:

@@ -135,8 +135,12 @@ def failure(message: Message, error: BaseException) -> Message:
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`; only the main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
+    """Raise TimeoutError in the block after `seconds`; only the main thread can be interrupted.
+
+    Where the system has no alarm, as on Windows, there is no deadline.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not hasattr(signal, "SIGALRM"):
         yield
         return
 

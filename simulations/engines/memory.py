@@ -19,7 +19,10 @@ def keep_freed_memory() -> None:
     By default glibc maps every large tensor afresh and unmaps it when it is freed; the page
     faults cost some 8 % of the CPU time of a small model. Does nothing without glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    try:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    except (OSError, TypeError):  # as on Windows
+        return
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
         mallopt(M_TRIM_THRESHOLD, 2**28)

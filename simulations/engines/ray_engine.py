@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ Both in whole groups: clients whose heads ran as one should come back together."
 
 PROMPT = 10.0
 """Seconds within which an idle worker answers a question that is not worth waiting for."""
+
+LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
+"""Bytes of the folder in which Ray makes sockets, whose paths may have 107 (unix(7))."""
 
 
 class RayGrid(LocalGrid):
@@ -168,7 +172,8 @@ class Ray:
                 raise EngineError(f"no Ray cluster at {self.address!r}: {reason(error)}") from None
         else:
             # "local": of our own, even on a machine that belongs to a cluster
-            ray.init("local", num_cpus=count, include_dashboard=False, **quiet)
+            folder = temporary_folder()
+            ray.init("local", num_cpus=count, include_dashboard=False, _temp_dir=folder, **quiet)
         grids: list[RayGrid] = []
         try:
             if self.address:
@@ -211,6 +216,26 @@ def _by_value(modules: Sequence[str]) -> Iterator[None]:
     finally:
         for module in found:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def temporary_folder() -> str | None:
+    """Return where Ray's sockets fit; nothing if that is where Ray puts them anyway.
+
+    Raises
+    ------
+    EngineError
+        The folder for temporary files has too long a name, and there is no other.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(usual)) <= LONGEST_FOLDER or not hasattr(os, "getuid"):
+        return None
+    for short in ("/tmp", "/var/tmp"):
+        if os.access(short, os.W_OK | os.X_OK):
+            return f"{short}/ray-{os.getuid()}"
+    raise EngineError(
+        f"TMPDIR {usual!r} is too long for Ray, whose sockets lie below it; set RAY_TMPDIR to a "
+        f"folder of at most {LONGEST_FOLDER} bytes"
+    )
 
 
 def _knock(address: str) -> None:

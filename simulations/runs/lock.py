@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from simulations.runs.results import OutputError, make_folder
 
@@ -23,9 +24,11 @@ def alone(folder: Path, name: str = RUN) -> Iterator[None]:
         Another process holds it.
     """
     make_folder(folder)
-    with (folder / name).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputError(f"out: another process is writing into {str(folder)!r}") from None
+    try:
+        held = FileLock(folder / name).acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"out: another process is writing into {str(folder)!r}") from None
+    except (NotImplementedError, OSError) as error:
+        raise OutputError(f"out: {str(folder)!r} cannot be locked: {error}") from None
+    with held:
         yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,28 @@ STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft)
 """Exceptions that stop a run early, which :class:`Stop` explains."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asks this process to end, as a batch system does when a job's time is up."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, once; only a main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is there is being written now
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
 @contextmanager
 def workers(setups: Collection[Setup]) -> Iterator[Session]:
     """Hold the folders of all `setups` and start the engine of the first, for :func:`run`.
@@ -40,7 +64,9 @@ def workers(setups: Collection[Setup]) -> Iterator[Session]:
         for setup in setups:
             held.enter_context(alone(output_folder(setup.experiment)))
         engine = next(iter(setups)).experiment.parts.engine
-        yield held.enter_context(engine.session(client_app.app))
+        session = held.enter_context(engine.session(client_app.app))
+        held.enter_context(terminable())  # last, since Ray has a handler of its own
+        yield session
 
 
 def run(
@@ -123,7 +149,8 @@ class Stop:
         advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
         where = f"finished rounds are in {folder}{advice}"
         if isinstance(error, KeyboardInterrupt):
-            return cls(f"stopped; {where}", 130, is_error=False)
+            code = 143 if isinstance(error, Terminated) else 130
+            return cls(f"stopped; {where}", code, is_error=False)
         if isinstance(error, NoClientsLeft):
             return cls(f"{error}; {where}", 1)
         return cls(str(error), 2)

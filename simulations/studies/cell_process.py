@@ -55,7 +55,8 @@ def run_cell(work: Work, lifeline: Connection) -> NoReturn:
     The process leaves the terminal's group: the study itself hands on Ctrl-C. It ends when
     the other end of `lifeline` is closed, as the system does even if the study is killed.
     """
-    os.setsid()
+    if hasattr(os, "setsid"):  # not on Windows
+        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     with (work.folder / LOG).open("a", encoding="utf-8") as log:
@@ -107,4 +108,4 @@ def _tell(log: TextIO, *lines: str) -> None:
 def _die_with(lifeline: Connection) -> None:
     with suppress(EOFError, OSError):
         lifeline.recv()
-    os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from simulations.engines.memory import available_bytes, resident_bytes
 from simulations.runs import checkpoint
@@ -66,7 +67,8 @@ class ForkServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         os.environ["OMP_NUM_THREADS"] = "1"  # which torch reads when it is imported
-        self._fork = multiprocessing.get_context("forkserver")
+        has_server = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
+        self._fork: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
         self._fork.set_forkserver_preload([run_cell.__module__])
         self._lifeline, self._held = self._fork.Pipe(duplex=False)  # breaks when we die
 

@@ -1,0 +1,113 @@
+"""Batch jobs, bare containers, and systems that lack what Linux has."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from simulations.engines import ray_engine
+from simulations.engines.local_grid import EngineError, deadline
+from simulations.engines.memory import keep_freed_memory
+from simulations.runs.lock import alone
+from simulations.runs.results import OutputError
+from simulations.runs.run import Stop, Terminated, terminable
+
+ROOT = Path(__file__).parents[1]
+SOCKET = "ray/session_2026-11-28_21-19-37_123456_4194304/sockets/plasma_store"
+
+
+def test_without_alarms_a_block_runs_to_its_end(monkeypatch):
+    with pytest.raises(TimeoutError), deadline(0.05):
+        time.sleep(1)
+    monkeypatch.delattr(signal, "SIGALRM")
+    with deadline(0.05):
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("error", [TypeError, OSError])
+def test_without_a_c_library_memory_is_kept_as_usual(monkeypatch, error):
+    def missing(name):
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    keep_freed_memory()
+
+
+def test_one_process_at_a_time_holds_a_folder_and_its_end_frees_it(tmp_path):
+    program = "import sys; from simulations.runs.lock import alone\n"
+    program += f"with alone({tmp_path!r}): print(flush=True); sys.stdin.read()"
+    program = "from pathlib import PosixPath, WindowsPath\n" + program
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(OutputError, match="another process is writing into"), alone(tmp_path):
+            pass
+        other.kill()
+    with alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_sigterm_ends_a_block_once_and_only_inside_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated) as caught, terminable():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:  # what was done is being written: a second signal changes nothing
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert Stop.because(caught.value, Path("runs"), []).code == 128 + signal.SIGTERM
+    assert Stop.because(KeyboardInterrupt(), Path("runs"), []).code == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("spare", [-1, 0, 1])
+def test_sockets_of_ray_always_fit_in_their_107_bytes(monkeypatch, spare):
+    """The longest name of a session, as long as process numbers have seven digits."""
+    room = 107 - len(f"/{SOCKET}.1")
+    usual = "/" + "x" * (room - 1 - spare)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", usual)
+    folder = ray_engine.temporary_folder()
+    assert (folder is None) == (spare >= 0)
+    if folder:
+        assert len(f"{folder}/{SOCKET.partition('/')[2]}.1") <= 107
+    monkeypatch.setenv("RAY_TMPDIR", "/short")
+    assert ray_engine.temporary_folder() is None
+
+
+def test_where_nothing_short_can_be_written_ray_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 90)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(EngineError, match=r"too long for Ray.*set RAY_TMPDIR to a folder of at"):
+        ray_engine.temporary_folder()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", [{}, {"HOME": "/dev/null"}])
+def test_a_run_needs_no_home(tmp_path, home):
+    command = [sys.executable, "-m", "fl_split", "run", "quickstart", "rounds=1", "clients=2"]
+    done = subprocess.run(
+        [*command, "engine=inline()", "--out", str(tmp_path / "out")],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **home},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert "Traceback" not in done.stderr
