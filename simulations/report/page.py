@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,9 @@ from markupsafe import Markup
 from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
+from simulations.report.marks import Marks
 from simulations.report.runs import RunCollection, collect
+from simulations.report.scripts import datatables_script, datatables_style, plotly_script
 from simulations.report.text_table import shortened_apart
 from simulations.runs.provenance import unlike
 from simulations.runs.results import write_whole
@@ -30,6 +33,9 @@ OURS = "simulated with fl-split; every byte counted"
 
 LONGEST = 72
 """Characters of a label in a table."""
+
+NUMBER = re.compile(r"(?:< )?\+?(-?\d+(?:\.\d+)?)(?= ±|,|$)")
+"""What a cell of numbers begins with."""
 
 FORMS = {".html": "html", ".htm": "html", ".md": "md"}
 """Formats by the end of a file's name."""
@@ -74,6 +80,7 @@ def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
         No complete run, or an unknown baseline.
     """
     collection = collect(folders)
+    marks = Marks.of(collection.configurations)
     against = collection.baselines(baseline)
     remark = FIRST if baseline is None else ""
     differences = tables.differences_table(collection, against, remark)
@@ -84,8 +91,8 @@ def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
         tables.metrics_table(collection),
     )
     shown = [table for table in (*found, tables.runs_table(collection)) if table]
-    first = overview.overview_figure(collection)
-    drawings = [*([first] if first else []), *curves.figures(collection)]
+    first = overview.overview_figure(collection, marks)
+    drawings = [*([first] if first else []), *curves.figures(collection, marks)]
     drawings += distributions.figures(collection)
     bases = dict.fromkeys(one.label for one in against.values()) if differences else ()
     facts = _facts(
@@ -158,6 +165,12 @@ def numbers(data: pd.DataFrame) -> str:
     return data.to_csv(index=False, lineterminator="\n")
 
 
+def sort_value(cell: str) -> str:
+    """Return the number that a cell of a table begins with, less than any other for none."""
+    found = NUMBER.match(cell.replace(",", "") if cell[:1] in "+-0123456789" else cell)
+    return found[1] if found else "-1e99" if cell == "-" else ""
+
+
 def _facts(collection: RunCollection, baseline: str) -> dict[str, str]:
     """What was run, by heading."""
     runs = collection.runs
@@ -214,6 +227,9 @@ def _environment() -> Environment:
         autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    for script in (plotly_script, datatables_script, datatables_style):
+        environment.globals[script.__name__] = script
+    environment.filters["sort_value"] = sort_value
     environment.filters["data_uri"] = _data_uri
     environment.filters["numbers"] = numbers
     environment.filters["labelled"] = _labelled
