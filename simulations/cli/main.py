@@ -123,18 +123,28 @@ def report(
     form: Annotated[
         Form | None, typer.Option("--format", help="By default from the name of the file.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Make the page anew until all runs have ended.")
+    ] = False,
+    every: Annotated[int, typer.Option(min=1, help="Seconds between two pages.")] = 30,
 ) -> None:
     """Make one page of tables and figures from finished runs; runs differing in seed are grouped.
+
+    With [b]--follow[/b] also from runs that go on, until all have ended or Ctrl-C; an open
+    page reloads itself. A page that replaces an older one keeps its colours.
 
     Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
     """
     with door():
-        from simulations.report.page import build, form_of, write
+        from simulations.cli.follow import follow_runs
+        from simulations.report.page import build, form_of, older_marks, write
 
         if output.is_dir():
             raise ValueError(f"output: {str(output)!r} is a folder; give a file")
         chosen = form or form_of(output)
-        page = build(folders, baseline)
+        if follow:
+            follow_runs(folders, output, baseline, chosen, every)
+        page = build(folders, baseline, older_marks(output))
         write(page, output, chosen)
     for skipped in page.collection.left_out:
         out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)

@@ -7,6 +7,9 @@ Where a key of the method parts panels, lines of equal colour differ in the mark
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,9 +118,23 @@ class Marks:
         pairs = list(dict.fromkeys(_pair(one, split) for one in configurations))
         return cls(split, _assigned(pairs, kept or {}))
 
+    def to_json(self) -> str:
+        """Return what :func:`kept_marks` reads."""
+        table = {key: dataclasses.astuple(mark) for key, mark in self.table.items()}
+        return json.dumps(table).replace("<", "\\u003c")
+
     def __getitem__(self, one: Configuration) -> Mark:
         """Return the mark of a configuration."""
         return self.table[_key(_pair(one, self.split))]
+
+
+def kept_marks(page: str) -> dict[str, Mark]:
+    """Return the marks of an older page; none where it has none."""
+    found = re.search(r'<script type="application/json" id="marks">(.*?)</script>', page)
+    try:
+        return {key: Mark(*mark) for key, mark in json.loads(found[1]).items()} if found else {}
+    except (ValueError, TypeError):
+        return {}
 
 
 def _pair(one: Configuration, split: Sequence[str]) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from markupsafe import Markup
 from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
-from simulations.report.marks import Marks
+from simulations.report.live import Live, with_progress
+from simulations.report.marks import Mark, Marks, kept_marks
 from simulations.report.runs import RunCollection, collect
 from simulations.report.scripts import datatables_script, datatables_style, plotly_script
 from simulations.report.text_table import shortened_apart
@@ -49,6 +50,8 @@ class Page:
     facts: Mapping[str, str]
     tables: Sequence[tables.ReportTable]
     drawings: Sequence[Drawing]
+    marks: Marks
+    live: Live | None = None
 
     @cached_property
     def whole_labels(self) -> dict[str, str]:
@@ -69,22 +72,40 @@ class Page:
         return names if count < 3 else f"{count} configurations"
 
 
-def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
+def build(
+    folders: Iterable[Path],
+    baseline: str | None = None,
+    kept: Mapping[str, Mark] | None = None,
+    live: Live | None = None,
+    state: tables.ReportTable | None = None,
+) -> Page:
     """Read all runs below `folders` and work out what is to be shown.
 
-    `baseline` names whom to compare with, as `RunCollection.baselines` says.
+    Parameters
+    ----------
+    folders : Iterable[Path]
+        Folders of runs, at any depth.
+    baseline : str, optional
+        Whom to compare with, as `RunCollection.baselines` says.
+    kept : Mapping[str, Mark], optional
+        How configurations looked on an older page.
+    live : Live, optional
+        Makes a page of runs that go on; these count as `with_progress` says.
+    state : ReportTable, optional
+        A table to begin with.
 
     Raises
     ------
     ValueError
         No complete run, or an unknown baseline.
     """
-    collection = collect(folders)
-    marks = Marks.of(collection.configurations)
+    collection = collect(folders, with_progress if live else list)
+    marks = Marks.of(collection.configurations, kept)
     against = collection.baselines(baseline)
     remark = FIRST if baseline is None else ""
     differences = tables.differences_table(collection, against, remark)
     found = (
+        state,
         overview.overview_table(collection),
         tables.results_table(collection),
         differences,
@@ -98,7 +119,7 @@ def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
     facts = _facts(
         collection, f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if bases else ""
     )
-    return Page(collection, facts, shown, drawings)
+    return Page(collection, facts, shown, drawings, marks, live)
 
 
 def html(page: Page) -> str:
@@ -152,6 +173,12 @@ def write(page: Page, path: Path, form: str) -> None:
         raise ValueError(f"output: cannot write {str(path)!r}: {error.strerror}") from None
 
 
+def older_marks(path: Path) -> dict[str, Mark]:
+    """Return how configurations look on the page at `path`, if there is one."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return kept_marks(text) if OURS in text else {}
+
+
 def attachments(page: Page) -> dict[str, str]:
     """Everything that can be downloaded, by file name."""
     files = {f"{table.name}.csv": numbers(table.data) for table in page.tables}
@@ -196,6 +223,11 @@ def _facts(collection: RunCollection, baseline: str) -> dict[str, str]:
         "always the commonest class": _spread([r.summary.get("majority_accuracy") for r in runs]),
         **{f"{key} (differs)": text for key, text in differing.items()},
         **{key: short(key, collection.common[key]) for key in ordered(collection.common)},
+        "so far only": "; ".join(
+            f"{run.name} (round {len(run.rounds)} of {run.settings.get('rounds')})"
+            for run in runs
+            if run.is_going_on
+        ),
         "left out": "; ".join(f"{run.name} ({run.flaw})" for run in collection.left_out),
         "versions": _merged([run.summary.get("versions", {}) for run in runs]),
         "machine": _merged([run.summary.get("machine", {}) for run in runs]),

@@ -43,7 +43,8 @@ def chart_plot(chart: Chart) -> str:
     where = {n: (n // columns + 1, n % columns + 1) for n in range(len(chart.panels))}
     for entry, mark in chart.entries.items():
         group: dict[str, Any] = {"name": _text(entry), "legendgroup": entry}
-        figure.add_scatter(x=[None], y=[None], mode="lines+markers", **group, **mark.plotly())
+        mode = "lines" if mark.shape is None else "lines+markers"
+        figure.add_scatter(x=[None], y=[None], mode=mode, **group, **mark.plotly())
     for number, (row, column) in where.items():
         lines = [line for line in chart.lines if line.panel == number]
         for line, below in zip(lines, hidden([line.frame for line in lines]), strict=True):
@@ -53,7 +54,8 @@ def chart_plot(chart: Chart) -> str:
     longest = max((len(entry) for entry in chart.entries), default=0)
     meta = {"entries": len(chart.entries), "entry": 60 + LETTER * min(longest, 60)}
     meta["row"] = LEGEND
-    return _finished(figure, ROW * rows + (60 if any(titles) else 30) + 60, meta)
+    above = 55 if any(titles) else 30  # panels' titles stand below Plotly's buttons
+    return _finished(figure, ROW * rows + above + 60, meta, above)
 
 
 def heat_plot(table: pd.DataFrame, axes: Sequence[str]) -> str:
@@ -106,7 +108,7 @@ def _traces(line: Line, chart: Chart, below: int) -> list[Any]:
         hover = {"hoverinfo": "skip", "opacity": opacity}
         return [go.Scatter(mode="lines", line=style, **points, **hover, **group)]
     customdata = frame[["least", "greatest", "seeds"]].to_numpy().tolist()
-    style = line.mark.plotly(2 + 4 * below)
+    style: dict[str, Any] = line.mark.plotly(2 + 4 * below)
     style["marker"]["maxdisplayed"] = MOST_MARKERS if line.kind == "curve" else 0
     bars = {
         "error_y": {
@@ -151,10 +153,10 @@ def _axes(figure: Any, chart: Chart, where: dict[int, tuple[int, int]], rows: in
         figure.update_xaxes(tickvals=[*chart.ticks], ticktext=names, type="linear")
 
 
-def _finished(figure: Any, height: int, meta: dict[str, float]) -> str:
+def _finished(figure: Any, height: int, meta: dict[str, float], above: int = 30) -> str:
     """Return JSON that is safe within a page."""
     figure.update_layout(
-        template="none", height=height, margin={"l": 60, "r": 10, "t": 30, "b": 50},
+        template="none", height=height, margin={"l": 60, "r": 10, "t": above, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
         font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
         hoverlabel={"bgcolor": PAPER, "bordercolor": NEUTRAL, "font": {"color": INK}},
