@@ -130,8 +130,7 @@ def report(
 ) -> None:
     """Make one page of tables and figures from finished runs; runs differing in seed are grouped.
 
-    With [b]--follow[/b] also from runs that go on, until all have ended or Ctrl-C; an open
-    page reloads itself. A page that replaces an older one keeps its colours.
+    With [b]--follow[/b] of runs that go on too; an open page then reloads itself.
 
     Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
     """

@@ -20,7 +20,7 @@ from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
 from simulations.report.live import Live, with_progress
 from simulations.report.marks import Mark, Marks, kept_marks
-from simulations.report.runs import RunCollection, collect
+from simulations.report.runs import Configuration, RunCollection, collect
 from simulations.report.scripts import datatables_script, datatables_style, plotly_script
 from simulations.report.text_table import shortened_apart
 from simulations.runs.provenance import unlike
@@ -103,23 +103,33 @@ def build(
     marks = Marks.of(collection.configurations, kept)
     against = collection.baselines(baseline)
     remark = FIRST if baseline is None else ""
-    differences = tables.differences_table(collection, against, remark)
+    shown = _tables(collection, against, remark)
+    bases = dict.fromkeys(one.label for one in against.values())
+    is_compared = any(table.name == "differences" for table in shown)
+    told = f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if is_compared else ""
+    shown = [*([state] if state else []), *shown]
+    return Page(
+        collection, _facts(collection, told), shown, _drawings(collection, marks), marks, live
+    )
+
+
+def _tables(
+    collection: RunCollection, against: Mapping[str, Configuration], remark: str
+) -> list[tables.ReportTable]:
     found = (
-        state,
         overview.overview_table(collection),
         tables.results_table(collection),
-        differences,
+        tables.differences_table(collection, against, remark),
         tables.metrics_table(collection),
+        tables.runs_table(collection),
     )
-    shown = [table for table in (*found, tables.runs_table(collection)) if table]
+    return [table for table in found if table]
+
+
+def _drawings(collection: RunCollection, marks: Marks) -> list[Drawing]:
     first = overview.overview_figure(collection, marks)
-    drawings = [*([first] if first else []), *curves.figures(collection, marks)]
-    drawings += distributions.figures(collection)
-    bases = dict.fromkeys(one.label for one in against.values()) if differences else ()
-    facts = _facts(
-        collection, f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if bases else ""
-    )
-    return Page(collection, facts, shown, drawings, marks, live)
+    curved = curves.figures(collection, marks)
+    return [*([first] if first else []), *curved, *distributions.figures(collection)]
 
 
 def html(page: Page) -> str:

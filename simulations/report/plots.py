@@ -103,12 +103,12 @@ def _traces(line: Line, chart: Chart, below: int) -> list[Any]:
     group |= {"showlegend": False}
     points = {"x": frame["x"].tolist(), "y": frame["mean"].tolist()}
     if line.kind in ("front", "join"):
-        style = {"color": line.mark.paint, "width": 9 if line.kind == "front" else 1.5}
-        opacity = 0.35 if line.kind == "front" else 1
-        hover = {"hoverinfo": "skip", "opacity": opacity}
-        return [go.Scatter(mode="lines", line=style, **points, **hover, **group)]
+        is_front = line.kind == "front"
+        thin = {"color": line.mark.paint, "width": 9 if is_front else 1.5}
+        hover = {"hoverinfo": "skip", "opacity": 0.35 if is_front else 1}
+        return [go.Scatter(mode="lines", line=thin, **points, **hover, **group)]
     customdata = frame[["least", "greatest", "seeds"]].to_numpy().tolist()
-    style: dict[str, Any] = line.mark.plotly(2 + 4 * below)
+    style = line.mark.plotly(2 + 4 * below)
     style["marker"]["maxdisplayed"] = MOST_MARKERS if line.kind == "curve" else 0
     bars = {
         "error_y": {
@@ -122,7 +122,7 @@ def _traces(line: Line, chart: Chart, below: int) -> list[Any]:
     found = go.Scatter(
         mode="lines+markers", customdata=customdata, **points, **group, **style,
         **(bars if line.kind == "bars" else {}),
-        hovertemplate=f"<b>{_text(line.name)}</b><br>{text}{at}<extra></extra>",
+        meta=_text(line.name), hovertemplate=f"<b>%{{meta}}</b><br>{text}{at}<extra></extra>",
     )  # fmt: skip
     is_band = line.kind == "curve" and bool((frame["seeds"] > 1).any())
     return [_band(line, group), found] if is_band else [found]
