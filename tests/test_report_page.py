@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import main as cli
 from simulations.report.live import Live
+from simulations.report.marks import INK
 from simulations.report.page import build, html, write
 from tests.test_report import FINAL, write_run, write_spread
 
@@ -88,7 +89,9 @@ def plots(page):
 
 
 @browser
-def test_a_click_on_a_name_hides_it_in_every_figure_and_a_double_click_shows_it_alone(page, tmp_path):
+def test_a_click_on_a_name_hides_it_in_every_figure_and_a_double_click_shows_it_alone(
+    page, tmp_path
+):
     script = """
       await until(isReady)
       const figures = all(".plot").filter(plot => plot.data.some(t => t.legendgroup))
@@ -108,7 +111,9 @@ def test_a_click_on_a_name_hides_it_in_every_figure_and_a_double_click_shows_it_
     assert seen["after"][1] == [["adc(ratio=0.1)"]] * count
     assert seen["after"][0] < seen["before"][0]
     assert seen["again"] == [[]] * count
-    assert [sorted(names) for names in seen["alone"]] == [["adc(ratio=0.1)", "topk(ratio=0.1)"]] * count
+    assert [sorted(names) for names in seen["alone"]] == [
+        ["adc(ratio=0.1)", "topk(ratio=0.1)"]
+    ] * count
 
 
 @browser
@@ -162,8 +167,12 @@ def test_pointing_at_a_line_shows_what_rounds_csv_says_and_fades_the_others(page
       await until(isReady)
       const plot = frame.contentDocument.querySelector("#accuracy-rounds-figure .plot")
       const place = plot.data.findIndex(t => t.meta === "adc(ratio=0.1)")
-      frame.contentWindow.Plotly.Fx.hover(plot, [{curveNumber: place, pointNumber: 1}])
-      await wait(300)
+      const {_fullLayout: {xaxis, yaxis}} = plot, trace = plot.data[place], box = plot.getBoundingClientRect()
+      const at = {clientX: box.left + xaxis._offset + xaxis.d2p(trace.x[1]),
+                  clientY: box.top + yaxis._offset + yaxis.d2p(trace.y[1])}
+      plot.querySelector(".nsewdrag").dispatchEvent(
+        new frame.contentWindow.MouseEvent("mousemove", {bubbles: true, view: frame.contentWindow, ...at}))
+      await wait(500)
       const text = all(".hovertext", plot).map(node => node.textContent).join(" ")
       return {text, opacity: plot.data.map(t => [t.legendgroup, t.opacity])}
     """
@@ -181,9 +190,8 @@ def test_nothing_is_fetched_and_the_page_forbids_it(page, tmp_path):
     script = """
       await until(isReady)
       const fetched = frame.contentWindow.performance.getEntriesByType("resource").map(e => e.name)
-      const asked = await frame.contentWindow.eval("1") .constructor
       return fetched.filter(name => !/^(data|blob):/.test(name))
-    """.replace('const asked = await frame.contentWindow.eval("1") .constructor', "")
+    """
     assert played(tmp_path, page, script) == []
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html(page))[1]
     assert policy.startswith("default-src 'none';") and "http" not in policy
@@ -224,4 +232,127 @@ def test_a_live_page_reloads_itself_and_remembers_what_is_hidden(study, tmp_path
     """
     assert played(tmp_path, build([study], live=Live("Live.", 2)), script) == ["identity"]
     plain = html(build([study]))
-    assert "http-equiv=\"refresh\"" not in plain and "<input" not in plain.split("<script")[0]
+    assert 'http-equiv="refresh"' not in plain and "<input" not in plain.split("<script")[0]
+
+
+def test_plots_draw_the_means_of_rounds_csv(page, study):
+    found = plots(page)
+    for number, codec in enumerate(FINAL):
+        label = page.collection.configurations[[0, 1, 2][number]].label
+        runs = [pd.read_csv(study / f"{number}-seed{seed}" / "rounds.csv") for seed in range(3)]
+        means = np.mean([100 * rounds["accuracy"] for rounds in runs], axis=0)
+        sent = [
+            r[[c for c in r if c.startswith("payload_bytes")]].sum(axis=1).cumsum() for r in runs
+        ]
+        for name, x in (("rounds", [1, 2]), ("payload", np.mean(sent, axis=0) / 1e6)):
+            traces = found[f"accuracy-{name}"]["data"]
+            trace = next(t for t in traces if t.get("meta") == label)
+            assert codec.partition("(")[0] in label
+            assert trace["y"] == pytest.approx(list(means)) and trace["x"] == pytest.approx(list(x))
+
+
+def test_a_configuration_looks_the_same_in_every_figure(page):
+    looks = {}
+    for name, plot in plots(page).items():
+        for trace in plot["data"]:
+            if name.startswith(("accuracy-", "pareto-")) and trace.get("meta"):
+                look = trace["line"]["color"], trace["marker"]["symbol"], trace["marker"]["color"]
+                looks.setdefault(trace["meta"], set()).add(look)
+    assert len(looks) == 3 and all(len(found) == 1 for found in looks.values())
+    assert len(set.union(*looks.values())) == 3
+    for drawing in page.drawings:
+        if drawing.name.startswith(("accuracy-rounds", "pareto-")):
+            drawn = {look[0] for found in looks.values() for look in found} - {INK}
+            assert all(colour in drawing.file for colour in drawn)
+
+
+def finish(folder, accuracies, **settings):
+    """Let a run end that `begin` began."""
+    shutil.rmtree(folder)
+    write_run(folder, accuracies, **settings)
+
+
+def begin(folder, accuracies, torn="", **settings):
+    """Write what a run has written in its midst."""
+    write_run(folder, accuracies, **settings)
+    (folder / "summary.json").unlink()
+    with (folder / "rounds.csv").open("a") as file:
+        file.write(torn)
+
+
+def test_runs_that_go_on_count_so_far_where_no_seed_is_complete(tmp_path):
+    write_run(tmp_path / "a0", [0.1, 0.9], codec="identity", seed=0, rounds=2)
+    begin(tmp_path / "a1", [0.2], codec="identity", seed=1, rounds=2)
+    begin(tmp_path / "b0", [0.3], codec="fp16", seed=0, rounds=2)
+    begin(tmp_path / "b1", [0.3, 0.4], torn="3,0.9", codec="fp16", seed=1, rounds=2)
+    live = build([tmp_path], live=Live("Live."))
+    results = live.tables[0].data.set_index("configuration")
+    assert list(results["seeds"]) == [1, 1]
+    assert results.loc["fp16", "final accuracy, %"] == pytest.approx(40)  # not of the torn row
+    assert results.loc["fp16", "all sent, MB"] == pytest.approx(2 * (2 * 5 + 2 * 1))
+    assert live.facts["so far only"] == f"{tmp_path.name}/b1 (round 2 of 2)"
+    assert [one.label for one in build([tmp_path]).collection.configurations] == [
+        "parallel, identity"
+    ]
+
+
+@pytest.fixture
+def followed(tmp_path, monkeypatch):
+    """Follow one run, while `steps` happen one after the other."""
+
+    def follow(*steps):
+        queue = [*steps]
+        monkeypatch.setattr("time.sleep", lambda seconds: queue.pop(0)())
+        target = tmp_path / "page.html"
+        command = ["report", str(tmp_path / "runs"), "-o", str(target), "--follow", "--every", "7"]
+        done = CliRunner().invoke(cli.app, command)
+        return done, target
+
+    return follow
+
+
+def test_a_page_is_made_anew_until_all_runs_have_ended(tmp_path, followed):
+    run, target = tmp_path / "runs" / "a", tmp_path / "page.html"
+    begin(run, [], rounds=3)
+    seen = []
+
+    def look():
+        seen.append(target.read_text() if target.exists() else "")
+
+    def go_on():
+        look()
+        finish(run, [0.1], rounds=3)
+        (run / "summary.json").unlink()
+
+    def end():
+        look()
+        finish(run, [0.1, 0.2, 0.3], rounds=3)
+
+    done, _ = followed(go_on, end)
+    assert done.exit_code == 0, done.output
+    assert "waiting: no run is complete" in done.output and "following: " in done.output
+    assert seen[0] == "" and "Live, as of " in seen[1] and "1 running" in seen[1]
+    assert '<meta http-equiv="refresh" content="7">' in seen[1] and "1/3" in seen[1]
+    text = target.read_text()
+    assert "Live, as of" not in text and "refresh" not in text.split("<style>")[0]
+    assert '<td data-order="3" ' in text or "30.0" in text
+
+
+def test_stopping_to_follow_leaves_a_page_that_does_not_reload(tmp_path, followed):
+    begin(tmp_path / "runs" / "a", [0.1], rounds=3)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    done, target = followed(stop)
+    assert done.exit_code == 130 and "stopped; following: " in done.output
+    text = target.read_text()
+    assert "Not followed to the end: 1 running." in text and 'id="live"' not in text
+    assert "refresh" not in text.split("<style>")[0]
+
+
+def test_only_html_can_be_followed(tmp_path):
+    begin(tmp_path / "runs" / "a", [0.1])
+    command = ["report", str(tmp_path / "runs"), "-o", str(tmp_path / "r.md"), "--follow"]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 2 and "--follow writes HTML" in done.output

@@ -68,7 +68,7 @@
     new DataTable(table, { paging: false, order: [], autoWidth: false, stateSave: Boolean(box),
       layout: { topStart: "search", topEnd: "info", bottomStart: null, bottomEnd: null },
       language: { search: "Filter ", info: "_TOTAL_ rows", infoEmpty: "no rows", infoFiltered: "of _MAX_", zeroRecords: "" },
-      columnControl: ["order", ["search"]], ordering: { indicators: false, handlers: true } });
+      columnControl: ["order", ["search"]], ordering: { indicators: false, handler: false } });
   }
   if (box) setInterval(() => box.checked && location.reload(), 1000 * box.dataset.every);
   document.documentElement.classList.add("ready");
