@@ -562,9 +562,10 @@ PROBE = """<pre id="probe"></pre>
 <script>
 document.getElementById("page").onload = event => {
   const page = event.target.contentDocument, root = page.documentElement
+  const plots = [...page.querySelectorAll("figure .plot")]
   document.getElementById("probe").textContent = JSON.stringify({
     width: root.clientWidth, content: root.scrollWidth,
-    figures: [...page.querySelectorAll("figure .plot")].map(plot => plot.getBoundingClientRect().width),
+    figures: plots.map(plot => plot.getBoundingClientRect().width),
     tables: page.querySelectorAll("table").length,
   })
 }</script>"""

@@ -71,7 +71,7 @@ def test_ratios_of_a_codec_share_the_colour_where_colours_are_few(tmp_path):
         write_run(tmp_path / codec, [0.5], codec=codec)
     found = marks_of(tmp_path)
     colours = {name: {m.colour for label, m in found.items() if label.startswith(name + "(")}
-               for name in ("adc", "topk", "randtopk")}  # fmt: skip
+               for name in codecs}  # fmt: skip
     assert all(len(one) == 1 for one in colours.values())
     assert len(set.union(*colours.values())) == 3 and len({*found.values()}) == 9
 

@@ -26,16 +26,20 @@ FLAGS = [
 PROBE = """<pre id="probe"></pre>
 <iframe id="page" src="report.html" SANDBOX style="width: 1000px; height: 900px"></iframe>
 <script>
-const frame = document.getElementById("page"), wait = ms => new Promise(done => setTimeout(done, ms))
+const frame = document.getElementById("page"),
+  wait = ms => new Promise(done => setTimeout(done, ms))
 const all = (selector, root = frame.contentDocument) => [...root.querySelectorAll(selector)]
 const until = async ready => { while (!ready()) await wait(50) }
+const send = (node, type, kind, more) =>
+  node.dispatchEvent(new frame.contentWindow[type](kind, {bubbles: true, ...more}))
 const click = node => {
   for (const kind of ["mousedown", "mouseup", "click"])
-    node.dispatchEvent(new frame.contentWindow.MouseEvent(kind, {bubbles: true, view: frame.contentWindow}))
+    send(node, "MouseEvent", kind, {view: frame.contentWindow})
 }
 const legend = (plot, name) => all(".legend .traces", plot).find(
   node => all(".legendtext", node)[0].textContent === name).querySelector(".legendtoggle")
-const hidden = plot => [...new Set(plot.data.filter(t => t.visible === "legendonly").map(t => t.legendgroup))]
+const isHidden = trace => trace.visible === "legendonly"
+const hidden = plot => [...new Set(plot.data.filter(isHidden).map(trace => trace.legendgroup))]
 const isReady = () => frame.contentDocument.documentElement.matches(".ready")
 frame.onload = async () => {
   frame.onload = null
@@ -89,9 +93,7 @@ def plots(page):
 
 
 @browser
-def test_a_click_on_a_name_hides_it_in_every_figure_and_a_double_click_shows_it_alone(
-    page, tmp_path
-):
+def test_a_click_on_a_name_hides_it_everywhere_and_a_double_click_all_others(page, tmp_path):
     script = """
       await until(isReady)
       const figures = all(".plot").filter(plot => plot.data.some(t => t.legendgroup))
@@ -121,7 +123,8 @@ def test_buttons_make_axes_logarithmic_and_linear_again(page, tmp_path):
     script = """
       await until(isReady)
       const figure = frame.contentDocument.getElementById("accuracy-rounds-figure")
-      const plot = all(".plot", figure)[0], types = () => ["xaxis", "yaxis"].map(a => plot._fullLayout[a].type)
+      const plot = all(".plot", figure)[0]
+      const types = () => ["xaxis", "yaxis"].map(axis => plot._fullLayout[axis].type)
       const seen = [types()]
       for (const axis of ["x", "y", "x"]) {
         const button = all(`[data-axis=${axis}]`, figure)[0]
@@ -149,7 +152,7 @@ def test_tables_sort_by_number_and_filter(page, tmp_path):
       click(order); await wait(200); seen.up = names()
       click(order); await wait(200); seen.down = names()
       const filter = table.closest(".dt-container").querySelector(".dt-search input")
-      filter.value = "topk"; filter.dispatchEvent(new frame.contentWindow.Event("input", {bubbles: true}))
+      filter.value = "topk"; send(filter, "Event", "input")
       await wait(500); seen.filtered = names()
       seen.others = all("#runs-table tbody tr").length
       return seen
@@ -167,11 +170,12 @@ def test_pointing_at_a_line_shows_what_rounds_csv_says_and_fades_the_others(page
       await until(isReady)
       const plot = frame.contentDocument.querySelector("#accuracy-rounds-figure .plot")
       const place = plot.data.findIndex(t => t.meta === "adc(ratio=0.1)")
-      const {_fullLayout: {xaxis, yaxis}} = plot, trace = plot.data[place], box = plot.getBoundingClientRect()
+      const {_fullLayout: {xaxis, yaxis}} = plot, trace = plot.data[place]
+      const box = plot.getBoundingClientRect()
       const at = {clientX: box.left + xaxis._offset + xaxis.d2p(trace.x[1]),
                   clientY: box.top + yaxis._offset + yaxis.d2p(trace.y[1])}
-      plot.querySelector(".nsewdrag").dispatchEvent(
-        new frame.contentWindow.MouseEvent("mousemove", {bubbles: true, view: frame.contentWindow, ...at}))
+      const view = frame.contentWindow
+      send(plot.querySelector(".nsewdrag"), "MouseEvent", "mousemove", {view, ...at})
       await wait(500)
       const text = all(".hovertext", plot).map(node => node.textContent).join(" ")
       return {text, opacity: plot.data.map(t => [t.legendgroup, t.opacity])}
@@ -198,7 +202,8 @@ def test_nothing_is_fetched_and_the_page_forbids_it(page, tmp_path):
 
 
 SHOWN = """
-  const visible = selector => all(selector).filter(node => node.getBoundingClientRect().width > 100).length
+  const isSeen = node => node.getBoundingClientRect().width > 100
+  const visible = selector => all(selector).filter(isSeen).length
   const count = () => [visible("figure .plot"), visible("figure .static svg")]
 """
 
@@ -212,7 +217,7 @@ def test_without_scripts_and_in_print_the_plain_figures_are_seen(page, tmp_path)
       await until(isReady)
       const before = count(), media = {{screen: "not all", print: "all"}}
       for (const sheet of frame.contentDocument.styleSheets) for (const rule of sheet.cssRules)
-        if (rule.media && rule.media.mediaText in media) rule.media.mediaText = media[rule.media.mediaText]
+        if (rule.media?.mediaText in media) rule.media.mediaText = media[rule.media.mediaText]
       return [before, count()]
     """
     assert played(tmp_path, page, script) == [[count, 0], [0, count]]
