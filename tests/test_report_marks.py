@@ -64,9 +64,8 @@ def test_fifteen_codecs_have_fifteen_marks(tmp_path):
 
 
 def test_ratios_of_a_codec_share_the_colour_where_colours_are_few(tmp_path):
-    names = [
-        f"{codec}(ratio={r})" for codec in ("adc", "topk", "randtopk") for r in (0.1, 0.2, 0.4)
-    ]
+    codecs, ratios = ("adc", "topk", "randtopk"), (0.1, 0.2, 0.4)
+    names = [f"{codec}(ratio={ratio})" for codec in codecs for ratio in ratios]
     for codec in names:
         write_run(tmp_path / codec, [0.5], codec=codec)
     found = marks_of(tmp_path)

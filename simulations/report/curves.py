@@ -169,11 +169,11 @@ def _points(
     family = families(label for label, _ in panel.lines)
     configurations = {one.label: (label, one) for label, one in panel.lines}
     members: dict[str, list[str]] = {}
-    for name in ordered["configuration"]:
-        label, one = configurations[name]
-        members.setdefault(family[label], []).append(name)
+    for name, (label, one) in configurations.items():
         row = ordered[ordered["configuration"] == name]
-        lines.append(Line(number, names[label], marks[one], row, name, "bars"))
+        if len(row):
+            members.setdefault(family[label], []).append(name)
+            lines.append(Line(number, names[label], marks[one], row, name, "bars"))
     for among in members.values():
         if len(among) > 1:
             own = shared(marks[configurations[name][1]] for name in among)
