@@ -81,7 +81,7 @@ def comparison_plot(folders: Mapping[str, Path], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from simulations.report.chart import ACCURACY, hidden
-    from simulations.report.lines import plot_curve
+    from simulations.report.lines import logarithmic, plot_curve
     from simulations.report.marks import in_a_row
 
     figure = Figure(figsize=(12, 4), layout="constrained")
@@ -97,7 +97,7 @@ def comparison_plot(folders: Mapping[str, Path], path: Path) -> None:
             plot_curve(axis, frame, marks[name], place, below, label=name)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    axes[1].set_xscale("log")
+    logarithmic([axes[1]])
     axes[0].set_ylabel(ACCURACY)
     axes[0].legend(fontsize="small")
     figure.savefig(path)

@@ -30,7 +30,7 @@ def drawing(chart: Chart) -> Drawing:
         if chart.x == "round":
             axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         if chart.is_log:
-            _log(axes)
+            logarithmic(axes)
         names = named(chart.entries)
         handles = [Line2D([], [], ms=4, lw=1.3, **m.matplotlib()) for m in chart.entries.values()]
         figure.legend(
@@ -73,7 +73,8 @@ def _draw(axis: Any, line: Line, count: int, place: int, below: int) -> None:
             axis.fill_between(frame["x"], low, high, color=line.mark.paint, alpha=alpha, lw=0)
 
 
-def _log(axes: Sequence[Any]) -> None:
+def logarithmic(axes: Sequence[Any]) -> None:
+    """Make x axes logarithmic, with plain numbers.
     for axis in axes:
         axis.set_xscale("log")
         low, high = axis.get_xlim()
