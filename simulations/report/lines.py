@@ -74,7 +74,7 @@ def _draw(axis: Any, line: Line, count: int, place: int, below: int) -> None:
 
 
 def logarithmic(axes: Sequence[Any]) -> None:
-    """Make x axes logarithmic, with plain numbers.
+    """Make x axes logarithmic, with plain numbers."""
     for axis in axes:
         axis.set_xscale("log")
         low, high = axis.get_xlim()

@@ -60,6 +60,9 @@
     plot.on("plotly_unhover", () => highlight(plot));
   }
 
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.onchange = () => document.documentElement.classList.toggle("dark", dark.matches);
+  dark.onchange();  // DataTables asks for this class
   document.documentElement.classList.add("playing");
   plots.forEach(draw);
   const code = new Blob([document.getElementById("datatables").textContent], { type: "text/javascript" });
