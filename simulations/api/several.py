@@ -16,7 +16,7 @@ from simulations.api.plans import of_several, prepare_all
 from simulations.api.progress import is_watched, watching
 from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
-from simulations.report.page import build, form_of, write
+from simulations.report.page import build, form_of, older_marks, write
 from simulations.runs.lock import alone
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
@@ -180,7 +180,8 @@ def report(
     """
     several = [folders] if isinstance(folders, str | Path) else folders
     path = Path(output).expanduser()
-    write(build([Path(one).expanduser() for one in several], baseline), path, form_of(path))
+    runs = [Path(one).expanduser() for one in several]
+    write(build(runs, baseline, older_marks(path)), path, form_of(path))
     return path
 
 

@@ -135,8 +135,14 @@ def report(
     form: Annotated[
         Form | None, typer.Option("--format", help="By default from the name of the file.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Make the page anew until all runs have ended.")
+    ] = False,
+    every: Annotated[int, typer.Option(min=1, help="Seconds between two pages.")] = 30,
 ) -> None:
     """Make one page of tables and figures from finished runs; runs differing in seed are grouped.
+
+    With [b]--follow[/b] of runs that go on too; an open page then reloads itself.
 
     Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
     """
@@ -144,12 +150,15 @@ def report(
         for folder in folders:
             existing(folder)
     with quiet():
-        from simulations.report.page import build, form_of, write
+        from simulations.cli.follow import follow_runs
+        from simulations.report.page import build, form_of, older_marks, write
     with door():
         if output.is_dir():
             raise ValueError(f"output: {str(output)!r} is a folder; give a file")
         chosen = form or form_of(output)
-        page = build(folders, baseline)
+        if follow:
+            follow_runs(folders, output, baseline, chosen, every)
+        page = build(folders, baseline, older_marks(output))
         write(page, output, chosen)
     for skipped in page.collection.left_out:
         out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)

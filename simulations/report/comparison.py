@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 CLIENT = " Client: mean of clients, each on its own held-out samples, after the last round."
 """Explains the column `client` in a caption."""
+
+COSTS: dict[str, Callable[[pd.DataFrame], pd.Series[float]]] = {
+    "round": lambda rounds: rounds["round"],
+    "MB sent, payload and weights": lambda rounds: rounds[[*SENT]].sum(axis=1).cumsum() / 1e6,
+    "client steps": lambda rounds: rounds["client_steps"].cumsum(),
+}
+"""What accuracy is drawn against, by the name of the axis."""
 
 
 def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
@@ -87,22 +94,25 @@ def comparison_figure(folders: Mapping[str, Path]) -> Figure:
     """Return accuracy against rounds, against bytes sent and against client steps."""
     from matplotlib.figure import Figure
 
+    from simulations.report.chart import ACCURACY, hidden
+    from simulations.report.lines import logarithmic, plot_curve
+    from simulations.report.marks import in_a_row
+
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    for name, folder in folders.items():
-        rounds = pd.read_csv(folder / ROUNDS)
-        sent = rounds[[*SENT]].sum(axis=1).cumsum() / 1e6
-        for axis, x in zip(
-            axes, (rounds["round"], sent, rounds["client_steps"].cumsum()), strict=True
-        ):
-            axis.plot(x, 100 * rounds["accuracy"], label=name)
-    for axis, label in zip(
-        axes, ("round", "MB sent, payload and weights", "client steps"), strict=True
-    ):
+    marks = in_a_row([*folders])
+    tables = [pd.read_csv(folder / ROUNDS) for folder in folders.values()]
+    for axis, (label, cost) in zip(axes, COSTS.items(), strict=True):
+        frames = [
+            pd.DataFrame({"x": cost(rounds), "mean": 100 * rounds["accuracy"]}) for rounds in tables
+        ]
+        shown = zip(folders, frames, hidden(frames), strict=True)
+        for place, (name, frame, below) in enumerate(shown):
+            plot_curve(axis, frame, marks[name], place, below, label=name)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    axes[1].set_xscale("log")
-    axes[0].set_ylabel("test accuracy, %")
+    logarithmic([axes[1]])
+    axes[0].set_ylabel(ACCURACY)
     axes[0].legend(fontsize="small")
     return figure
 

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
 
-from simulations.report.figures import (
-    Drawing,
-    Panel,
-    drawn,
-    grid,
-    legend_columns,
-    marks,
-    named,
-    our_style,
-    panels,
-)
+from simulations.report.chart import Chart, Line
+from simulations.report.figures import Drawing
 from simulations.report.labels import families, listed
+from simulations.report.lines import drawing
+from simulations.report.marks import Mark, Marks, shared
+from simulations.report.panels import Panel, panels
 from simulations.report.runs import Configuration, RunCollection
 from simulations.report.statistics import non_dominated
 from simulations.runs.columns import PAYLOAD, SENT, SHOWN, Metric
 
-ACCURACY = "test accuracy, %"
 MOST_POINTS = 80
 """Of a curve; of a longer one rounds at equal distances are drawn."""
 
@@ -66,13 +56,13 @@ def cost_axes(collection: RunCollection) -> list[CostAxis]:
     return [*BOTH_WAYS, *map(CostAxis.of, costs)]
 
 
-def figures(collection: RunCollection) -> list[Drawing]:
+def figures(collection: RunCollection, marks: Marks) -> list[Drawing]:
     """All curves, then the fronts."""
     found = panels(collection.configurations)
-    curves = [_rounds(found), *(_curves(found, cost) for cost in cost_axes(collection))]
-    whole = _by_family(panels(collection.configurations, most=len(collection.configurations)))
-    fronts = [_front(whole, cost) for cost in BOTH_WAYS]  # points do not hide each other
-    return [drawing for drawing in (*curves, *fronts) if drawing]
+    curves = [_rounds(found, marks), *(_curves(found, c, marks) for c in cost_axes(collection))]
+    whole = panels(collection.configurations, most=len(collection.configurations))
+    fronts = [_front(whole, cost, marks) for cost in BOTH_WAYS]  # points do not hide each other
+    return [drawing(chart) for chart in (*curves, *fronts) if chart]
 
 
 def curve(one: Configuration, cost: CostAxis | None) -> pd.DataFrame:
@@ -90,138 +80,123 @@ def curve(one: Configuration, cost: CostAxis | None) -> pd.DataFrame:
     return frame
 
 
-def _rounds(found: list[Panel]) -> Drawing | None:
-    return _draw(found, "rounds", "round", lambda one: curve(one, None))
+def _rounds(found: list[Panel], marks: Marks) -> Chart | None:
+    return _chart(found, "rounds", "round", lambda one: curve(one, None), marks)
 
 
-def _curves(found: list[Panel], cost: CostAxis) -> Drawing | None:
+def _curves(found: list[Panel], cost: CostAxis, marks: Marks) -> Chart | None:
     def points(one: Configuration) -> pd.DataFrame:
         frame = curve(one, cost)
         return frame[frame[cost.axis] > 0]  # fedavg sends no payload: no curve
 
-    return _draw(found, cost.name, cost.axis, points)
+    return _chart(found, cost.name, cost.axis, points, marks)
 
 
-def _draw(
-    found: list[Panel], name: str, x: str, points: Callable[[Configuration], pd.DataFrame]
-) -> Drawing | None:
-    data = []
-    numbers = numbered(found)
-    file = "accuracy-" + name.replace(" ", "-")
-    with our_style(file):
-        figure, axes = grid(found, x, ACCURACY)
-        for axis, panel in zip(axes, found, strict=True):
-            for label, one in panel.lines:
-                frame = points(one)
-                if len(frame):
-                    _line(axis, frame, x, label, marks(numbers[label]), len(panel.lines))
-                    data.append(frame.assign(configuration=one.label))
-        if not data:
-            return None
-        drawn_numbers = pd.concat(data, ignore_index=True)
-        if x == "round":
-            axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-        is_log = name.startswith("payload") and _is_spread(drawn_numbers, x)
-        label_lines(figure, axes, is_log)
-        absent = _absent(found, drawn_numbers)
-        alt = f"Lines of test accuracy against {x}. {_ends(drawn_numbers)}"
-        caption = "Mean over seeds; the band reaches from the lowest seed to the highest." + absent
-        title = f"Accuracy against {name}"
-        return drawn(figure, file, title, caption, alt, _front_column(drawn_numbers))
+def _chart(
+    found: list[Panel],
+    name: str,
+    x: str,
+    points: Callable[[Configuration], pd.DataFrame],
+    marks: Marks,
+) -> Chart | None:
+    lines, data = [], []
+    for number, panel in enumerate(found):
+        for label, one in panel.lines:
+            frame = points(one)
+            if len(frame):
+                shown = frame.rename(columns={x: "x"})
+                lines.append(Line(number, label, marks[one], shown, one.label))
+                data.append(frame.assign(configuration=one.label))
+    if not data:
+        return None
+    numbers = pd.concat(data, ignore_index=True)
+    return Chart(
+        name="accuracy-" + name.replace(" ", "-"),
+        title=f"Accuracy against {name}",
+        caption="Mean over seeds; the band reaches from the lowest seed to the highest."
+        + _absent(found, numbers),
+        alt=f"Lines of test accuracy against {x}. {_ends(numbers)}",
+        x=x, panels=found, lines=lines, data=_front_column(numbers),
+        is_log=name.startswith("payload") and _is_spread(numbers, x),
+    )  # fmt: skip
 
 
-def _by_family(found: list[Panel]) -> list[Panel]:
-    """Name lines after their family: one colour and marker for a codec at all its ratios."""
-    names = families(numbered(found))
-    return [replace(panel, lines=[(names[k], one) for k, one in panel.lines]) for panel in found]
+def _front(found: list[Panel], cost: CostAxis, marks: Marks) -> Chart | None:
+    names = _families(found, marks)
+    lines, data = [], []
+    for number, panel in enumerate(found):
+        frame = _ends_of(panel.lines, cost)
+        if frame.empty:
+            continue
+        data.append(frame)
+        ordered = frame.rename(columns={cost.axis: "x"}).sort_values("x")
+        lines += _points(number, panel, ordered, names, marks)
+        lines.append(Line(number, "", Mark(None), ordered[ordered["on front"]], kind="front"))
+    if not data:
+        return None
+    points = pd.concat(data, ignore_index=True)
+    best = listed(list(points[points["on front"]]["configuration"]))
+    return Chart(
+        name="pareto-" + cost.name.replace(" ", "-"),
+        title=f"Pareto front: {cost.name}",
+        caption="Final accuracy, mean over seeds; bars reach from the lowest seed to the highest. "
+        "A thin line joins what differs in numbers only, the broad one what no other "
+        "point dominates." + _absent(found, points),
+        alt=f"Points of final accuracy against {cost.axis}. On the front: {best}.",
+        x=cost.axis, panels=found, lines=lines, data=points,
+        is_log=_is_spread(points, cost.axis),
+    )  # fmt: skip
 
 
-def _front(found: list[Panel], cost: CostAxis) -> Drawing | None:
-    data = []
-    numbers = numbered(found)
-    file = "pareto-" + cost.name.replace(" ", "-")
-    with our_style(file):
-        figure, axes = grid(found, cost.axis, ACCURACY)
-        for axis, panel in zip(axes, found, strict=True):
-            frame = _ends_of(panel.lines, cost)
-            if frame.empty:
-                continue
-            data.append(frame)
-            ordered = frame.sort_values(cost.axis)
-            for label, number in numbers.items():
-                rows = ordered[ordered["label"] == label]
-                if rows.empty:
-                    continue
-                errors = [rows["mean"] - rows["least"], rows["greatest"] - rows["mean"]]
-                axis.errorbar(
-                    rows[cost.axis], rows["mean"], yerr=errors, label=label, capsize=2, ms=5,
-                    lw=0.8, elinewidth=0.8, **marks(number),
-                )  # fmt: skip
-            front = ordered[ordered["on front"]]
-            axis.plot(front[cost.axis], front["mean"], color="#888888", lw=4, alpha=0.4, zorder=1)
-        if not data:
-            return None
-        points = pd.concat(data, ignore_index=True).drop(columns="label")
-        label_lines(figure, axes, _is_spread(points, cost.axis))
-        best = listed(list(points[points["on front"]]["configuration"]))
-        return drawn(
-            figure, file, f"Pareto front: {cost.name}",
-            "Final accuracy, mean over seeds; bars reach from the lowest seed to the highest. "
-            "A thin line joins what differs in numbers only, the broad one what no other "
-            "point dominates." + _absent(found, points),
-            f"Points of final accuracy against {cost.axis}. On the front: {best}.", points,
-        )  # fmt: skip
+def _families(found: list[Panel], marks: Marks) -> dict[str, str]:
+    """Name labels after their family, whose members differ in numbers only, if it has one colour.
+
+    Others keep their own name.
+    """
+    colours: dict[str, set[int | None]] = {}
+    of_label = {label: marks[one].colour for panel in found for label, one in panel.lines}
+    family = families(of_label)
+    for label, colour in of_label.items():
+        colours.setdefault(family[label], set()).add(colour)
+    return {label: name if len(colours[name]) == 1 else label for label, name in family.items()}
+
+
+def _points(
+    number: int, panel: Panel, ordered: pd.DataFrame, names: dict[str, str], marks: Marks
+) -> list[Line]:
+    """Return the points of a panel, and thin lines that join those of a family."""
+    lines: list[Line] = []
+    family = families(label for label, _ in panel.lines)
+    configurations = {one.label: (label, one) for label, one in panel.lines}
+    members: dict[str, list[str]] = {}
+    for name, (label, one) in configurations.items():
+        row = ordered[ordered["configuration"] == name]
+        if len(row):
+            members.setdefault(family[label], []).append(name)
+            lines.append(Line(number, names[label], marks[one], row, name, "bars"))
+    for among in members.values():
+        if len(among) > 1:
+            own = shared(marks[configurations[name][1]] for name in among)
+            entries = {names[configurations[name][0]] for name in among}
+            entry = entries.pop() if len(entries) == 1 else ""
+            rows = ordered[ordered["configuration"].isin(among)]
+            lines.append(Line(number, entry, own, rows, kind="join"))
+    return lines
 
 
 def _ends_of(lines: Sequence[tuple[str, Configuration]], cost: CostAxis) -> pd.DataFrame:
     rows = []
-    for label, one in lines:
+    for _, one in lines:
         final = 100 * np.array(one.values("final_accuracy"))
         spent = float(np.mean([cost.spent(run.rounds).iloc[-1] for run in one.runs]))
         if spent > 0:
-            row = {"configuration": one.label, "label": label, cost.axis: spent}
+            row = {"configuration": one.label, cost.axis: spent}
             spread = {"least": final.min(), "greatest": final.max(), "seeds": len(final)}
             rows.append({**row, "mean": final.mean(), **spread})
     frame = pd.DataFrame(rows)
     return frame.assign(
         **{"on front": non_dominated(list(frame[cost.axis]), list(frame["mean"]))} if rows else {}
     )
-
-
-def _line(
-    axis: Any, frame: pd.DataFrame, x: str, label: str, style: dict[str, Any], lines: int
-) -> None:
-    every = max(1, len(frame) // 6)
-    axis.plot(frame[x], frame["mean"], label=label, lw=1.3, ms=4, markevery=every, **style)
-    if (frame["seeds"] > 1).any():
-        alpha = 0.15 if lines < 5 else 0.07
-        low, high = frame["least"], frame["greatest"]
-        axis.fill_between(frame[x], low, high, color=style["color"], alpha=alpha, lw=0)
-
-
-def label_lines(figure: Figure, axes: list[Any], is_log: bool) -> None:
-    """Scale the axes and name every line once."""
-    entries: dict[str, Any] = {}
-    for axis in axes:
-        if is_log:
-            axis.set_xscale("log")
-            low, high = axis.get_xlim()
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-            axis.xaxis.set_minor_formatter(lambda value, _: "")
-        handles, labels = axis.get_legend_handles_labels()
-        entries.update(zip(labels, handles, strict=True))
-    names = named(entries)
-    figure.legend(
-        entries.values(), names, loc="outside lower left", fontsize="small",
-        ncols=legend_columns(figure.get_figwidth(), names),
-    )  # fmt: skip
-
-
-def numbered(found: list[Panel]) -> dict[str, int]:
-    """Number the lines, the same in every panel of a figure."""
-    labels = dict.fromkeys(label for panel in found for label, _ in panel.lines)
-    return {label: number for number, label in enumerate(labels)}
 
 
 def _is_spread(frame: pd.DataFrame, x: str) -> bool:

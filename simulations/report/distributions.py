@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from simulations.report.figures import INK, Drawing, drawn, named, our_style
+from simulations.report.figures import Drawing, drawn, named, our_style
 from simulations.report.labels import listed
+from simulations.report.marks import COLOURS, INK
+from simulations.report.plots import boxes_plot, heat_plot
 from simulations.report.runs import Configuration, FinishedRun, RunCollection
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
@@ -18,6 +20,8 @@ PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
 
 MOST_NAMES = 80
 """Most rows or columns that a heat map still names one by one."""
+
+BOX_AXIS = "accuracy on the client's own held-out samples, %"
 
 QUANTILES = {"least": 0.0, "10 %": 0.1, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "90 %": 0.9}
 
@@ -117,13 +121,13 @@ def _boxes(data: pd.DataFrame) -> Drawing:
         lines = {"color": INK, "lw": 0.8}
         axis.bxp(
             boxes, orientation="horizontal", patch_artist=True, widths=0.55,
-            boxprops={"facecolor": "#56b4e9", "edgecolor": INK, "lw": 0.8},
+            boxprops={"facecolor": COLOURS[-1], "edgecolor": INK, "lw": 0.8},
             medianprops={"color": INK, "lw": 1.8}, whiskerprops=lines, capprops=lines,
             flierprops={"marker": "o", "ms": 3, "markeredgecolor": INK},
         )  # fmt: skip
         axis.invert_yaxis()
         axis.tick_params(axis="y", labelsize="small")
-        axis.set_xlabel("accuracy on the client's own held-out samples, %")
+        axis.set_xlabel(BOX_AXIS)
         axis.grid(axis="y", alpha=0)
         medians = zip(data["configuration"], data["median"], strict=True)
         told = listed([f"{label} {value:.1f} %" for label, value in medians])
@@ -132,7 +136,8 @@ def _boxes(data: pd.DataFrame) -> Drawing:
             "After the last round, all clients of all seeds: median, box of the middle half, "
             "whiskers from 10 to 90 %, dots for the worst and the best client."
         )
-        return drawn(figure, name, "Accuracy per client", caption, alt, data)
+        plot = boxes_plot(data, BOX_AXIS)
+        return drawn(figure, name, "Accuracy per client", caption, alt, data, plot)
 
 
 def _last(one: Configuration, file: str) -> pd.DataFrame | None:
@@ -173,7 +178,7 @@ def _heat_map(
         bar = figure.colorbar(image, ax=axis, aspect=30, **place)
         bar.set_label(axes[2])
         bar.outline.set_visible(False)
-        return drawn(figure, name, title, caption, alt, data)
+        return drawn(figure, name, title, caption, alt, data, heat_plot(table, axes))
 
 
 def _height(names: Sequence[str]) -> float:

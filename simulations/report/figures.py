@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,18 +14,9 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from simulations.report.labels import TASK, joined
-from simulations.report.runs import Configuration
+from simulations.report.marks import INK, PAPER
+from simulations.report.panels import MOST_LINES, Panel, columns_of
 from simulations.report.text_table import shortened_apart
-
-INK, PAPER = "#010203", "#fdfefd"
-"""Stand for the text and the page that a figure meets: a page may be light or dark."""
-
-COLOURS = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, safe for colour-blind readers, but for yellow, which paper swallows."""
-
-DASHES = ("-", "--", ":", "-.")
-MARKERS = "osD^vP*Xhd<>8"
 
 LOOK = {
     "svg.fonttype": "none",
@@ -51,9 +41,6 @@ LOOK = {
 PATH, LONG = re.compile(r' d="[^"]*"'), re.compile(r"(\.\d\d)\d+")
 """Coordinates, and decimals beyond what can be seen."""
 
-MOST_LINES = 8
-"""In one panel, where configurations can be spread over several."""
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -71,6 +58,10 @@ class Drawing:
         The numbers drawn.
     width : float
         Of the figure, in inches.
+    plot : str
+        The same figure as JSON for Plotly, to be played with.
+    axes : str
+        Those that may be logarithmic, `x` and `y`.
     """
 
     name: str
@@ -81,6 +72,8 @@ class Drawing:
     file: str
     data: pd.DataFrame
     width: float
+    plot: str
+    axes: str
 
     @property
     def is_wide(self) -> bool:
@@ -96,7 +89,14 @@ def our_style(name: str) -> Iterator[None]:
 
 
 def drawn(
-    figure: Figure, name: str, title: str, caption: str, alt: str, data: pd.DataFrame
+    figure: Figure,
+    name: str,
+    title: str,
+    caption: str,
+    alt: str,
+    data: pd.DataFrame,
+    plot: str,
+    axes: str = "",
 ) -> Drawing:
     """Turn a figure into text; call it within :func:`our_style`."""
     buffer = io.StringIO()
@@ -108,57 +108,24 @@ def drawn(
         svg = svg.replace(mark, f"{mark}{name}-")
     return Drawing(
         name, title, caption, alt,
-        inline=svg.replace(INK, "currentColor").replace(PAPER, "none"),
+        inline=svg.replace(INK, "currentColor").replace(PAPER, "var(--page, none)"),
         file=text.replace(INK, "#222222").replace(PAPER, "#ffffff"),
         data=data,
         width=figure.get_figwidth(),
+        plot=plot,
+        axes=axes,
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Some configurations in one plot; a line is named by what the title leaves out."""
-
-    split: tuple[str, ...]
-    lines: Sequence[tuple[str, Configuration]]
-
-    @property
-    def title(self) -> str:
-        """What the configurations of this panel have in common."""
-        return joined(self.lines[0][1].differing, self.split)
-
-
-def panels(configurations: Sequence[Configuration], most: int = MOST_LINES) -> list[Panel]:
-    """Spread configurations over panels: by task, and by another key if lines are over `most`."""
-    keys = list(configurations[0].told)
-    split = [key for key in keys if key in TASK]
-    if len(split) == len(keys):
-        split = split[:-1]  # tasks alone differ: the last key makes the lines
-    if _most(configurations, split) > most:
-        shares = {key: _most(configurations, [*split, key]) for key in keys if key not in split}
-        good = [key for key, share in shares.items() if 1 < share <= most]
-        split += sorted(good, key=lambda key: -shares[key])[:1]
-    found: dict[tuple[str, ...], list[tuple[str, Configuration]]] = {}
-    for one in configurations:
-        rest = [key for key in keys if key not in split]
-        where = tuple(one.differing[key] for key in split)
-        found.setdefault(where, []).append((joined(one.differing, rest), one))
-    return [Panel(tuple(split), lines) for lines in found.values()]
-
-
-def _most(configurations: Sequence[Configuration], split: Sequence[str]) -> int:
-    """Lines in the fullest panel."""
-    return max(Counter(tuple(c.differing[key] for key in split) for c in configurations).values())
-
-
-def grid(found: Sequence[Panel], x: str, y: str) -> tuple[Figure, list[Any]]:
+def grid(
+    found: Sequence[Panel], x: str, y: str, entries: Iterable[str]
+) -> tuple[Figure, list[Any]]:
     """Return a figure of these panels, with room for a legend below, and its axes."""
-    count, labels = len(found), {label for panel in found for label, _ in panel.lines}
-    columns = _columns(found)
+    count, names = len(found), named(entries)
+    columns = columns_of(found)
     rows = -(-count // columns)
     width = 4.8 if columns == 1 else 3.2 * columns
-    height = 3.6 if columns == 1 and len(labels) > MOST_LINES else 2.7
-    names = named(labels)
+    height = 3.6 if columns == 1 and len(names) > MOST_LINES else 2.7
     legend = 0.16 * sum(1 + name.count("\n") for name in names) / legend_columns(width, names)
     figure = Figure(figsize=(width, height * rows + legend + 0.2), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
@@ -175,16 +142,6 @@ def grid(found: Sequence[Panel], x: str, y: str) -> tuple[Figure, list[Any]]:
     return figure, list(axes.flat)[:count]
 
 
-def _columns(found: Sequence[Panel]) -> int:
-    """One for each value of the last key, if that leaves no gaps; else some."""
-    split, count = found[0].split, len(found)
-    if len(split) > 1:
-        values = {panel.lines[0][1].differing[split[-1]] for panel in found}
-        if 1 < len(values) < 5 and count % len(values) == 0:
-            return len(values)
-    return 1 if count == 1 else 2 if count in {2, 4} else 3
-
-
 def named(labels: Iterable[str], width: int = 58) -> list[str]:
     """Break labels into two lines at most; they are cut in the middle if all still differ."""
     shown = shortened_apart([*labels], 2 * width - 10)
@@ -193,14 +150,5 @@ def named(labels: Iterable[str], width: int = 58) -> list[str]:
 
 def legend_columns(width: float, names: Iterable[str]) -> int:
     """Return how many names fit beside each other in a figure `width` inches wide."""
-    longest = max(len(line) for name in names for line in name.split("\n"))
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
     return max(1, int(width / (0.6 + 0.07 * longest)))
-
-
-def marks(number: int) -> dict[str, Any]:
-    """Colour, dashes and marker of a line; 7 colours and 13 markers make 91 pairs."""
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
-        "marker": MARKERS[number % len(MARKERS)],
-    }

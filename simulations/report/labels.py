@@ -30,6 +30,13 @@ def ordered(keys: Iterable[str]) -> list[str]:
     return sorted(keys, key=lambda key: (known.index(key) if key in known else len(known), key))
 
 
+def natural(text: str) -> tuple[bool, list[tuple[int, float, str]]]:
+    """Return a key to sort by: no compression first, then by name, numbers by value."""
+    pieces = re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?|[^\d]+", text)
+    keys = [(0, float(p), "") if p[0].isdigit() else (1, 0.0, p) for p in pieces]
+    return text != "identity", keys
+
+
 def joined(differing: Mapping[str, str], keys: Iterable[str]) -> str:
     """Join the texts of `keys`; leave out untold defaults, unless there are no others."""
     texts = [differing[key] for key in keys]

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from simulations.report.curves import ACCURACY, label_lines, numbered
-from simulations.report.figures import Drawing, Panel, drawn, grid, marks, our_style
+from simulations.report.chart import Chart, Line
+from simulations.report.figures import Drawing
 from simulations.report.labels import TASK, joined, listed
+from simulations.report.lines import drawing
+from simulations.report.marks import Marks
+from simulations.report.panels import Panel
 from simulations.report.runs import Configuration, RunCollection
 from simulations.report.statistics import interval
 from simulations.report.tables import WITHIN, ReportTable, with_interval
@@ -43,33 +46,30 @@ def overview_table(collection: RunCollection) -> ReportTable | None:
     )
 
 
-def overview_figure(collection: RunCollection) -> Drawing | None:
-    """Draw final accuracy against the task: a panel for each first part of a method."""
+def overview_figure(collection: RunCollection, marks: Marks) -> Drawing | None:
+    """Draw final accuracy against the task: panels as those of the curves, but of all tasks."""
     tasks = _tasks(collection)
     if len(tasks) < 2 or len(_cells(collection)) < 2:
         return None
-    found = _panels(collection)
-    numbers, data = numbered(found), []
+    found = _panels(collection, marks)
     ticks, axis_name = _ticks(tasks)
-    with our_style(NAME):
-        drawing, axes = grid(found, axis_name, ACCURACY)
-        for axis, panel in zip(axes, found, strict=True):
-            for label in dict.fromkeys(label for label, _ in panel.lines):
-                frame = _line([one for name, one in panel.lines if name == label], tasks)
-                data.append(frame)
-                errors = [frame["mean"] - frame["least"], frame["greatest"] - frame["mean"]]
-                axis.errorbar(
-                    frame["place"], frame["mean"], yerr=errors, label=label, lw=1.3, ms=4,
-                    capsize=2, elinewidth=0.7, **marks(numbers[label]),
-                )  # fmt: skip
-            axis.set_xticks(range(len(tasks)), ticks, rotation=0 if axis_name else 30)
-        label_lines(drawing, axes, False)
-        points = pd.concat(data, ignore_index=True).drop(columns="place")
-        best = points.loc[points.groupby("task", sort=False)["mean"].idxmax()]
-        told = listed([f"{row['task']}: {row['method']}" for row in best.to_dict("records")])
-        caption = "Final accuracy, mean over seeds; bars from the lowest seed to the highest."
-        alt = f"Lines of final accuracy against the task. Best on {told}."
-        return drawn(drawing, NAME, "Accuracy by task", caption, alt, points)
+    lines = []
+    for number, panel in enumerate(found):
+        for label in dict.fromkeys(label for label, _ in panel.lines):
+            ones = [one for name, one in panel.lines if name == label]
+            frame = _line(ones, tasks)
+            lines.append(Line(number, label, marks[ones[0]], frame, ones[0].method, "bars"))
+    points = pd.concat([line.frame for line in lines], ignore_index=True).drop(columns="x")
+    best = points.loc[points.groupby("task", sort=False)["mean"].idxmax()]
+    told = listed([f"{row['task']}: {row['method']}" for row in best.to_dict("records")])
+    chart = Chart(
+        name=NAME,
+        title="Accuracy by task",
+        caption="Final accuracy, mean over seeds; bars from the lowest seed to the highest.",
+        alt=f"Lines of final accuracy against the task. Best on {told}.",
+        x=axis_name, panels=found, lines=lines, data=points, ticks=dict(enumerate(ticks)),
+    )  # fmt: skip
+    return drawing(chart)
 
 
 def _tasks(collection: RunCollection) -> list[str]:
@@ -91,13 +91,14 @@ def _finals(one: Configuration | None) -> list[float]:
     return one.values("final_accuracy") if one else []
 
 
-def _panels(collection: RunCollection) -> list[Panel]:
-    keys = [key for key in collection.configurations[0].told if key not in TASK]
-    split, rest = (keys[:1], keys[1:]) if len(keys) > 1 else ([], keys)
+def _panels(collection: RunCollection, marks: Marks) -> list[Panel]:
+    """Part methods as the curves do; a panel shows all tasks."""
+    split = [key for key in marks.split if key not in TASK]
     found: dict[str, list[tuple[str, Configuration]]] = {}
     for one in collection.configurations:
-        panel = joined(one.differing, split)
-        found.setdefault(panel, []).append((joined(one.differing, rest), one))
+        rest = [key for key in one.told if key not in (*TASK, *split)]
+        where = joined(one.differing, split)
+        found.setdefault(where, []).append((joined(one.differing, rest), one))
     return [Panel(tuple(split), lines) for lines in found.values()]
 
 
@@ -106,7 +107,7 @@ def _line(configurations: Sequence[Configuration], tasks: Sequence[str]) -> pd.D
     for one in sorted(configurations, key=lambda one: tasks.index(one.task)):
         final = 100 * np.array(_finals(one))
         spread = {"mean": final.mean(), "least": final.min(), "greatest": final.max()}
-        where = {"method": one.method, "task": one.task, "place": tasks.index(one.task)}
+        where = {"method": one.method, "task": one.task, "x": tasks.index(one.task)}
         rows.append({**where, **spread, "seeds": len(final)})
     return pd.DataFrame(rows)
 

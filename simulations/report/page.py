@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,10 @@ from markupsafe import Markup
 from simulations.report import curves, distributions, overview, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
-from simulations.report.runs import RunCollection, collect
+from simulations.report.live import Live, with_progress
+from simulations.report.marks import Mark, Marks, kept_marks
+from simulations.report.runs import Configuration, RunCollection, collect
+from simulations.report.scripts import datatables_script, datatables_style, plotly_script
 from simulations.report.text_table import shortened_apart
 from simulations.runs.provenance import unlike
 from simulations.runs.results import write_whole
@@ -31,6 +35,9 @@ OURS = "simulated with fl-split; every byte counted"
 LONGEST = 72
 """Characters of a label in a table."""
 
+NUMBER = re.compile(r"(?:< )?\+?(-?\d+(?:\.\d+)?)(?= ±|,|$)")
+"""What a cell of numbers begins with."""
+
 FORMS = {".html": "html", ".htm": "html", ".md": "md"}
 """Formats by the end of a file's name."""
 
@@ -43,6 +50,8 @@ class Page:
     facts: Mapping[str, str]
     tables: Sequence[tables.ReportTable]
     drawings: Sequence[Drawing]
+    marks: Marks
+    live: Live | None = None
 
     @cached_property
     def whole_labels(self) -> dict[str, str]:
@@ -63,35 +72,64 @@ class Page:
         return names if count < 3 else f"{count} configurations"
 
 
-def build(folders: Iterable[Path], baseline: str | None = None) -> Page:
+def build(
+    folders: Iterable[Path],
+    baseline: str | None = None,
+    kept: Mapping[str, Mark] | None = None,
+    live: Live | None = None,
+    state: tables.ReportTable | None = None,
+) -> Page:
     """Read all runs below `folders` and work out what is to be shown.
 
-    `baseline` names whom to compare with, as `RunCollection.baselines` says.
+    Parameters
+    ----------
+    folders : Iterable[Path]
+        Folders of runs, at any depth.
+    baseline : str, optional
+        Whom to compare with, as `RunCollection.baselines` says.
+    kept : Mapping[str, Mark], optional
+        How configurations looked on an older page.
+    live : Live, optional
+        Makes a page of runs that go on; these count as `with_progress` says.
+    state : ReportTable, optional
+        A table to begin with.
 
     Raises
     ------
     ValueError
         No complete run, or an unknown baseline.
     """
-    collection = collect(folders)
+    collection = collect(folders, with_progress if live else list)
+    marks = Marks.of(collection.configurations, kept)
     against = collection.baselines(baseline)
     remark = FIRST if baseline is None else ""
-    differences = tables.differences_table(collection, against, remark)
+    shown = _tables(collection, against, remark)
+    bases = dict.fromkeys(one.label for one in against.values())
+    is_compared = any(table.name == "differences" for table in shown)
+    told = f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if is_compared else ""
+    shown = [*([state] if state else []), *shown]
+    return Page(
+        collection, _facts(collection, told), shown, _drawings(collection, marks), marks, live
+    )
+
+
+def _tables(
+    collection: RunCollection, against: Mapping[str, Configuration], remark: str
+) -> list[tables.ReportTable]:
     found = (
         overview.overview_table(collection),
         tables.results_table(collection),
-        differences,
+        tables.differences_table(collection, against, remark),
         tables.metrics_table(collection),
+        tables.runs_table(collection),
     )
-    shown = [table for table in (*found, tables.runs_table(collection)) if table]
-    first = overview.overview_figure(collection)
-    drawings = [*([first] if first else []), *curves.figures(collection)]
-    drawings += distributions.figures(collection)
-    bases = dict.fromkeys(one.label for one in against.values()) if differences else ()
-    facts = _facts(
-        collection, f"{'; '.join(bases)}{f' ({remark})' * bool(remark)}" if bases else ""
-    )
-    return Page(collection, facts, shown, drawings)
+    return [table for table in found if table]
+
+
+def _drawings(collection: RunCollection, marks: Marks) -> list[Drawing]:
+    first = overview.overview_figure(collection, marks)
+    curved = curves.figures(collection, marks)
+    return [*([first] if first else []), *curved, *distributions.figures(collection)]
 
 
 def html(page: Page) -> str:
@@ -145,6 +183,12 @@ def write(page: Page, path: Path, form: str) -> None:
         raise ValueError(f"output: cannot write {str(path)!r}: {error.strerror}") from None
 
 
+def older_marks(path: Path) -> dict[str, Mark]:
+    """Return how configurations look on the page at `path`, if there is one."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return kept_marks(text) if OURS in text else {}
+
+
 def attachments(page: Page) -> dict[str, str]:
     """Everything that can be downloaded, by file name."""
     files = {f"{table.name}.csv": numbers(table.data) for table in page.tables}
@@ -156,6 +200,12 @@ def attachments(page: Page) -> dict[str, str]:
 def numbers(data: pd.DataFrame) -> str:
     """Return a table as CSV that reads back to the same numbers."""
     return data.to_csv(index=False, lineterminator="\n")
+
+
+def sort_value(cell: str) -> str:
+    """Return the number that a cell of a table begins with, less than any other for none."""
+    found = NUMBER.match(cell.replace(",", "") if cell[:1] in "+-0123456789" else cell)
+    return found[1] if found else "-1e99" if cell == "-" else ""
 
 
 def _facts(collection: RunCollection, baseline: str) -> dict[str, str]:
@@ -183,6 +233,11 @@ def _facts(collection: RunCollection, baseline: str) -> dict[str, str]:
         "always the commonest class": _spread([r.summary.get("majority_accuracy") for r in runs]),
         **{f"{key} (differs)": text for key, text in differing.items()},
         **{key: short(key, collection.common[key]) for key in ordered(collection.common)},
+        "so far only": "; ".join(
+            f"{run.name} (round {len(run.rounds)} of {run.settings.get('rounds')})"
+            for run in runs
+            if run.is_going_on
+        ),
         "left out": "; ".join(f"{run.name} ({run.flaw})" for run in collection.left_out),
         "versions": _merged([run.summary.get("versions", {}) for run in runs]),
         "machine": _merged([run.summary.get("machine", {}) for run in runs]),
@@ -214,6 +269,9 @@ def _environment() -> Environment:
         autoescape=lambda name: bool(name and ".html" in name),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+    for script in (plotly_script, datatables_script, datatables_style):
+        environment.globals[script.__name__] = script
+    environment.filters["sort_value"] = sort_value
     environment.filters["data_uri"] = _data_uri
     environment.filters["numbers"] = numbers
     environment.filters["labelled"] = _labelled

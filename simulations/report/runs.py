@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.report.labels import TASK, joined, ordered, part
+from simulations.report.labels import TASK, joined, natural, ordered, part
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import Metric, declared
 from simulations.runs.experiment import Experiment
@@ -21,6 +20,8 @@ from simulations.runs.settings import read_toml
 
 LONG = 60
 """Characters of a label beyond which it names no more keys than it must."""
+
+UNFINISHED = "unfinished"
 
 IGNORED = FREE | {"seed"}
 """Keys in which the runs of one configuration may differ."""
@@ -36,6 +37,8 @@ class FinishedRun:
         The folder, from the one that the report was asked for.
     flaw : str
         Why the run is not counted; empty if it is.
+    is_going_on : bool
+        Whether what it has reached so far counts.
     """
 
     name: str
@@ -44,6 +47,7 @@ class FinishedRun:
     summary: Mapping[str, Any]
     rounds: pd.DataFrame
     flaw: str
+    is_going_on: bool = False
 
     @property
     def seed(self) -> int:
@@ -176,15 +180,17 @@ class RunCollection:
         return found
 
 
-def collect(folders: Iterable[Path]) -> RunCollection:
-    """Find all runs in and below `folders`, and group them.
+def collect(
+    folders: Iterable[Path], counted: Callable[[list[FinishedRun]], list[FinishedRun]] = list
+) -> RunCollection:
+    """Find all runs in and below `folders`, and group them; `counted` may take away flaws.
 
     Raises
     ------
     ValueError
         A folder is missing or holds no run, or no run is complete.
     """
-    runs = _unique([run for folder in folders for run in _find(folder)])
+    runs = counted(_unique([run for folder in folders for run in _find(folder)]))
     whole = [run for run in runs if not run.flaw]
     if not whole:
         flaws = _listed([f"{run.name} ({run.flaw})" for run in runs])
@@ -214,7 +220,7 @@ def _find(folder: Path) -> list[FinishedRun]:
         raise ValueError(f"no runs in {str(folder)!r}: no {EXPERIMENT} in it or below")
     root = folder.resolve().name
     named = {f"{root}/{place.relative_to(folder).as_posix()}": place for place in places}
-    return [_read(name.removesuffix("/."), named[name]) for name in sorted(named, key=_natural)]
+    return [_read(name.removesuffix("/."), named[name]) for name in sorted(named, key=natural)]
 
 
 def _read(name: str, folder: Path) -> FinishedRun:
@@ -224,7 +230,7 @@ def _read(name: str, folder: Path) -> FinishedRun:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         flaw = "" if summary["status"] == "complete" else str(summary["status"])
     except FileNotFoundError:
-        summary, flaw = {}, "unfinished"
+        summary, flaw = {}, UNFINISHED
     except (ValueError, KeyError, TypeError):
         summary, flaw = {}, f"{SUMMARY} is damaged"
     rounds = _csv(folder / ROUNDS)
@@ -283,14 +289,7 @@ def _told(configurations: list[Configuration]) -> tuple[str, ...]:
 def _rank(one: Configuration) -> list[tuple[bool, list[tuple[int, float, str]]]]:
     """Sort key: those of one task stand together."""
     keys = sorted(one.differing, key=lambda key: key not in TASK)  # stable
-    return [_natural(one.differing[key]) for key in keys]
-
-
-def _natural(text: str) -> tuple[bool, list[tuple[int, float, str]]]:
-    """Sort key: no compression first, then by name, numbers by value."""
-    pieces = re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?|[^\d]+", text)
-    keys = [(0, float(p), "") if p[0].isdigit() else (1, 0.0, p) for p in pieces]
-    return text != "identity", keys
+    return [natural(one.differing[key]) for key in keys]
 
 
 def _listed(texts: list[str]) -> str:

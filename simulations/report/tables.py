@@ -11,12 +11,15 @@ from typing import Any
 import pandas as pd
 
 from simulations.report.comparison import CLIENT
+from simulations.report.labels import span
 from simulations.report.runs import Configuration, FinishedRun, RunCollection
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
-from simulations.runs.columns import Metric
+from simulations.runs.columns import SENT, SHOWN, Metric
 
 TOLD = {"round", "accuracy", "client_accuracy", "clients", "ratio"}
 """Columns of rounds.csv that other tables tell of, beside those that add up."""
+
+SENT_TITLE = "all sent, MB"
 
 WITHIN = f"± half of the {100 * LEVEL:.0f} % interval"
 
@@ -65,6 +68,9 @@ def results_table(collection: RunCollection) -> ReportTable:
             mean, half = interval([100 * accuracy(run) for run in one.runs])
             cells.append(with_interval(mean, half))
             numbers |= {f"{key} accuracy, %": mean, f"{key} accuracy, half interval": half}
+        rounds = sorted(len(run.rounds) for run in one.runs)
+        cells += [span([str(count) for count in rounds]), _number(_sent(one.runs), ",.1f")]
+        numbers |= {"rounds": interval(rounds)[0], SENT_TITLE: _sent(one.runs)}
         for metric in means:
             mean = metric.factor * interval(one.values(metric.name))[0]
             cells.append(_number(mean, metric.form))
@@ -80,7 +86,7 @@ def results_table(collection: RunCollection) -> ReportTable:
         "Ratio: payload over uncompressed fp32. MB are 10⁶ bytes."
     )
     columns = ["configuration", "seeds", *(f"{key}, %" for key in accuracies)]
-    columns += [metric.heading for metric in means]
+    columns += ["rounds", SENT_TITLE, *(metric.heading for metric in means)]
     return ReportTable("results", "Results", caption, columns, rows, pd.DataFrame(data))
 
 
@@ -165,8 +171,10 @@ def runs_table(collection: RunCollection) -> ReportTable:
             dropped = run.rounds["dropped"].sum() if "dropped" in run.rounds else 0
             final = _number(100 * run.total("final_accuracy"), ".1f")
             counts = [str(run.seed), str(len(run.rounds)), f"{dropped:,.0f}"]
-            rows.append([run.name, one.label, *counts, final])
+            sent, ratio = _number(_sent([run]), ",.1f"), _number(run.total("ratio"), ".3f")
+            rows.append([run.name, one.label, *counts, final, sent, ratio])
     columns = ["run", "configuration", "seed", "rounds", "clients dropped", "final, %"]
+    columns += [SENT_TITLE, "ratio"]
     caption = "Clients dropped: summed over rounds."
     labels = [one.whole_label for one in collection.configurations for _ in one.runs]
     data = pd.DataFrame(rows, columns=columns).assign(**{"all that differs": labels})
@@ -196,6 +204,12 @@ def _means(collection: RunCollection) -> list[Metric]:
 def _difference(one: Configuration, base: Configuration) -> Difference:
     mine, its = ({s: 100 * v for s, v in c.by_seed("final_accuracy").items()} for c in (one, base))
     return paired(mine, its)
+
+
+def _sent(runs: Sequence[FinishedRun]) -> float:
+    """MB of payload and weights in both directions, mean over runs; nan if one does not know."""
+    totals = [sum(run.total(key) for key in SENT) for run in runs]
+    return SHOWN["bytes"][1] * sum(totals) / len(totals)
 
 
 def _few_seeds(compared: Sequence[tuple[Any, Any, Difference]]) -> str:

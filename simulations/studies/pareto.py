@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import parse
+from simulations.report.marks import Mark, in_a_row
 from simulations.report.statistics import non_dominated
 from simulations.runs.budget import BUDGETS, Limited
 from simulations.runs.columns import COLUMNS, PAYLOAD, WEIGHTS
@@ -225,35 +225,33 @@ def pareto_plot(frame: pd.DataFrame, path: Path) -> None:
 
     found = pareto_summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
+    marks = in_a_row(list(found["family"]))
     budgets = list(found["budget"].unique())
     figure = Figure(figsize=(2 + 3.7 * len(budgets), 4.2), layout="constrained")
     axes = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     for axis, budget in zip(axes, budgets, strict=True):
-        _panel(axis, budget, found[found["budget"] == budget])
+        _panel(axis, budget, found[found["budget"] == budget], marks)
     axes[0].set_ylabel("test accuracy, %")
     handles = axes[0].get_legend_handles_labels()
     axes[-1].legend(*handles, fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path)
 
 
-def _panel(axis: Any, budget: str, part: pd.DataFrame) -> None:
+def _panel(axis: Any, budget: str, part: pd.DataFrame, marks: Mapping[str, Mark]) -> None:
     """Draw all codecs under one budget."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-    from simulations.report.figures import MARKERS
-
-    for (family, rows), marker in zip(
-        part.groupby("family", sort=False), cycle(MARKERS), strict=False
-    ):
+    for family, rows in part.groupby("family", sort=False):
+        style = marks[str(family)].matplotlib()
         ordered = rows.sort_values("ratio")
-        line = axis.errorbar(
+        axis.errorbar(
             ordered["ratio"], 100 * ordered["mean"], yerr=100 * ordered["spread"].fillna(0),
-            label=family, marker=marker, capsize=2, lw=1, ms=5,
+            label=family, capsize=2, lw=1, ms=5, **style,
         )  # fmt: skip
         early = ordered[~ordered["reached"].astype(bool)]
         axis.plot(
-            early["ratio"], 100 * early["mean"], marker,
-            color=line[0].get_color(), mfc="white", ms=5, zorder=3,
+            early["ratio"], 100 * early["mean"], linestyle="", marker=style["marker"],
+            color=style["color"], mfc="white", ms=5, zorder=3,
         )  # fmt: skip
     if "bytes" not in budget:
         known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")

@@ -23,6 +23,8 @@ BARS = "▁▂▃▄▅▆▇█"
 SPARKS, CURVE = 20, "0 to 100 %"
 """Characters of a curve, and the title of its column."""
 
+TITLES = ("run", "round", "accuracy", CURVE, "sent", "s/round", "status")
+
 LATE = 5
 """Number of last rounds from which the present speed of a run is taken."""
 
@@ -86,8 +88,8 @@ def snapshot_table(snapshots: Sequence[Snapshot], width: int, most: int | None =
     shown = ordered[:most]
     rest = len(ordered) - len(shown)
     return text_table(
-        ["run", "round", "accuracy", CURVE, "sent", "s/round", "status"],
-        [_cells(seen) for seen in shown], width, spare=(CURVE, "s/round"),
+        TITLES,
+        [cells_of(seen) for seen in shown], width, spare=(CURVE, "s/round"),
         left=(CURVE, "status"), caption=f"and {rest} more" if rest else None,
     )  # fmt: skip
 
@@ -135,7 +137,8 @@ class Pace:
         return sum(seen.rounds if seen.status in GOING_ON else seen.total for seen in snapshots)
 
 
-def _cells(seen: Snapshot) -> list[str]:
+def cells_of(seen: Snapshot) -> list[str]:
+    """Return one run as a row of text, in the order of `TITLES`."""
     status = f"silent for {seen.silent_seconds:,.0f} s" if _is_silent(seen) else seen.status
     accuracy = f"{100 * seen.accuracies[-1]:.1f} %" if seen.accuracies else "-"
     return [
