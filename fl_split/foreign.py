@@ -165,6 +165,11 @@ def origin(part: Callable[..., Any]) -> Origin:
     )
 
 
+def told(one: Origin) -> str:
+    """Say where a part comes from: its package and version, or its module."""
+    return one.version or f"module {one.part.partition(':')[0]}"
+
+
 def travelling(modules: Sequence[str]) -> list[ModuleType]:
     """Return those of `modules` whose code must travel to other processes.
 

@@ -14,59 +14,14 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 
-from fl_split import foreign
 from fl_split.foreign import GIVEN, Given
 from fl_split.spec_errors import SpecError, sentence, unknown
+from fl_split.tables import ANY, Table, entry, parameters, signature
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Callable[..., Any])
 
 STRICT = ConfigDict(strict=True)
 """For the dataclasses that tables name: a string is no number, a word no flag."""
-
-
-class Table(dict[str, E]):
-    """The parts of one kind by name.
-
-    Parameters
-    ----------
-    kind : type
-        What an entry must build: a class, or a protocol that can be checked at run time.
-    group : str
-        Entry points under which installed packages may offer more of them.
-    entries : Mapping
-        Our own, by name.
-    """
-
-    def __init__(self, kind: type, group: str, entries: Mapping[str, E]) -> None:
-        super().__init__(entries)
-        self.kind, self.group = kind, group
-
-    def check(self, built: object, spec: str) -> None:
-        """Raise SpecError if `built` is not of our kind."""
-        if not isinstance(built, self.kind):
-            raise SpecError(
-                f"{spec!r} is no {self.kind.__name__}: it must have what "
-                f"{self.kind.__module__}.{self.kind.__name__} has; got {type(built).__name__}"
-            )
-
-
-def entry(name: str, table: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
-    """Return what `name` names: an entry of `table`, of an installed package, or of a module.
-
-    Raises
-    ------
-    SpecError
-        Nothing has this name, or its module cannot be imported.
-    """
-    if name in table:
-        return table[name]
-    if ":" in name:
-        return foreign.load(name)
-    offered = foreign.offered(table.group) if isinstance(table, Table) else {}
-    if name in offered:
-        return foreign.load(offered[name])
-    raise SpecError(unknown("name", name, [*table, *offered]))
 
 
 def parse(
@@ -106,7 +61,7 @@ def _build(spec: str, table: Mapping[str, Callable[..., T]], given: Mapping[str,
     arguments = {**{key: value for key, value in given.items() if key in known}, **arguments}
     for key, parameter in known.items():
         is_needed = parameter.default is inspect.Parameter.empty
-        if is_needed and parameter.kind not in _ANY and key not in arguments:
+        if is_needed and parameter.kind not in ANY and key not in arguments:
             raise SpecError(f"{spec!r}: {key} must be given")
     try:
         return make(**arguments)
@@ -201,32 +156,6 @@ def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
         if value != known[key].default or (key == first and type(value) in {int, float})
     ]
     return f"{name}({', '.join(told)})" if told else name
-
-
-def signature(entry: Callable[..., Any]) -> inspect.Signature:
-    """Return how `entry` is called.
-
-    A class takes the signature of the nearest class that defines its constructor: pydantic
-    stores that of a dataclass in an attribute, which subclasses inherit and do not fit.
-    """
-    if not isinstance(entry, type):
-        return inspect.signature(entry)
-    owner = next(kind for kind in entry.__mro__ if "__init__" in vars(kind))
-    if owner is object:
-        return inspect.Signature()
-    if "__signature__" in vars(owner):
-        return inspect.signature(owner)
-    made = inspect.signature(vars(owner)["__init__"])
-    return made.replace(parameters=[*made.parameters.values()][1:])
-
-
-_ANY = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-
-
-def parameters(entry: Callable[..., Any]) -> list[str]:
-    """Names that a spec may set on `entry`."""
-    known = signature(entry).parameters
-    return [key for key, parameter in known.items() if parameter.kind not in _ANY]
 
 
 _TEXT_OR_REFERENCE = re.compile(

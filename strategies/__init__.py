@@ -1,6 +1,6 @@
 """Strategies: who trains when, and what is averaged. One file per algorithm, one line here."""
 
-from fl_split.specs import Table
+from fl_split.tables import Table
 from strategies.centralised import Centralised
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx

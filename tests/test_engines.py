@@ -112,7 +112,8 @@ def test_chains_and_downlinks_draw_the_same_numbers_again(simulate, reference):
 
 @pytest.mark.slow
 def test_flwr_run_equals_inline(simulate, tmp_path):
-    inline = simulate(**VARIED)
+    own = {"plugins": str(ROOT / "examples" / "own_codec.py"), "codec": "own_codec:Signs"}
+    inline = simulate(**{**VARIED, **own})
     toml = tmp_path / "run.toml"
     resolved = (inline.folder / "experiment.toml").read_text()
     toml.write_text(f'{resolved}out = "{tmp_path / "flwr"}"\n')

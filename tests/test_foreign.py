@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from fl_split import foreign
 from fl_split.codecs import CODECS, Codec, Identity, parse_codec
 from fl_split.foreign import Given, SpecError, plug_in
-from fl_split.specs import canonical, parse, shortened, signature, stages
+from fl_split.specs import canonical, parse, shortened, stages
+from fl_split.tables import signature
 from simulations.cli.main import app
 from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
@@ -248,3 +249,20 @@ def test_parts_of_a_file_travel_to_another_process(parts):
         [sys.executable, "-c", code], input=data, capture_output=True, check=True, cwd="/"
     )
     assert done.stdout.decode().strip() == "Doubled(factor=3.0)"
+
+
+def test_list_shows_parts_of_a_file_as_foreign(parts):
+    shown = CliRunner().invoke(
+        app, ["list", "codecs", "--plugin", str(parts)], env={"COLUMNS": "200"}
+    )
+    told = " ".join(shown.output.split())
+    assert f"{parts.stem}:Doubled(factor=2.0)" in told and f"Not ours: module {parts.stem}." in told
+    assert "NoPart" not in told and "adc(ratio=0.1" in told
+
+
+@pytest.mark.slow
+def test_parts_of_a_file_and_of_a_script_run_in_ray_workers(parts, on_ray, simulate):
+    named = {"plugins": str(parts), "codec": f"{parts.stem}:Doubled(factor=4.0)"}
+    given = {"codec": Given.of(Named(0.3), "Named(share=0.3)", "a1b2")}
+    for changes in (named, given):
+        assert on_ray(**changes).equals(simulate(**changes))

@@ -22,6 +22,7 @@ FLOORS = {
             "specs",
             "spec_errors",
             "foreign",
+            "tables",
             "seeds",
             "payload",
             "metrics",

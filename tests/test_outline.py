@@ -4,7 +4,6 @@ import inspect
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from pydantic_core import PydanticUndefined
@@ -14,6 +13,7 @@ from fl_split.spec_errors import SpecError
 from simulations.cli import main as cli
 from simulations.runs import outline
 from simulations.runs.experiment import SPEC_TABLES, Experiment
+from simulations.runs.misspelt import check_names
 
 HEAVY = {
     "torch", "transformers", "datasets", "flwr", "flwr_datasets", "ray", "pandas", "matplotlib",
@@ -65,7 +65,7 @@ def test_a_misspelt_name_is_answered_as_by_the_experiment(values):
     with pytest.raises(SpecError) as late:
         Experiment.from_dict(values)
     with pytest.raises(SpecError) as early:
-        outline.check_names(values)
+        check_names(values)
     assert sorted(str(early.value).split("; codec")) == sorted(str(late.value).split("; codec"))
 
 
@@ -79,19 +79,23 @@ def test_a_misspelt_name_is_answered_as_by_the_experiment(values):
     ],
 )
 def test_other_than_names_nothing_is_judged_early(values):
-    outline.check_names(values)
+    check_names(values)
 
 
-def test_parts_of_other_packages_are_not_overlooked(monkeypatch):
-    found = SimpleNamespace(groups={"console_scripts", "fl_split.codecs"})
+def test_parts_of_other_packages_are_not_overlooked(tmp_path, monkeypatch):
+    installed = tmp_path / "theirs-1.2.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.2\n")
+    point = "[fl_split.codecs]\ntheirs = fl_split.codecs:Identity\n"
+    (installed / "entry_points.txt").write_text(point)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     outline.tables.cache_clear()
-    monkeypatch.setattr(outline, "entry_points", lambda: found)
     try:
-        outline.check_names({"codec": "theirs"})
+        check_names({"codec": "theirs"})
         shown = CliRunner().invoke(cli.app, ["list", "codecs"]).output
     finally:
         outline.tables.cache_clear()
-    assert "adc(ratio=0.1" in shown and "Down: " in shown
+    assert "adc(ratio=0.1" in shown and "Down: " in shown and "theirs()" in shown
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from fl_split.codecs.topk import TopK
 from fl_split.codecs.uniform import Uniform
 from fl_split.codecs.zstd import Zstd
 from fl_split.spec_errors import SpecError
-from fl_split.specs import Table, parse, stages
+from fl_split.specs import parse, stages
+from fl_split.tables import Table
 
 CODECS: Table[type[Codec]] = Table(
     Codec,

@@ -11,7 +11,7 @@ from fl_split.models.lenet import LeNet
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
-from fl_split.specs import Table
+from fl_split.tables import Table
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from torch import nn
 from fl_split.foreign import Given
 from fl_split.models import Model
 from fl_split.models.own import OwnModel
-from fl_split.specs import Table
+from fl_split.tables import Table
 from simulations.data.memory import in_memory
 from simulations.data.partitioners import Rows
 from simulations.data.sources import Dataset

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,29 +53,43 @@ WHAT = typer.Argument(
 )
 
 
+PLUGINS = typer.Option("--plugin", help="Python file with parts of your own.")
+
+
 @app.command("list")
-def list_(what: Annotated[str | None, WHAT] = None) -> None:
+def list_(
+    what: Annotated[str | None, WHAT] = None,
+    plugins: Annotated[list[str] | None, PLUGINS] = None,
+) -> None:
     """Show every codec, strategy, partition, data set, model, optimiser and key, one kind, or one.
+
+    Parts of installed packages, and of files that [b]--plugin[/b] names, say where they are from.
 
     Examples: [b]fl-split list codecs[/b], [b]fl-split list adc[/b]
     """
     with door():
-        found = _found(what, _tables())
+        found = _found(what, _tables(plugins or []))
     for part in found:
         out.print(part)
 
 
-def _tables() -> Mapping[str, Mapping[str, Outline]]:
+def _tables(plugins: Sequence[str]) -> Mapping[str, Mapping[str, Outline]]:
     """Return all tables, without importing them if their source can be read."""
-    try:
-        return outline.tables()
-    except UnreadableError:
-        with quiet():
-            from simulations.runs.experiment import SPEC_TABLES
-        return {
-            key: {name: Outline.of(entry) for name, entry in table.items()}
-            for key, table in SPEC_TABLES.items()
+    if not plugins:
+        with suppress(UnreadableError):
+            return outline.tables()
+    with quiet():
+        from fl_split.foreign import origin, plug_in, told
+        from simulations.runs.experiment import SPEC_TABLES
+    plug_in(plugins)
+    modules = [Path(file).stem for file in plugins]
+    return {
+        key: {
+            **{name: Outline.of(entry) for name, entry in table.items()},
+            **{name: Outline.of(one, told(origin(one))) for name, one in table.foreign(modules)},
         }
+        for key, table in SPEC_TABLES.items()
+    }
 
 
 def _found(what: str | None, tables: Mapping[str, Mapping[str, Outline]]) -> list[RenderableType]:
@@ -104,6 +120,7 @@ def _category(category: str, key: str, entries: Mapping[str, Outline]) -> Table:
         table.add_column(column, overflow="fold")
     for name, entry in entries.items():
         about = entry.doc.split("\n\n")[0].replace("\n", " ") + _ways(key, entry)
+        about += f"\nNot ours: {entry.source}." if entry.source else ""
         table.add_row(escape(_signature(name, entry, key)), escape(about))
     return table
 

@@ -77,7 +77,7 @@ def run(
     Example: [b]fl-split run quickstart strategy=fedavg clients=6 rounds=2[/b]
     """
     with door():
-        from simulations.runs.outline import check_names
+        from simulations.runs.misspelt import check_names
         from simulations.runs.settings import read_overrides, read_toml
         from simulations.runs.shipped import find
 
@@ -101,7 +101,7 @@ def compare(
     name and the keys in which it differs. KEY=VALUE holds for all runs.
     """
     with door():
-        from simulations.runs.outline import check_names
+        from simulations.runs.misspelt import check_names
         from simulations.runs.settings import read_overrides, read_toml, rows_of
         from simulations.runs.shipped import find
 

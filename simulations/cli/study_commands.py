@@ -21,7 +21,7 @@ from simulations.cli.terminal import (
     out,
     quiet,
 )
-from simulations.runs.outline import check_names
+from simulations.runs.misspelt import check_names
 from simulations.runs.settings import read_overrides, read_toml, read_values
 from simulations.runs.shipped import STUDIES, find
 

@@ -16,7 +16,7 @@ from flwr_datasets import partitioner as flower
 from flwr_datasets.partitioner import Partitioner, PathologicalPartitioner, ShardPartitioner
 from numpy.typing import NDArray
 
-from fl_split.specs import Table
+from fl_split.tables import Table
 
 
 class Pathological(PathologicalPartitioner):  # type: ignore[misc]  # has no types

@@ -18,7 +18,8 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.seeds import Purpose, derive
 from fl_split.spec_errors import SpecError
-from fl_split.specs import STRICT, Table, parse, stages
+from fl_split.specs import STRICT, parse, stages
+from fl_split.tables import Table
 from simulations.data.samples import Labels, Pixels, Samples
 
 Rate = Annotated[float, Field(ge=0, le=1)]

@@ -13,7 +13,8 @@ from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from fl_split.specs import STRICT, Table
+from fl_split.specs import STRICT
+from fl_split.tables import Table
 from simulations.data.samples import Labels, Pixels
 
 Rows = Annotated[int, Field(ge=0)]

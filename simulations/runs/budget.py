@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl_split.specs import STRICT, Table, parse, stages
+from fl_split.specs import STRICT, parse, stages
+from fl_split.tables import Table
 from simulations.runs.columns import PAYLOAD, SENT
 
 Limit = Annotated[float, Field(gt=0)]

@@ -20,7 +20,8 @@ from fl_split.foreign import Given, plug_in
 from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.spec_errors import SpecError, sentence, unknown
-from fl_split.specs import Table, canonical, parse, stages
+from fl_split.specs import canonical, parse, stages
+from fl_split.tables import Table
 from simulations.data import partition
 from simulations.data.partitioners import PARTITIONS
 from simulations.data.skew import SKEWS, Skew, parse_skew

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from fl_split.foreign import OURS, Given, Origin, origin
-from fl_split.specs import entry, resolve, stages
+from fl_split.specs import resolve, stages
+from fl_split.tables import entry
 from simulations.runs.experiment import SPEC_TABLES, Experiment
 
 Origins = dict[str, list[dict[str, str]]]

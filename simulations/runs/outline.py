@@ -19,8 +19,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
-from fl_split.spec_errors import SpecError, unknown
-from fl_split.specs import resolve, stages
+from fl_split.tables import signature
 
 EXPERIMENT = "simulations.runs.experiment"
 
@@ -37,18 +36,22 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Outline:
-    """An entry of a table: how it is called, its docstring, and constants of a class by name."""
+    """An entry of a table: how it is called, its docstring, and constants of a class by name.
+
+    `source` says where an entry that is not ours comes from.
+    """
 
     __signature__: Signature
     doc: str
     constants: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     @classmethod
-    def of(cls, entry: Any) -> Outline:
+    def of(cls, entry: Any, source: str = "") -> Outline:
         """Return the outline of an entry that has been imported."""
         target = entry.func if isinstance(entry, partial) else entry
         constants = {name: getattr(target, name) for name in WAYS if hasattr(target, name)}
-        return cls(inspect.signature(entry), inspect.getdoc(target) or "", constants)
+        return cls(signature(entry), inspect.getdoc(target) or "", constants, source)
 
     def __call__(self, **arguments: Any) -> Any:
         """Nothing can be built of an outline; it is callable because entries are."""
@@ -89,34 +92,6 @@ def tables() -> dict[str, dict[str, Outline]]:
         key: {name: _outline(*entry) for name, entry in _items(*_resolve(module, value))}
         for key, (module, value) in _items(*_lookup(EXPERIMENT, "SPEC_TABLES"))
     }
-
-
-def check_names(values: Mapping[str, Any]) -> None:
-    """Raise SpecError if `values` has a misspelt key, or a spec a misspelt name or argument.
-
-    What is wrong otherwise :class:`Experiment` finds; its sentences are the same. Nothing is
-    said of parts that come from elsewhere.
-    """
-    try:
-        known, specs = keys(), tables()
-    except UnreadableError:
-        return
-    if "plugins" in values:
-        return
-    for key in values:
-        if key not in known:
-            raise SpecError(unknown("key", key, known))
-    problems = []
-    for key in known.keys() & values.keys() & specs.keys():
-        spec = values[key]
-        if isinstance(spec, str) and ":" not in spec:
-            try:
-                for stage in stages(spec):
-                    resolve(stage, specs[key])
-            except SpecError as error:
-                problems.append(f"{key}: {error}")
-    if problems:
-        raise SpecError("; ".join(sorted(problems)))
 
 
 def constant(module: str, name: str) -> Any:

@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic.dataclasses import dataclass
 
-from fl_split.specs import STRICT, Table
+from fl_split.specs import STRICT
+from fl_split.tables import Table
 
 
 class Log(Protocol):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fl_split.exchange.records import HELD, Weights
 from fl_split.seeds import seeded
-from fl_split.specs import STRICT, Table
+from fl_split.specs import STRICT
+from fl_split.tables import Table
 from strategies.server import flower_messages, flower_private
 
 Positive = Annotated[float, Field(gt=0)]
