@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from simulations.report.chart import hidden
-from simulations.report.comparison import comparison_plot
+from simulations.report.comparison import comparison_figure
 from simulations.report.marks import COLOURS, Mark, Marks, in_a_row, kept_marks, shared
 from simulations.report.page import build, older_marks, write
 from simulations.report.runs import collect
@@ -122,7 +122,8 @@ def test_curves_that_lie_on_each_other_are_all_seen(tmp_path):
     assert hidden(frames) == [1, 0, 0]
     for name in ("sflv1", "fedavg"):
         write_run(tmp_path / name, [0.1, 0.2], strategy=name, extra={"client_steps": 1})
-    comparison_plot({name: tmp_path / name for name in ("sflv1", "fedavg")}, tmp_path / "c.svg")
+    figure = comparison_figure({name: tmp_path / name for name in ("sflv1", "fedavg")})
+    figure.savefig(tmp_path / "c.svg")
     text = (tmp_path / "c.svg").read_text()
     widths = {"#010203": "3.8", "#0072b2": "1.3"}  # the lower one is the wider
     for colour, width in widths.items():

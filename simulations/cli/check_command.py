@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.terminal import complain, door, out
+from simulations.cli.terminal import complain, door, out, quiet
 
 app = typer.Typer()
 
@@ -20,7 +20,7 @@ def check(spec: Annotated[str, SPEC], plugins: Annotated[list[str] | None, PLUGI
 
     Example: [b]fl-split check "my_parts:MyCodec(ratio=0.1)" --plugin my_parts.py[/b]
     """
-    with door():
+    with quiet(), door():
         from fl_split.foreign import plug_in
         from simulations.api import checks
 

@@ -4,7 +4,6 @@ from simulations.report.comparison import (
     CLIENT,
     comparison,
     comparison_figure,
-    comparison_plot,
     comparison_table,
     write_comparison,
 )
@@ -13,7 +12,6 @@ __all__ = [
     "CLIENT",
     "comparison",
     "comparison_figure",
-    "comparison_plot",
     "comparison_table",
     "write_comparison",
 ]

@@ -20,9 +20,9 @@ CLIENT = " Client: mean of clients, each on its own held-out samples, after the 
 """Explains the column `client` in a caption."""
 
 COSTS: dict[str, Callable[[pd.DataFrame], pd.Series[float]]] = {
-    "round": lambda rounds: rounds["round"],
     "MB sent, payload and weights": lambda rounds: rounds[[*SENT]].sum(axis=1).cumsum() / 1e6,
-    "client steps": lambda rounds: rounds["client_steps"].cumsum(),
+    "round": lambda rounds: rounds["round"],
+    "TFLOP of all clients": lambda rounds: rounds["client_flops"].cumsum() / 1e12,
 }
 """What accuracy is drawn against, by the name of the axis."""
 
@@ -50,10 +50,15 @@ def comparison(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_comparison(summaries: Mapping[str, dict[str, Any]], folder: Path) -> None:
-    """Write table and plot of runs whose folders, by their names, are in `folder`."""
+def write_comparison(summaries: Mapping[str, dict[str, Any]], folder: Path) -> Path:
+    """Write table and figure of runs whose folders, by their names, are in `folder`.
+
+    Returns the figure's file.
+    """
     comparison(summaries).to_csv(folder / COMPARISON, index=False)
-    comparison_plot({name: folder / name for name in summaries}, folder / "comparison.svg")
+    file = folder / "comparison.svg"
+    comparison_figure({name: folder / name for name in summaries}).savefig(file)
+    return file
 
 
 def comparison_table(frame: pd.DataFrame, width: int) -> Table:
@@ -64,34 +69,30 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
         [
             row["run"],
             *(_number(row[key], 100, 1) for key in columns),
+            _number(sum(row[key] for key in SENT), 1e-6, 1),
             _number(sum(row[key] for key in PAYLOAD), 1e-6, 1),
             _number(row["ratio"], 1, 3),
             _number(sum(row[key] for key in WEIGHTS), 1e-6, 1),
-            _number(row["client_steps"], 1, 0),
+            _number(row["client_flops"], 1e-12, 2),
             _number(row["cpu_seconds"], 1, 0),
         ]
         for row in frame.to_dict("records")
     ]
     caption = (
-        "MB = 10^6 bytes, both directions, all clients and rounds. Payload: smashed data, labels "
-        "and cut gradients; ratio: to fp32 uncompressed; weights: synchronised heads (fedavg: "
-        "models)."
+        "MB = 10^6 bytes, both directions, all clients and rounds: payload (smashed data, labels, "
+        "cut gradients) and weights (synchronised heads; fedavg: models). Ratio: of payload to "
+        "uncompressed fp32. TFLOP: of all clients."
     )
     accuracies = ["final %", "best %", *(["client %"] if has_clients else [])]
-    titles = ["run", *accuracies, "payload MB", "ratio", "weights MB", "steps", "CPU s"]
+    titles = ["run", *accuracies, "MB", "payload", "ratio", "weights", "TFLOP", "CPU s"]
     return text_table(
-        titles, rows, width, spare=("best %", "CPU s", "steps"),
+        titles, rows, width, spare=("best %", "CPU s", "ratio"),
         title="Accuracy against bytes", caption=caption + (CLIENT if has_clients else ""),
     )  # fmt: skip
 
 
-def comparison_plot(folders: Mapping[str, Path], path: Path) -> None:
-    """Draw :func:`comparison_figure` into `path`."""
-    comparison_figure(folders).savefig(path)
-
-
 def comparison_figure(folders: Mapping[str, Path]) -> Figure:
-    """Return accuracy against rounds, against bytes sent and against client steps."""
+    """Return accuracy against bytes sent, against rounds and against client compute."""
     from matplotlib.figure import Figure
 
     from simulations.report.chart import ACCURACY, hidden
@@ -111,7 +112,7 @@ def comparison_figure(folders: Mapping[str, Path]) -> Figure:
             plot_curve(axis, frame, marks[name], place, below, label=name)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-    logarithmic([axes[1]])
+    logarithmic([axes[0]])
     axes[0].set_ylabel(ACCURACY)
     axes[0].legend(fontsize="small")
     return figure

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from simulations.runs.columns import PAYLOAD, WEIGHTS
+from simulations.runs.columns import SENT
 from simulations.runs.results import ROUNDS
 from strategies import RoundResult
 
@@ -20,7 +20,7 @@ TOLD = 10
 
 @dataclass
 class News:
-    """Writes lines about one run; `up` and `down` are the bytes sent so far.
+    """Writes lines about one run; `sent` are the bytes so far, both ways, weights too.
 
     Attributes
     ----------
@@ -32,8 +32,7 @@ class News:
 
     label: str
     rounds: int
-    up: int = 0
-    down: int = 0
+    sent: int = 0
 
     def go_on(self, folder: Path, done: int) -> None:
         """Count what a run that is resumed has sent in its first `done` rounds."""
@@ -47,7 +46,7 @@ class News:
         accuracy = f"{100 * row['accuracy']:.1f} %"
         if row["client_accuracy"] is not None:
             accuracy += f" client {100 * row['client_accuracy']:.1f} %"
-        return f"{accuracy} up {decimal(self.up)} down {decimal(self.down)}"
+        return f"{accuracy}, {decimal(self.sent)} sent"
 
     def line(self, row: Mapping[str, Any], news: str) -> list[str]:
         """Return a line for every tenth part of the rounds, else nothing."""
@@ -56,9 +55,7 @@ class News:
         return [f"{self.label}: round {row['round']}/{self.rounds} accuracy {news}"]
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        pairs = zip(PAYLOAD, WEIGHTS, strict=True)
-        up, down = (sum(int(row[key]) for key in pair) for pair in pairs)
-        self.up, self.down = self.up + up, self.down + down
+        self.sent += sum(int(row[key]) for key in SENT)
 
 
 def dropped_clients(result: RoundResult) -> list[str]:
