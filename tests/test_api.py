@@ -288,3 +288,26 @@ def test_a_bar_is_shown_where_one_asks(tiny, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny(progress=False)
+
+
+@pytest.mark.slow
+def test_a_ray_that_runs_already_is_used_and_left_running(tiny):
+    import ray
+
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        on_ray = tiny(engine="ray()", codec=Halved())
+        assert ray.is_initialized()
+        with pytest.raises(ValueError, match="2 workers need a CPU each, Ray has 1 free"):
+            tiny(engine="ray(workers=2)")
+    finally:
+        ray.shutdown()
+    inline = tiny(codec=Halved())
+    mine, its = on_ray.model.state_dict(), inline.model.state_dict()
+    assert all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+def test_torch_has_its_threads_back(tiny):
+    torch.set_num_threads(2)
+    tiny()
+    assert torch.get_num_threads() == 2

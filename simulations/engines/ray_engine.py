@@ -152,37 +152,14 @@ class Ray:
 
     @contextmanager
     def session(self, app: ClientApp) -> Iterator[Session]:
-        """Start Ray, or join it, and start the actors."""
-        keep_freed_memory()
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        """Start Ray, or join it, and start the actors.
+
+        A Ray that already runs in this process, as in a notebook, is used and left running.
+        """
         import ray
 
-        try:
-            check_folder(Path.cwd())  # which Ray makes its workers look into first
-        except ClashError as error:
-            raise EngineError(f"{error}; or take engine=inline()") from None
-        quiet = {"log_to_driver": False, "logging_level": "error"}
-        count = self.workers or available_cores()
-        if self.address:
-            try:
-                _knock(self.address)
-                ray.init(address=self.address, **quiet)
-            except (OSError, ValueError) as error:
-                raise EngineError(f"no Ray cluster at {self.address!r}: {reason(error)}") from None
-        else:
-            # "local": of our own, even on a machine that belongs to a cluster
-            folder = temporary_folder()
-            ray.init("local", num_cpus=count, include_dashboard=False, _temp_dir=folder, **quiet)
         grids: list[RayGrid] = []
-        try:
-            if self.address:
-                free = int(ray.available_resources().get("CPU", 0))
-                count = self.workers or free
-                if not 1 <= count <= free:
-                    raise EngineError(
-                        f"{count} workers need a CPU each, the cluster has {free} free"
-                    )
+        with self._running() as (count, is_ours):
             actor = ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")(
                 ClientActor
             )
@@ -196,11 +173,69 @@ class Ray:
                 grids[:] = [RayGrid(actors, worker, clients, timeout)]
                 return grids[0]
 
-            yield begin
+            try:
+                yield begin
+            finally:
+                for grid in grids:
+                    grid.close()
+                if not is_ours:
+                    _end(actors)
+
+    @contextmanager
+    def _running(self) -> Iterator[tuple[int, bool]]:
+        """See to it that Ray runs; yield the number of workers, and whether it ends with them."""
+        keep_freed_memory()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        try:
+            check_folder(Path.cwd())  # which Ray makes its workers look into first
+        except ClashError as error:
+            raise EngineError(f"{error}; or take engine=inline()") from None
+        if ray.is_initialized():
+            yield self._free_workers(), False
+            return
+        quiet = {"log_to_driver": False, "logging_level": "error"}
+        count = self.workers or available_cores()
+        if self.address:
+            try:
+                _knock(self.address)
+                ray.init(address=self.address, **quiet)
+            except (OSError, ValueError) as error:
+                raise EngineError(f"no Ray cluster at {self.address!r}: {reason(error)}") from None
+        else:
+            # "local": of our own, even on a machine that belongs to a cluster
+            folder = temporary_folder()
+            ray.init("local", num_cpus=count, include_dashboard=False, _temp_dir=folder, **quiet)
+        try:
+            yield (self._free_workers() if self.address else count), True
         finally:
-            for grid in grids:
-                grid.close()
             ray.shutdown()
+
+    def _free_workers(self) -> int:
+        """Return how many workers the running Ray has CPUs for; EngineError if too few."""
+        import ray
+
+        free = int(ray.available_resources().get("CPU", 0))
+        count = self.workers or free
+        if not 1 <= count <= free:
+            raise EngineError(f"{count} workers need a CPU each, Ray has {free} free")
+        return count
+
+
+def _end(actors: Sequence[Any]) -> None:
+    """Kill actors, and wait until their CPUs can be had again, for the next run on this Ray."""
+    import ray
+
+    before = ray.available_resources().get("CPU", 0)
+    for actor in actors:
+        ray.kill(actor)
+    deadline = time.monotonic() + PROMPT
+    while ray.available_resources().get("CPU", 0) < before + len(actors):
+        if time.monotonic() > deadline:  # others have taken them
+            break
+        time.sleep(0.05)
 
 
 @contextmanager

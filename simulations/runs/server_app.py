@@ -81,12 +81,16 @@ class LocalContext(Context):
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run config describes and write its results."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # results must not depend on how many cores are idle
-    if isinstance(context, LocalContext):
-        RunController(grid, context).run()
-    else:
-        setup = prepare(Experiment.from_dict(context.run_config))
-        RunController(grid, LocalContext(setup, lambda row, result: None)).run()
+    try:
+        if isinstance(context, LocalContext):
+            RunController(grid, context).run()
+        else:
+            setup = prepare(Experiment.from_dict(context.run_config))
+            RunController(grid, LocalContext(setup, lambda row, result: None)).run()
+    finally:
+        torch.set_num_threads(threads)  # who called, as a notebook, goes on with its own
 
 
 class RunController:
