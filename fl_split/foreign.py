@@ -26,6 +26,9 @@ GIVEN = "object"
 """What the spec of an object in memory begins with: ``object('MyCodec(ratio=0.1)', 'a1b2')``."""
 
 
+DIGEST = "__fl_split_sha256__"
+"""Attribute of a user's module: the digest of the source that it was made of."""
+
 OURS = {"fl_split", "strategies", "simulations"}
 """Packages that every process has."""
 
@@ -103,7 +106,7 @@ def _import_file(path: Path, digest: str) -> None:
         raise SpecError(
             f"plugins: {str(path)!r}: another module is called {name!r} already; rename the file"
         )
-    if getattr(known, "__fl_split_sha256__", "") == digest:
+    if getattr(known, DIGEST, "") == digest:
         return
     spec = spec_from_file_location(name, path)
     if not name.isidentifier() or spec is None or spec.loader is None:
@@ -115,7 +118,7 @@ def _import_file(path: Path, digest: str) -> None:
     except Exception as error:  # whatever a user's file raises
         del sys.modules[name]
         raise SpecError(f"plugins: importing {str(path)!r} fails: {_named(error)}") from None
-    module.__fl_split_sha256__ = digest  # type: ignore[attr-defined]
+    setattr(module, DIGEST, digest)
 
 
 def load(reference: str) -> Callable[..., Any]:
@@ -155,13 +158,14 @@ def origin(part: Callable[..., Any]) -> Origin:
     module = sys.modules[part.__module__]
     file = getattr(module, "__file__", None)
     top = part.__module__.partition(".")[0]
-    has_source = file and top != "__main__" and Path(file).is_file()
-    source = Path(file).read_bytes() if file and has_source else b""
+    if top != "__main__" and not hasattr(module, DIGEST) and file and Path(file).is_file():
+        # Kept: the file may be edited while what it was runs on.
+        setattr(module, DIGEST, hashlib.sha256(Path(file).read_bytes()).hexdigest())
     packages = packages_distributions().get(top, []) if _is_installed(module) else []
     return Origin(
         f"{part.__module__}:{getattr(part, '__qualname__', part)}",
         ", ".join(f"{name} {version(name)}" for name in packages),
-        hashlib.sha256(source).hexdigest() if source else "",
+        getattr(module, DIGEST, ""),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
@@ -25,6 +25,18 @@ from fl_split.seeds import StepId
 
 MOMENT = "tail-moment/"
 """What begins the name under which a client remembers a moment of its own tail's optimiser."""
+
+
+class Joined(nn.Module):
+    """Head and tail as one module, with the trained encoder and decoder of a codec between."""
+
+    def __init__(self, head: Head, tail: Tail) -> None:
+        super().__init__()
+        self.head, self.tail = head, tail
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return logits (B, classes) for images (B, C, H, W)."""
+        return joined(self.head, self.tail, pixels)
 
 
 class Pull(Protocol):

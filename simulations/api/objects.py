@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -20,6 +22,7 @@ from simulations.data.memory import in_memory
 from simulations.data.partitioners import Rows
 from simulations.data.sources import Dataset
 from simulations.runs.experiment import SPEC_TABLES
+from simulations.runs.origins import NAMED, code
 
 LONGEST_LABEL = 60
 
@@ -37,6 +40,8 @@ def with_specs(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_spec(key: str, value: Any) -> Any:
     """Return a spec string for one object; whatever is no object of a part is returned as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
     if key not in SPEC_TABLES or isinstance(value, str):
         return value
     try:
@@ -99,6 +104,40 @@ def _label(part: Any) -> str:
 
 
 def _fingerprint(part: Any) -> str:
-    """Return a digest of a part: the same for the same part in another process."""
+    """Return a digest of a part, code and state: the same for the same part in any process."""
     own = getattr(part, "fingerprint", None)
-    return str(own() if callable(own) else Hasher.hash(part))
+    if callable(own):
+        return str(own())
+    digest = hashlib.blake2b(digest_size=8)
+    for one in code(part):
+        digest.update(_source(one).encode())
+    digest.update(_state(part).encode())
+    return digest.hexdigest()
+
+
+def _source(one: Callable[..., Any]) -> str:
+    """Return the source of a class or function, of a class of a notebook that of its methods."""
+    name = f"{one.__module__}:{one.__qualname__}"
+    if one.__module__.partition(".")[0] in NAMED:
+        return name
+    try:
+        return name + inspect.getsource(one)
+    except (OSError, TypeError):
+        methods = [method for method in vars(one).values() if inspect.isfunction(method)]
+        return name + "".join(inspect.getsource(method) for method in methods)
+
+
+def _state(part: Any) -> str:
+    """Return what a part holds beside its code, as text."""
+    stages = part.stages if isinstance(part, OwnModel) else None
+    if isinstance(stages, nn.Module):
+        tensors = {name: value.numpy(force=True) for name, value in stages.state_dict().items()}
+        return f"{stages}{Hasher.hash(tensors)}{Hasher.hash(_settings(part))}"
+    if inspect.isfunction(stages):
+        given = inspect.getclosurevars(stages).nonlocals, stages.__defaults__, stages.__kwdefaults__
+        return f"{Hasher.hash(given)}{Hasher.hash(_settings(part))}"
+    return str(Hasher.hash(part.__getstate__()))
+
+
+def _settings(model: OwnModel) -> tuple[Any, ...]:
+    return model.image_size, model.mean, model.std

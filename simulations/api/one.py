@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,11 @@ from simulations.api.progress import Callback, is_watched, watching
 from simulations.api.results import Run
 from simulations.runs import checkpoint
 from simulations.runs.observers import Observer
+from simulations.runs.provenance import cpu, kinds
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
-from simulations.runs.setup import prepare
+from simulations.runs.settings import chosen_folder
+from simulations.runs.setup import Setup, forget, prepare
 
 Callbacks = Callback | Sequence[Callback]
 
@@ -72,9 +74,10 @@ def run(
     """
     quiet_libraries()
     values = of_one(config, keys)
-    folder = chosen_folder(values, out)
+    folder = chosen_folder(out, values.get("out")).absolute()
     (setup,) = prepare_all({"": values}, folder).values()
     shows = is_watched() if progress is None else progress
+    warn_of_unheld([setup])
     with stopped(folder):
         watch = partial(watching, callbacks=as_list(callback), shows=shows)
         run_each({folder.name: setup}, watch, observers=observers)
@@ -107,9 +110,13 @@ def resume(
         There is no checkpoint, an object is missing, or it is another one.
     """
     quiet_libraries()
-    path = Path(folder).expanduser()
+    forget()
+    path = Path(folder).expanduser().absolute()
     experiment, before = checkpoint.read(path, with_specs(keys))
     setup = prepare(experiment)
+    if len(met := kinds(before.cpu, cpu())) > 1:
+        text = f"so far on another kind of CPU ({', '.join(met)}): the result will not be, to the "
+        warnings.warn(text + "last bit, that of a run never stopped", stacklevel=2)
     shows = is_watched() if progress is None else progress
     with stopped(path):
         watch = partial(watching, callbacks=as_list(callback), shows=shows, done=before.rounds)
@@ -117,10 +124,11 @@ def resume(
     return Run(path, experiment.objects())
 
 
-def chosen_folder(values: dict[str, Any], out: str | Path | None) -> Path:
-    """Where results go: what is asked for, or a folder named after the time."""
-    chosen = out or values.get("out") or time.strftime("runs/%Y%m%d-%H%M%S")
-    return Path(str(chosen)).expanduser()
+def warn_of_unheld(setups: Iterable[Setup]) -> None:
+    """Warn, once for each partition, of samples and classes that nobody holds."""
+    for text in dict.fromkeys(f"{one.experiment.partition}: {one.unheld}" for one in setups):
+        if not text.endswith(": "):
+            warnings.warn(text, stacklevel=3)
 
 
 def as_list(callback: Callbacks) -> Sequence[Callback]:

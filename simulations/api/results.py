@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from fl_split.exchange.whole import Joined
+from fl_split.models.cut import insert
 from simulations.api.objects import with_specs
 from simulations.report import comparison, comparison_figure
+from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
-from simulations.runs.results import CLIENTS, COMPARISON, EXPERIMENT, MODEL, ROUNDS, STUDY, SUMMARY
-from simulations.runs.settings import read_toml
+from simulations.runs.results import CLIENTS, CODEC, COMPARISON, MODEL, ROUNDS, STUDY, SUMMARY
+from simulations.studies.pareto import FRONT, pareto_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +59,13 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """Final accuracy, sums over all rounds, the experiment, versions."""
-        found: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+        path = self.folder / SUMMARY
+        if not path.is_file():
+            raise NoResultsError(
+                f"{str(self.folder)!r} has no {SUMMARY}: the run goes on, or was killed; "
+                "fl_split.resume goes on with it"
+            )
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
     @property
@@ -67,28 +76,34 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         """The settings of the run."""
-        return Experiment.from_dict(
-            {**read_toml(self.folder / EXPERIMENT), **with_specs(self.objects)}
-        )
+        return read_experiment(self.folder, with_specs(self.objects))
 
     @cached_property
     def model(self) -> nn.Module:
         """The whole trained model, head and tail joined, in evaluation mode.
+
+        With a codec that is trained, as `bottlenet`, its encoder and decoder are in between.
 
         Raises
         ------
         ValueError
             The model was an object in memory, which must be given again.
         """
-        shape = self.summary["model_input"]
-        spec = self.experiment.parts.model
+        experiment = self.experiment
+        spec = experiment.parts.model
         if spec.is_transformers:
             from transformers import AutoModelForImageClassification
 
             model: nn.Module = AutoModelForImageClassification.from_pretrained(self.folder)
         else:
-            model = spec.build(**shape, seed=0)
+            model = spec.build(**self.summary["model_input"], seed=0)
             model.load_state_dict(load_file(self.folder / MODEL))
+        if (self.folder / CODEC).is_file():
+            head, tail = spec.split(model, experiment.cut, experiment.end)
+            insert(head, tail, experiment.parts.codec, experiment.seed)
+            head.encoder.load_state_dict(_half(self.folder / CODEC, "encoder."))
+            tail.decoder.load_state_dict(_half(self.folder / CODEC, "decoder."))
+            model = Joined(head, tail)
         return model.eval()
 
     def plot(self) -> Figure:
@@ -113,6 +128,12 @@ class Comparison:
         return comparison_figure({name: run.folder for name, run in self.runs.items()})
 
 
+def _half(file: Path, prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names begin with `prefix`, without it."""
+    found = load_file(file).items()
+    return {k.removeprefix(prefix): value for k, value in found if k.startswith(prefix)}
+
+
 @dataclass(frozen=True)
 class Study:
     """A grid of runs in one folder.
@@ -127,6 +148,12 @@ class Study:
     folder: Path
     table: pd.DataFrame = field(repr=False)
     runs: dict[str, Run] = field(repr=False)
+
+    def plot(self) -> Figure:
+        """Draw a Pareto study's accuracies under each budget; of a sweep, a line for each run."""
+        if "budget" in self.table:
+            return pareto_figure(self.table)
+        return comparison_figure({name: run.folder for name, run in self.runs.items()})
 
 
 def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
@@ -150,7 +177,7 @@ def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
     runs = {
         found.parent.name: Run(found.parent, objects) for found in sorted(path.glob(f"*/{ROUNDS}"))
     }
-    for table in ("pareto.csv", STUDY):
+    for table in (FRONT, STUDY):
         if (path / table).is_file():
             return Study(path, pd.read_csv(path / table), runs)
     if runs:

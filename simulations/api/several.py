@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from simulations.api.objects import as_spec, with_specs
-from simulations.api.one import Callbacks, as_list, chosen_folder, stopped
-from simulations.api.plans import of_several, prepare_all
+from simulations.api.one import Callbacks, as_list, stopped, warn_of_unheld
+from simulations.api.plans import of_pareto, of_several, of_sweep, prepare_all
 from simulations.api.progress import is_watched, watching
 from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
@@ -20,12 +20,11 @@ from simulations.report.page import build, form_of, older_marks, write
 from simulations.runs.lock import alone
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
-from simulations.runs.settings import read_toml
-from simulations.runs.shipped import find
+from simulations.runs.settings import chosen_folder
+from simulations.runs.setup import forget
 from simulations.studies import study
 from simulations.studies.cells import LOCK, Cell
-from simulations.studies.pareto import AXES, ParetoStudy, conclude
-from simulations.studies.sweep import cells, read_grid
+from simulations.studies.pareto import AXES, FRONT, conclude
 
 Rows = Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]
 
@@ -62,9 +61,10 @@ def compare(
     """
     quiet_libraries()
     plans = of_several(runs, keys)
-    folder = chosen_folder(next(iter(plans.values())), out)
+    folder = chosen_folder(out, next(iter(plans.values())).get("out")).absolute()
     setups = prepare_all(plans, folder)
     shows = is_watched() if progress is None else progress
+    warn_of_unheld(setups.values())
     with stopped(folder):
         watch = partial(watching, callbacks=as_list(callback), shows=shows)
         write_comparison(run_each(setups, watch), folder)
@@ -107,12 +107,9 @@ def sweep(
     >>> study.table.groupby("codec")["final_accuracy"].agg(["mean", "std"])
     """
     quiet_libraries()
-    values = {**({} if config is None else read_toml(find(config))), **with_specs(keys)}
-    axes = read_grid(values.pop("sweep", {}), [])
-    axes |= {key: [as_spec(key, one) for one in several] for key, several in (grid or {}).items()}
-    found = cells(values, read_grid(axes, []))
-    several = {"seed"} | {key for key, entries in axes.items() if len(entries) > 1}
-    return _study(found, several, lambda rows, folder: rows, out, jobs, progress)
+    several = {key: _listed(values) for key, values in (grid or {}).items()}
+    plan = of_sweep(config, several, keys)
+    return _study(plan.cells, plan.axes, lambda rows, folder: rows, out, jobs, progress)
 
 
 def pareto(
@@ -138,15 +135,11 @@ def pareto(
         The table is missing, or a cell cannot work.
     """
     quiet_libraries()
-    values = {**read_toml(find(config)), **with_specs(keys)}
-    if not isinstance(values.get("pareto"), dict):
-        raise ValueError(f"{config} has no [pareto] table")
-    plan = ParetoStudy.read(values.pop("pareto"))
-    found = plan.cells(values)
+    plan, found = of_pareto(config, keys)
 
     def front(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
         conclude(found, plan.budgets(), folder)
-        return pd.read_csv(folder / "pareto.csv")
+        return pd.read_csv(folder / FRONT)
 
     return _study(found, AXES, front, out, jobs, progress)
 
@@ -194,7 +187,8 @@ def _study(
     progress: bool | None,
 ) -> Study:
     """Run the cells that are not finished, and read what there is."""
-    folder = chosen_folder({"out": found[0].experiment.out}, out)
+    forget()
+    folder = chosen_folder(out, found[0].experiment.out).absolute()
     missing = study.missing(found, folder, axes)
     processes = study.cell_processes(missing, study.combinations(missing), folder, jobs)
     shows = is_watched() if progress is None else progress
@@ -212,4 +206,14 @@ def _study(
     if processes.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in processes.failed.items())
         raise RuntimeError(f"{len(processes.failed)} of {len(found)} runs failed ({reasons})")
-    return Study(folder, table, {cell.name: Run(folder / cell.name) for cell in found})
+    for text in (study.cells_that_lost_clients(rows, folder), study.unlike_cpus(found, folder)):
+        if text:
+            warnings.warn(text, stacklevel=3)
+    runs = {c.name: Run(folder / c.name, c.experiment.objects()) for c in found}
+    return Study(folder, table, runs)
+
+
+def _listed(values: Any) -> list[Any]:
+    """Return the values of a key as a list; one alone may be given as it is."""
+    is_one = isinstance(values, str) or not isinstance(values, Iterable)
+    return [values] if is_one else list(values)

@@ -12,7 +12,6 @@ from simulations.cli import check_command, configs_command, list_command, study_
 from simulations.cli.terminal import (
     CONFIG,
     OVERRIDES,
-    chosen_folder,
     door,
     err,
     existing,
@@ -22,6 +21,7 @@ from simulations.cli.terminal import (
     run_all,
     run_setups,
 )
+from simulations.runs.settings import chosen_folder
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,7 +86,7 @@ def run(
             raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
         plans = {"": _with_options(values, engine)}
         check_names(plans[""])
-    run_all(plans, chosen_folder(values, out_dir))
+    run_all(plans, chosen_folder(out_dir, values.get("out")))
 
 
 @app.command()
@@ -117,7 +117,7 @@ def compare(
                     check_names(plans[name])
         if not plans:
             raise ValueError("give at least one configuration file")
-    run_all(plans, chosen_folder(next(iter(plans.values())), out_dir))
+    run_all(plans, chosen_folder(out_dir, next(iter(plans.values())).get("out")))
 
 
 @app.command()

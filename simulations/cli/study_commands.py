@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -96,16 +95,16 @@ def sweep(
             for value in read_values(key, text) if key and equals else []:
                 check_names({key: value})
     with quiet():
+        from simulations.api.plans import of_sweep
         from simulations.cli.study_view import run_study
-        from simulations.studies.sweep import cells, read_grid, sweep_table
+        from simulations.studies.sweep import read_grid, sweep_table
     with door():
-        found_grid = read_grid(values.pop("sweep", {}), grid or [])
-        found = cells(values, found_grid)
-    if left_out := math.prod(map(len, found_grid.values())) - len(found):
-        out.print(f"{left_out} cells left out: without smashed data codecs change nothing")
+        plan = of_sweep(config, read_grid({}, grid or []), {})
+    if plan.left_out:
+        out.print(f"{plan.left_out} cells left out: without smashed data codecs change nothing")
     run_study(
-        found,
-        axes={"seed"} | {key for key, entries in found_grid.items() if len(entries) > 1},
+        plan.cells,
+        axes=plan.axes,
         conclude=lambda rows, folder: sweep_table(rows, out.width),
         out_dir=out_dir,
         jobs=jobs,
@@ -137,13 +136,11 @@ def pareto(
             raise ValueError(f"{config} has no [pareto] table")
         check_names({key: value for key, value in values.items() if key != "pareto"})
     with quiet():
+        from simulations.api.plans import of_pareto
         from simulations.cli.study_view import run_study
-        from simulations.studies.pareto import AXES, ParetoStudy, conclude
+        from simulations.studies.pareto import AXES, conclude
     with door():
-        for key in sorted(replaced.keys() & {*AXES, "pareto", "rounds"}):
-            raise ValueError(f"{key} differs between the cells of {config}; set it there")
-        study = ParetoStudy.read(values.pop("pareto"))
-        found = study.cells(values)
+        study, found = of_pareto(config, replaced)
     run_study(
         found,
         axes=AXES,

@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from simulations.cli.terminal import AROUND, chosen_folder, complain, door, err, explain, out
+from simulations.cli.terminal import AROUND, complain, door, err, explain, out
 from simulations.runs.lock import alone
 from simulations.runs.run import Terminated, terminable
+from simulations.runs.settings import chosen_folder
 from simulations.studies import study
 from simulations.studies.cell_process import LOG
 from simulations.studies.cells import LOCK, Cell
@@ -43,7 +44,7 @@ def run_study(
     Other runs in their folder may differ in `axes` alone.
     """
     with door():
-        folder = chosen_folder({"out": found[0].experiment.out}, out_dir)
+        folder = chosen_folder(out_dir, found[0].experiment.out)
         missing = study.missing(found, folder, axes)
         if dry_run:
             _show_cost(found, missing)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -151,11 +150,6 @@ def existing(folder: Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"no folder {str(folder)!r}")
     return folder
-
-
-def chosen_folder(values: dict[str, Any], option: Path | None) -> Path:
-    """Where results go: what is asked for, or a folder named after the time."""
-    return option or Path(str(values.get("out") or time.strftime("runs/%Y%m%d-%H%M%S")))
 
 
 @contextmanager

@@ -194,6 +194,8 @@ class Ray:
         except ClashError as error:
             raise EngineError(f"{error}; or take engine=inline()") from None
         if ray.is_initialized():
+            if self.address:
+                raise EngineError("a Ray runs in this process already; leave out its address")
             yield self._free_workers(), False
             return
         quiet = {"log_to_driver": False, "logging_level": "error"}

@@ -131,15 +131,7 @@ def read(folder: Path, keys: Mapping[str, Any] | None = None) -> tuple[Experimen
     SpecError
         An object of the run is missing among `keys`.
     """
-    if not (folder / EXPERIMENT).is_file():
-        raise CheckpointError(f"{str(folder)!r} holds no run: no {EXPERIMENT}{_runs_below(folder)}")
-    values = {**read_toml(folder / EXPERIMENT), "out": str(folder)}
-    for key, value in (keys or {}).items():
-        if key not in FREE and value != values.get(key):
-            raise CheckpointError(
-                f"{key}: the run in {str(folder)!r} has {values.get(key)!r}, got {value!r}"
-            )
-    experiment = Experiment.from_dict({**values, **(keys or {})})
+    experiment = read_experiment(folder, keys or {})
     path = folder / FILE
     if not path.is_file():
         every = experiment.checkpoint_every
@@ -166,6 +158,29 @@ def read(folder: Path, keys: Mapping[str, Any] | None = None) -> tuple[Experimen
                 f"and {ours.get(key)!r} in {EXPERIMENT}"
             )
     return experiment, _assemble(metadata, tensors)
+
+
+def read_experiment(folder: Path, keys: Mapping[str, Any]) -> Experiment:
+    """Read the experiment of the run in `folder`.
+
+    `keys` replace those of the run: objects that are given again, and keys in :data:`FREE`.
+
+    Raises
+    ------
+    CheckpointError
+        There is none, or `keys` has another value for one that matters.
+    SpecError
+        An object of the run is missing among `keys`.
+    """
+    if not (folder / EXPERIMENT).is_file():
+        raise CheckpointError(f"{str(folder)!r} holds no run: no {EXPERIMENT}{_runs_below(folder)}")
+    values = {**read_toml(folder / EXPERIMENT), "out": str(folder)}
+    for key, value in keys.items():
+        if key not in FREE and value != values.get(key):
+            raise CheckpointError(
+                f"{key}: the run in {str(folder)!r} has {values.get(key)!r}, got {value!r}"
+            )
+    return Experiment.from_dict({**values, **keys})
 
 
 def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoint:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -171,7 +172,8 @@ class Experiment(BaseModel):
     @field_validator("plugins", mode="before")
     @classmethod
     def _are_files(cls, files: Any) -> Any:
-        return ", ".join(map(str, files)) if isinstance(files, list | tuple) else files
+        found = plugin_files(files)
+        return ", ".join(str(Path(name).expanduser().absolute()) for name in found)
 
     @field_validator(*SPEC_TABLES, mode="wrap")
     @classmethod

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def plugin_files(plugins: Any) -> list[str]:
     """Take the value of `plugins` apart: a list, or names with commas between."""
     found = plugins.split(",") if isinstance(plugins, str) else plugins
+    if isinstance(found, Path):
+        return [str(found)]
     if not isinstance(found, list | tuple):
         raise SpecError(f"plugins must be a list of Python files, got {plugins!r}")
     return [name for text in found if (name := str(text).strip())]
@@ -136,3 +140,13 @@ def read_values(key: str, text: str) -> list[Any]:
         value = read_overrides([f"{key}={part}"])[key]
         values += value if isinstance(value, list) else [value]
     return values
+
+
+def chosen_folder(*wanted: Any) -> Path:
+    """Where results go: the first that is `wanted`, or a new folder named after the time."""
+    for name in wanted:
+        if name:
+            return Path(str(name)).expanduser()
+    folder = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
+    names = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return folder if not folder.exists() else next(name for name in names if not name.exists())

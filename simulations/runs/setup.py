@@ -214,6 +214,12 @@ def _partition(
     return *partition.hold_out(parts, e.holdout, seed=e.seed), nobodys
 
 
+def forget() -> None:
+    """Forget the data that earlier runs of this process have read: files may have changed."""
+    for kept in (_split, _open, _decode):
+        kept.cache_clear()
+
+
 @lru_cache(maxsize=16)
 def _split(
     source: Source, spec: str, clients: int, seed: int

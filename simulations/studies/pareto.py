@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,9 @@ from simulations.runs.budget import BUDGETS, Limited
 from simulations.runs.columns import COLUMNS, PAYLOAD, WEIGHTS
 from simulations.runs.results import ROUNDS
 from simulations.studies.cells import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -131,7 +134,7 @@ def conclude(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path
     """Write pareto.csv and pareto.svg; return what to show."""
     frame = front(cells, budgets, folder)
     frame.to_csv(folder / FRONT, index=False)
-    pareto_plot(frame, folder / PLOT)
+    pareto_figure(frame).savefig(folder / PLOT)
     return pareto_table(frame)
 
 
@@ -215,8 +218,8 @@ def _accuracy(row: Any) -> str:
     return f"{100 * row['mean']:.1f}{spread}{'' if row['reached'] else '*'}"
 
 
-def pareto_plot(frame: pd.DataFrame, path: Path) -> None:
-    """Draw accuracy against the measured ratio, a panel per budget, error bars over seeds.
+def pareto_figure(frame: pd.DataFrame) -> Figure:
+    """Return accuracy against the measured ratio, a panel per budget, error bars over seeds.
 
     Where bytes are not what is equal, a dashed line joins what no other codec beats: by mean
     accuracy, with no more bytes. A hollow point ended before its budget was used up.
@@ -234,7 +237,7 @@ def pareto_plot(frame: pd.DataFrame, path: Path) -> None:
     axes[0].set_ylabel("test accuracy, %")
     handles = axes[0].get_legend_handles_labels()
     axes[-1].legend(*handles, fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.savefig(path)
+    return figure
 
 
 def _panel(axis: Any, budget: str, part: pd.DataFrame, marks: Mapping[str, Mark]) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -66,10 +67,12 @@ class ForkServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        os.environ["OMP_NUM_THREADS"] = "1"  # which torch reads when it is imported
         has_server = "forkserver" in multiprocessing.get_all_start_methods()  # not on Windows
         self._fork: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
         self._fork.set_forkserver_preload([run_cell.__module__])
+        if has_server:
+            with _one_thread(), _without_main():
+                forkserver.ensure_running()
         self._lifeline, self._held = self._fork.Pipe(duplex=False)  # breaks when we die
 
     def __call__(self, cell: Cell) -> RunningCell:
@@ -93,7 +96,7 @@ class ForkServer:
         values = {**cell.experiment.model_dump(), "engine": engine, "out": str(folder)}
         work = Work(Experiment.from_dict(values), cell.until, resumes)
         process = self._fork.Process(target=run_cell, args=(work, self._lifeline))
-        with _without_main():
+        with _without_main(), _one_thread():
             process.start()
         return RunningCell(cell, folder, process)
 
@@ -180,6 +183,20 @@ class CellProcesses:
         else:
             self.status[name] = "failed"
             self.failed[name] = _reason(run)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let processes that start in the block have one thread, which torch reads at its import."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 @contextmanager
