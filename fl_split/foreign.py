@@ -143,7 +143,8 @@ def load(reference: str) -> Callable[..., Any]:
         raise SpecError(f"{reference!r}: importing {name} fails: {_named(error)}") from None
     found = getattr(module, attribute, None)
     if not callable(found):
-        own = [key for key, value in vars(module).items() if isinstance(value, type)]
+        members = vars(module).items()
+        own = [k for k, one in members if isinstance(one, type) and one.__module__ == name]
         raise SpecError(f"{reference!r}: {unknown('class', attribute, own)}")
     return found
 

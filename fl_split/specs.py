@@ -77,7 +77,10 @@ def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, di
         return GIVEN, {}
     name, positional, arguments = _read(spec)
     if name == GIVEN:
-        raise SpecError(f"{_label(spec)} was an object in memory; give it again")
+        raise SpecError(
+            f"{_label(spec)} was an object in memory; give it again, as "
+            "fl_split.resume(folder, KEY=object) and fl_split.load(folder, KEY=object) do"
+        )
     known = parameters(entry(name, table))
     if len(positional) > len(known):
         raise SpecError(f"{spec!r}: {len(positional)} values for {len(known)} arguments")

@@ -55,3 +55,7 @@ def test_the_notebook_runs_in_a_kernel(tmp_path):
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
     kinds = [output.output_type for cell in notebook.cells for output in cell.get("outputs", [])]
     assert kinds.count("execute_result") >= 5 and "error" not in kinds
+    shown = [
+        output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])
+    ]
+    assert any("image/png" in data for data in shown)  # the figure, not its name

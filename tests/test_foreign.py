@@ -17,6 +17,7 @@ from fl_split.foreign import Given, SpecError, plug_in
 from fl_split.payload import Payload
 from fl_split.specs import canonical, parse, shortened, stages
 from fl_split.tables import signature
+from simulations.api.objects import as_spec
 from simulations.cli.main import app
 from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
@@ -285,3 +286,9 @@ def test_parts_of_a_file_and_of_a_script_run_in_ray_workers(parts, on_ray, simul
     for changes in (named, given):
         found = on_ray(**changes)
         assert found.equals(simulate(**changes)) and not found.equals(usual)
+
+
+def test_an_object_of_an_importable_class_is_its_spec(parts):
+    plug_in([str(parts)])
+    given = as_spec("codec", sys.modules[parts.stem].Doubled(3.0))
+    assert given == f"{parts.stem}:Doubled(factor=3.0)" and not isinstance(given, Given)

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import nn
 from fl_split.foreign import Given
 from fl_split.models import Model
 from fl_split.models.own import OwnModel
+from fl_split.spec_errors import SpecError
+from fl_split.specs import parse
 from fl_split.tables import Table
 from simulations.data.memory import in_memory
 from simulations.data.partitioners import Rows
@@ -89,12 +92,22 @@ TAKEN: dict[str, Callable[[Any], Any]] = {
 
 
 def _spelt(part: Any, table: Table[Any]) -> str:
-    """Spell out a part of ours, as ``ADC(ratio=0.1)``; return nothing for any other."""
-    name = next((name for name, kind in table.items() if kind is type(part)), "")
-    if not name or not is_dataclass(part):
+    """Spell out a part by its class and fields; return nothing where that does not give it back.
+
+    A part of ours is spelt ``adc(ratio=0.1)``, one of a module that can be imported
+    ``my_parts:MyCodec(ratio=0.1)``.
+    """
+    kind = type(part)
+    ours = next((name for name, one in table.items() if one is kind), "")
+    is_importable = kind.__module__ != "__main__" and kind.__qualname__ == kind.__name__
+    if not is_dataclass(part) or not (ours or is_importable):
         return ""
     values = {field.name: getattr(part, field.name) for field in fields(part) if field.init}
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+    name = ours or f"{kind.__module__}:{kind.__name__}"
+    spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+    with suppress(SpecError):
+        return spec if parse(spec, table) == part else ""
+    return ""
 
 
 def _label(part: Any) -> str:

@@ -93,13 +93,12 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
 
 def comparison_figure(folders: Mapping[str, Path]) -> Figure:
     """Return accuracy against bytes sent, against rounds and against client compute."""
-    from matplotlib.figure import Figure
-
+    from simulations.report.canvas import Canvas
     from simulations.report.chart import ACCURACY, hidden
     from simulations.report.lines import logarithmic, plot_curve
     from simulations.report.marks import in_a_row
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Canvas(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     marks = in_a_row([*folders])
     tables = [pd.read_csv(folder / ROUNDS) for folder in folders.values()]

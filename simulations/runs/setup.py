@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
+from fl_split.models import MODELS
 from fl_split.models.cut import Head, Tail, insert
+from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
@@ -151,7 +153,8 @@ def prepare(experiment: Experiment) -> Setup:
     insert(head, tail, e.parts.codec, e.seed)
     e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
     with _named("codec"):
-        check_attention(e.parts.codec, head, e.model.partition("(")[0])
+        model_name = shortened(e.model, MODELS).partition("(")[0]
+        check_attention(e.parts.codec, head, model_name)
         try_link(e.parts.link(), head, tail, classes)
     _check_strategy(e, partitions)
     channels, size, _ = head.image_shape

@@ -224,13 +224,13 @@ def pareto_figure(frame: pd.DataFrame) -> Figure:
     Where bytes are not what is equal, a dashed line joins what no other codec beats: by mean
     accuracy, with no more bytes. A hollow point ended before its budget was used up.
     """
-    from matplotlib.figure import Figure
+    from simulations.report.canvas import Canvas
 
     found = pareto_summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
     marks = in_a_row(list(found["family"]))
     budgets = list(found["budget"].unique())
-    figure = Figure(figsize=(2 + 3.7 * len(budgets), 4.2), layout="constrained")
+    figure = Canvas(figsize=(2 + 3.7 * len(budgets), 4.2), layout="constrained")
     axes = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     for axis, budget in zip(axes, budgets, strict=True):
         _panel(axis, budget, found[found["budget"] == budget], marks)

@@ -69,6 +69,8 @@ def train(
 
 def _train_round(strategy: Strategy, round: Round) -> RoundResult:
     updates = strategy.train_round(round)
+    if updates is None:
+        raise TypeError(f"{type(strategy).__name__}.train_round returned None; return updates()")
     if not updates and not strategy.trains_on_server:
         reasons = sorted({t.dropped for t in round.mailbox.account.traffic.values()})
         raise NoClientsLeft(

@@ -110,12 +110,12 @@ class RoundResult:
     """
 
     round: int
-    weights: dict[str, Weights]
-    own: Mapping[int, Mapping[str, Weights]]
+    weights: dict[str, Weights] = field(repr=False)
+    own: Mapping[int, Mapping[str, Weights]] = field(repr=False)
     train_loss: float
     traffic: dict[int, Traffic]
-    progress: Progress
+    progress: Progress = field(repr=False)
     client_flops: int
     server_flops: int
     drift: float | None
-    tasks: list[Task]
+    tasks: list[Task] = field(repr=False)
