@@ -53,7 +53,8 @@ def test_the_notebook_runs_in_a_kernel(tmp_path):
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # committed without results
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
-    kinds = [output.output_type for cell in notebook.cells for output in cell.get("outputs", [])]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    kinds = [output.output_type for output in outputs]
     assert kinds.count("execute_result") >= 5 and "error" not in kinds
     shown = [
         output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])
