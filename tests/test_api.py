@@ -4,20 +4,16 @@ import os
 import subprocess
 import sys
 
-import datasets
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import fl_split as fs
 from fl_split.codecs import ADC, Codec
 from fl_split.payload import Payload
-from simulations.data.memory import as_uint8, in_memory
-from simulations.data.sources import DataError
+from simulations.data.memory import in_memory
 from strategies import Parallel
 
 TINY = {
@@ -177,84 +173,6 @@ def test_stages_are_cut_where_one_says(tiny):
 def test_a_model_that_cannot_work_is_refused(tiny, model, said):
     with pytest.raises(ValueError, match=said):
         tiny(model=model)
-
-
-def _as_folder_table(tmp_path, pixels, labels):
-    rows = []
-    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        path = tmp_path / f"{number:02d}.png"
-        Image.fromarray(image).save(path)
-        rows.append({"file": str(path), "class": f"class {label}"})
-    return pd.DataFrame(rows)
-
-
-@pytest.mark.parametrize(
-    "form", ["arrays", "tensors", "channels", "dataset", "dict", "torch", "table", "files"]
-)
-def test_data_sets_of_every_form_are_the_same_images(tmp_path, form):
-    pixels, labels = images(12)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    rows = {"image": [Image.fromarray(one) for one in pixels], "label": labels.tolist()}
-    library = datasets.Dataset.from_dict(rows, features)
-    floats = torch.from_numpy(pixels).float() / 255
-    given = {
-        "arrays": (pixels, labels),
-        "tensors": (floats, torch.from_numpy(labels)),
-        "channels": (np.repeat(pixels[:, None], 3, axis=1), labels),
-        "dataset": library,
-        "dict": datasets.DatasetDict(train=library),
-        "torch": TensorDataset(floats[:, None], torch.from_numpy(labels)),
-        "table": pd.DataFrame(rows),
-        "files": _as_folder_table(tmp_path, pixels, labels),
-    }[form]
-    source = in_memory(given).open(0.25, 0)
-    held = {
-        bytes(table[row, 0]): int(label)
-        for half in (source.train, source.test)
-        for table, kinds in [(source.pixels(half, 8, source.channels), source.labels(half))]
-        for row, label in enumerate(kinds)
-    }
-    assert held == {bytes(image): int(label) for image, label in zip(pixels, labels, strict=True)}
-    assert source.channels == (3 if form == "channels" else 1)
-
-
-def test_test_images_may_be_given_apart():
-    pixels, labels = images(12)
-    source = in_memory(((pixels[:9], labels[:9]), (pixels[9:], labels[9:]))).open(0.5, 0)
-    assert len(source.train) == 9 and len(source.test) == 3
-    two = in_memory((list(pixels[:2]), [0, 1]))  # two images are no train and test
-    assert len(two.train) == 2 and two.test is None
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (np.zeros((4, 8)), r"must be \(n, H, W\)"),
-        (np.full((4, 8, 8), 2.0), "must lie in 0 to 1, got 2 to 2"),
-        (np.zeros((4, 8, 8), dtype=np.int64), "must be uint8, or floats"),
-    ],
-)
-def test_arrays_that_are_no_images_are_refused(given, said):
-    with pytest.raises(DataError, match=said):
-        as_uint8(given)
-
-
-def test_data_that_are_none_are_refused(tiny):
-    with pytest.raises(ValueError, match="dataset: 12 images, but labels of shape"):
-        tiny(dataset=(images(12)[0], images(11)[1]))
-    with pytest.raises(ValueError, match="dataset: a table needs a column of images"):
-        tiny(dataset=pd.DataFrame({"picture": [1]}))
-    with pytest.raises(ValueError, match="dataset: int is no data set"):
-        tiny(dataset=3)
-
-
-def test_rows_by_client_are_a_partition(tiny):
-    rows = [range(0, 5), range(5, 30), [40]]
-    run = tiny(dataset=((images(48)), images(6)), partition=rows, clients=3)
-    assert run.clients.query("round == 1")["samples"].tolist() == [5, 25, 1]
-    assert run.summary["unheld"]["samples"] == 48 - 31
-    with pytest.raises(ValueError, match="partition: row 4 is given to a client twice"):
-        tiny(partition=[[4], [4]], clients=2)
 
 
 def test_a_comparison_has_a_row_for_each_run(tmp_path):

@@ -113,8 +113,8 @@ def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     ("rows", "message"),
     [
         ({"image": [grey(0)] * 3, "label": [0, None, 1]}, "without a label"),
-        ({"image": [grey(0), None, grey(1)] * 2, "label": [0, 0, 0] * 2}, "cannot be used"),
-        ({"image": [{"bytes": b"junk", "path": None}] * 4, "label": [0] * 4}, "cannot be used"),
+        ({"image": [grey(0), None, grey(1)] * 2, "label": [0, 1, 1] * 2}, "cannot be used"),
+        ({"image": [{"bytes": b"junk", "path": None}] * 4, "label": [0, 1] * 2}, "cannot be used"),
         ({"image": [grey(0)] * 2, "label": [0, 1]}, "has 2 and 0"),
     ],
     ids=["no label", "no image", "junk", "no test"],

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image
 
 from simulations.data.sources import DataError, Source, source
 
@@ -46,9 +48,10 @@ class InMemory:
         return f"{len(self.train):,} images{held_out}"
 
     def fingerprint(self) -> str:
-        """Return a digest of all images and labels, files by their names."""
+        """Return a digest of all images and labels with their types, files by their names."""
         digest = hashlib.blake2b(digest_size=8)
         for half in filter(None, (self.train, self.test)):
+            digest.update(repr(half.features).encode())  # names of classes are no rows
             table = half.with_format("arrow")[:].combine_chunks()
             for batch in table.to_batches():
                 digest.update(batch.serialize())
@@ -65,10 +68,10 @@ def in_memory(given: Any) -> InMemory:
     Parameters
     ----------
     given : object
-        ``(images, labels)`` or ``((images, labels), (test images, test labels))``, arrays or
-        tensors, see :func:`as_uint8`; a ``datasets.Dataset``, or a ``DatasetDict`` with a split
-        ``train`` and perhaps ``test``; a table (``pandas.DataFrame``) with a column of files,
-        arrays or PIL images and one of labels; a torch data set of ``(image, label)``.
+        ``(images, labels)``: arrays or tensors, see :func:`as_uint8`, or lists of PIL images or
+        files; a ``datasets.Dataset``; a table (``pandas.DataFrame``) with a column of files,
+        arrays or PIL images and one of labels; a torch data set of ``(image, label)``. Two of
+        these, ``(train, test)``; or a ``DatasetDict`` with a split ``train`` and perhaps ``test``.
 
     Raises
     ------
@@ -78,28 +81,17 @@ def in_memory(given: Any) -> InMemory:
     if isinstance(given, datasets.DatasetDict):
         if "train" not in given:
             raise DataError(f"a DatasetDict needs a split 'train'; it has {', '.join(given)}")
-        return InMemory(given["train"], given.get("test"))
-    if isinstance(given, datasets.Dataset):
-        return InMemory(given)
-    if isinstance(given, pd.DataFrame):
-        return _table(given)
-    if isinstance(given, tuple | list) and len(given) == 2:
-        if all(_is_pair(half) for half in given):
-            return InMemory(*(_rows(*half) for half in given))
-        return InMemory(_rows(*given))
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
-        images, labels = zip(*(given[row] for row in range(len(given))), strict=True)
-        return InMemory(_rows(images, labels))
-    raise DataError(
-        f"{type(given).__name__} is no data set; give (images, labels), a datasets.Dataset, a "
-        "pandas.DataFrame with columns image and label, or a torch data set"
-    )
+        given = (given["train"], given["test"]) if "test" in given else given["train"]
+    if isinstance(given, tuple | list) and len(given) == 2 and all(map(_is_split, given)):
+        return InMemory(*map(_split, given))
+    return InMemory(_split(given))
 
 
 def as_uint8(images: Any) -> NDArray[np.uint8]:
-    """Return images as (n, H, W) or (n, H, W, C) of uint8, C being 1 to 4.
+    """Return images as (n, H, W) or (n, H, W, 3) of uint8.
 
-    Images may be (n, H, W), (n, H, W, C) or (n, C, H, W); uint8, or floats from 0 to 1.
+    Images may be (n, H, W), (n, H, W, C) or (n, C, H, W), C being 1 or 3; uint8, or floats from
+    0 to 1.
 
     Raises
     ------
@@ -107,11 +99,12 @@ def as_uint8(images: Any) -> NDArray[np.uint8]:
         Another shape, type or range.
     """
     table = np.asarray(images)
-    if table.ndim == 4 and table.shape[1] in {1, 3} and table.shape[3] not in {1, 3, 4}:
+    if table.ndim == 4 and table.shape[1] in {1, 3} and table.shape[3] not in {1, 3}:
         table = table.transpose(0, 2, 3, 1)
-    if table.ndim not in {3, 4} or (table.ndim == 4 and table.shape[3] not in {1, 3, 4}):
+    if table.ndim not in {3, 4} or (table.ndim == 4 and table.shape[3] not in {1, 3}):
         raise DataError(
-            f"images must be (n, H, W), (n, H, W, C) or (n, C, H, W), got {table.shape}"
+            "images must be (n, H, W), (n, H, W, C) or (n, C, H, W) with 1 or 3 channels C, got "
+            f"{table.shape}"
         )
     if table.ndim == 4 and table.shape[3] == 1:
         table = table[..., 0]
@@ -127,26 +120,42 @@ def as_uint8(images: Any) -> NDArray[np.uint8]:
     return np.rint(table * 255).astype(np.uint8)
 
 
-def _is_pair(half: Any) -> bool:
-    """Tell images and their labels, in one dimension, from two images."""
-    return isinstance(half, tuple | list) and len(half) == 2 and np.ndim(half[1]) == 1
+def _is_split(given: Any) -> bool:
+    """Tell a data set, or images with labels in one dimension, from images alone."""
+    if isinstance(given, tuple | list) and len(given) == 2:
+        labels = given[1]
+        return hasattr(labels, "__len__") and not _is_split(labels) and np.ndim(labels) == 1
+    return isinstance(given, datasets.Dataset | pd.DataFrame) or _is_torch(given)
 
 
-def _rows(images: Any, labels: Any) -> datasets.Dataset:
-    """Make a data set of images and labels, in their order."""
-    classes = np.asarray(labels)
-    if classes.ndim != 1 or len(classes) != len(images):
-        raise DataError(f"{len(images)} images, but labels of shape {classes.shape}")
-    pictures: Sequence[Any] = images
-    if not _are_pictures(images):
-        pictures = list(as_uint8(_stacked(images)))
-    features = datasets.Features({"image": datasets.Image(), "label": _kind(classes)})
-    return datasets.Dataset.from_dict(
-        {"image": list(pictures), "label": classes.tolist()}, features
+def _is_torch(given: Any) -> bool:
+    """Tell a torch data set, which need be of no class, from arrays, lists and the like."""
+    has_rows = hasattr(given, "__getitem__") and hasattr(given, "__len__")
+    return has_rows and not (isinstance(given, Sequence | Mapping) or hasattr(given, "__array__"))
+
+
+def _split(given: Any) -> datasets.Dataset:
+    """Make one split of any form."""
+    if isinstance(given, datasets.Dataset):
+        if given.format["type"] == "custom":
+            raise DataError("a datasets.Dataset has a transform; apply it, with map(), or drop it")
+        return given.with_format(None)
+    if isinstance(given, pd.DataFrame):
+        return _table(given)
+    if isinstance(given, tuple | list) and len(given) == 2:
+        return _rows(*given)
+    if _is_torch(given):
+        pairs = [given[row] for row in range(len(given))]  # iterating might never end
+        if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise DataError(f"rows of {type(given).__name__} must be (image, label)")
+        return _rows([image for image, _ in pairs], [label for _, label in pairs])
+    raise DataError(
+        f"{type(given).__name__} is no data set; give (images, labels), a datasets.Dataset, a "
+        "pandas.DataFrame with columns image and label, or a torch data set with a length"
     )
 
 
-def _table(frame: pd.DataFrame) -> InMemory:
+def _table(frame: pd.DataFrame) -> datasets.Dataset:
     image = next((name for name in PATHS if name in frame), "")
     label = next((name for name in LABELS if name in frame), "")
     if not image or not label:
@@ -154,38 +163,57 @@ def _table(frame: pd.DataFrame) -> InMemory:
             f"a table needs a column of images ({', '.join(PATHS)}) and one of labels "
             f"({', '.join(LABELS)}); it has {', '.join(map(str, frame))}"
         )
-    pictures = frame[image].tolist()
-    if pictures and isinstance(pictures[0], np.ndarray):
-        return InMemory(_rows(pictures, frame[label].to_numpy()))
-    classes = frame[label].to_numpy()
-    if pd.isna(classes).any():
-        raise DataError(f"column {label!r} has rows without a label")
-    features = datasets.Features({"image": datasets.Image(), "label": _kind(classes)})
-    rows = {"image": [_file(one) for one in pictures], "label": classes.tolist()}
-    return InMemory(datasets.Dataset.from_dict(rows, features))
+    return _rows(frame[image], frame[label])
 
 
-def _are_pictures(images: Any) -> bool:
-    """Tell whether images are PIL's, which the library encodes itself."""
-    from PIL import Image
-
-    return isinstance(images, list | tuple) and bool(images) and isinstance(images[0], Image.Image)
-
-
-def _stacked(images: Any) -> Any:
-    """Return one array; DataError if images differ in shape."""
-    if not isinstance(images, list | tuple):
-        return images
-    arrays = [np.asarray(image) for image in images]
-    if len({array.shape for array in arrays}) > 1:
-        raise DataError("arrays of images must have one shape; give PIL images, which may differ")
-    return np.stack(arrays)
+def _rows(images: Any, labels: Any) -> datasets.Dataset:
+    """Make a data set of images and labels, in their order."""
+    for what, given in (("images", images), ("labels", labels)):
+        if not hasattr(given, "__len__") or _is_split(given):
+            raise DataError(f"{what} must be an array or a list, got {type(given).__name__}")
+    if len(images) != len(labels) or not len(images):
+        raise DataError(f"{len(images)} images, but {len(labels)} labels")
+    classes, kind = _classes(labels)
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    return datasets.Dataset.from_dict({"image": _pictures(images), "label": classes}, features)
 
 
-def _kind(classes: NDArray[Any]) -> Any:
-    is_number = np.issubdtype(classes.dtype, np.integer)
-    return datasets.Value("int64" if is_number else "string")
+def _pictures(images: Any) -> list[Any]:
+    """Return what the library encodes: PIL images, files, or arrays of uint8."""
+    if not hasattr(images, "__array__") or images.dtype == object or isinstance(images, pd.Series):
+        images = list(images)
+        is_scalar = pd.api.types.is_scalar  # as None and NaN are, and no image
+        missing = [row for row, one in enumerate(images) if is_scalar(one) and pd.isna(one)]
+        if missing:
+            raise DataError(f"{len(missing)} rows without an image, first row {missing[0]}")
+        if all(isinstance(one, Image.Image) for one in images):
+            return [_copied(one, row) for row, one in enumerate(images)]
+        if all(isinstance(one, str | bytes | PathLike | Mapping) for one in images):
+            return [str(one) if isinstance(one, PathLike) else one for one in images]
+        arrays = [np.asarray(image) for image in images]
+        if len({array.shape for array in arrays}) > 1:
+            raise DataError(
+                "arrays of images must have one shape; give PIL images, which may differ"
+            )
+        images = np.stack(arrays)
+    return list(as_uint8(images))
 
 
-def _file(picture: Any) -> Any:
-    return str(picture) if hasattr(picture, "__fspath__") else picture
+def _copied(image: Image.Image, row: int) -> Image.Image:
+    """Return an image that remembers no file: what it shows is stored, without loss."""
+    try:
+        return image.copy()
+    except Exception as error:  # each image format fails in its own way
+        raise DataError(f"image {row} cannot be used: {error}") from None
+
+
+def _classes(labels: Any) -> tuple[list[Any], datasets.Value]:
+    """Return one label per image, None for a missing one, and their type."""
+    if any(np.ndim(one) for one in labels):
+        raise DataError("labels must be one number or text per image, (n,)")
+    values = [one.item() if hasattr(one, "item") else one for one in labels]
+    values = [None if pd.isna(one) else one for one in values]
+    kinds = {type(one) for one in values if one is not None}
+    if kinds <= {int, float}:
+        return values, datasets.Value("float64" if float in kinds else "int64")
+    return [None if one is None else str(one) for one in values], datasets.Value("string")

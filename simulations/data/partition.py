@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from fl_split.seeds import derive
 from fl_split.spec_errors import SpecError
 from fl_split.specs import canonical, parse, resolve
-from simulations.data.partitioners import FILLED_IN, PARTITIONS, ROW
+from simulations.data.partitioners import FILLED_IN, PARTITIONS, ROW, Rows
+from simulations.data.sources import HELD_OUT
 
 
 class PartitionError(ValueError):
@@ -60,7 +61,8 @@ def split(
     Raises
     ------
     PartitionError
-        More clients than samples, or the partitioner gives up.
+        More clients than samples, rows by client of data of which a part is held out to test, or
+        the partitioner gives up.
     """
     if clients > len(table):
         raise PartitionError(f"clients: {clients} clients cannot share {len(table)} samples")
@@ -69,6 +71,11 @@ def split(
         partitioner = _build(spec, clients, label, seed)
     except SpecError as error:
         raise PartitionError(f"partition: {_first_sentence(error)}") from None
+    if isinstance(partitioner, Rows) and table.info.description == HELD_OUT:
+        raise PartitionError(
+            "partition: rows by client need data with a test split, ((images, labels), "
+            "(test images, test labels)); without it some of the rows are held out to test"
+        )
     _check_columns(spec, table.column_names)
     columns = table.with_format("arrow")[:].replace_schema_metadata(None)
     numbered = columns.append_column(ROW, [np.arange(len(table))])

@@ -89,16 +89,23 @@ class Rows(Partitioner):  # type: ignore[misc]  # has no types
     Parameters
     ----------
     rows : sequence of arrays
-        Row numbers of the training data, by client; no row twice.
+        Row numbers of the training split, by client, whole numbers from 0; no row twice. The
+        data need a test split: what is held out of the training data would change the numbers.
 
     Raises
     ------
     ValueError
-        A row stands in two lists, or twice in one.
+        A row stands in two lists, or twice in one, or is no whole number.
     """
 
     def __init__(self, rows: Sequence[NDArray[np.int64]]) -> None:
         super().__init__()
+        for client, part in enumerate(map(np.asarray, rows)):
+            if part.ndim != 1 or (part.size and not np.issubdtype(part.dtype, np.integer)):
+                raise ValueError(
+                    f"rows of client {client} must be a list of whole numbers, got "
+                    f"{part.dtype} of shape {part.shape}"
+                )
         self.rows = [np.asarray(part, dtype=np.int64) for part in rows]
         numbers, counts = np.unique(np.concatenate([*self.rows, []]), return_counts=True)
         if (counts > 1).any():

@@ -19,6 +19,9 @@ from simulations.data.samples import Labels, Pixels
 
 Rows = Annotated[int, Field(ge=0)]
 
+HELD_OUT = "A part of these rows is held out to test."
+"""Description of training data whose rows have other numbers for that."""
+
 
 class DataError(ValueError):
     """A data set that cannot be used, and why."""
@@ -31,7 +34,7 @@ class Source:
     Attributes
     ----------
     train, test : datasets.Dataset
-        Disjoint splits.
+        Disjoint splits; their labels may be numbered differently, names of classes count.
     image, label : str
         Names of the two columns that are used.
     class_names : list[str]
@@ -65,11 +68,13 @@ class Source:
 
     def labels(self, split: datasets.Dataset) -> Labels:
         """Classes of all rows of `split`, (n,)."""
-        values = split.with_format(None).select_columns(self.label)[self.label]
-        if not isinstance(split.features[self.label], datasets.ClassLabel):
-            position = {name: number for number, name in enumerate(self.class_names)}
-            values = [position.get(str(value), -1) for value in values]
-        classes = np.asarray(values, dtype=np.int64)
+        values, feature = _values(split, self.label), split.features[self.label]
+        position = {name: number for number, name in enumerate(self.class_names)}
+        if isinstance(feature, datasets.ClassLabel):  # splits may number the classes differently
+            numbers = {number: position.get(name, -1) for number, name in enumerate(feature.names)}
+        else:
+            numbers = {value: position.get(str(value), -1) for value in set(values)}
+        classes = np.asarray([numbers.get(value, -1) for value in values], dtype=np.int64)
         if classes.size and not 0 <= classes.min() <= classes.max() < len(self.class_names):
             raise DataError(f"column {self.label!r} holds labels that are none of the classes")
         return classes
@@ -183,17 +188,13 @@ def _load(name: str, config: str | None, **files: str) -> datasets.DatasetDict:
 def _open(
     found: datasets.DatasetDict, name: str, spec: Any, test_fraction: float, seed: int
 ) -> Source:
-    if spec.train not in found:
-        raise DataError(f"{name!r} has no split {spec.train!r}; it has {', '.join(found)}")
-    if spec.test and spec.test not in found:
-        raise DataError(f"{name!r} has no split {spec.test!r}; it has {', '.join(found)}")
+    for split in (spec.train, spec.test or spec.train):
+        if split not in found:
+            raise DataError(f"{name!r} has no split {split!r}; it has {', '.join(found)}")
     test = found.get(spec.test or "test")
     opened = source(found[spec.train], test, spec.image, spec.label, test_fraction, seed)
-    return replace(
-        opened,
-        train=_some(opened.train, spec.train_rows, "train_rows"),
-        test=_some(opened.test, spec.test_rows, "test_rows"),
-    )
+    train = _some(opened.train, spec.train_rows, "train_rows")
+    return replace(opened, train=train, test=_some(opened.test, spec.test_rows, "test_rows"))
 
 
 def _some(split: datasets.Dataset, rows: int, key: str) -> datasets.Dataset:
@@ -216,23 +217,41 @@ def source(
     Raises
     ------
     DataError
-        A column is missing, a row has no label, or nothing is left to train or to test on.
+        A column or a label is missing, there is one class only, a class is in the test split
+        only, or nothing is left to train or to test on.
     """
     image = _column(train, image, datasets.Image, "image")
     label = _column(train, label, datasets.ClassLabel, "label")
-    for split in filter(None, (train, test)):
-        if any(value is None for value in split.with_format(None).select_columns(label)[label]):
-            raise DataError(f"column {label!r} has rows without a label")
-    feature = train.features[label]
-    if isinstance(feature, datasets.ClassLabel):
-        names = list(feature.names)
-    else:
-        names = [str(value) for value in sorted(train.unique(label))]
+    names = _class_names(train, label)
+    if len(names) < 2:
+        raise DataError(f"needs two classes or more, column {label!r} has {len(names)}")
     if test is None:
         train, test = _hold_out(train, label, test_fraction, seed)
+        train.info.description = HELD_OUT
+    _column(test, image, datasets.Image, "image")
+    _column(test, label, datasets.ClassLabel, "label")
+    if strange := [name for name in _class_names(test, label) if name not in names]:
+        raise DataError(f"only the test split has the classes {', '.join(strange)}")
     if not len(train) or not len(test):
         raise DataError(f"needs images to train and to test on; has {len(train)} and {len(test)}")
     return Source(train, test, image, label, names)
+
+
+def _values(split: datasets.Dataset, label: str) -> list[Any]:
+    return split.with_format(None).select_columns(label)[label][:]
+
+
+def _class_names(split: datasets.Dataset, label: str) -> list[str]:
+    """Return the names of classes in their order; DataError for labels that are none."""
+    values, feature = _values(split, label), split.features[label]
+    missing = np.flatnonzero([value is None or value != value for value in values])  # NaN differs
+    if count := missing.size:
+        raise DataError(f"column {label!r}: {count} rows without a label, first row {missing[0]}")
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    if not isinstance(feature, datasets.Value) or feature.dtype.startswith("float"):
+        raise DataError(f"column {label!r} must hold whole numbers or text, holds {feature}")
+    return [str(value) for value in sorted(set(values))]
 
 
 def _pixels(image: Image.Image, size: int, channels: int) -> Pixels:
@@ -269,7 +288,7 @@ def _hold_out(
     train: datasets.Dataset, label: str, test_fraction: float, seed: int
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split off a test set, stratified by class, at least one sample of each class with two."""
-    labels = np.asarray(train.with_format(None).select_columns(label)[label])
+    labels = np.asarray(_values(train, label))
     draw = np.random.default_rng([seed, 0])
     held = []
     for value in np.unique(labels):
