@@ -82,9 +82,10 @@ class Flat(Generic[M]):
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Join tensors into one vector, without gradient."""
+    """Copy tensors into one vector, without gradient."""
     with torch.no_grad():
-        return torch._utils._flatten_dense_tensors(tensors)
+        joined = torch._utils._flatten_dense_tensors(tensors)
+        return joined.clone() if len(tensors) == 1 else joined  # one alone is but viewed
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:

@@ -99,3 +99,9 @@ def seeded(seed: int, purpose: Purpose, *path: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(before)
+
+
+def global_state() -> tuple[bytes, bytes, int]:
+    """Return where torch's and NumPy's global generators are: it moves when one is drawn from."""
+    _, keys, position, *_ = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), int(position)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fl_split.models import linear_flops as flops
-from fl_split.models.cut import Head, Tail, draws, normalises_batches, num_before_end, num_stages
+from fl_split.models.cut import Head, Tail, normalises_batches, num_before_end, num_stages
+from fl_split.seeds import global_state, seeded
 
 Shape = tuple[int, ...]
 
@@ -37,8 +40,8 @@ class ConvHead(Head):
     ----------
     features : tuple
         (C, H, W) or (C,), what the last stage makes of one image.
-    layer_flops : list[int]
-        Operations of the forward of one sample, by convolution or linear layer.
+    sample_flops : tuple[int, int]
+        Operations on one sample, forward alone and with backward.
     """
 
     def __init__(self, stages: Mapping[str, nn.Module], image_shape: tuple[int, int, int]) -> None:
@@ -46,8 +49,8 @@ class ConvHead(Head):
         self.stages = nn.Sequential(*stages.values())
         self.encoder = nn.Identity()
         self.image_shape = image_shape
-        self.has_dropout = draws(self)
-        self.features, self.layer_flops = trial(self.stages, image_shape)
+        found = trial(self.stages, torch.zeros(1, *image_shape))
+        self.features, self.sample_flops, self.has_dropout = found
         width, *positions = self.features
         self.smashed_shape = math.prod(positions), width
 
@@ -58,13 +61,13 @@ class ConvHead(Head):
 
     def flops(self, samples: int) -> int:
         """Operations of forward and backward on so many images; pixels need no gradient."""
-        layers = 3 * sum(self.layer_flops) - self.layer_flops[0]
-        return samples * (self.smashed_shape[0] * flops.training(self.encoder) + layers)
+        encoder = self.smashed_shape[0] * flops.training(self.encoder)
+        return samples * (encoder + self.sample_flops[1])
 
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""
         encoder = self.smashed_shape[0] * flops.forward(self.encoder)
-        return samples * (encoder + sum(self.layer_flops))
+        return samples * (encoder + self.sample_flops[0])
 
 
 class ConvMiddle(Tail):
@@ -74,8 +77,8 @@ class ConvMiddle(Tail):
     ----------
     features : tuple
         (C, H, W) or (C,), what the last stage makes of one image.
-    layer_flops : list[int]
-        Operations of the forward of one sample, by convolution or linear layer.
+    sample_flops : tuple[int, int]
+        Operations on one sample, forward alone and with backward.
     """
 
     def __init__(self, stages: Mapping[str, nn.Module], shape: Shape) -> None:
@@ -84,8 +87,8 @@ class ConvMiddle(Tail):
         self.stages = nn.Sequential(*stages.values())
         self.shape = shape
         self.width, self.num_tokens = shape[0], math.prod(shape[1:])
-        self.features, self.layer_flops = trial(self.stages, shape)
-        self.has_dropout = draws(self)
+        found = trial(self.stages, torch.zeros(1, *shape, requires_grad=True))
+        self.features, self.sample_flops, self.has_dropout = found
         self.has_batch_norm = normalises_batches(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -94,11 +97,11 @@ class ConvMiddle(Tail):
 
     def flops(self, rows: int, tokens: int) -> int:
         """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
-        return rows * (tokens * flops.training(self.decoder) + 3 * sum(self.layer_flops))
+        return rows * (tokens * flops.training(self.decoder) + self.sample_flops[1])
 
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
-        return rows * (tokens * flops.forward(self.decoder) + sum(self.layer_flops))
+        return rows * (tokens * flops.forward(self.decoder) + self.sample_flops[0])
 
     def run(self, tokens: Tensor) -> Tensor:
         """Return what the last stage makes of tokens (B, H W, C)."""
@@ -147,17 +150,30 @@ def _tokens(features: Tensor) -> Tensor:
     return tokens.transpose(1, 2).contiguous()
 
 
-@torch.no_grad()
-def trial(stages: nn.Module, shape: Shape) -> tuple[Shape, list[int]]:
-    """Run one sample of `shape`; return the shape of what comes out, and ``layer_flops``."""
-    found: list[int] = []
+class Trial(NamedTuple):
+    """What one sample tells of stages: shape made of it, operations, whether they draw."""
 
-    def count(layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
-        found.append(2 * layer.weight.numel() * output.numel() // len(layer.weight))
+    features: Shape
+    sample_flops: tuple[int, int]
+    draws: bool
 
-    layers = [part for part in stages.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    output = stages(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return tuple(output.shape[1:]), found
+
+def trial(stages: nn.Module, sample: Tensor) -> Trial:
+    """Run `sample`, (1, C, H, W) or (1, C), forward and back; torch's own counter counts.
+
+    The sample's gradient is computed if it requires one, as features at a cut do. Attention
+    runs un-fused: fused, it counts as nothing on a CPU.
+    """
+    with (
+        seeded(0, "trial"),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        before = global_state()
+        output = stages(sample)
+        draws, forward = global_state() != before, counter.get_total_flops()
+        if output.requires_grad:
+            output.sum().backward()  # the counter's hooks do not work with autograd.grad
+    stages.zero_grad()
+    return Trial(tuple(output.shape[1:]), (forward, counter.get_total_flops()), draws)
