@@ -108,20 +108,15 @@ def _play(
     session: Session | None = None,
     app: Any = client_app.app,
     stop_after: int = 0,
-    strategy: Strategy | None = None,
     **changes: Any,
 ) -> _Outcome:
-    """Run the tiny experiment with changes; or go on with the run in `folder` if there is one.
-
-    `strategy` is one that no spec need name, instead of the experiment's.
-    """
-    resumed, objects = None, {}
-    if strategy is not None:
-        objects["strategy"] = Given.of(strategy, repr(strategy), "")
+    """Run the tiny experiment with changes; or go on with the run in `folder` if there is one."""
+    resumed = None
     if folder.exists():
+        objects = {key: one for key, one in changes.items() if isinstance(one, Given)}
         experiment, resumed = checkpoint.read(folder, objects)
     else:
-        experiment = Experiment.from_dict({**TINY, **changes, **objects, "out": str(folder)})
+        experiment = Experiment.from_dict({**TINY, **changes, "out": str(folder)})
     found = _Outcome(folder, [], [])
 
     def watch(row: dict[str, Any], result: RoundResult) -> None:
@@ -153,7 +148,8 @@ def check_strategy(strategy: str | Strategy) -> None:
     check_repr(built)
     check_choice(built)
     with TemporaryDirectory() as folder:
-        play = partial(_play, strategy=built, codec=_codec_for(built))
+        given = Given.of(built, repr(built), "")
+        play = partial(_play, strategy=given, codec=_codec_for(built))
         path = Path(folder)
         whole = play(path / "whole")
         half = play(path / "half", stop_after=1)

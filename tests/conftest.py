@@ -23,7 +23,7 @@ from simulations.engines.ray_engine import Ray, _balance
 from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
-from strategies.server import flower_messages
+from strategies.server import flower_messages, flower_private
 
 TINY = {
     "clients": 6,
@@ -279,8 +279,8 @@ def through_state(simulate) -> Callable[..., Outcome]:
             state = states.get(partition, RecordDict())
             fresh = Context(1, context.node_id, {"partition-id": partition}, state, run_config)
             reply = flower_app.app(message, fresh)
-            data = flower_messages.record_to_bytes(fresh.state)
-            states[partition] = flower_messages.record_from_bytes(data)
+            data = flower_private.record_to_bytes(fresh.state)
+            states[partition] = flower_private.record_from_bytes(data)
             return flower_messages.from_wire(flower_messages.to_wire(reply))
 
         return simulate(stateless, **changes)

@@ -12,6 +12,7 @@ from torch import nn
 
 import fl_split as fs
 from fl_split.codecs import ADC, Codec
+from fl_split.models.own import OwnModel
 from fl_split.payload import Payload
 from simulations.data.memory import in_memory
 from strategies import Parallel

@@ -181,7 +181,7 @@ def test_a_cell_until_several_budgets_ends_with_the_last_and_larger_ones_want_mo
     assert len(rounds) == 2
     lines = log.getvalue().splitlines()
     for number, accuracy in enumerate(rounds["accuracy"]):
-        start = f"out: round {number + 1}/4 accuracy {100 * accuracy:.1f} % up "
+        start = f"out: round {number + 1}/4 accuracy {100 * accuracy:.1f} %, "
         assert lines[number].startswith(start)
     assert lines[2:] == ["ended after round 2 of 4: budget of the study is used up"]
     experiment = Experiment.from_dict(read_toml(folder / "experiment.toml"))

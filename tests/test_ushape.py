@@ -413,6 +413,9 @@ class Older:
     def model_dump(self, exclude):
         return self.experiment.model_dump(exclude={*exclude, "end"})
 
+    def __getattr__(self, name):
+        return getattr(self.experiment, name)
+
 
 def test_a_run_from_before_there_were_ends_goes_on(simulate, reference, resume, tmp_path):
     def stop(row, report):
