@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fl_split.flat import trained
 from fl_split.models.cut import Head, Tail
 from fl_split.models.norms import BatchNorm, replace
 from fl_split.models.stages import ConvMiddle, split
@@ -115,7 +114,7 @@ class OwnModel:
             parts["the client's last stages"] = head.end.stages
         owners: dict[int, str] = {}
         for owner, part in parts.items():
-            weights = trained(part)
+            weights = [weight for weight in part.parameters() if weight.requires_grad]
             if not weights:
                 raise ValueError(f"{place}: {owner} have no weights to train; cut elsewhere")
             for weight in weights:
