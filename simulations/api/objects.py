@@ -136,8 +136,17 @@ def _source(one: Callable[..., Any]) -> str:
     try:
         return name + inspect.getsource(one)
     except (OSError, TypeError):
-        methods = [method for method in vars(one).values() if inspect.isfunction(method)]
-        return name + "".join(inspect.getsource(method) for method in methods)
+        members = [one, *vars(one).values()]
+        inside = [getattr(m, "fget", None) or getattr(m, "__func__", m) for m in members]
+        return name + "".join(_text(found) for found in inside if inspect.isfunction(found))
+
+
+def _text(function: Any) -> str:
+    """Return a function's source; of one without, typed at a prompt or generated, its bytecode."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return str(Hasher.hash(function.__code__))
 
 
 def _state(part: Any) -> str:
