@@ -17,6 +17,7 @@ from fl_split.foreign import Given, SpecError, plug_in
 from fl_split.payload import Payload
 from fl_split.specs import canonical, parse, shortened, stages
 from fl_split.tables import signature
+from simulations.api.checks import check
 from simulations.api.objects import as_spec
 from simulations.cli.main import app
 from simulations.runs import checkpoint
@@ -153,6 +154,7 @@ def test_an_installed_package_offers_parts_by_plain_names(parts, tmp_path):
     )
     sys.path.append(str(tmp_path))
     assert repr(parse("doubled(3.0)", CODECS)) == "Doubled(factor=3.0)"
+    assert check("doubled(3.0)") == "codec"
     with pytest.raises(SpecError, match="did you mean 'doubled'"):
         parse("dubled", CODECS)
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from simulations.cli import main as cli
 from simulations.runs.budget import Bytes, Nominal
-from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.experiment import Experiment
+from simulations.runs.settings import read_toml
 from simulations.runs.setup import prepare
 from simulations.studies.cell_process import Work, run_and_log
 from simulations.studies.cells import Cell, is_finished

@@ -14,8 +14,9 @@ from transformers import ViTForImageClassification
 from fl_split.exchange.records import GRADIENT
 from simulations.clients import client_app
 from simulations.runs.columns import COLUMNS
-from simulations.runs.experiment import Experiment, read_toml
+from simulations.runs.experiment import Experiment
 from simulations.runs.results import OutputError, check_empty, check_folder
+from simulations.runs.settings import read_toml
 from simulations.runs.setup import prepare
 from strategies.server import flower_messages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from fl_split.checks import check_codec, check_model
@@ -47,10 +48,9 @@ def check(spec: str) -> str:
 def _built(spec: str) -> Any:
     """Build the part that `spec` names, of whatever table has its name."""
     tables = [SPEC_TABLES[key] for key in LAWS]
-    for table in tables:
-        try:
-            resolve(spec, table)
-        except SpecError:
-            continue
-        return parse(spec, dict(table))
+    if ":" not in spec.partition("(")[0]:
+        for table in tables:
+            with suppress(SpecError):
+                resolve(spec, table)
+                return parse(spec, table)
     return parse(spec, {name: entry for table in tables for name, entry in table.items()})

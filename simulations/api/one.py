@@ -15,7 +15,7 @@ from simulations.api.progress import Callback, is_watched, watching
 from simulations.api.results import Run
 from simulations.runs import checkpoint
 from simulations.runs.observers import Observer
-from simulations.runs.provenance import cpu, kinds
+from simulations.runs.provenance import resumed_elsewhere
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
 from simulations.runs.settings import chosen_folder
@@ -114,9 +114,8 @@ def resume(
     path = Path(folder).expanduser().absolute()
     experiment, before = checkpoint.read(path, with_specs(keys))
     setup = prepare(experiment)
-    if len(met := kinds(before.cpu, cpu())) > 1:
-        text = f"so far on another kind of CPU ({', '.join(met)}): the result will not be, to the "
-        warnings.warn(text + "last bit, that of a run never stopped", stacklevel=2)
+    if text := resumed_elsewhere(before.cpu):
+        warnings.warn(text, stacklevel=2)
     shows = is_watched() if progress is None else progress
     with stopped(path):
         watch = partial(watching, callbacks=as_list(callback), shows=shows, done=before.rounds)

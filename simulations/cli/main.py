@@ -180,16 +180,14 @@ def resume(
     with quiet():
         from simulations.runs.checkpoint import read
         from simulations.runs.experiment import Experiment
-        from simulations.runs.provenance import cpu, kinds
+        from simulations.runs.provenance import resumed_elsewhere
         from simulations.runs.setup import prepare
 
     with door():
         experiment, checkpoint = read(folder)
         values = experiment.model_dump()
         setup = prepare(Experiment.from_dict(_with_options(values, engine)))
-    if len(kinds(checkpoint.cpu, cpu())) > 1:
-        text = f"so far on a CPU of kind {checkpoint.cpu}, from here on {cpu()}: the result will "
-        text += "not be, to the last bit, that of a run never stopped"
+    if text := resumed_elsewhere(checkpoint.cpu):
         err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)

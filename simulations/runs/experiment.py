@@ -30,7 +30,7 @@ from simulations.data.sources import DATASETS, Dataset
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
-from simulations.runs.settings import plugin_files, read_overrides, read_toml  # noqa: F401
+from simulations.runs.settings import plugin_files
 from simulations.runs.tracking import TRACKING, Tracking
 from strategies import STRATEGIES, Strategy
 from strategies.server.aggregation import AGGREGATIONS, Aggregator

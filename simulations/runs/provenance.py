@@ -38,6 +38,16 @@ def kinds(*texts: str) -> list[str]:
     return list(dict.fromkeys(kind for text in texts for kind in text.split(", ") if kind))
 
 
+def resumed_elsewhere(before: str) -> str:
+    """Say what a resume on this CPU means for a run that was on kinds `before`, if they differ."""
+    if len(kinds(before, cpu())) < 2:
+        return ""
+    return (
+        f"so far on a CPU of kind {before}, from here on {cpu()}: the result will not be, to the "
+        "last bit, that of a run never stopped"
+    )
+
+
 def unlike(summaries: Iterable[Mapping[str, Any]]) -> str:
     """Name the kinds of CPU of some runs if there are several; runs may not know theirs."""
     found = kinds(*(summary.get("machine", {}).get("cpu", "") for summary in summaries))
