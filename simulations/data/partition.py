@@ -19,7 +19,6 @@ from fl_split.seeds import derive
 from fl_split.spec_errors import SpecError
 from fl_split.specs import canonical, parse, resolve
 from simulations.data.partitioners import FILLED_IN, PARTITIONS, ROW, Rows
-from simulations.data.sources import HELD_OUT
 
 
 class PartitionError(ValueError):
@@ -52,11 +51,18 @@ class Unheld:
 
 
 def split(
-    table: datasets.Dataset, spec: str, *, clients: int, label: str, seed: int
+    table: datasets.Dataset,
+    spec: str,
+    *,
+    clients: int,
+    label: str,
+    seed: int,
+    held_out: bool = False,
 ) -> list[NDArray[np.int64]]:
     """Return the row numbers of `table` that each client holds.
 
     Rows are shuffled first, since Flower's sizes-only partitioners cut consecutive rows.
+    `held_out` says that a part of the data was held out to test, so that rows are numbered anew.
 
     Raises
     ------
@@ -71,7 +77,7 @@ def split(
         partitioner = _build(spec, clients, label, seed)
     except SpecError as error:
         raise PartitionError(f"partition: {_first_sentence(error)}") from None
-    if isinstance(partitioner, Rows) and table.info.description == HELD_OUT:
+    if isinstance(partitioner, Rows) and held_out:
         raise PartitionError(
             "partition: rows by client need data with a test split, ((images, labels), "
             "(test images, test labels)); without it some of the rows are held out to test"

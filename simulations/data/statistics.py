@@ -161,5 +161,5 @@ def _shades(row: NDArray[np.int64]) -> str:
     return "".join(SHADES[level] for level in levels)
 
 
-def _parts(table: Samples) -> list[NDArray[np.int64]]:
+def _parts(table: Samples) -> Sequence[NDArray[np.int64]]:
     return table.partitions or [np.empty(0, dtype=np.int64)]

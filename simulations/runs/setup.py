@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,15 @@ from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
-from simulations.data.samples import Labels, Pixels, Samples
+from simulations.data.cache import GB, Progress
+from simulations.data.decoding import Surveyed, Wishes, decide, decode, look_at
+from simulations.data.descriptions import Dataset
+from simulations.data.images import Images
+from simulations.data.pictures import Transform
+from simulations.data.samples import Samples
 from simulations.data.skew import skewed
-from simulations.data.sources import Dataset, Source
+from simulations.data.sources import Source
+from simulations.data.splits import Decision
 from simulations.runs.experiment import Experiment, Parts
 from simulations.runs.origins import modules
 from simulations.runs.trials import check_attention, try_link
@@ -35,8 +42,16 @@ from strategies.server.participants import Population
 class Setup:
     """An experiment whose data are loaded and whose model is built and cut.
 
-    `shards` are rows of `train` that clients hold back, by client, to be tested on;
-    `unheld` are rows and classes of `train` that the partition leaves to nobody.
+    Attributes
+    ----------
+    shards : dict
+        Rows of `train` that clients hold back, by client, to be tested on.
+    unheld : Unheld
+        Rows and classes of `train` that the partition leaves to nobody.
+    decisions : list of Decision
+        What was decided about the data.
+    fingerprint : dict
+        Digests of images, labels, classes and partition: a run that goes on needs the same.
     """
 
     experiment: Experiment
@@ -48,6 +63,8 @@ class Setup:
     shards: dict[int, NDArray[np.int64]]
     unheld: partition.Unheld
     class_names: list[str]
+    decisions: list[Decision] = field(default_factory=list)
+    fingerprint: dict[str, str] = field(default_factory=dict)
 
     @property
     def majority_accuracy(self) -> float:
@@ -122,8 +139,14 @@ class Setup:
         return sorted({*layers, *modules(self.experiment)})
 
 
-def prepare(experiment: Experiment) -> Setup:
+def silent(text: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     """Load, partition, build and cut; whatever cannot work fails here, before training.
+
+    `progress` is told of work on many images.
 
     Raises
     ------
@@ -133,13 +156,14 @@ def prepare(experiment: Experiment) -> Setup:
     """
     e = experiment
     with _named("dataset"):
-        source = _open(e.parts.dataset, e.test_fraction, e.seed)
+        looked = _look(e, progress)
+    source = looked.source
     partitions, shards, nobodys = _partition(source, e)
     spec, classes = e.parts.model, len(source.class_names)
-    with _named("model"):
+    with _named("model"), _sized(looked):
         model = spec.build(
-            image_size=source.image_size,
-            channels=source.channels,
+            image_size=e.image_size or looked.survey.side,
+            channels=e.channels or looked.survey.channels,
             num_classes=classes,
             seed=e.seed,
         )
@@ -158,18 +182,29 @@ def prepare(experiment: Experiment) -> Setup:
         try_link(e.parts.link(), head, tail, classes)
     _check_strategy(e, partitions)
     channels, size, _ = head.image_shape
+    wishes = _wishes(e)
+    to_train, to_test, decisions = decide(looked, wishes, size, channels, None)
     with _named("dataset"):
-        train, test = _decode(source, size, channels)
+        train, test, cached = _decode(
+            looked, e.dataset, to_train, to_test, wishes.cache_bytes, progress
+        )
     return Setup(
         experiment=e,
         model=model,
         head=head,
         tail=tail,
-        train=skewed(Samples(*train, partitions, classes, mean, std), e.parts.skew, e.seed, shards),
-        test=Samples(*test, [], classes, mean, std),
+        train=skewed(
+            Samples(train, source.train_labels, partitions, classes, mean, std),
+            e.parts.skew,
+            e.seed,
+            shards,
+        ),
+        test=Samples(test, source.test_labels, [], classes, mean, std),
         shards=shards,
         unheld=nobodys,
         class_names=source.class_names,
+        decisions=[*source.decisions, *looked.decisions, *decisions, *cached],
+        fingerprint=_fingerprint(looked, partitions),
     )
 
 
@@ -191,11 +226,9 @@ def prepare_labels(experiment: Experiment) -> tuple[Samples, list[str], partitio
         Data that cannot be loaded, or a partition that cannot be satisfied.
     """
     e = experiment
-    with _named("dataset"):
-        source = _open(e.parts.dataset, e.test_fraction, e.seed)
-        labels = source.labels(source.train)
+    source = _source(e)
     partitions, shards, nobodys = _partition(source, e)
-    names = source.class_names
+    labels, names = source.train_labels, source.class_names
     pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
     table = Samples(pixels, labels, partitions, len(names), [0.0], [1.0])
     return skewed(table, e.parts.skew, e.seed, shards), names, nobodys
@@ -204,9 +237,7 @@ def prepare_labels(experiment: Experiment) -> tuple[Samples, list[str], partitio
 def unheld(experiment: Experiment) -> partition.Unheld:
     """Return what the partition of an experiment leaves to nobody; raise as `prepare` does."""
     e = experiment
-    with _named("dataset"):
-        source = _open(e.parts.dataset, e.test_fraction, e.seed)
-    return _split(source, e.partition, e.clients, e.seed)[1]
+    return _split(_source(e), e.partition, e.clients, e.seed)[1]
 
 
 def _partition(
@@ -219,8 +250,10 @@ def _partition(
 
 def forget() -> None:
     """Forget the data that earlier runs of this process have read: files may have changed."""
-    for kept in (_split, _open, _decode):
-        kept.cache_clear()
+    _split.cache_clear()
+    _open.cache_clear()
+    _LOOKED.clear()
+    _DECODED.clear()
 
 
 @lru_cache(maxsize=16)
@@ -228,11 +261,11 @@ def _split(
     source: Source, spec: str, clients: int, seed: int
 ) -> tuple[list[NDArray[np.int64]], partition.Unheld]:
     """Return the rows of every client and what nobody holds; the cells of a study share them."""
-    with _named("dataset"):
-        labels = source.labels(source.train)
-    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
-    parts = partition.split(rows, spec, clients=clients, label=source.label, seed=seed)
-    return parts, partition.unheld(parts, labels, source.class_names)
+    rows = source.train.others(source.image)
+    parts = partition.split(
+        rows, spec, clients=clients, label=source.label, seed=seed, held_out=source.is_held_out
+    )
+    return parts, partition.unheld(parts, source.train_labels, source.class_names)
 
 
 @lru_cache(maxsize=1)
@@ -241,12 +274,74 @@ def _open(dataset: Dataset, test_fraction: float, seed: int) -> Source:
     return dataset.open(test_fraction, seed)
 
 
-@lru_cache(maxsize=1)
-def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labels]]:
-    return [
-        (source.pixels(half, size, channels), source.labels(half))
-        for half in (source.train, source.test)
-    ]
+class _Last:
+    """Keeps what was made last, and what for: runs that are compared share it."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, Any]] = []
+
+    def of(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made for `key`, or make it."""
+        if not self._kept or self._kept[0][0] != key:
+            self._kept = []  # both might not fit into memory
+            self._kept = [(key, make())]
+        return self._kept[0][1]
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._kept = []
+
+
+_LOOKED, _DECODED = _Last(), _Last()
+
+
+def _source(e: Experiment) -> Source:
+    """Open the data; if images are to be skipped that cannot be used, look at all of them."""
+    with _named("dataset"):
+        if e.on_bad_image == "skip":
+            return _look(e, silent).source
+        return _open(e.parts.dataset, e.test_fraction, e.seed)
+
+
+def _look(e: Experiment, progress: Progress) -> Surveyed:
+    source = _open(e.parts.dataset, e.test_fraction, e.seed)
+    key = source, e.on_bad_image
+    found: Surveyed = _LOOKED.of(key, lambda: look_at(source, e.on_bad_image, progress))
+    return found
+
+
+def _decode(
+    looked: Surveyed,
+    name: str,
+    train: Transform,
+    test: Transform,
+    limit: float,
+    progress: Progress,
+) -> tuple[Images, Images, list[Decision]]:
+    key = looked, train, test, limit
+    made = partial(decode, looked, name, (train, test), limit, progress)
+    found: tuple[Images, Images, list[Decision]] = _DECODED.of(key, made)
+    return found
+
+
+def _wishes(e: Experiment) -> Wishes:
+    return Wishes(
+        e.image_size, e.channels, e.resize, e.test_resize, e.on_bad_image, e.cache_gb * GB
+    )
+
+
+def _fingerprint(looked: Surveyed, partitions: Sequence[NDArray[np.int64]]) -> dict[str, str]:
+    """Return digests of what results depend on, in the order of what to look at first."""
+    source = looked.source
+    parts = {
+        "classes": "\n".join(source.class_names).encode(),
+        "images": " ".join(looked.digests).encode(),
+        "training rows": source.train.rows.tobytes(),
+        "test rows": source.test.rows.tobytes(),
+        "labels": source.train_labels.tobytes() + source.test_labels.tobytes(),
+        "partition": b"|".join(rows.tobytes() for rows in partitions),
+    }
+    return {name: blake2b(part, digest_size=8).hexdigest() for name, part in parts.items()}
 
 
 def _check_strategy(e: Experiment, partitions: Sequence[NDArray[np.int64]]) -> None:
@@ -264,6 +359,19 @@ def _check_strategy(e: Experiment, partitions: Sequence[NDArray[np.int64]]) -> N
             f"aggregation: {e.aggregation} needs {least} clients or more in a round, got {clients} "
             f"(fraction={e.fraction:g} of clients={e.clients} that hold samples)"
         )
+
+
+@contextmanager
+def _sized(looked: Surveyed) -> Iterator[None]:
+    """Add to a complaint about the image size which sizes there are, and what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if "image size" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}; the images are {looked.sizes()}: image_size=... resizes them"
+        ) from None
 
 
 @contextmanager
