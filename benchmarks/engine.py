@@ -152,11 +152,16 @@ with terminal.quiet():
     from simulations.clients import client_app
     from simulations.runs.experiment import Experiment
     from simulations.runs.setup import prepare
-from strategies.server.participants import roll_call
-from strategies.server.threads import ServerThreads
+from flwr.app import Message
+from fl_split.exchange.records import Record
+from strategies.server import flower_messages
+question = flower_messages.content(Record(flower_messages.SAMPLE_COUNT))
+action = flower_messages.QUERY + flower_messages.SAMPLE_COUNT
 setup = prepare(Experiment.from_dict({"engine": %r}))
 with setup.parts.engine.session(client_app.app) as session:
-    roll_call(session(setup.worker(), 100, 60.0), 100, 60.0, ServerThreads())
+    grid = session(setup.worker(), 100, 60.0)
+    sent = [Message(question, node, action, group_id="0") for node in grid.get_node_ids()]
+    assert len(list(grid.send_and_receive(sent))) == 100
     print("first exchange", flush=True)
 """
 

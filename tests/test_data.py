@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 
 from simulations.data import partition
-from simulations.data.private_members import Dirichlet, Pathological, Shard
 from simulations.data.partition import PartitionError
 from simulations.data.partitioners import PARTITIONS
+from simulations.data.private_members import Dirichlet, Pathological, Shard
 from simulations.data.samples import Samples
 from simulations.data.sources import DataError, Digits, Local
 

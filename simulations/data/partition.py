@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fl_split.seeds import derive
 from fl_split.spec_errors import SpecError
 from fl_split.specs import canonical, parse
+from simulations.data.partitioners import FILLED_IN, PARTITIONS, Rows
 from simulations.data.private_members import (
     ROW,
     columns,
@@ -28,7 +29,6 @@ from simulations.data.private_members import (
     read_column,
     row_lists,
 )
-from simulations.data.partitioners import FILLED_IN, PARTITIONS, Rows
 from simulations.data.ragged import Ragged
 from simulations.data.sources import HELD_OUT
 

@@ -68,7 +68,7 @@ class Dirichlet(DirichletPartitioner):  # type: ignore[misc]  # has no types
 
     def _determine_partition_id_to_indices_if_needed(self) -> None:
         """Deal out by operations on whole arrays, where Flower has loops over all clients."""
-        if self._partition_id_to_indices_determined:
+        if self._partition_id_to_indices:
             return
         rows, clients, least = len(self.dataset), self._num_partitions, self._min_partition_size
         if clients * least > rows:
@@ -245,7 +245,6 @@ def read_column(part: datasets.Dataset, column: str) -> pa.Array:
     if part._indices is None:
         return found
     return found.take(part._indices.column(0).combine_chunks())
-
 
 
 def in_one_piece(part: datasets.Dataset) -> datasets.Dataset:

@@ -12,6 +12,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from simulations.data.samples import Samples
+
 Rows = NDArray[np.int64]
 
 
@@ -87,3 +89,17 @@ class Ragged(Sequence[Rows]):
         """Yield the rows of each client, without copies."""
         for begin, end in pairwise(self.bounds.tolist()):
             yield self.flat[begin:end]
+
+
+def class_counts(table: Samples) -> NDArray[np.int64]:
+    """Count the samples of each client and class, (clients, classes)."""
+    parts, classes = Ragged.of(table.partitions), table.num_classes
+    cells = parts.owners * classes + table.labels[parts.flat]
+    return np.bincount(cells, minlength=len(parts) * classes).reshape(len(parts), classes)
+
+
+def held_by(table: Samples, with_labels: bool) -> tuple[dict[int, int], dict[int, list[int]]]:
+    """Return by client how many samples it holds and, `with_labels`, how many of each class."""
+    sizes = Ragged.of(table.partitions).sizes
+    counts = class_counts(table).tolist() if with_labels else []
+    return dict(enumerate(sizes.tolist())), dict(enumerate(counts))

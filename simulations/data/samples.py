@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +25,7 @@ class Samples:
         (n, C, H, W) uint8.
     labels : array
         (n,) int64.
-    partitions : list of arrays
+    partitions : sequence of arrays
         Row numbers per client; disjoint.
     mean, std : list[float]
         Normalisation of pixels in [0, 1], one number or one per channel.
@@ -32,7 +33,7 @@ class Samples:
 
     pixels: Pixels
     labels: Labels
-    partitions: list[NDArray[np.int64]]
+    partitions: Sequence[NDArray[np.int64]]
     num_classes: int
     mean: list[float]
     std: list[float]

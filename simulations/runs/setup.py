@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +22,7 @@ from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
+from simulations.data.ragged import Ragged, held_by
 from simulations.data.samples import Labels, Pixels, Samples
 from simulations.data.skew import skewed
 from simulations.data.sources import Dataset, Source
@@ -87,15 +88,9 @@ class Setup:
         return {k: Weights.of(flatten(trained(half)).numpy()) for k, half in halves.items()}
 
     def population(self) -> Population:
-        """All clients with their samples, from which rounds choose."""
-        e, parts = self.experiment, dict(enumerate(self.train.partitions))
-        return Population(
-            {client: len(rows) for client, rows in parts.items()},
-            {client: self.train.label_counts(rows) for client, rows in parts.items()},
-            e.fraction,
-            e.batch_size,
-            e.seed,
-        )
+        """All clients with their samples, from which rounds choose; of classes if need be."""
+        e, with_labels = self.experiment, self.parts.strategy.needs_labels
+        return Population(*held_by(self.train, with_labels), e.fraction, e.batch_size, e.seed)
 
     def schedule(self) -> Schedule:
         """Which samples make up which step."""
@@ -211,7 +206,7 @@ def unheld(experiment: Experiment) -> partition.Unheld:
 
 def _partition(
     source: Source, e: Experiment
-) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]], partition.Unheld]:
+) -> tuple[Ragged, dict[int, NDArray[np.int64]], partition.Unheld]:
     """Rows that clients train on, those that they hold back, and what nobody holds."""
     parts, nobodys = _split(source, e.partition, e.clients, e.seed)
     return *partition.hold_out(parts, e.holdout, seed=e.seed), nobodys
@@ -224,9 +219,7 @@ def forget() -> None:
 
 
 @lru_cache(maxsize=16)
-def _split(
-    source: Source, spec: str, clients: int, seed: int
-) -> tuple[list[NDArray[np.int64]], partition.Unheld]:
+def _split(source: Source, spec: str, clients: int, seed: int) -> tuple[Ragged, partition.Unheld]:
     """Return the rows of every client and what nobody holds; the cells of a study share them."""
     with _named("dataset"):
         labels = source.labels(source.train)
@@ -249,14 +242,14 @@ def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labe
     ]
 
 
-def _check_strategy(e: Experiment, partitions: Sequence[NDArray[np.int64]]) -> None:
+def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
     strategy = e.parts.strategy
     with _named("strategy"):
         strategy.check(e.parts.codec)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
-    sizes = {client: len(rows) for client, rows in enumerate(partitions)}
+    sizes = dict(enumerate(partitions.sizes.tolist()))
     clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
     least = e.parts.aggregation().least_clients
     if clients < least:
