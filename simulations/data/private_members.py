@@ -52,6 +52,8 @@ class Dirichlet(DirichletPartitioner):  # type: ignore[misc]  # has no types
         Shuffle the samples of every client.
     """
 
+    _partition_id_to_indices: Ragged | dict[int, list[int]]
+
     def _initialize_alpha(self, alpha: Any) -> NDArray[np.float64]:
         """Check `alpha` in the user's terms; Flower's errors may be a page of numbers."""
         is_list = isinstance(alpha, list | np.ndarray)
