@@ -105,8 +105,9 @@ class Dirichlet(DirichletPartitioner):  # type: ignore[misc]  # has no types
                 shares[held > len(self.dataset) / len(held)] = 0
                 with np.errstate(invalid="ignore"):
                     shares = shares / np.cumsum(shares)[-1]  # one by one, as Flower's sum
-            if not np.isfinite(shares).all() or not shares.any():
-                raise ValueError(f"alpha={self._alpha.min():g} is too small to draw shares")
+            if not np.isfinite(shares).all():  # a class drawn for clients that hold enough
+                least = self._alpha.min()
+                raise ValueError(f"alpha={least:g} is too small for self_balancing=True")
             ends = (np.cumsum(shares) * len(rows)).astype(int)
             counts = np.diff(ends[:-1], prepend=0, append=len(rows))
             owners.append(np.repeat(clients, counts))
