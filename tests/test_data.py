@@ -7,7 +7,8 @@ from simulations.data import partition
 from simulations.data.descriptions import Digits, Local
 from simulations.data.images import DataError
 from simulations.data.partition import PartitionError
-from simulations.data.partitioners import PARTITIONS, Pathological, Shard
+from simulations.data.partitioners import PARTITIONS
+from simulations.data.private_members import Dirichlet, Pathological, Shard
 from simulations.data.samples import Samples
 
 
@@ -195,7 +196,11 @@ def test_all_flower_partitioners_for_samples_are_offered():
     from flwr_datasets import partitioner as flower
 
     entries = (getattr(entry, "func", entry) for entry in PARTITIONS.values())
-    mended = {Pathological: flower.PathologicalPartitioner, Shard: flower.ShardPartitioner}
+    mended = {
+        Dirichlet: flower.DirichletPartitioner,
+        Pathological: flower.PathologicalPartitioner,
+        Shard: flower.ShardPartitioner,
+    }
     offered = {mended.get(entry, entry) for entry in entries}
     missing = {name for name in flower.__all__ if getattr(flower, name) not in offered}
     # An abstract one, one that takes an array (wrapped), one that takes a function, and

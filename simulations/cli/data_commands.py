@@ -131,7 +131,8 @@ def cache(
 
     with door():
         if clear:
-            out.print(f"{images.clear() / images.GB:.3g} GB freed in {images.folder()}", markup=False)
+            freed = images.clear() / images.GB
+            out.print(f"{freed:.3g} GB freed in {images.folder()}", markup=False, soft_wrap=True)
             return
         table = Table("data set", "images", "GB", "how they were decoded", box=SIMPLE)
         entries = images.entries()

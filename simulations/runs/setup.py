@@ -28,6 +28,7 @@ from simulations.data.decoding import Surveyed, Wishes, decide, decode, look_at
 from simulations.data.descriptions import Dataset
 from simulations.data.images import Images
 from simulations.data.pictures import Transform
+from simulations.data.ragged import Ragged, held_by
 from simulations.data.samples import Samples
 from simulations.data.skew import skewed
 from simulations.data.sources import Source
@@ -104,15 +105,9 @@ class Setup:
         return {k: Weights.of(flatten(trained(half)).numpy()) for k, half in halves.items()}
 
     def population(self) -> Population:
-        """All clients with their samples, from which rounds choose."""
-        e, parts = self.experiment, dict(enumerate(self.train.partitions))
-        return Population(
-            {client: len(rows) for client, rows in parts.items()},
-            {client: self.train.label_counts(rows) for client, rows in parts.items()},
-            e.fraction,
-            e.batch_size,
-            e.seed,
-        )
+        """All clients with their samples, from which rounds choose; of classes if need be."""
+        e, with_labels = self.experiment, self.parts.strategy.needs_labels
+        return Population(*held_by(self.train, with_labels), e.fraction, e.batch_size, e.seed)
 
     def schedule(self) -> Schedule:
         """Which samples make up which step."""
@@ -242,7 +237,7 @@ def unheld(experiment: Experiment) -> partition.Unheld:
 
 def _partition(
     source: Source, e: Experiment
-) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]], partition.Unheld]:
+) -> tuple[Ragged, dict[int, NDArray[np.int64]], partition.Unheld]:
     """Rows that clients train on, those that they hold back, and what nobody holds."""
     parts, nobodys = _split(source, e.partition, e.clients, e.seed)
     return *partition.hold_out(parts, e.holdout, seed=e.seed), nobodys
@@ -257,9 +252,7 @@ def forget() -> None:
 
 
 @lru_cache(maxsize=16)
-def _split(
-    source: Source, spec: str, clients: int, seed: int
-) -> tuple[list[NDArray[np.int64]], partition.Unheld]:
+def _split(source: Source, spec: str, clients: int, seed: int) -> tuple[Ragged, partition.Unheld]:
     """Return the rows of every client and what nobody holds; the cells of a study share them."""
     rows = source.train.others(source.image)
     parts = partition.split(
@@ -344,14 +337,14 @@ def _fingerprint(looked: Surveyed, partitions: Sequence[NDArray[np.int64]]) -> d
     return {name: blake2b(part, digest_size=8).hexdigest() for name, part in parts.items()}
 
 
-def _check_strategy(e: Experiment, partitions: Sequence[NDArray[np.int64]]) -> None:
+def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
     strategy = e.parts.strategy
     with _named("strategy"):
         strategy.check(e.parts.codec)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
-    sizes = {client: len(rows) for client, rows in enumerate(partitions)}
+    sizes = dict(enumerate(partitions.sizes.tolist()))
     clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
     least = e.parts.aggregation().least_clients
     if clients < least:
