@@ -202,7 +202,9 @@ def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:
 def draws(module: nn.Module) -> bool:
     """Tell whether a training forward of `module` draws random numbers."""
     return any(
-        (isinstance(part, nn.Dropout) and part.p > 0) or getattr(part, "attention_dropout", 0) > 0
+        (isinstance(part, nn.Dropout) and part.p > 0)
+        or getattr(part, "attention_dropout", 0) > 0
+        or getattr(part, "drop_prob", 0) > 0  # of whole residual branches
         for part in module.modules()
     )
 

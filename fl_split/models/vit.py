@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fl_split.models import linear_flops as flops
 from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -39,7 +40,7 @@ class ViTHead(Head):
     def __init__(self, model: PreTrainedModel, cut: int) -> None:
         super().__init__()
         self.embeddings = model.base_model.embeddings
-        self.blocks = nn.ModuleList(model.base_model.layers[:cut])
+        self.blocks = nn.ModuleList(blocks(model)[:cut])
         self.encoder = nn.Identity()
         self.has_dropout = draws(self)
         _, tokens, width = self.embeddings.position_embeddings.shape
@@ -97,7 +98,7 @@ class ViTMiddle(Tail):
         self.decoder = nn.Identity()
         self.width = self.hidden_size = model.config.hidden_size
         self.num_classes = model.config.num_labels
-        self.blocks = nn.ModuleList(model.base_model.layers[cut:end])
+        self.blocks = nn.ModuleList(blocks(model)[cut:end])
         self.has_dropout = draws(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -130,7 +131,10 @@ class ViTTail(ViTMiddle):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
-        normed = self.norm(super().forward(tokens))
+        return self.read(self.norm(super().forward(tokens)))
+
+    def read(self, normed: Tensor) -> Tensor:
+        """Return logits (B, C) for normed tokens (B, T, D)."""
         logits = [layer(normed[:, place]) for place, layer in enumerate(self.classifiers)]
         return torch.stack(logits).mean(dim=0)
 
@@ -143,10 +147,17 @@ class ViTTail(ViTMiddle):
         return super().forward_flops(rows, tokens) + rows * flops.forward(self.classifiers)
 
 
-def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[ViTHead, ViTMiddle]:
+def split(
+    model: PreTrainedModel,
+    cut: int | str,
+    end: int | str = 0,
+    head_kind: type[ViTHead] = ViTHead,
+    tail_kind: type[ViTTail] = ViTTail,
+) -> tuple[ViTHead, ViTMiddle]:
     """Cut `model` after a block and, if `end` is given, before another one or the classifier.
 
-    Blocks are given by number or name. Both halves share their modules with the model.
+    Blocks are given by number or name. Both halves share their modules with the model. A
+    relative of the ViT has kinds of its own.
 
     Raises
     ------
@@ -154,13 +165,19 @@ def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[V
         A cut leaves no block on one of its two sides.
     """
     names = [f"block{number + 1}" for number in range(model.config.num_hidden_layers)]
-    blocks = num_stages(names, cut)
-    head = ViTHead(model, blocks)
+    count = num_stages(names, cut)
+    head = head_kind(model, count)
     if not end:
-        return head, ViTTail(model, blocks)
-    last = num_before_end([*names, "classifier"], blocks, end)
-    head.end = ViTTail(model, last)
-    return head, ViTMiddle(model, blocks, last)
+        return head, tail_kind(model, count)
+    last = num_before_end([*names, "classifier"], count, end)
+    head.end = tail_kind(model, last)
+    return head, ViTMiddle(model, count, last)
+
+
+def blocks(model: Any) -> Any:
+    """Return the blocks of the backbone, which DINOv2 keeps in an encoder."""
+    backbone = model.base_model
+    return backbone.encoder.layer if hasattr(backbone, "encoder") else backbone.layers
 
 
 def classifiers(model: Any) -> list[Any]:
@@ -178,7 +195,8 @@ def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
     """
     attention = block.attention
     shape = (attention.num_attention_heads, attention.head_dim)
-    normed = block.layernorm_before(tokens)  # batch tokens dim
+    norm = block.norm1 if hasattr(block, "norm1") else block.layernorm_before  # as in DINOv2
+    normed = norm(tokens)  # batch tokens dim
     query = attention.q_proj(normed[:, 0]).unflatten(-1, shape)
     key_weight = attention.k_proj.weight.unflatten(0, shape)
     probe = torch.einsum("bhe,hed->bhd", query, key_weight)
@@ -257,9 +275,9 @@ class ViT:
         """Cut what :meth:`build` returned, see :func:`split`."""
         return split(module, cut, end)
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, of the input this model expects."""
-        return [0.5], [0.5]
+    def preprocessing(self) -> Preprocessing:
+        """Return what is done to images before this model sees them."""
+        return Preprocessing()
 
 
 def check_sizes(config: ViTConfig) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
-from fl_split.models import MODELS
+from fl_split.models import MODELS, build
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
@@ -137,13 +137,15 @@ def prepare(experiment: Experiment) -> Setup:
     partitions, shards, nobodys = _partition(source, e)
     spec, classes = e.parts.model, len(source.class_names)
     with _named("model"):
-        model = spec.build(
+        loaded = build(
+            spec,
             image_size=source.image_size,
             channels=source.channels,
             num_classes=classes,
             seed=e.seed,
         )
-        mean, std = spec.normalisation()
+        model, pixels = loaded.module, spec.preprocessing()
+        mean, std = list(pixels.mean), list(pixels.std)
     if spec.is_transformers:
         config: Any = model.config
         config.id2label = dict(enumerate(source.class_names))
