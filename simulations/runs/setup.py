@@ -36,7 +36,8 @@ class Setup:
     """An experiment whose data are loaded and whose model is built and cut.
 
     `shards` are rows of `train` that clients hold back, by client, to be tested on;
-    `unheld` are rows and classes of `train` that the partition leaves to nobody.
+    `unheld` are rows and classes of `train` that the partition leaves to nobody; `model_notes`
+    say what was decided about the model, as that its classifier was drawn anew.
     """
 
     experiment: Experiment
@@ -48,6 +49,7 @@ class Setup:
     shards: dict[int, NDArray[np.int64]]
     unheld: partition.Unheld
     class_names: list[str]
+    model_notes: list[str]
 
     @property
     def majority_accuracy(self) -> float:
@@ -172,6 +174,7 @@ def prepare(experiment: Experiment) -> Setup:
         shards=shards,
         unheld=nobodys,
         class_names=source.class_names,
+        model_notes=[*loaded.notes_on(source.class_names)],
     )
 
 
