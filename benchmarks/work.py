@@ -93,6 +93,7 @@ class Work:
             shards={},
             unheld=Unheld(0, []),
             class_names=[str(label) for label in range(10)],
+            model_notes=[],
         )
 
 

@@ -23,6 +23,7 @@ from transformers import (
     ViTMSNForImageClassification,
 )
 
+from fl_split.exchange.whole import joined
 from fl_split.models import build
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
@@ -216,8 +217,6 @@ def dinov2(**settings):
 @pytest.mark.parametrize("settings", [{}, {"use_swiglu_ffn": True}])
 @pytest.mark.parametrize(("cut", "end"), [(1, 0), (1, 2)])
 def test_dinov2_gives_the_logits_of_transformers(tmp_path, settings, cut, end):
-    from fl_split.exchange.whole import joined
-
     model = dinov2(**settings)
     model.save_pretrained(tmp_path)
     spec = Pretrained(str(tmp_path))

@@ -5,10 +5,11 @@ import torch
 import transformers
 from transformers import AutoModelForImageClassification
 
+from fl_split.exchange.whole import joined
 from fl_split.models.lora import merged
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
-from fl_split.models.vit import ViT, split
+from fl_split.models.vit import ViT
 from simulations.runs.saved_model import tensors
 
 SMALL = {
@@ -58,6 +59,14 @@ KINDS = {
     "DeiTForImageClassificationWithTeacher": ("DeiT", names("deit", VIT, DEIT, *TWO)),
     "Dinov2ForImageClassification": ("Dinov2", names("dinov2", DINOV2, *SCALES, *ONE)),
 }
+NOTES = {
+    "ViTModel": [
+        "weights that are not used: pooler",
+        "the classifier is drawn anew: the checkpoint has none",
+    ],
+    "Dinov2ForImageClassification": ["weights that are not used: mask_token"],
+}
+"""What must be said of each."""
 
 
 def checkpoint(folder, kind):
@@ -109,16 +118,8 @@ def test_transformers_5_loads_what_a_run_leaves(simulate, tmp_path, kind):
     wanted = "ResNetForImageClassification" if kind == "resnet" else wanted
     assert type(theirs).__name__ == wanted == theirs.config.architectures[0]
     if kind in KINDS:
-        from fl_split.exchange.whole import joined
-
         spec = Pretrained(str(outcome.folder))
         pixels = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         halves = spec.split(spec.build(**SIZES), 1)
         torch.testing.assert_close(joined(*halves, pixels), theirs(pixels).logits)
-    assert outcome.summary["model_notes"] == (
-        ["weights that are not used: pooler", "the classifier is drawn anew: the checkpoint has none"]
-        if kind == "ViTModel"
-        else ["weights that are not used: mask_token"]
-        if kind.startswith("Dino")
-        else []
-    )
+    assert outcome.summary["model_notes"] == NOTES.get(kind, [])

@@ -89,7 +89,7 @@ def of_timm(path: str, config: Mapping[str, Any], image_size: int) -> Preprocess
     channels, _, side = own.get("input_size") or (3, 0, image_size)
     values = {"image_mean": own.get("mean", 0.5), "image_std": own.get("std", 0.5)}
     mean, std = _scale(file, {**values, "do_normalize": True, "do_rescale": False}, channels, 1.0)
-    mode, part = own.get("crop_mode") or "center", own.get("crop_pct") or 1.0
+    mode, part = own.get("crop_mode") or "center", own.get("crop_pct") or 0.875
     size = {"center": {"shortest_edge": 0}, "squash": {"height": 0, "width": 0}}.get(mode)
     notes = []
     if size is None or not _is_number(part) or not 0 < part <= 1:
@@ -99,7 +99,7 @@ def of_timm(path: str, config: Mapping[str, Any], image_size: int) -> Preprocess
         before = dict.fromkeys(size, math.floor(side / part))
         crop = {"height": side, "width": side}
         found = resizing(before, crop, 0.0, side, image_size or side)
-    name = own.get("interpolation") or "bicubic"
+    name: Any = own.get("interpolation") or "bicubic"
     if name not in get_args(Interpolation):
         notes.append(f"config.json: interpolation={name!r} is not honoured, bicubic is used")
         name = "bicubic"
@@ -145,7 +145,8 @@ def _scale(
         if not _is_number(rescale) or rescale <= 0:
             raise ValueError(f"{file}: rescale_factor must be a number above 0, got {rescale!r}")
         factor = 255 * rescale
-    mean, std = (0.0,), (1.0,)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
     if values["do_normalize"]:
         mean = _per_channel(file, "image_mean", values["image_mean"], channels)
         std = _per_channel(file, "image_std", values["image_std"], channels)

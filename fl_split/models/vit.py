@@ -10,7 +10,8 @@ no teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from fl_split.models import linear_flops as flops
 from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
+from fl_split.models.kept import kept_bytes
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
@@ -76,14 +78,21 @@ class ViTHead(Head):
         is_trained = self.embeddings.patch_embeddings.projection.weight.requires_grad
         first, *others = self.blocks
         total = tokens * flops.training(self.encoder) + self._patch_flops() * (1 + is_trained)
-        total += _block_flops(first, tokens, width, is_trained)
-        return samples * (total + sum(_block_flops(block, tokens, width) for block in others))
+        total += flops.block_training(first, tokens, width, is_trained)
+        return samples * (
+            total + sum(flops.block_training(block, tokens, width) for block in others)
+        )
 
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""
         tokens, width = self.smashed_shape
         total = tokens * flops.forward(self.encoder) + self._patch_flops()
-        return samples * (total + _blocks_forward_flops(self.blocks, tokens, width))
+        return samples * (total + flops.blocks_forward(self.blocks, tokens, width))
+
+    def activation_bytes(self, samples: int) -> int:
+        """Estimate what autograd keeps of so many images, without the encoder."""
+        pixels = 4 * math.prod(self.image_shape)
+        return samples * (pixels + kept_bytes(self.blocks, *self.smashed_shape))
 
     def _patch_flops(self) -> int:
         patches = self.embeddings.patch_embeddings
@@ -112,13 +121,18 @@ class ViTMiddle(Tail):
         """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
         total = tokens * flops.training(self.decoder)
         return rows * (
-            total + sum(_block_flops(block, tokens, self.hidden_size) for block in self.blocks)
+            total
+            + sum(flops.block_training(block, tokens, self.hidden_size) for block in self.blocks)
         )
 
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
         total = tokens * flops.forward(self.decoder)
-        return rows * (total + _blocks_forward_flops(self.blocks, tokens, self.hidden_size))
+        return rows * (total + flops.blocks_forward(self.blocks, tokens, self.hidden_size))
+
+    def activation_bytes(self, rows: int, tokens: int) -> int:
+        """Estimate what autograd keeps of so many sequences, without the decoder."""
+        return rows * kept_bytes(self.blocks, tokens, self.hidden_size)
 
 
 class ViTTail(ViTMiddle):
@@ -145,6 +159,10 @@ class ViTTail(ViTMiddle):
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
         return super().forward_flops(rows, tokens) + rows * flops.forward(self.classifiers)
+
+    def activation_bytes(self, rows: int, tokens: int) -> int:
+        """Do the same with the input of the final norm."""
+        return super().activation_bytes(rows, tokens) + rows * 4 * tokens * self.hidden_size
 
 
 def split(
@@ -202,27 +220,6 @@ def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
     probe = torch.einsum("bhe,hed->bhd", query, key_weight)
     scores = torch.einsum("bhd,bnd->bhn", probe, normed) * attention.scaling
     return scores.softmax(dim=-1).mean(dim=1)
-
-
-def _blocks_forward_flops(blocks: Iterable[nn.Module], tokens: int, width: int) -> int:
-    """Operations of the forward on one sample: linear layers, two products of attention."""
-    return sum(tokens * flops.forward(block) + 4 * tokens**2 * width for block in blocks)
-
-
-def _block_flops(block: nn.Module, tokens: int, width: int, needs_inputs: bool = True) -> int:
-    """Operations of forward and backward on one sample.
-
-    Not `needs_inputs`: only frozen weights came before, so that a backward pass ends in the
-    adapters of queries and values, and keys need no gradient either.
-    """
-    if needs_inputs:
-        return tokens * flops.training(block) + 12 * tokens**2 * width
-    linear = 0
-    for name, layer in block.named_modules():
-        if isinstance(layer, nn.Linear):
-            is_end = name.startswith("attention.") and "o_proj" not in name
-            linear += flops.of_layer(layer, needs_inputs=not is_end or "lora_B" in name)
-    return tokens * linear + 10 * tokens**2 * width
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -5,29 +5,20 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-STATISTICS = "running_mean"
 
 
 def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
     """Return copies of all weights; of a model of transformers, by names that it saves.
 
     Version 5 renamed the parts of a ViT, and reads both names; version 4 reads the old ones.
-    Batch norms get the counter of torch's, which transformers asks for and nothing here uses.
     """
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if not is_transformers:
         return state
     from transformers.core_model_loading import revert_weight_conversion
 
-    counters = {
-        name.replace(STATISTICS, "num_batches_tracked"): torch.tensor(0)
-        for name in state
-        if name.endswith(f".{STATISTICS}")
-    }
-    found: dict[str, Tensor] = revert_weight_conversion(model, {**counters, **state})
+    found: dict[str, Tensor] = revert_weight_conversion(model, state)
     return found
 
 

@@ -25,6 +25,8 @@ from simulations.data import partition
 from simulations.data.samples import Labels, Pixels, Samples
 from simulations.data.skew import skewed
 from simulations.data.sources import Dataset, Source
+from simulations.engines.memory import available_bytes
+from simulations.runs.demand import check_demand
 from simulations.runs.experiment import Experiment, Parts
 from simulations.runs.origins import modules
 from simulations.runs.trials import check_attention, try_link
@@ -154,6 +156,8 @@ def prepare(experiment: Experiment) -> Setup:
         config.label2id = {name: label for label, name in enumerate(source.class_names)}
     model.train()  # checkpoints come in evaluation mode
     head, tail = spec.split(model, e.cut, e.end)
+    with _named("model"):
+        demand = check_demand(head, tail, e.batch_size, available_bytes())
     insert(head, tail, e.parts.codec, e.seed)
     e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
     with _named("codec"):
@@ -174,7 +178,7 @@ def prepare(experiment: Experiment) -> Setup:
         shards=shards,
         unheld=nobodys,
         class_names=source.class_names,
-        model_notes=[*loaded.notes_on(source.class_names)],
+        model_notes=[*loaded.notes_on(source.class_names), *demand],
     )
 
 
