@@ -24,9 +24,9 @@ from fl_split.models.vit import split as cut
 from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.data import statistics
+from simulations.data.images import Decoded
 from simulations.data.partition import Unheld, split
 from simulations.data.ragged import Ragged
-from simulations.data.images import Decoded
 from simulations.data.samples import Labels, Samples
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Session
@@ -126,6 +126,7 @@ class Work:
             shards={},
             unheld=Unheld(0, []),
             class_names=[str(label) for label in range(10)],
+            model_notes=[],
         )
 
 

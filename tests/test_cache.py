@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fl_split.models.preprocessing import Preprocessing
 from simulations.data import cache, decoding
 from simulations.data.decoding import Wishes, decide, decode, look_at
 from simulations.data.descriptions import Local
 from simulations.data.images import DataError, OnDisk, OnTheFly
-from simulations.runs.setup import silent
+from simulations.runs.experiment_data import silent
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def write(path, first):
 
 def decoded(path, limit=1e9, seed=0, progress=silent, test_fraction=0.2):
     looked = look_at(Local(path=str(path)).open(test_fraction, seed), "error", silent)
-    train, test, _ = decide(looked, Wishes(), 16, 1, None)
+    train, test, _ = decide(looked, Wishes(), 16, 1, Preprocessing())
     return looked.source, *decode(looked, "a", (train, test), limit, progress)
 
 

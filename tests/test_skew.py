@@ -9,7 +9,8 @@ from fl_split.spec_errors import SpecError
 from simulations.data.samples import Samples
 from simulations.data.skew import LabelNoise, Noise, Rotation, parse_skew, skewed
 from simulations.runs.experiment import Experiment
-from simulations.runs.setup import prepare, prepare_labels
+from simulations.runs.experiment_data import prepare_labels
+from simulations.runs.setup import prepare
 
 
 def table(clients=4, each=50, size=8):

@@ -86,7 +86,7 @@ def data(
     with quiet():
         from simulations.data import showing
         from simulations.runs.experiment import Experiment
-        from simulations.runs.images import view
+        from simulations.runs.experiment_data import view
     with door(), counting() as told:
         seen = view(Experiment.from_dict(values), told)
     source = seen.looked.source

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from fl_split.models.preprocessing import Preprocessing
 from simulations.data import cache
 from simulations.data.cache import Progress
 from simulations.data.encoded import EncodedImages
@@ -26,24 +27,13 @@ LISTED = 3
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was asked for of images; 0 and empty texts leave it to the data and the model.
+    """What is done to images of other proportions, in training and in testing.
 
-    Attributes
-    ----------
-    fit, test_fit : str
-        What is done to images of other proportions, in training and in testing.
-    on_bad : str
-        ``error``, or ``skip``: images that cannot be decoded are left out.
-    cache_bytes : float
-        What decoded images may take on disk.
+    Empty texts leave it to the model.
     """
 
-    image_size: int = 0
-    channels: int = 0
     fit: Fit | Literal[""] = ""
     test_fit: Fit | Literal[""] = ""
-    on_bad: OnBad = "error"
-    cache_bytes: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +91,7 @@ def look_at(source: Source, on_bad: OnBad, progress: Progress) -> Surveyed:
 
 
 def decide(
-    looked: Surveyed, wishes: Wishes, size: int, channels: int, model: Transform | None
+    looked: Surveyed, wishes: Wishes, size: int, channels: int, model: Preprocessing
 ) -> tuple[Transform, Transform, list[Decision]]:
     """Decide how images become arrays, to train and to test on.
 
@@ -113,18 +103,20 @@ def decide(
         What was asked for.
     size, channels : int
         What the model takes.
-    model : Transform, optional
-        How the checkpoint wants its images.
+    model : Preprocessing
+        How the model wants its images.
     """
     survey = looked.survey
-    base = replace(model or Transform(size, channels), size=size, channels=channels)
+    own = model.resize or "squash"
+    base = Transform(size, channels, own, model.shortest, model.interpolation)
     if survey.is_deep:
         base = replace(base, low=survey.low, high=survey.high)
-    train = replace(base, fit=wishes.fit or base.fit)
-    test = replace(base, fit=wishes.test_fit or train.fit)
+    train = _fitted(base, wishes.fit)
+    test = _fitted(train, wishes.test_fit)
     decisions = [_on_size(looked, train, test), _on_channels(survey, channels), *_on_depth(survey)]
     for remark, count in survey.remarks.items():
         decisions.append(Decision("images", f"{count:,} {remark}"))
+    decisions += [Decision("model", note) for note in model.notes]
     return train, test, [one for one in decisions if one.text]
 
 
@@ -156,6 +148,11 @@ def decode(
             made[key] = cache.decode(store, name, digest, transform, limit, progress, note)
         found.append(_of(made[key], np.searchsorted(store.rows, half.rows)))
     return found[0], found[1], decided
+
+
+def _fitted(transform: Transform, fit: Fit | Literal[""]) -> Transform:
+    """Fit images in another way if asked to; the margin that is cut off is the model's alone."""
+    return replace(transform, fit=fit, shortest=0) if fit not in {"", transform.fit} else transform
 
 
 def _of(images: Images, places: np.ndarray) -> Images:

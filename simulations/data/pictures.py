@@ -11,7 +11,8 @@ Depth
     the range of all training images to 0..65535, so that no level is lost.
 Size
     ``squash`` changes the proportions, ``shortest+crop`` scales the shorter side and cuts out the
-    middle, ``pad`` scales the longer side and fills up with black.
+    middle, ``pad`` scales the longer side and fills up with black. A checkpoint may say how large
+    images are before the middle is cut out.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Transform:
     fit : str
         What is done to images that are not square.
     shortest : int
-        Side that ``shortest+crop`` scales to before it crops; 0 is `size`.
+        Side that images are scaled to before the middle is cut out; 0 is `size`.
     interpolation : str
         Name of a filter of PIL.
     low, high : float, optional
@@ -100,11 +101,12 @@ class Transform:
             canvas.paste(image, ((self.size - image.width) // 2, (self.size - image.height) // 2))
             return canvas
         if self.fit == "shortest+crop":
-            scale = (self.shortest or self.size) / min(width, height)
-            image = image.resize((_scaled(width, scale), _scaled(height, scale)), resample)
-            left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
-            return image.crop((left, top, left + self.size, top + self.size))
-        return image.resize(square, resample)
+            side, short = self.shortest or self.size, min(width, height)
+            image = image.resize((side * width // short, side * height // short), resample)
+        else:
+            image = image.resize((self.shortest or self.size,) * 2, resample)
+        left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
+        return image.crop((left, top, left + self.size, top + self.size))
 
 
 def upright(contents: bytes) -> Image.Image:

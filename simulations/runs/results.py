@@ -20,6 +20,7 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.observers import payload_ratio
 from simulations.runs.origins import origins
 from simulations.runs.provenance import versions
+from simulations.runs.saved_model import config_of, tensors
 from strategies import RoundResult
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
@@ -137,13 +138,13 @@ class Recorder:
         stopped the run.
         `client_accuracy` is that of the last row: of clients on their own held-out samples.
         """
-        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        is_transformers = self.experiment.parts.model.is_transformers
+        state = tensors(model, is_transformers)
         write_whole(self.folder / MODEL, save(state, metadata={"format": "pt"}))
         if codec:
             write_whole(self.folder / CODEC, save(dict(codec)))
-        if self.experiment.parts.model.is_transformers:
-            config: Any = model.config
-            config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
+        if is_transformers:
+            config_of(model).save_pretrained(self.folder)  # so that from_pretrained(folder) works
         summary = {**self._summary(status, ended_by), **facts}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary

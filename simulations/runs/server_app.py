@@ -149,6 +149,7 @@ class RunController:
             ),
             "majority_accuracy": setup.majority_accuracy,
             "model_input": setup.model_input,
+            "model_notes": setup.model_notes,
             "unheld": asdict(setup.unheld),
         }
         status, ended_by = "failed", "error"
