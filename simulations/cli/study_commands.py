@@ -51,7 +51,7 @@ def partition(
     with quiet():
         from simulations.data import statistics
         from simulations.runs.experiment import Experiment
-        from simulations.runs.results import make_folder
+        from simulations.runs.files import make_folder
         from simulations.runs.setup import prepare_labels
     with door():
         experiment = Experiment.from_dict(values)

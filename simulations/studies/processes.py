@@ -19,7 +19,7 @@ from typing import Any
 from simulations.engines.memory import available_bytes, resident_bytes
 from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
-from simulations.runs.results import OutputError, make_folder
+from simulations.runs.files import OutputError, make_folder
 from simulations.studies.cell_process import LOG, Work, run_cell
 from simulations.studies.cells import Cell, holds_run, is_complete
 

@@ -20,6 +20,10 @@ from strategies.server.tasks import Task
 from strategies.server.threads import ServerThreads
 
 
+class Diverged(RuntimeError):
+    """Training has led to numbers that are not finite, from which it cannot go on."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a run that goes on must know beside weights.
