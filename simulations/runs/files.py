@@ -181,9 +181,7 @@ def read_cells(path: Path, rounds: int) -> list[list[str]]:
     head = lines[0] if lines else []
     check_columns(path, head, COLUMNS)
     if len(lines) <= rounds:
-        raise DamagedError(
-            f"{path} has {len(lines) - 1} rounds, the checkpoint {rounds}; {ADVICE}"
-        )
+        raise DamagedError(f"{path} has {len(lines) - 1} rounds, the checkpoint {rounds}; {ADVICE}")
     for number, row in enumerate(lines[1 : rounds + 1], start=1):
         if len(row) != len(head) or row[head.index("round")] != str(number):
             raise DamagedError(f"{path}: line {number + 1} is not the row of round {number}")

@@ -20,9 +20,9 @@ from simulations.runs.results import SUMMARY
 from simulations.runs.server_app import LocalContext, Watch, output_folder
 from simulations.runs.setup import Setup
 from simulations.runs.signals import exit_code, terminable
-from strategies import Diverged, NoClientsLeft
+from strategies import NoClientsLeft, TrainingFailed
 
-STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft, Diverged)
+STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft, TrainingFailed)
 """Exceptions that stop a run early, which :class:`Stop` explains."""
 
 
@@ -76,8 +76,8 @@ def run(
     ------
     NoClientsLeft
         All clients of a round were dropped.
-    Diverged
-        Training has led to numbers that are not finite.
+    TrainingFailed
+        The server's own training led to numbers that are not finite.
     WorkersLost
         Workers die again and again.
     OutputError
@@ -128,6 +128,6 @@ class Stop:
         where = f"finished rounds are in {folder}{advice}"
         if isinstance(error, KeyboardInterrupt):
             return cls(f"stopped; {where}", exit_code(error), is_error=False)
-        if isinstance(error, NoClientsLeft | Diverged | WorkersLost | WriteError):
+        if isinstance(error, NoClientsLeft | TrainingFailed | WorkersLost | WriteError):
             return cls(f"{error}; {where}", 1)
         return cls(str(error), 2)

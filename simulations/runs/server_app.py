@@ -42,14 +42,14 @@ from simulations.runs.results import UNWRITTEN, Recorder
 from simulations.runs.setup import Setup, prepare
 from simulations.runs.signals import undisturbed
 from simulations.runs.trials import memory_of_a_batch
-from strategies import Diverged, NoClientsLeft, Progress, RoundResult, Training, train
+from strategies import NoClientsLeft, Progress, RoundResult, Training, TrainingFailed, train
 from strategies.server.threads import ServerThreads
 
 app = ServerApp()
 
 ENDED_BY: dict[type[BaseException], str] = {
     KeyboardInterrupt: "interrupted",
-    Diverged: "training diverged",
+    TrainingFailed: "training failed",
     NoClientsLeft: "no clients left",
     WorkersLost: "workers lost",
     WriteError: UNWRITTEN,

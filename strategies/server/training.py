@@ -20,8 +20,8 @@ from strategies.server.tasks import Task
 from strategies.server.threads import ServerThreads
 
 
-class Diverged(RuntimeError):
-    """Training has led to numbers that are not finite, from which it cannot go on."""
+class TrainingFailed(RuntimeError):
+    """The server's own training cannot go on, as from numbers that are not finite; and why."""
 
 
 @dataclass(frozen=True)
