@@ -14,8 +14,8 @@ import pytest
 from simulations.engines import ray_start
 from simulations.engines.local_grid import EngineError, deadline
 from simulations.engines.memory import keep_freed_memory
-from simulations.runs.lock import alone
 from simulations.runs.files import OutputError
+from simulations.runs.lock import alone
 from simulations.runs.run import Stop
 from simulations.runs.signals import Terminated, terminable
 

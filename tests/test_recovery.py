@@ -90,7 +90,7 @@ def test_a_worker_that_only_dies_ends_the_run_in_one_line(connect):
 
 def test_what_lacks_memory_is_told_so(connect):
     ask, _, _ = connect(lambda seen: True, LACK)
-    with pytest.raises(WorkersLost, match="for lack of memory 6 times.*fewer workers") as told:
+    with pytest.raises(WorkersLost, match=r"for lack of memory 6 times.*fewer workers") as told:
         ask(*"abcdefgh")
     assert "\n" not in str(told.value)
 

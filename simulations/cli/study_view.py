@@ -21,7 +21,7 @@ from simulations.runs.settings import chosen_folder
 from simulations.runs.signals import exit_code, terminable
 from simulations.studies import study
 from simulations.studies.cell_process import LOG
-from simulations.studies.cells import LOCK, Cell
+from simulations.studies.cells import LOCK, Cell, faults
 from simulations.studies.cost import Estimator, cost_table
 from simulations.studies.processes import CellProcesses
 from simulations.studies.watch import headline, snapshot_table
@@ -46,6 +46,8 @@ def run_study(
     with door():
         folder = chosen_folder(out_dir, found[0].experiment.out)
         missing = study.missing(found, folder, axes)
+        for fault in faults(found, folder):
+            err.print(f"warning: {fault}", markup=False, highlight=False, soft_wrap=True)
         if dry_run:
             _show_cost(found, missing)
             return

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fl_split.metrics import backward_transfer, jain, performance_gap, worst
-from simulations.runs.files import ADVICE, DamagedError, append, read_table, write_whole
+from simulations.runs.files import DamagedError, append, read_table, write_whole
 
 CLASSES, SHARDS = "classes.csv", "shards.csv"
 
@@ -75,5 +75,5 @@ def _best(path: Path, frame: pd.DataFrame, classes: int) -> NDArray[np.float64]:
     """Return the best accuracy of each class so far."""
     best = frame.groupby("class")["accuracy"].max()
     if len(best) != classes:
-        raise DamagedError(f"{path} has rows of {len(best)} classes, not of {classes}; {ADVICE}")
+        raise DamagedError(f"{path} has rows of {len(best)} classes, not of {classes}")
     return best.to_numpy(dtype=float)

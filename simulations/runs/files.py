@@ -30,8 +30,6 @@ WHOLE = {
 }
 """Columns of rounds.csv that hold whole numbers."""
 
-ADVICE = "put the file back as the run wrote it"
-
 
 class OutputError(ValueError):
     """An output folder that cannot be used."""
@@ -42,7 +40,11 @@ class WriteError(OutputError):
 
 
 class DamagedError(OutputError):
-    """A file of results that cannot be read, and what is wrong with it."""
+    """A file of results that is not as the run wrote it; `fault` says which, and what is wrong."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(f"{fault}; put the file back as the run wrote it")
+        self.fault = fault
 
 
 @contextmanager
@@ -138,9 +140,28 @@ def read_rounds(path: Path) -> pd.DataFrame:
         if len(frame) and not pd.api.types.is_integer_dtype(frame[name]):
             raise DamagedError(
                 f"{path}: column {name} holds no whole numbers any more, as when a spreadsheet "
-                f"has rounded or cut them; {ADVICE}"
+                "has rounded or cut them"
             )
     return frame
+
+
+def read_parts(folder: Path) -> pd.DataFrame:
+    """Read all Parquet files of a folder as one table.
+
+    Raises
+    ------
+    DamagedError
+        One of them cannot be read.
+    """
+    try:
+        return pd.read_parquet(folder)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        for part in sorted(folder.glob("*.parquet")):
+            try:
+                pd.read_parquet(part)
+            except (OSError, ValueError):
+                raise DamagedError(f"{part} is torn or no Parquet file") from None
+        raise DamagedError(f"{folder} cannot be read as one table: {error}") from None
 
 
 def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
@@ -158,13 +179,13 @@ def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     try:
         frame = pd.read_csv(StringIO(whole))
     except ValueError as error:  # pandas' own errors are ValueErrors
-        raise DamagedError(f"{path} is no table: {error}; {ADVICE}") from None
+        raise DamagedError(f"{path} is no table: {error}") from None
     check_columns(path, [str(name) for name in frame.columns], needed)
     for name in needed:
         if len(frame) and not pd.api.types.is_numeric_dtype(frame[name]):
             odd = pd.to_numeric(frame[name], errors="coerce").isna()
             value = frame[name][odd].iloc[0] if odd.any() else frame[name].iloc[0]
-            raise DamagedError(f"{path}: column {name} holds {value!r}, no number; {ADVICE}")
+            raise DamagedError(f"{path}: column {name} holds {value!r}, no number")
     return frame
 
 
@@ -181,7 +202,7 @@ def read_cells(path: Path, rounds: int) -> list[list[str]]:
     head = lines[0] if lines else []
     check_columns(path, head, COLUMNS)
     if len(lines) <= rounds:
-        raise DamagedError(f"{path} has {len(lines) - 1} rounds, the checkpoint {rounds}; {ADVICE}")
+        raise DamagedError(f"{path} has {len(lines) - 1} rounds, the checkpoint {rounds}")
     for number, row in enumerate(lines[1 : rounds + 1], start=1):
         if len(row) != len(head) or row[head.index("round")] != str(number):
             raise DamagedError(f"{path}: line {number + 1} is not the row of round {number}")
@@ -190,7 +211,7 @@ def read_cells(path: Path, rounds: int) -> list[list[str]]:
             if is_cut or ROUNDED.search(cell):
                 raise DamagedError(
                     f"{path}: column {name} of round {number} is {cell!r}: not what was written, "
-                    f"as when a spreadsheet has rounded it; {ADVICE}"
+                    "as when a spreadsheet has rounded it"
                 )
     return lines[: rounds + 1]
 
@@ -202,7 +223,7 @@ def check_columns(path: Path, found: Sequence[str], needed: Sequence[str]) -> No
         return
     others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     cause = "semicolons stand between its cells" if ";" in "".join(found) else "edited, or another"
-    raise DamagedError(f"{path} has no column {missing[0]}{others} ({cause}); {ADVICE}")
+    raise DamagedError(f"{path} has no column {missing[0]}{others} ({cause})")
 
 
 def _text(path: Path) -> str:
@@ -212,7 +233,7 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}; {ADVICE}") from None
+        raise DamagedError(f"{path} cannot be read: {error}") from None
 
 
 def _room(error: OSError, path: Path) -> str:
