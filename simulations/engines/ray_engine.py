@@ -161,12 +161,12 @@ class Ray:
         with self._running() as (count, is_ours):
             actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(ClientActor)
             posts = [Post(partial(actor.remote, app), ray.kill) for _ in range(count)]
-            # Wait for their imports: the timeout of a message is for clients, not for Python.
             wait_for(posts)
 
             def begin(worker: Worker, clients: int, timeout: float) -> RayGrid:
                 for grid in grids:
                     grid.close()
+                wait_for(posts)  # one may have died with the last run
                 grids[:] = [RayGrid(posts, worker, clients, timeout)]
                 return grids[0]
 

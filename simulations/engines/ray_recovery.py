@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from textwrap import shorten
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
@@ -29,8 +30,11 @@ MOST_DEATHS = 6
 """Deaths of a worker in a row, no message answered in between, after which a run gives up; one
 message that kills takes three."""
 
-MEMORY_WORDS = "running low on memory", "memory monitor", "OutOfMemory", "OOM"
-"""What Ray says of a worker that it killed for lack of memory."""
+LOW_MEMORY = "running low on memory"
+"""What Ray says where its memory monitor has killed a worker."""
+
+LONGEST = 160
+"""Characters of a reason; Ray's may list all that a machine does."""
 
 WAIT_SECONDS = 1.0
 """Longest a pull blocks before the caller may look at its own deadline, or a receiving thread
@@ -248,19 +252,20 @@ def causes_of_death(deaths: int, error: Exception) -> str:
 
     times = f"{deaths} times in a row, with nothing done in between"
     is_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
-    if is_memory or any(word in str(error) for word in MEMORY_WORDS):
+    if is_memory or LOW_MEMORY in str(error):
         return (
             f"Ray killed a worker for lack of memory {times}; take fewer workers, as "
             "engine='ray(workers=1)', smaller batches or a smaller model, or free memory"
         )
-    return f"a worker died {times} ({reason(error)})"
+    return f"a worker died {times} ({reason(error)}); is there memory for so many workers?"
 
 
 def reason(error: Exception) -> str:
     """One line, of the cause where Ray wraps one."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+    text = f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+    return shorten(text, LONGEST, placeholder=" ...")
 
 
 def _error(message: Message, error: Exception) -> Message:

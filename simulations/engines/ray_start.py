@@ -30,7 +30,9 @@ LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sock
 
 
 def wait_for(posts: Sequence[Post]) -> None:
-    """Wait until all workers have started; one that dies in doing so is started again, not often.
+    """Wait until all workers are there; one that has died is started again, not too often.
+
+    They import for seconds: the timeout of a message is for clients, not for Python.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -234,11 +235,10 @@ def _read(name: str, folder: Path) -> FinishedRun:
         rounds = read_rounds(folder / ROUNDS)
         flaw = "" if status == "complete" else status
         if rounds.empty:
-            flaw = flaw or f"{ROUNDS} is missing or empty"
-    except DamagedError as error:
-        flaw = error.fault
-    except SpecError as error:
-        flaw = str(error)
+            flaw = flaw or ("no rounds" if (folder / ROUNDS).exists() else f"no {ROUNDS}")
+    except (DamagedError, SpecError) as error:
+        fault = error.fault if isinstance(error, DamagedError) else str(error)
+        flaw = fault.replace(f"{folder}{os.sep}", "")  # which the name of the run tells
     return FinishedRun(name, folder, settings, summary, rounds, flaw)
 
 
