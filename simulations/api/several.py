@@ -23,7 +23,7 @@ from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
 from simulations.runs.settings import chosen_folder
 from simulations.studies import study
-from simulations.studies.cells import LOCK, Cell
+from simulations.studies.cells import LOCK, Cell, faults
 from simulations.studies.pareto import AXES, FRONT, conclude
 
 Rows = Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]
@@ -190,6 +190,8 @@ def _study(
     forget()
     folder = chosen_folder(out, found[0].experiment.out).absolute()
     missing = study.missing(found, folder, axes)
+    for fault in faults(found, folder):
+        warnings.warn(fault, stacklevel=3)
     processes = study.cell_processes(missing, study.combinations(missing), folder, jobs)
     shows = is_watched() if progress is None else progress
     with (

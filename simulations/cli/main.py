@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from simulations.cli import check_command, configs_command, list_command, study_commands
+from simulations.cli.stopped import Stoppable
 from simulations.cli.terminal import (
     CONFIG,
     OVERRIDES,
@@ -29,6 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 Form = Literal["html", "md"]
 
 app = typer.Typer(
+    cls=Stoppable,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

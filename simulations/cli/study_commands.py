@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,7 @@ def partition(
         from simulations.data import statistics
         from simulations.runs.experiment import Experiment
         from simulations.runs.experiment_data import prepare_labels
-        from simulations.runs.results import make_folder
+        from simulations.runs.files import make_folder, writing
     with door():
         experiment = Experiment.from_dict(values)
         table, names, unheld = prepare_labels(experiment)
@@ -62,8 +63,9 @@ def partition(
     out.print(f"{experiment.dataset}, {experiment.partition}, seed {experiment.seed}", markup=False)
     out.print(statistics.summary_table(counts, unheld), statistics.clients_table(counts))
     if out_dir:
-        statistics.write(table, out_dir)
-        statistics.partition_plot(counts, names, out_dir / statistics.PLOT)
+        with door(), writing(out_dir):
+            statistics.write(table, out_dir)
+            statistics.partition_plot(counts, names, out_dir / statistics.PLOT)
         out.print("Written:", str(out_dir), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -163,13 +165,20 @@ def watch(
     with door():
         existing(folder)
     with quiet():
-        from simulations.studies.watch import headline, is_over, look_below, snapshot_table
+        from simulations.studies.watch import (
+            headline,
+            is_over,
+            look_below,
+            remarks,
+            snapshot_table,
+        )
     with door():
         seen = look_below(folder)
         if not seen:
             raise ValueError(f"no runs in {str(folder)!r}")
     if once or not out.is_terminal:
         out.print(snapshot_table(seen, out.width), headline(seen))
+        _print_all(remarks(seen))
         return
     try:
         with Live(console=out, auto_refresh=False) as live:
@@ -184,3 +193,9 @@ def watch(
                 seen = look_below(folder)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    _print_all(remarks(seen))
+
+
+def _print_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from simulations.cli.terminal import AROUND, complain, door, err, explain, out
 from simulations.runs.lock import alone
-from simulations.runs.run import Terminated, terminable
 from simulations.runs.settings import chosen_folder
+from simulations.runs.signals import exit_code, terminable
 from simulations.studies import study
 from simulations.studies.cell_process import LOG
-from simulations.studies.cells import LOCK, Cell
+from simulations.studies.cells import LOCK, Cell, faults
 from simulations.studies.cost import Estimator, cost_table
 from simulations.studies.processes import CellProcesses
 from simulations.studies.watch import headline, snapshot_table
@@ -46,6 +46,8 @@ def run_study(
     with door():
         folder = chosen_folder(out_dir, found[0].experiment.out)
         missing = study.missing(found, folder, axes)
+        for fault in faults(found, folder):
+            err.print(f"warning: {fault}", markup=False, highlight=False, soft_wrap=True)
         if dry_run:
             _show_cost(found, missing)
             return
@@ -77,7 +79,7 @@ def _run(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.Da
     except KeyboardInterrupt as error:
         advice = f"to go on: the same command, --out {folder}"
         err.print(f"stopped; {advice}", markup=False, soft_wrap=True)
-        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+        raise typer.Exit(exit_code(error)) from None
 
 
 def _show(live: Live, seen: study.StudyState) -> None:

@@ -74,7 +74,8 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
             label = f"{name}: " if name else ""
             out.print(f"{label}{text}", markup=False, highlight=False, soft_wrap=True)
     if len(setups) > 1:
-        figure = report.write_comparison(summaries, folder)
+        with door():
+            figure = report.write_comparison(summaries, folder)
         out.print("Figure:", str(figure), markup=False, highlight=False, soft_wrap=True)
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from simulations.report.text_table import text_table
 from simulations.runs.columns import PAYLOAD, SENT, WEIGHTS, sums
+from simulations.runs.files import read_rounds, write_whole, writing
 from simulations.runs.results import COMPARISON, ROUNDS
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ def write_comparison(summaries: Mapping[str, dict[str, Any]], folder: Path) -> P
 
     Returns the figure's file.
     """
-    comparison(summaries).to_csv(folder / COMPARISON, index=False)
+    write_whole(folder / COMPARISON, comparison(summaries).to_csv(index=False).encode())
     file = folder / "comparison.svg"
-    comparison_figure({name: folder / name for name in summaries}).savefig(file)
+    with writing(file):
+        comparison_figure({name: folder / name for name in summaries}).savefig(file)
     return file
 
 
@@ -101,7 +103,7 @@ def comparison_figure(folders: Mapping[str, Path]) -> Figure:
     figure = Canvas(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     marks = in_a_row([*folders])
-    tables = [pd.read_csv(folder / ROUNDS) for folder in folders.values()]
+    tables = [read_rounds(folder / ROUNDS) for folder in folders.values()]
     for axis, (label, cost) in zip(axes, COSTS.items(), strict=True):
         frames = [
             pd.DataFrame({"x": cost(rounds), "mean": 100 * rounds["accuracy"]}) for rounds in tables

@@ -23,8 +23,8 @@ from simulations.report.marks import Mark, Marks, kept_marks
 from simulations.report.runs import Configuration, RunCollection, collect
 from simulations.report.scripts import datatables_script, datatables_style, plotly_script
 from simulations.report.text_table import shortened_apart
+from simulations.runs.files import write_whole
 from simulations.runs.provenance import unlike
-from simulations.runs.results import write_whole
 
 FIRST = "the first method; choose another with --baseline"
 """Said of a baseline that the user did not choose."""

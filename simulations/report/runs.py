@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,10 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from fl_split.spec_errors import SpecError
 from simulations.report.labels import TASK, joined, natural, ordered, part
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import Metric, declared
 from simulations.runs.experiment import Experiment
+from simulations.runs.files import DamagedError, read_rounds, read_summary
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 from simulations.runs.settings import read_toml
 
@@ -225,22 +227,19 @@ def _find(folder: Path) -> list[FinishedRun]:
 
 def _read(name: str, folder: Path) -> FinishedRun:
     defaults = {key: field.default for key, field in Experiment.model_fields.items()}
-    settings = {**defaults, **read_toml(folder / EXPERIMENT)}  # keys may be newer than the run
+    settings, summary, rounds = defaults, {}, pd.DataFrame()
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        flaw = "" if summary["status"] == "complete" else str(summary["status"])
-    except FileNotFoundError:
-        summary, flaw = {}, UNFINISHED
-    except (ValueError, KeyError, TypeError):
-        summary, flaw = {}, f"{SUMMARY} is damaged"
-    rounds = _csv(folder / ROUNDS)
-    if rounds is None or "accuracy" not in rounds:
-        flaw = flaw or f"{ROUNDS} is missing or damaged"
-    elif rounds.empty:
-        flaw = flaw or "no rounds"
-    return FinishedRun(
-        name, folder, settings, summary, pd.DataFrame() if rounds is None else rounds, flaw
-    )
+        settings = {**defaults, **read_toml(folder / EXPERIMENT)}  # keys may be newer than the run
+        summary = read_summary(folder / SUMMARY)
+        status = summary.get("status", UNFINISHED)
+        rounds = read_rounds(folder / ROUNDS)
+        flaw = "" if status == "complete" else status
+        if rounds.empty:
+            flaw = flaw or ("no rounds" if (folder / ROUNDS).exists() else f"no {ROUNDS}")
+    except (DamagedError, SpecError) as error:
+        fault = error.fault if isinstance(error, DamagedError) else str(error)
+        flaw = fault.replace(f"{folder}{os.sep}", "")  # which the name of the run tells
+    return FinishedRun(name, folder, settings, summary, rounds, flaw)
 
 
 def _csv(path: Path) -> pd.DataFrame | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from simulations.runs.columns import SENT
+from simulations.runs.files import read_rounds
 from simulations.runs.results import ROUNDS
 from strategies import RoundResult
 
@@ -36,9 +36,8 @@ class News:
 
     def go_on(self, folder: Path, done: int) -> None:
         """Count what a run that is resumed has sent in its first `done` rounds."""
-        with (folder / ROUNDS).open(newline="", encoding="utf-8") as file:
-            for row in list(csv.DictReader(file))[:done]:
-                self._add(row)
+        rows = read_rounds(folder / ROUNDS)[:done]
+        self.sent += int(rows[[*SENT]].to_numpy().sum())
 
     def of_round(self, row: Mapping[str, Any]) -> str:
         """Count a finished round; return accuracy and bytes so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from simulations.report.marks import Mark, in_a_row
 from simulations.report.statistics import non_dominated
 from simulations.runs.budget import BUDGETS, Limited
 from simulations.runs.columns import COLUMNS, PAYLOAD, WEIGHTS
+from simulations.runs.files import DamagedError, read_rounds, write_whole, writing
 from simulations.runs.results import ROUNDS
 from simulations.studies.cells import Cell
 
@@ -133,8 +135,9 @@ class ParetoStudy(BaseModel):
 def conclude(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -> Table:
     """Write pareto.csv and pareto.svg; return what to show."""
     frame = front(cells, budgets, folder)
-    frame.to_csv(folder / FRONT, index=False)
-    pareto_figure(frame).savefig(folder / PLOT)
+    write_whole(folder / FRONT, frame.to_csv(index=False).encode())
+    with writing(folder / PLOT):
+        pareto_figure(frame).savefig(folder / PLOT)
     return pareto_table(frame)
 
 
@@ -147,9 +150,7 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
     """
     rows = []
     for cell in cells:
-        path = folder / cell.name / ROUNDS
-        found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
-        rounds = found.assign(rounds=1)
+        rounds = _rounds(folder / cell.name / ROUNDS).assign(rounds=1)
         sent = rounds[[*PAYLOAD]].sum().sum()
         for name, budget in budgets.items():
             spent = budget.spent(rounds).cumsum()
@@ -172,6 +173,14 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _rounds(path: Path) -> pd.DataFrame:
+    """Return the rounds of a cell; none of one that failed before any, or was left out."""
+    with suppress(DamagedError):
+        if path.exists():
+            return read_rounds(path)
+    return pd.DataFrame(columns=COLUMNS)
 
 
 def pareto_summary(frame: pd.DataFrame) -> pd.DataFrame:
