@@ -84,7 +84,8 @@ def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, di
     known = parameters(entry(name, table))
     if len(positional) > len(known):
         raise SpecError(f"{spec!r}: {len(positional)} values for {len(known)} arguments")
-    for key, value in zip(known, positional, strict=False):
+    places = table.by_position(known) if isinstance(table, Table) else known
+    for key, value in zip(places, positional, strict=False):
         if key in arguments:
             raise SpecError(f"{spec!r}: {key} is given twice")
         arguments[key] = value

@@ -14,12 +14,13 @@ from simulations.api.plans import of_one, prepare_all
 from simulations.api.progress import Callback, is_watched, watching
 from simulations.api.results import Run
 from simulations.runs import checkpoint
+from simulations.runs.experiment_data import forget
 from simulations.runs.observers import Observer
 from simulations.runs.provenance import resumed_elsewhere
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
 from simulations.runs.settings import chosen_folder
-from simulations.runs.setup import Setup, forget, prepare
+from simulations.runs.setup import Setup, prepare
 
 Callbacks = Callback | Sequence[Callback]
 

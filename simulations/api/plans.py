@@ -10,9 +10,10 @@ from typing import Any
 
 from simulations.api.objects import as_spec, with_specs
 from simulations.runs.experiment import Experiment
+from simulations.runs.experiment_data import forget
 from simulations.runs.results import check_empty, check_folder, make_folder
 from simulations.runs.settings import read_toml, rows_of
-from simulations.runs.setup import Setup, forget, prepare
+from simulations.runs.setup import Setup, prepare
 from simulations.runs.shipped import STUDIES, find
 from simulations.studies.cells import Cell
 from simulations.studies.pareto import AXES, ParetoStudy

@@ -17,11 +17,11 @@ from simulations.api.progress import is_watched, watching
 from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
 from simulations.report.page import build, form_of, older_marks, write
+from simulations.runs.experiment_data import forget
 from simulations.runs.lock import alone
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
 from simulations.runs.settings import chosen_folder
-from simulations.runs.setup import forget
 from simulations.studies import study
 from simulations.studies.cells import LOCK, Cell
 from simulations.studies.pareto import AXES, FRONT, conclude

@@ -51,8 +51,8 @@ def partition(
     with quiet():
         from simulations.data import statistics
         from simulations.runs.experiment import Experiment
+        from simulations.runs.experiment_data import prepare_labels
         from simulations.runs.results import make_folder
-        from simulations.runs.setup import prepare_labels
     with door():
         experiment = Experiment.from_dict(values)
         table, names, unheld = prepare_labels(experiment)

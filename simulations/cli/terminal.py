@@ -81,7 +81,7 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
 
 def explain(experiments: Sequence[Experiment]) -> None:
     """Warn of samples that nobody holds, and say what guessing the commonest class would give."""
-    from simulations.runs.setup import unheld
+    from simulations.runs.experiment_data import unheld
 
     for text in dict.fromkeys(
         f"{e.partition}, {e.clients} clients, seed {e.seed}: {unheld(e)}"

@@ -23,6 +23,7 @@ from fl_split.exchange.stacked import MEMBERS
 from fl_split.foreign import travelling
 from fl_split.specs import STRICT
 from simulations.clients.worker import Worker
+from simulations.data.ragged import Ragged
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
 from simulations.engines.ray_actor import ClientActor
@@ -48,9 +49,9 @@ class RayGrid(LocalGrid):
     def __init__(self, actors: Sequence[Any], worker: Worker, clients: int, timeout: float) -> None:
         import ray
 
-        super().__init__(clients)
+        super().__init__(worker, clients)
         self._ray = ray
-        self._home = _balance([len(part) for part in worker.data.partitions], len(actors))
+        self._home = _balance(Ragged.of(worker.data.partitions).sizes.tolist(), len(actors))
         self._done: SimpleQueue[tuple[ActorConnection, Any] | None] = SimpleQueue()
         # In a list, so that Ray passes the reference on and an actor fetches it once.
         with _by_value(worker.modules):

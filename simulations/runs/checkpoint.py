@@ -29,7 +29,7 @@ from strategies.server import flower_private
 
 FILE = "checkpoint.safetensors"
 
-FREE = {"out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
+FREE = {"cache_gb", "out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
 """Keys that do not change a result, so a run may go on with other values."""
 # `plugins` only says where code lies; the code itself is compared.
 

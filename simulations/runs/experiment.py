@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -24,9 +24,11 @@ from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import canonical, parse, stages
 from fl_split.tables import Table
 from simulations.data import partition
+from simulations.data.decoding import OnBad
+from simulations.data.descriptions import DATASETS, Dataset
 from simulations.data.partitioners import PARTITIONS
+from simulations.data.pictures import Fit
 from simulations.data.skew import SKEWS, Skew, parse_skew
-from simulations.data.sources import DATASETS, Dataset
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
@@ -117,6 +119,35 @@ class Experiment(BaseModel):
     skew: str = Field(
         "none()",
         description="how clients' training data differ beside that",
+        json_schema_extra=UNTOLD,
+    )
+    image_size: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="side of images; 0 takes the commonest, a checkpoint its own",
+        json_schema_extra=UNTOLD,
+    )
+    channels: Literal[0, 1, 3] = Field(
+        0,
+        description="1 for grey images, 3 for colour; 0: grey if all images are",
+        json_schema_extra=UNTOLD,
+    )
+    resize: Fit | Literal[""] = Field(
+        "",
+        description="how images become squares: squash, shortest+crop or pad; empty: as the "
+        "checkpoint says, else squash",
+        json_schema_extra=UNTOLD,
+    )
+    test_resize: Fit | Literal[""] = Field(
+        "", description="the same of test images; empty: as in training", json_schema_extra=UNTOLD
+    )
+    on_bad_image: OnBad = Field(
+        "error",
+        description="images that cannot be decoded: error, or skip leaves them out",
+        json_schema_extra=UNTOLD,
+    )
+    cache_gb: Annotated[float, Field(ge=0)] = Field(
+        20.0,
+        description="GB of decoded images kept on disk; beyond, they are decoded each time",
         json_schema_extra=UNTOLD,
     )
     clients: Count = Field(100, description="virtual clients")

@@ -19,7 +19,7 @@ from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
-from fl_split.tables import signature
+from fl_split.tables import Table, signature
 
 EXPERIMENT = "simulations.runs.experiment"
 
@@ -89,9 +89,16 @@ def tables() -> dict[str, dict[str, Outline]]:
     if any(group.startswith("fl_split.") for group in entry_points().groups):
         raise UnreadableError("there are parts of other packages")
     return {
-        key: {name: _outline(*entry) for name, entry in _items(*_resolve(module, value))}
+        key: _table(*_resolve(module, value))
         for key, (module, value) in _items(*_lookup(EXPERIMENT, "SPEC_TABLES"))
     }
+
+
+def _table(module: str, node: ast.AST) -> Table[Outline]:
+    """Return a table with the outlines of its entries, and what whoever builds one fills in."""
+    entries = {name: _outline(*entry) for name, entry in _items(module, node)}
+    more = node.args[3:] if isinstance(node, ast.Call) else []
+    return Table(Outline, "", entries, *(_value(module, one) for one in more))
 
 
 def constant(module: str, name: str) -> Any:
