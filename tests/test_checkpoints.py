@@ -372,3 +372,10 @@ def test_what_is_no_checkpoint_is_said(tmp_path, files, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=f"cannot load a ViT.*{message}"):
         load(tmp_path)
+
+
+def test_a_name_that_neither_a_folder_nor_the_hub_has_is_said(monkeypatch):
+    """The hub is not asked: nothing of that name was ever fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot load a ViT from 'nosuch': no such folder here, "):
+        load("nosuch")

@@ -78,6 +78,7 @@ def settings(path: str, what: str) -> dict[str, Any]:
             return found
         adapter = files.find(path, "adapter_config.json")
         base = files.read_json(adapter).get("base_model_name_or_path") if adapter else None
+        reason = "" if adapter else files.explain(path, "config.json")
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load a {what} from {path!r}: {error}") from None
     if adapter:
@@ -86,8 +87,8 @@ def settings(path: str, what: str) -> dict[str, Any]:
             "merge it into its model (peft: merge_and_unload) and save that"
         )
     raise ValueError(
-        f"cannot load a {what} from {path!r}: no config.json, so no checkpoint of transformers "
-        f"or timm{files.listed(path)}"
+        f"cannot load a {what} from {path!r}: {reason}; a checkpoint of transformers or timm has "
+        "one"
     )
 
 

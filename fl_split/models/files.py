@@ -13,7 +13,7 @@ SHOWN = 5
 
 
 def find(path: str, name: str) -> Path | None:
-    """Return where the file `name` of a checkpoint is; None if it has none.
+    """Return where the file `name` of a checkpoint is; None if it has none, or none is cached.
 
     Raises
     ------
@@ -25,14 +25,31 @@ def find(path: str, name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
     if path.startswith((".", "/", "~")):
         raise OSError("no such folder")
+    return _of_hub(path, name, _raise_exceptions_for_missing_entries=False)
+
+
+def _of_hub(path: str, name: str, **settings: Any) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(path, name, **settings)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"no such folder here, and {reason}") from None
     return Path(found) if found else None
+
+
+def explain(path: str, name: str) -> str:
+    """Say why a checkpoint has no file `name`, and which files it has.
+
+    Raises
+    ------
+    OSError
+        It is on the hub, which may have the file but cannot be asked.
+    """
+    if not Path(path).expanduser().is_dir():
+        _of_hub(path, name)
+    return f"no {name}{listed(path)}"
 
 
 def read_json(file: Path) -> dict[str, Any]:
