@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
@@ -153,6 +153,8 @@ class Local:
     Without a split called `test` (by default "test") a part of `train` is held out.
     `train_rows` and `test_rows` take only so many rows, evenly spaced; 0 takes all.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     train: str = "train"
