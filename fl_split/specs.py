@@ -131,9 +131,7 @@ def canonical(
     return f"{name}({', '.join(parts)})"
 
 
-def located(
-    spec: str, table: Mapping[str, Callable[..., Any]], place: Callable[[str], str]
-) -> str:
+def located(spec: str, table: Mapping[str, Callable[..., Any]], place: Callable[[str], str]) -> str:
     """Replace every path in `spec` by what `place` makes of it.
 
     Which arguments are paths an entry says itself, see :func:`fl_split.tables.paths`.

@@ -122,7 +122,7 @@ def test_bad_configuration_is_refused_with_help(values, message):
         ({"dataset": "local(path='/nowhere')"}, "dataset: no file or folder '/nowhere'"),
         ({"model": "vit(patch_size=3)"}, "model: patch_size must divide the image size 8, got 3"),
         ({"model": "vit(hidden_size=10)"}, "num_attention_heads must divide hidden_size 10"),
-        ({"model": "pretrained(path='./nowhere')"}, "model: cannot load a ViT from './nowhere'"),
+        ({"model": "pretrained(path='./nowhere')"}, "/nowhere': no such folder"),
     ],
 )
 def test_what_cannot_work_fails_before_training(values, message):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from fl_split.exchange.whole import Joined
 from fl_split.models.cut import insert
 from simulations.api.objects import with_specs
-from simulations.report import comparison, comparison_figure
+from simulations.report import comparison, comparison_figure, run_names
 from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
+from simulations.runs.paths import expanded
 from simulations.runs.results import CLIENTS, CODEC, COMPARISON, MODEL, ROUNDS, STUDY, SUMMARY
 from simulations.studies.pareto import FRONT, pareto_figure
 
@@ -171,7 +172,7 @@ def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
     NoResultsError
         There are none.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if (path / ROUNDS).is_file():
         return Run(path, objects)
     runs = {
@@ -181,7 +182,6 @@ def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
         if (path / table).is_file():
             return Study(path, pd.read_csv(path / table), runs)
     if runs:
-        order = path / COMPARISON
-        names = pd.read_csv(order)["run"].astype(str) if order.is_file() else [*runs]
+        names = run_names(path / COMPARISON) or [*runs]
         return Comparison(path, {name: runs[name] for name in names if name in runs})
     raise NoResultsError(f"{str(folder)!r} holds no results; give the folder of a run or a study")

@@ -5,6 +5,7 @@ from simulations.report.comparison import (
     comparison,
     comparison_figure,
     comparison_table,
+    run_names,
     write_comparison,
 )
 
@@ -13,5 +14,6 @@ __all__ = [
     "comparison",
     "comparison_figure",
     "comparison_table",
+    "run_names",
     "write_comparison",
 ]

@@ -61,6 +61,15 @@ def write_comparison(summaries: Mapping[str, dict[str, Any]], folder: Path) -> P
     return file
 
 
+def run_names(file: Path) -> list[str]:
+    """Return the names of the runs of a comparison, from its table; none if that is not there."""
+    try:
+        table = pd.read_csv(file, usecols=["run"], dtype=str, keep_default_na=False)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+        return []
+    return [*table["run"]]
+
+
 def comparison_table(frame: pd.DataFrame, width: int) -> Table:
     """Show what :func:`comparison` returns on a terminal of `width` characters."""
     has_clients = bool(frame["client_accuracy"].notna().any())
@@ -93,7 +102,9 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
 
 def comparison_figure(folders: Mapping[str, Path]) -> Figure:
     """Return accuracy against bytes sent, against rounds and against client compute."""
-    from simulations.report.canvas import Canvas
+    from matplotlib import rc_context
+
+    from simulations.report.canvas import PLAIN, Canvas, named_legend
     from simulations.report.chart import ACCURACY, hidden
     from simulations.report.lines import logarithmic, plot_curve
     from simulations.report.marks import in_a_row
@@ -108,12 +119,13 @@ def comparison_figure(folders: Mapping[str, Path]) -> Figure:
         ]
         shown = zip(folders, frames, hidden(frames), strict=True)
         for place, (name, frame, below) in enumerate(shown):
-            plot_curve(axis, frame, marks[name], place, below, label=name)
+            plot_curve(axis, frame, marks[name], place, below)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     logarithmic([axes[0]])
     axes[0].set_ylabel(ACCURACY)
-    axes[0].legend(fontsize="small")
+    with rc_context(PLAIN):
+        named_legend(axes[0], axes[0].get_lines(), [*folders], fontsize="small")
     return figure
 
 

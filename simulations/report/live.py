@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.report.runs import IGNORED, UNFINISHED, FinishedRun
+from simulations.report.finished import UNFINISHED, FinishedRun
+from simulations.report.runs import IGNORED
 from simulations.runs.columns import METRICS, PAYLOAD
 from simulations.runs.results import ROUNDS
 

@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fl_split.tables import signature
 
@@ -72,7 +72,7 @@ def keys() -> dict[str, Key]:
     """Keys of an experiment by name; UnreadableError if the source is beyond us."""
     module, node = _lookup(EXPERIMENT, "Experiment")
     found = {}
-    texts = {one.target.id for one in ast.walk(node) if _is_or_text(one)}
+    texts = {ast.unparse(one.target) for one in ast.walk(node) if _may_be_text(one)}
     for name, declared in _annotated(node):
         if isinstance(declared, ast.Call):
             about = _keyword(declared, "description")
@@ -81,7 +81,7 @@ def keys() -> dict[str, Key]:
     return found
 
 
-def _is_or_text(node: ast.AST) -> bool:
+def _may_be_text(node: ast.AST) -> TypeGuard[ast.AnnAssign]:
     """Tell whether a field may be a text or something else."""
     return isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation).endswith("| str")
 

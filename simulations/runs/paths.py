@@ -70,7 +70,7 @@ def expanded(text: str | Path) -> Path:
     if strange := next((letter for letter in shown if not letter.isprintable()), ""):
         kind = "a byte that is not UTF-8" if "\ud800" <= strange <= "\udfff" else repr(strange)
         advice = "; write / in place of \\" if strange in "\a\b\f\n\r\t\v" else ""
-        raise SpecError(f"{ascii(_end_of(shown))}: {kind} cannot stand in a path{advice}")
+        raise SpecError(f"{_end_of(shown)!a}: {kind} cannot stand in a path{advice}")
     try:
         return Path(shown).expanduser()
     except RuntimeError:

@@ -17,7 +17,8 @@ from simulations.runs.shipped import STUDIES
 UTF8, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 """Marks that some editors put before a text."""
 
-QUOTES = str.maketrans("“”„‟«»″‘’‚‛′", '"' * 7 + "'" * 5)
+DOUBLE, SINGLE = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033", "\u2018\u2019\u201a\u201b\u2032"
+QUOTES = str.maketrans(DOUBLE + SINGLE, '"' * len(DOUBLE) + "'" * len(SINGLE))
 """Quotes of word processors, and the straight ones that TOML has."""
 
 WORDS = {
@@ -101,6 +102,10 @@ def _advice(line: str) -> Iterator[str]:
         slashed = f"{key} = {value}".replace("\\", "/")
         other = f"; write `{slashed}`" if _is_toml(slashed) else ""
         yield f"a backslash means something else in TOML{other or '; write / in its place'}"
+    if re.search(r"\s[\w.-]+\s*=", value) and value[:1] not in {"[", "{"}:
+        yield "one key in a line; write the next on a line of its own"
+    if _is_toml(bare := f"{key} = {value.rstrip(',; ')}"):
+        yield f"nothing stands behind a value; write `{bare}`"
     if value[:1] in {'"', "'"}:
         yield "the text has no quote at its end, or more behind it; quote inside it by the other"
     if value[:1] not in {"[", "{"}:
