@@ -175,16 +175,16 @@ def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
     given = {key: arguments[key] for key in known if key in arguments}  # in one order
     first = next(iter(given), None)
     told = [
-        f"{key}={_last_part(value) if key in among else value!r}"
+        f"{key}={(_last_part(value) if key in among else value)!r}"
         for key, value in given.items()
         if value != known[key].default or (key == first and type(value) in {int, float})
     ]
     return f"{name}({', '.join(told)})" if told else name
 
 
-def _last_part(path: Any) -> str:
+def _last_part(path: Any) -> Any:
     is_whole = isinstance(path, str) and PurePath(path).is_absolute()
-    return repr(PurePath(path).name or path) if is_whole else repr(path)
+    return PurePath(path).name if is_whole else path
 
 
 _TEXT_OR_REFERENCE = re.compile(
