@@ -142,6 +142,7 @@ def test_what_is_no_path_is_refused_by_key(path, message):
         ("dangling/x", "is a link that leads nowhere"),
         ("loop", "is a link that leads nowhere"),
         ("x" * 300, "longer name than the file system holds"),
+        ("x/" * 1900 + "x" * 200, "longer name than the file system holds"),
         ("x/" * 3000, "longer name than the file system holds"),
         ("a\nb", "cannot stand in a path"),
         ("/proc/x", "out: "),

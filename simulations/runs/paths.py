@@ -22,6 +22,10 @@ SHOWN = 60
 """Characters of a path that errors show of its end."""
 
 
+ROOM = "x" * 240
+"""As long as the longest path below a folder of results."""
+
+
 class PathNotice(UserWarning):
     """Says which of two files was taken."""
 
@@ -155,6 +159,8 @@ def check_place(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, "no right to write")
+        with suppress(FileNotFoundError):
+            os.stat(folder / ROOM)
     except OSError as error:
         raise SpecError(f"out: {_reason(folder, error)}") from None
     finally:

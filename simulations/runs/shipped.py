@@ -64,6 +64,8 @@ def find(name_or_path: str | Path) -> Path:
     name, known = str(name_or_path), {one.stem: one for one in folder().glob("*.toml")}
     if name in known:
         return known[name]
+    if "=" in name:
+        raise SpecError(f"no configuration file {name!r}; the configuration comes first, then keys")
     near = nearest(path.stem, known)
     hint = f"did you mean {near!r}? " if near else ""
     raise SpecError(
