@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import fl_split as fs
 from fl_split.spec_errors import SpecError
 from fl_split.specs import located, shortened
 from fl_split.tables import Table
@@ -142,7 +145,7 @@ def test_what_is_no_path_is_refused_by_key(path, message):
         ("dangling/x", "is a link that leads nowhere"),
         ("loop", "is a link that leads nowhere"),
         ("x" * 300, "longer name than the file system holds"),
-        ("x/" * 1900 + "x" * 200, "longer name than the file system holds"),
+        (("x" * 199 + "/") * 19 + "x" * 120, "longer name than the file system holds"),
         ("x/" * 3000, "longer name than the file system holds"),
         ("a\nb", "cannot stand in a path"),
         ("/proc/x", "out: "),
@@ -167,3 +170,27 @@ def test_the_folder_of_results(places, tmp_path):
     assert len(names) == 20, "runs that begin in the same second have folders of their own"
     assert all(name.parent == Path("runs") for name in names)
     assert expanded("~") == tmp_path / "home"
+
+
+def test_a_run_goes_on_from_another_folder(places, monkeypatch):
+    """Data, plugins and the folder of results are named relative to where one works."""
+    draw = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (places[1] / "images" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = draw.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(places[1] / "images" / name / f"{number}.png")
+    (places[0] / "c.toml").write_text(
+        "dataset = \"local(path='images')\"\nclients = 2\nrounds = 2\nengine = 'inline'\n"
+        "model = 'vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)'\n"
+        "cut = 1\npartition = 'iid'\nlocal_steps = 1\ncheckpoint_every = 1\n"
+    )
+
+    def stop(row, result):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fs.run(places[0] / "c.toml", out="o", callback=stop)
+    monkeypatch.chdir("/")
+    done = fs.resume(places[1] / "o")
+    assert list(done.rounds["round"]) == [1, 2] and done.summary["status"] == "complete"

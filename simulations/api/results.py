@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fl_split.exchange.whole import Joined
 from fl_split.models.cut import insert
 from simulations.api.objects import with_specs
-from simulations.report import comparison, comparison_figure, run_names
+from simulations.report import comparison, comparison_figure
+from simulations.report.finished import run_names
 from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
 from simulations.runs.paths import expanded

@@ -5,7 +5,6 @@ from simulations.report.comparison import (
     comparison,
     comparison_figure,
     comparison_table,
-    run_names,
     write_comparison,
 )
 
@@ -14,6 +13,5 @@ __all__ = [
     "comparison",
     "comparison_figure",
     "comparison_table",
-    "run_names",
     "write_comparison",
 ]

@@ -61,15 +61,6 @@ def write_comparison(summaries: Mapping[str, dict[str, Any]], folder: Path) -> P
     return file
 
 
-def run_names(file: Path) -> list[str]:
-    """Return the names of the runs of a comparison, from its table; none if that is not there."""
-    try:
-        table = pd.read_csv(file, usecols=["run"], dtype=str, keep_default_na=False)
-    except (OSError, ValueError):  # pandas' own errors are ValueErrors
-        return []
-    return [*table["run"]]
-
-
 def comparison_table(frame: pd.DataFrame, width: int) -> Table:
     """Show what :func:`comparison` returns on a terminal of `width` characters."""
     has_clients = bool(frame["client_accuracy"].notna().any())

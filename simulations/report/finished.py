@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.report.comparison import run_names
 from simulations.report.labels import natural
 from simulations.runs.checkpoint import FREE
 from simulations.runs.experiment import Experiment
@@ -64,6 +63,15 @@ class FinishedRun:
         """Read another table of the run, if it is there and has rows."""
         frame = _csv(self.folder / file)
         return None if frame is None or frame.empty else frame
+
+
+def run_names(file: Path) -> list[str]:
+    """Return the names of the runs of a comparison, from its table; none if that is not there."""
+    try:
+        table = pd.read_csv(file, usecols=["run"], dtype=str, keep_default_na=False)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+        return []
+    return [*table["run"]]
 
 
 def find_runs(folder: Path) -> list[FinishedRun]:

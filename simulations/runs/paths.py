@@ -163,6 +163,8 @@ def check_place(folder: Path) -> None:
             os.stat(folder / ROOM)
     except OSError as error:
         raise SpecError(f"out: {_reason(folder, error)}") from None
+    except RecursionError:  # a thousand folders in each other
+        raise SpecError(f"out: {_reason(folder, OSError(errno.ENAMETOOLONG, ''))}") from None
     finally:
         for path in new:
             with suppress(OSError):
