@@ -14,13 +14,15 @@ from simulations.api.plans import of_one, prepare_all
 from simulations.api.progress import Callback, is_watched, watching
 from simulations.api.results import Run
 from simulations.runs import checkpoint
+from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import forget
+from simulations.runs.news import left_to_nobody
 from simulations.runs.observers import Observer
+from simulations.runs.paths import chosen_folder, expanded
 from simulations.runs.provenance import resumed_elsewhere
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
-from simulations.runs.settings import chosen_folder
-from simulations.runs.setup import Setup, prepare
+from simulations.runs.setup import prepare
 
 Callbacks = Callback | Sequence[Callback]
 
@@ -78,7 +80,7 @@ def run(
     folder = chosen_folder(out, values.get("out")).absolute()
     (setup,) = prepare_all({"": values}, folder).values()
     shows = is_watched() if progress is None else progress
-    warn_of_unheld([setup])
+    warn_of_unheld([setup.experiment])
     with stopped(folder):
         watch = partial(watching, callbacks=as_list(callback), shows=shows)
         run_each({folder.name: setup}, watch, observers=observers)
@@ -112,7 +114,7 @@ def resume(
     """
     quiet_libraries()
     forget()
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
     experiment, before = checkpoint.read(path, with_specs(keys))
     setup = prepare(experiment)
     if text := resumed_elsewhere(before.cpu):
@@ -124,11 +126,10 @@ def resume(
     return Run(path, experiment.objects())
 
 
-def warn_of_unheld(setups: Iterable[Setup]) -> None:
+def warn_of_unheld(experiments: Iterable[Experiment]) -> None:
     """Warn, once for each partition, of samples and classes that nobody holds."""
-    for text in dict.fromkeys(f"{one.experiment.partition}: {one.unheld}" for one in setups):
-        if not text.endswith(": "):
-            warnings.warn(text, stacklevel=3)
+    for text in left_to_nobody(experiments):
+        warnings.warn(text, stacklevel=3)
 
 
 def as_list(callback: Callbacks) -> Sequence[Callback]:

@@ -13,7 +13,7 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import forget
 from simulations.runs.files import make_folder
 from simulations.runs.results import check_empty, check_folder
-from simulations.runs.settings import read_toml, rows_of
+from simulations.runs.settings import read_toml, several
 from simulations.runs.setup import Setup, prepare
 from simulations.runs.shipped import STUDIES, find
 from simulations.studies.cells import Cell
@@ -51,7 +51,7 @@ def of_several(
         given for all runs and for one.
     """
     if isinstance(runs, str | Path):
-        config, values = str(runs), read_toml(find(runs))
+        config, values = runs, read_toml(find(runs))
     else:
         rows = (
             [{"name": k, **row} for k, row in runs.items()]
@@ -59,14 +59,7 @@ def of_several(
             else [*runs]
         )
         config, values = "the comparison", {"compare": [with_specs(row) for row in rows]}
-    found: dict[str, dict[str, Any]] = {}
-    for name, row in rows_of(config, values, with_specs(keys)):
-        if name in found:
-            raise ValueError(f"two runs are called {name!r}; give them different names")
-        found[name] = row
-    if not found:
-        raise ValueError("give at least one run")
-    return found
+    return several([(config, values)], with_specs(keys))
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from simulations.report import write_comparison
 from simulations.report.page import build, form_of, older_marks, write
 from simulations.runs.experiment_data import forget
 from simulations.runs.lock import alone
+from simulations.runs.paths import chosen_folder, expanded
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
-from simulations.runs.settings import chosen_folder
 from simulations.studies import study
 from simulations.studies.cells import LOCK, Cell, faults
 from simulations.studies.pareto import AXES, FRONT, conclude
@@ -64,7 +64,7 @@ def compare(
     folder = chosen_folder(out, next(iter(plans.values())).get("out")).absolute()
     setups = prepare_all(plans, folder)
     shows = is_watched() if progress is None else progress
-    warn_of_unheld(setups.values())
+    warn_of_unheld([setup.experiment for setup in setups.values()])
     with stopped(folder):
         watch = partial(watching, callbacks=as_list(callback), shows=shows)
         write_comparison(run_each(setups, watch), folder)
@@ -172,8 +172,7 @@ def report(
         There are no runs, or `baseline` names none of them.
     """
     several = [folders] if isinstance(folders, str | Path) else folders
-    path = Path(output).expanduser()
-    runs = [Path(one).expanduser() for one in several]
+    path, runs = expanded(output), [expanded(one) for one in several]
     write(build(runs, baseline, older_marks(path)), path, form_of(path))
     return path
 

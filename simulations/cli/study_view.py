@@ -17,7 +17,7 @@ from rich.table import Table
 
 from simulations.cli.terminal import AROUND, complain, door, err, explain, out
 from simulations.runs.lock import alone
-from simulations.runs.settings import chosen_folder
+from simulations.runs.paths import chosen_folder
 from simulations.runs.signals import exit_code, terminable
 from simulations.studies import study
 from simulations.studies.cell_process import LOG
@@ -35,7 +35,7 @@ def run_study(
     *,
     axes: Collection[str],
     conclude: Conclude,
-    out_dir: Path | None,
+    out_dir: str | None,
     jobs: int,
     dry_run: bool,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -21,6 +21,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from simulations.cli.streams import Terminal
+from simulations.runs.paths import expanded
+
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.runs.checkpoint import Checkpoint
     from simulations.runs.experiment import Experiment
@@ -29,7 +32,7 @@ if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.runs.setup import Setup
     from strategies import RoundResult
 
-out, err = Console(), Console(stderr=True)
+out, err = Terminal(), Terminal(stderr=True)
 
 CONFIG = typer.Argument(
     help="TOML file, or the name of one that comes with fl-split; see [b]fl-split configs[/b].",
@@ -82,13 +85,9 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
 
 def explain(experiments: Sequence[Experiment]) -> None:
     """Warn of samples that nobody holds, and say what guessing the commonest class would give."""
-    from simulations.runs.experiment_data import unheld
+    from simulations.runs.news import left_to_nobody
 
-    for text in dict.fromkeys(
-        f"{e.partition}, {e.clients} clients, seed {e.seed}: {unheld(e)}"
-        for e in experiments
-        if str(unheld(e))
-    ):
+    for text in left_to_nobody(experiments):
         err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
     for experiment in experiments:
         if experiment.parts.strategy.keeps_models:
@@ -147,10 +146,11 @@ def _show(
 
 
 def existing(folder: Path) -> Path:
-    """Return `folder`; raise ValueError at once if there is no such folder."""
-    if not folder.is_dir():
-        raise ValueError(f"no folder {str(folder)!r}")
-    return folder
+    """Return `folder`, `~` replaced; raise ValueError at once if there is no such folder."""
+    found = expanded(folder)
+    if not os.path.isdir(found):
+        raise ValueError(f"no folder {str(found)!r}")
+    return found
 
 
 @contextmanager

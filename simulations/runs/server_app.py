@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -37,6 +36,7 @@ from simulations.runs.observers import (
     measured,
     new_metrics,
 )
+from simulations.runs.paths import expanded, new_folder
 from simulations.runs.provenance import machine
 from simulations.runs.results import UNWRITTEN, Recorder
 from simulations.runs.setup import Setup, prepare
@@ -253,4 +253,4 @@ def _budgets(context: LocalContext) -> dict[str, Budget]:
 
 def output_folder(experiment: Experiment) -> Path:
     """Where results go: `out`, or a folder named after the time."""
-    return Path(experiment.out or time.strftime("runs/%Y%m%d-%H%M%S")).expanduser()
+    return expanded(experiment.out) if experiment.out else new_folder()
