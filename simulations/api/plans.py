@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from simulations.api.objects import as_spec, with_specs
+from simulations.data.cache import Progress
 from simulations.runs.experiment import Experiment
-from simulations.runs.experiment_data import forget
+from simulations.runs.experiment_data import forget, silent
 from simulations.runs.files import make_folder
 from simulations.runs.results import check_empty, check_folder
 from simulations.runs.settings import read_toml, several
@@ -114,8 +115,12 @@ def of_pareto(config: str | Path, keys: Mapping[str, Any]) -> tuple[ParetoStudy,
     return study, study.cells({**values, **with_specs(keys)})
 
 
-def prepare_all(plans: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Setup]:
+def prepare_all(
+    plans: Mapping[str, Mapping[str, Any]], folder: Path, progress: Progress = silent
+) -> dict[str, Setup]:
     """Check all plans, load their data and build their models; make `folder`.
+
+    `progress` is told of work on many images.
 
     Raises
     ------
@@ -130,7 +135,8 @@ def prepare_all(plans: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[st
         try:
             check_folder(folder / name)
             out = str(folder / name)
-            setups[name] = prepare(Experiment.from_dict({**values, "out": out}))
+            experiment = Experiment.from_dict({**values, "out": out})
+            setups[name] = prepare(experiment, progress)
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if name else str(error)) from None
     engines = {setup.experiment.engine for setup in setups.values()}

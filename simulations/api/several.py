@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from simulations.api.one import Callbacks, as_list, stopped, warn_of_unheld
+from simulations.api.one import Callbacks, as_list, stopped, warn_of_data
 from simulations.api.plans import of_pareto, of_several, of_sweep, prepare_all
-from simulations.api.progress import is_watched, watching
+from simulations.api.progress import counting, is_watched, watching
 from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
 from simulations.report.page import build, form_of, older_marks, write
@@ -62,9 +62,10 @@ def compare(
     quiet_libraries()
     plans = of_several(runs, keys)
     folder = chosen_folder(out, next(iter(plans.values())).get("out")).absolute()
-    setups = prepare_all(plans, folder)
     shows = is_watched() if progress is None else progress
-    warn_of_unheld([setup.experiment for setup in setups.values()])
+    with counting(shows) as told:
+        setups = prepare_all(plans, folder, told)
+    warn_of_data([*setups.values()])
     with stopped(folder):
         watch = partial(watching, callbacks=as_list(callback), shows=shows)
         write_comparison(run_each(setups, watch), folder)

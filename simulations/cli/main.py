@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from simulations.cli import check_command, configs_command, list_command, study_commands
+from simulations.cli import (
+    check_command,
+    configs_command,
+    data_commands,
+    list_command,
+    study_commands,
+)
+from simulations.cli.data_view import counting
 from simulations.cli.streams import Commands
 from simulations.cli.terminal import (
     CONFIG,
@@ -42,6 +49,7 @@ OUT = typer.Option(
     help="Output folder; must not hold a run yet. Default: runs/ and the time.",
 )
 app.add_typer(study_commands.app)
+app.add_typer(data_commands.app)
 app.add_typer(list_command.app)
 app.add_typer(configs_command.app)
 app.add_typer(check_command.app)
@@ -61,7 +69,9 @@ def main() -> None:
     [b]fl-split sweep CONFIG seed=0..4[/b]      a grid, several runs at once
     [b]fl-split watch DIR[/b]                   what runs are doing
     [b]fl-split report DIR -o report.html[/b]   tables and figures of runs
+    [b]fl-split data SPEC[/b]                   what would be trained on
     [b]fl-split partition CONFIG[/b]            who would hold which samples
+    [b]fl-split cache[/b]                       decoded images on disk
     [b]fl-split resume DIR[/b]                  go on with a stopped run
     [b]fl-split list[/b]                        what can be combined
     [b]fl-split configs[/b]                     which CONFIG come with fl-split
@@ -187,7 +197,8 @@ def resume(
     with door():
         experiment, checkpoint = read(folder)
         values = experiment.model_dump()
-        setup = prepare(Experiment.from_dict(_with_options(values, engine)))
+        with counting(err) as progress:
+            setup = prepare(Experiment.from_dict(_with_options(values, engine)), progress)
     if text := resumed_elsewhere(checkpoint.cpu):
         err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
     done, rounds = checkpoint.rounds, setup.experiment.rounds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from simulations.cli.data_view import counting, decided
 from simulations.cli.streams import Terminal
 from simulations.runs.paths import expanded
 
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
+    from simulations.data.splits import Decision
     from simulations.runs.checkpoint import Checkpoint
     from simulations.runs.experiment import Experiment
     from simulations.runs.news import News
@@ -55,8 +57,8 @@ def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Check all plans, then run one after the other on the same workers."""
     with quiet():
         from simulations.api.plans import prepare_all
-    with door():
-        setups = prepare_all(plans, folder)
+    with door(), counting(err) as progress:
+        setups = prepare_all(plans, folder, progress)
     run_setups(setups, folder)
 
 
@@ -66,6 +68,7 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
     from simulations.runs.news import early_end
     from simulations.runs.run import run_each
 
+    show_decisions([setup.decisions for setup in setups.values()])
     explain([setup.experiment for setup in setups.values()])
     folders = [Path(setup.experiment.out) for setup in setups.values()]
     with ends(folder, folders):
@@ -81,6 +84,12 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
             figure = report.write_comparison(summaries, folder)
         out.print("Figure:", str(figure), markup=False, highlight=False, soft_wrap=True)
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
+
+
+def show_decisions(several: Iterable[Sequence[Decision]]) -> None:
+    """Show what was decided about the data of runs; once where runs share it."""
+    for decisions in dict.fromkeys(map(tuple, several)):
+        out.print(decided(decisions), highlight=False)
 
 
 def explain(experiments: Sequence[Experiment]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -18,13 +19,14 @@ from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.engines.local_grid import LocalGrid, WorkersLost
+from simulations.runs import about_data
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
 from simulations.runs.evaluator import Evaluator
 from simulations.runs.experiment import Experiment
 from simulations.runs.fairness import Fairness
-from simulations.runs.files import WriteError, writing
+from simulations.runs.files import WriteError, write_whole, writing
 from simulations.runs.observers import (
     Budgets,
     Costs,
@@ -123,6 +125,10 @@ class RunController:
         self.folder = output_folder(experiment)
         new = new_metrics(context.observers)
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
+        self.about_data = about_data.record(self.setup)
+        write_whole(
+            self.folder / about_data.FILE, json.dumps(self.about_data, indent=2).encode() + b"\n"
+        )
         with writing(self.folder / statistics.FILE):
             statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
@@ -166,6 +172,7 @@ class RunController:
             "model_input": setup.model_input,
             "model_notes": setup.model_notes,
             "unheld": asdict(setup.unheld),
+            "data": self.about_data,
         }
         try:
             self._train()
