@@ -17,6 +17,7 @@ COMMANDS = {
     "engine_only": ["engine.py", "--tiny", "--engine-only", "--only", TINY, "--rounds", "2"],
     "scaling": ["scaling.py", "--tiny"],
     "codec_costs": ["codec_costs.py", "--tiny"],
+    "data": ["data.py", "--tiny"],
     "peers": ["peers.py", "--tiny"],
 }
 
@@ -54,6 +55,7 @@ def run(tmp_path, monkeypatch, capsys):
         ("engine", [TINY, "empty exchange over 3", "first exchange"]),
         ("engine_only", [TINY]),
         ("scaling", [2]),
+        ("data", ["digits", "on the fly, cold", "on the fly, warm", "cache, cold", "cache, warm"]),
         ("peers", ["inline"]),
     ],
 )
