@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import fl_split as fs
 from simulations.api.objects import with_specs
 from simulations.data.images import DataError
-from simulations.data.memory import as_uint8, in_memory
+from simulations.data.memory import as_pixels, in_memory
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 
@@ -140,6 +140,13 @@ def test_a_dict_of_splits_has_train_and_test(decoded):
     assert held(source, decoded) == (truth(*halves["train"]), truth(*halves["test"]))
     whole = opened(datasets.DatasetDict(train=library(pixels, labels)))
     assert both(whole, decoded) == truth(pixels, labels)
+
+
+def test_arrays_of_sixteen_bits_keep_all_levels(decoded):
+    deep = np.arange(12 * 64, dtype=np.uint16).reshape(12, 8, 8) * 5
+    source = opened((deep, np.arange(12) % 3))
+    seen = np.concatenate(decoded(source))
+    assert len(np.unique(seen)) == 12 * 64 and (seen.min(), seen.max()) == (0, 65_535)
 
 
 def test_two_images_are_no_train_and_test():
@@ -318,7 +325,7 @@ def test_a_fingerprint_tells_data_sets_apart_and_is_the_same_for_the_same():
 )
 def test_arrays_that_are_no_images_are_refused(given, said):
     with pytest.raises(DataError, match=said):
-        as_uint8(given)
+        as_pixels(given)
     with pytest.raises(DataError, match=said):
         opened((given, [0, 1] * 2 if len(given) == 4 else [0]))
 

@@ -69,7 +69,7 @@ def in_memory(given: Any) -> InMemory:
     Parameters
     ----------
     given : object
-        ``(images, labels)``: arrays or tensors, see :func:`as_uint8`, or lists of PIL images or
+        ``(images, labels)``: arrays or tensors, see :func:`as_pixels`, or lists of PIL images or
         files; a ``datasets.Dataset``; a table (``pandas.DataFrame``) with a column of files,
         arrays or PIL images and one of labels; a torch data set of ``(image, label)``. Two of
         these, ``(train, test)``; or a ``DatasetDict`` with a split ``train`` and perhaps ``test``.
@@ -88,11 +88,11 @@ def in_memory(given: Any) -> InMemory:
     return InMemory(_split(given))
 
 
-def as_uint8(images: Any) -> NDArray[np.uint8]:
-    """Return images as (n, H, W) or (n, H, W, 3) of uint8.
+def as_pixels(images: Any) -> NDArray[np.unsignedinteger]:
+    """Return images as (n, H, W) or (n, H, W, 3) of uint8, or (n, H, W) of uint16.
 
-    Images may be (n, H, W), (n, H, W, C) or (n, C, H, W), C being 1 or 3; uint8, or floats from
-    0 to 1.
+    Images may be (n, H, W), (n, H, W, C) or (n, C, H, W), C being 1 or 3; uint8, grey ones
+    uint16, or floats from 0 to 1.
 
     Raises
     ------
@@ -109,10 +109,12 @@ def as_uint8(images: Any) -> NDArray[np.uint8]:
         )
     if table.ndim == 4 and table.shape[3] == 1:
         table = table[..., 0]
-    if table.dtype == np.uint8:
+    if table.dtype == np.uint8 or (table.dtype == np.uint16 and table.ndim == 3):
         return table
     if table.dtype == bool or not np.issubdtype(table.dtype, np.floating):
-        raise DataError(f"images must be uint8, or floats from 0 to 1; got {table.dtype}")
+        raise DataError(
+            f"images must be uint8, grey uint16, or floats from 0 to 1; got {table.dtype}"
+        )
     if not np.isfinite(table).all() or table.min() < 0 or table.max() > 1:
         raise DataError(
             f"images of floats must lie in 0 to 1, got {table.min():g} to {table.max():g}; "
@@ -197,7 +199,7 @@ def _pictures(images: Any) -> list[Any]:
                 "arrays of images must have one shape; give PIL images, which may differ"
             )
         images = np.stack(arrays)
-    return list(as_uint8(images))
+    return list(as_pixels(images))
 
 
 def _copied(image: Image.Image, row: int) -> Image.Image:
