@@ -318,9 +318,18 @@ def test_a_fingerprint_tells_data_sets_apart_and_is_the_same_for_the_same():
         (np.full((4, 8, 8), 2.0), "must lie in 0 to 1, got 2 to 2; scale them"),
         (np.arange(256.0).reshape(1, 16, 16), "must lie in 0 to 1, got 0 to 255; scale them"),
         (np.full((4, 8, 8), np.nan), "must lie in 0 to 1"),
-        (np.zeros((4, 8, 8), dtype=np.int64), "must be uint8, or floats from 0 to 1; got int64"),
-        (np.zeros((4, 8, 8), dtype=bool), "must be uint8, or floats from 0 to 1; got bool"),
-        (np.zeros((4, 8, 8), dtype=object), "must be uint8, or floats from 0 to 1; got object"),
+        (
+            np.zeros((4, 8, 8), dtype=np.int64),
+            "must be uint8, grey uint16, or floats from 0 to 1; got int64",
+        ),
+        (
+            np.zeros((4, 8, 8), dtype=bool),
+            "must be uint8, grey uint16, or floats from 0 to 1; got bool",
+        ),
+        (
+            np.zeros((4, 8, 8), dtype=object),
+            "must be uint8, grey uint16, or floats from 0 to 1; got object",
+        ),
     ],
 )
 def test_arrays_that_are_no_images_are_refused(given, said):
