@@ -122,12 +122,21 @@ class Client:
 
     def rows(self) -> NDArray[np.int64]:
         """Row numbers (B,) of the present step's samples in the data."""
+        return self._rows(self.at)
+
+    def _rows(self, step: StepId) -> NDArray[np.int64]:
         rows = self.worker.data.partitions[self.partition]
-        return rows[self.schedule.batch(self.at, len(rows))]
+        return rows[self.schedule.batch(step, len(rows))]
 
     def batch(self) -> Batch:
         """Return the samples of the present step."""
         return Batch(*self.worker.data.batch(self.rows()), self.worker.data.num_classes)
+
+    def _look_ahead(self) -> None:
+        """Begin to decode the next step's images, if they are, while the server is at work."""
+        data, following = self.worker.data, self.at.next()
+        if data.decodes and following.step < self.schedule.num_steps(self.num_samples):
+            data.prefetch(self._rows(following))
 
     def forward(self) -> Payload:
         """Return what is sent in the present step, with its graph."""
@@ -136,6 +145,7 @@ class Client:
 
     def _smash(self) -> Payload:
         exchange, batch = self.worker.exchange, self.batch()
+        self._look_ahead()
         self.release()
         with self.worker.measure(1, len(batch.labels)):
             payload = exchange.smash(self.head.module, self.link.codec, batch, self.at, self.memory)

@@ -97,9 +97,10 @@ class OnTheFly:
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Begin to decode rows that will be asked for soon."""
-        if len(self._ahead) < MOST_AHEAD:
-            numbers = np.asarray(rows)
-            self._ahead[numbers.tobytes()] = _pool().submit(self._decode, numbers)
+        while len(self._ahead) >= MOST_AHEAD:  # their clients may have been dropped
+            self._ahead.pop(next(iter(self._ahead)), None)
+        numbers = np.asarray(rows)
+        self._ahead[numbers.tobytes()] = _pool().submit(self._decode, numbers)
 
     def _decode(self, numbers: NDArray[np.int64]) -> Decoded:
         found: Decoded = np.empty((len(numbers), *self.shape[1:]), self.dtype)
@@ -156,6 +157,12 @@ def prefetch(images: Images, rows: NDArray[np.int64]) -> None:
     begin = getattr(images, "prefetch", None)
     if begin is not None:
         begin(rows)
+
+
+def decodes(images: Images) -> bool:
+    """Tell whether images are decoded each time they are read."""
+    inner = getattr(images, "images", None)
+    return isinstance(images, OnTheFly) or (inner is not None and decodes(inner))
 
 
 def decoded(

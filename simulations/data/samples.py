@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simulations.data.images import Images, prefetch
+from simulations.data.images import Images, decodes, prefetch
 
 Labels = NDArray[np.int64]
 
@@ -44,6 +44,11 @@ class Samples:
         pixels = torch.from_numpy(self.pixels[rows].astype(np.float32))
         mean, std = self._scale
         return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
+
+    @cached_property
+    def decodes(self) -> bool:
+        """Whether images are decoded each time they are read."""
+        return decodes(self.pixels)
 
     def prefetch(self, rows: NDArray[np.int64]) -> None:
         """Begin to decode the images of a batch that will be asked for soon."""
