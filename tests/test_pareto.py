@@ -265,7 +265,7 @@ def test_a_cell_that_never_began_has_no_accuracy(tmp_path):
         ("seeds = [0, 1]", "sedes = [0, 1]", "sedes"),
         ('{ codec = "identity()" }', '{ codec = "adk()" }', "did you mean"),
         ('{ codec = "identity()" }', '{ codec = "topk(ratio={ratio})" }', "give a name"),
-        ("[pareto]", "[parreto]", "no \\[pareto\\] table"),
+        ("[pareto]", "[parreto]", "did you mean \\[pareto\\]"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(tmp_path, old, new, message):

@@ -48,6 +48,7 @@ def test_a_mark_and_any_ends_of_lines_are_read_over(tmp_path, mark, end):
             "clients = 4\n[training]\nlr = 0.1\n",
             "line 2, `[training]`: [training] is no section: keys stand outside sections; write lr",
         ),
+        ("[[comparre]]\nclients = 4\n", "`[[comparre]]`: [comparre] is no section; did you mean"),
         ('clients = "4"\n', "clients must be a whole number; write `clients = 4`"),
         ("clients = 4.0\n", "clients must be a whole number; write `clients = 4`"),
         ("rounds = 1e0\n", "rounds must be a whole number; write `rounds = 1`"),

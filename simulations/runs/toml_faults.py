@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fl_split.spec_errors import SpecError
+from fl_split.spec_errors import SpecError, nearest
 from simulations.runs.outline import UnreadableError, keys
 from simulations.runs.shipped import STUDIES
 
@@ -130,8 +130,9 @@ def check_values(text: str, values: Mapping[str, Any]) -> None:
     Keys that nobody knows are somebody else's to refuse.
     """
     for key, value in values.items():
-        if isinstance(value, dict) and key not in STUDIES:
-            raise SpecError(_section(text, key, value))
+        parts = value if isinstance(value, list) else [value]
+        if key not in STUDIES and parts and isinstance(parts[0], dict):
+            raise SpecError(_section(text, key, parts[0]))
     rows = values.get("compare")
     known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     with suppress(UnreadableError):
@@ -141,7 +142,7 @@ def check_values(text: str, values: Mapping[str, Any]) -> None:
 
 
 def _section(text: str, key: str, value: Mapping[str, Any]) -> str:
-    where = _line_of(text, rf"\s*\[\s*{re.escape(key)}\s*[\].]", rf"\s*{re.escape(key)}\s*\.")
+    where = _line_of(text, rf"\s*\[+\s*{re.escape(key)}\s*[\].]", rf"\s*{re.escape(key)}\s*\.")
     start = f"{where}[{key}] is no section"
     name = next((str(value[k]) for k in ("name", "type", "kind") if k in value), "")
     given = {k: v for k, v in value.items() if k not in {"name", "type", "kind"}}
@@ -150,6 +151,8 @@ def _section(text: str, key: str, value: Mapping[str, Any]) -> str:
         if key in keys():
             spec = (name or "NAME") + (f"({parts})" if parts else "")
             return f"{start}; write `{key} = {json.dumps(spec, ensure_ascii=False)}` above"
+    if near := nearest(key, STUDIES):
+        return f"{start}; did you mean [{near}]?"
     listed = ", ".join(value) or "its keys"
     return f"{start}: keys stand outside sections; write {listed} above, without [{key}]"
 
