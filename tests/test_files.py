@@ -338,7 +338,7 @@ def test_rows_without_a_value_are_left_out_if_asked_to_and_counted(tmp_path, dec
 def test_a_text_that_may_mean_no_label_is_warned_of(tmp_path):
     source = opened(column(tmp_path, ["ant", "nan", "bee", "cat"] * 4, TEXT))
     assert source.class_names == ["ant", "bee", "cat", "nan"]
-    assert "warning: 4 images are of the class 'nan'" in decisions(source, "labels")
+    assert "4 images are of the class 'nan'" in decisions(source, "labels")
 
 
 def test_columns_that_would_do_too_are_named(tmp_path):

@@ -49,6 +49,7 @@ class Pretrained:
     lora: Annotated[int, Field(ge=0)] = 0
 
     is_transformers: ClassVar[bool] = True
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     def build(
         self, *, image_size: int, channels: int, num_classes: int, seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -48,6 +48,8 @@ class ResNet18:
     norm: Literal["batch", "group"] = "batch"
     stats: Literal["averaged", "batch"] = "averaged"
     path: str = ""
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
     image_size: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:

@@ -2,62 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from simulations.cli.data_view import counting, decided
 from simulations.cli.terminal import OVERRIDES, door, err, out, quiet
 from simulations.runs.misspelt import check_names
 from simulations.runs.settings import read_overrides, read_toml
 from simulations.runs.shipped import STUDIES, find
 
-if TYPE_CHECKING:  # importing costs seconds, which --help can do without
-    from simulations.data.cache import Progress as Told
-    from simulations.data.splits import Decision
-
 app = typer.Typer()
 
 MOST_CLASSES = 30
 """Classes that are shown on a terminal."""
-
-
-@contextmanager
-def counting() -> Iterator[Told]:
-    """Show a bar while many images are looked at or decoded; yield what is told of it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
-        tasks = {}
-
-        def told(text: str, done: int, total: int) -> None:
-            if text not in tasks:
-                tasks[text] = bars.add_task(text, total=total)
-            bars.update(tasks[text], completed=done, total=total)
-
-        yield told
-
-
-def decided(decisions: list[Decision]) -> Table:
-    """Return a block of what was decided about data: what about, what, and what decides it."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(style="dim", overflow="fold")
-    for one in decisions:
-        style = "yellow" if one.text.startswith("warning") else ""
-        table.add_row(one.about, Text(one.text, style), Text(one.key))
-    return table
 
 
 @app.command()
@@ -87,7 +49,7 @@ def data(
         from simulations.data import showing
         from simulations.runs.experiment import Experiment
         from simulations.runs.experiment_data import view
-    with door(), counting() as told:
+    with door(), counting(err) as told:
         seen = view(Experiment.from_dict(values), told)
     source = seen.looked.source
     out.print(f"{values.get('dataset', 'digits()')}", markup=False, highlight=False)

@@ -81,9 +81,10 @@ def read(split: Split, column: str) -> Classes:
         decisions.append(
             Decision(
                 "labels",
-                f"warning: {count:,} images are of the class {doubtful[0]!r}, a text that often "
+                f"{count:,} images are of the class {doubtful[0]!r}, a text that often "
                 "means no label",
                 "leave such rows out of the file, or store no value",
+                is_warning=True,
             )
         )
     return Classes(values, names, False, decisions)

@@ -29,11 +29,14 @@ class Decision:
         What it is about, in a word or two; what was decided, with counts.
     key : str
         What decides otherwise; empty if nothing does.
+    is_warning : bool
+        Whether the data may be other than people think.
     """
 
     about: str
     text: str
     key: str = ""
+    is_warning: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from simulations.data.splits import Decision
 from simulations.runs.setup import Setup
 
 FILE = "data.json"
@@ -60,9 +59,6 @@ def check(setup: Setup, folder: Path) -> None:
             )
 
 
-def lines(decisions: list[Decision]) -> list[tuple[str, str]]:
-    """Return what was decided, a line each: what about, and the text."""
-    found: dict[str, list[str]] = {}
-    for one in decisions:
-        found.setdefault(one.about, []).append(one.text)
-    return [(about, "; ".join(texts)) for about, texts in found.items()]
+def warnings_of(setup: Setup) -> list[str]:
+    """Return the decisions that somebody should look at, who sees no others."""
+    return [f"{one.about}: {one.text}" for one in setup.decisions if one.is_warning]

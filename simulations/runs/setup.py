@@ -181,6 +181,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         check_attention(e.parts.codec, head, model_name)
         try_link(e.parts.link(), head, tail, classes)
     _check_strategy(e, partitions)
+    notes = [*loaded.notes_on(source.class_names), *demand]
     with named("dataset"):
         train, test, decisions = images(looked, e, head.image_shape, pixels, progress)
     return Setup(
@@ -198,8 +199,8 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         shards=shards,
         unheld=nobodys,
         class_names=source.class_names,
-        model_notes=[*loaded.notes_on(source.class_names), *demand],
-        decisions=decisions,
+        model_notes=notes,
+        decisions=[*decisions, *(Decision("model", note) for note in notes)],
         fingerprint=fingerprint(looked, partitions),
     )
 
