@@ -18,6 +18,7 @@ from fl_split import testing
 from fl_split.codecs import CODECS, Codec, Received, parse_codec
 from fl_split.models import MODELS
 from fl_split.models.lenet import LeNet
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
@@ -182,6 +183,9 @@ class FaultyNet:
         seed = int(torch.seed() % 1000) if self.law == "seed" else sizes["seed"]
         return LeNet(image_size=16).build(**{**sizes, "seed": seed})
 
+    def preprocessing(self):
+        return Preprocessing(std=(0.0,)) if self.law == "pixels" else Preprocessing()
+
     def split(self, module, cut, end=0):
         if self.law == "behind":
             cut = min(cut, 4)
@@ -201,6 +205,7 @@ class FaultyNet:
     [
         ("behind", "behind the last stage, must raise ValueError"),
         ("flops", "operations of the head must be those that torch counts"),
+        ("pixels", "standard deviations above 0, got"),
         ("result", "the parts must give the logits of the whole"),
         ("seed", "the same seed must build the same"),
         ("weights", "cutting must not change"),

@@ -1,5 +1,6 @@
 """What is read of a preprocessor_config.json makes the pixels that transformers makes."""
 
+import io
 import json
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image
 
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
+from simulations.data.pictures import Transform
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
 
 BASE = {
     "image_processor_type": "ViTImageProcessor",
@@ -91,6 +95,12 @@ def test_images_are_those_of_the_processor(tmp_path, name):
         assert found.notes == ()
         wanted = processor(photo(), return_tensors="np")["pixel_values"][0]
         np.testing.assert_allclose(carried_out(found, photo(), size), wanted, atol=2e-5)
+        transform = Transform(size, 3, found.resize, found.shortest, found.interpolation)
+        stored = io.BytesIO()
+        photo().save(stored, "PNG")
+        ours = transform.apply(stored.getvalue()) / 255
+        mean, std = (np.reshape(part, (-1, 1, 1)) for part in (found.mean, found.std))
+        np.testing.assert_allclose((ours - mean) / std, wanted, atol=2e-5)
 
 
 def test_what_is_usual_is_taken_as_it_stands(tmp_path):
@@ -199,9 +209,6 @@ def test_a_resnet_without_a_size_keeps_that_of_the_data_and_says_so(tmp_path):
 
 
 def test_pixels_of_a_run_are_those_settings(tmp_path):
-    from simulations.runs.experiment import Experiment
-    from simulations.runs.setup import prepare
-
     config = transformers.ViTConfig(
         hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
         image_size=8, patch_size=4, num_channels=1, num_labels=10,

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_split.checks.laws import check_repr, hold, refuses
 from fl_split.models import Model
 from fl_split.models.cut import Head, Tail
+from fl_split.models.preprocessing import Preprocessing
 
 Place = tuple[int, int]
 """Where a model is cut, and the end of a U-shape; 0 is no end."""
@@ -26,6 +27,7 @@ def check_model(spec: Model, image_size: int = 12, channels: int = 3) -> None:
     end of a U-shape.
 
     - its repr is its spec, and the same seed builds the same weights;
+    - it says what is done to images, with standard deviations above 0;
     - all parts together give the logits and the gradients of the whole, bit for bit;
     - cutting keeps names and values of all weights, and gives each to one half;
     - smashed data have the shape that the head says;
@@ -37,6 +39,7 @@ def check_model(spec: Model, image_size: int = 12, channels: int = 3) -> None:
         spec.build(image_size=image_size, channels=channels, num_classes=10, seed=0).train()
         for _ in range(2)
     )
+    _check_preprocessing(spec)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for name, value in again.state_dict().items():
         hold(torch.equal(before[name], value), f"the same seed must build the same {name}")
@@ -49,6 +52,13 @@ def check_model(spec: Model, image_size: int = 12, channels: int = 3) -> None:
         _check_weights(spec, model, place, before)
         _check_result(spec, model, place)
         _check_flops(*spec.split(model, *place), f"cut {place[0]}, end {place[1]}")
+
+
+def _check_preprocessing(spec: Model) -> None:
+    found = spec.preprocessing()
+    law = "preprocessing() must return a fl_split.models.preprocessing.Preprocessing"
+    hold(isinstance(found, Preprocessing), f"{law}, got {type(found).__name__}")
+    hold(min(found.std) > 0, f"{law} with standard deviations above 0, got {found.std}")
 
 
 def _places(spec: Model, model: nn.Module) -> Iterator[Place]:
