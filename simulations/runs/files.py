@@ -239,6 +239,6 @@ def _text(path: Path) -> str:
 def _room(error: OSError, path: Path) -> str:
     """Say what limits the size of files there."""
     if error.errno == errno.EFBIG:
-        return " for a limit on files that this process has (ulimit -f)"
+        return "; this process may write no larger files (ulimit -f)"
     folder = next(one for one in path.absolute().parents if one.exists())
     return f"; {decimal(shutil.disk_usage(folder).free)} are free there"
