@@ -114,9 +114,9 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.repeats):
         reference_cpu = loaded(work, rounds, cores, keeps_memory)
         _, reference_wall = run(bare, work, rounds, keeps_memory)
-        own_cpu, own_wall = run(simulated, work, rounds, engine)
-        cpu.append(own_cpu / reference_cpu)
-        wall.append(own_wall / reference_wall)
+        own = run(simulated, work, rounds, engine)
+        cpu.append(own.cpu / reference_cpu)
+        wall.append(own.wall / reference_wall)
     return {
         "name": work.name,
         "engine": engine,
@@ -125,7 +125,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
         "cpu_ratios": cpu,
         "wall_ratios": wall,
         "bare_ms_per_client_step": 1000 * reference_cpu / steps,
-        "engine_cpu_ms_per_client_step": 1000 * own_cpu / steps,
+        "engine_cpu_ms_per_client_step": 1000 * own.cpu / steps,
     }
 
 
@@ -152,11 +152,16 @@ with terminal.quiet():
     from simulations.clients import client_app
     from simulations.runs.experiment import Experiment
     from simulations.runs.setup import prepare
-from strategies.server.participants import roll_call
-from strategies.server.threads import ServerThreads
+from flwr.app import Message
+from fl_split.exchange.records import Record
+from strategies.server import flower_messages
+question = flower_messages.content(Record(flower_messages.SAMPLE_COUNT))
+action = flower_messages.QUERY + flower_messages.SAMPLE_COUNT
 setup = prepare(Experiment.from_dict({"engine": %r}))
 with setup.parts.engine.session(client_app.app) as session:
-    roll_call(session(setup.worker(), 100, 60.0), 100, 60.0, ServerThreads())
+    grid = session(setup.worker(), 100, 60.0)
+    sent = [Message(question, node, action, group_id="0") for node in grid.get_node_ids()]
+    assert len(list(grid.send_and_receive(sent))) == 100
     print("first exchange", flush=True)
 """
 
@@ -218,7 +223,7 @@ def alone(works: Sequence[Work], options: argparse.Namespace) -> list[dict[str, 
     table = Table("work", "CPU s", "wall s")
     rows = []
     found = simulated_together(works, options.rounds, options.engine)
-    for work, (cpu, wall) in zip(works, found, strict=True):
+    for work, (cpu, wall, *_) in zip(works, found, strict=True):
         rows.append({"name": work.name, "engine": options.engine, "cpu_s": cpu, "wall_s": wall})
         table.add_row(work.name, f"{cpu:.3f}", f"{wall:.3f}")
     Console().print(table)

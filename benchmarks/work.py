@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
 import torch
+from datasets import Dataset
 
 from fl_split.flat import Flat
-from fl_split.models.vit import ViT, split
+from fl_split.models.vit import ViT
+from fl_split.models.vit import split as cut
 from fl_split.specs import parse
 from simulations.clients import client_app
-from simulations.data.partition import Unheld
-from simulations.data.samples import Samples
+from simulations.data import statistics
+from simulations.data.images import Decoded
+from simulations.data.partition import Unheld, split
+from simulations.data.ragged import Ragged
+from simulations.data.samples import Labels, Samples
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Session
 from simulations.runs.centralised import CentralisedTrainer
@@ -39,7 +47,15 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True)
 class Work:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes
+    ----------
+    rows : int
+        Samples by client, on average; 0 takes what the steps of a round need.
+    partition : str
+        Who holds which; by default all alike many, one behind the other.
+    """
 
     name: str
     clients: int
@@ -50,26 +66,42 @@ class Work:
     codec: str = "identity()"
     strategy: str = "parallel()"
     fraction: float = 1.0
+    image: int = 32
+    channels: int = 3
+    rows: int = 0
+    partition: str = ""
 
     @property
     def active(self) -> int:
         """Clients that train in a round."""
         return round(self.clients * self.fraction)
 
-    def setup(self) -> Setup:
-        """Synthetic 32x32 colour images, 65 tokens; nothing is evaluated."""
+    def data(self) -> tuple[Decoded, Labels]:
+        """Make up images and labels of ten classes, all at random."""
+        draw = np.random.default_rng(0)
+        count = self.clients * (self.rows or self.batch * STEPS)
+        shape = count, self.channels, self.image, self.image
+        return draw.integers(0, 255, shape, dtype=np.uint8), draw.integers(0, 10, count)
+
+    def parts(self, labels: Labels) -> Ragged:
+        """Give rows to clients."""
+        if not self.partition:
+            each = len(labels) // self.clients
+            return Ragged(np.arange(len(labels)), np.full(self.clients, each))
+        table = Dataset.from_dict({"label": labels})
+        return split(table, self.partition, clients=self.clients, label="label", seed=0)
+
+    def setup(self, data: tuple[Decoded, Labels] | None = None) -> Setup:
+        """Prepare the work on `data`, in patches of 4 pixels a side; nothing is evaluated."""
+        pixels, labels = data or self.data()
+        parts = self.parts(labels)
         spec = ViT(
             hidden_size=self.hidden,
             num_hidden_layers=self.blocks,
             num_attention_heads=3 if self.hidden == 192 else self.hidden // 16,
             patch_size=4,
         )
-        model = spec.build(image_size=32, channels=3, num_classes=10, seed=0)
-        draw = np.random.default_rng(0)
-        count = self.clients * self.batch * STEPS
-        pixels = draw.integers(0, 255, (count, 3, 32, 32), dtype=np.uint8)
-        labels = draw.integers(0, 10, count)
-        parts = list(np.arange(count).reshape(self.clients, -1))
+        model = spec.build(image_size=self.image, channels=self.channels, num_classes=10, seed=0)
         experiment = Experiment.from_dict(
             {
                 "clients": self.clients,
@@ -78,11 +110,12 @@ class Work:
                 "codec": self.codec,
                 "strategy": self.strategy,
                 "batch_size": self.batch,
+                "local_steps": STEPS,
                 "head_optimizer": "sgd(lr=0.01)",
                 "tail_optimizer": "sgd(lr=0.01)",
             }
         )
-        head, tail = split(model, self.cut)
+        head, tail = cut(model, self.cut)
         return Setup(
             experiment=experiment,
             model=model,
@@ -93,6 +126,7 @@ class Work:
             shards={},
             unheld=Unheld(0, []),
             class_names=[str(label) for label in range(10)],
+            model_notes=[],
         )
 
 
@@ -112,14 +146,31 @@ TINY = [Work("4 clients, 2 a round, ADC 0.1", 4, 2, 16, 2, 1, "adc(ratio=0.1)", 
 """Work of no time, to see that the programs run."""
 
 
-def simulated(work: Work, rounds: int, engine: str) -> tuple[float, float]:
-    """Start an engine and run `rounds` rounds; return CPU and wall seconds per round."""
+class Cost(NamedTuple):
+    """What a simulation takes.
+
+    Attributes
+    ----------
+    cpu, wall : float
+        Seconds per round, of all processes and by the clock.
+    ready : float
+        Seconds from the data to the end of a first round, which is no part of the others.
+    megabytes : float
+        Most memory of this process so far, the data in it.
+    """
+
+    cpu: float
+    wall: float
+    ready: float
+    megabytes: float
+
+
+def simulated(work: Work, rounds: int, engine: str) -> Cost:
+    """Start an engine and run `rounds` rounds."""
     return next(simulated_together([work], rounds, engine))
 
 
-def simulated_together(
-    works: Sequence[Work], rounds: int, engine: str
-) -> Iterator[tuple[float, float]]:
+def simulated_together(works: Sequence[Work], rounds: int, engine: str) -> Iterator[Cost]:
     """Run works one after the other on one engine, which takes seconds to start."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -128,9 +179,12 @@ def simulated_together(
             yield _train(work, rounds, session)
 
 
-def _train(work: Work, rounds: int, session: Session) -> tuple[float, float]:
-    """Run `rounds` rounds and one before them, to warm up; CPU and wall seconds per round."""
-    setup, threads = work.setup(), ServerThreads()
+def _train(work: Work, rounds: int, session: Session) -> Cost:
+    """Run `rounds` rounds and one before them, to warm up."""
+    data, began = work.data(), time.perf_counter()
+    setup, threads = work.setup(data), ServerThreads()
+    with TemporaryDirectory() as folder:
+        statistics.write(setup.train, Path(folder))  # as every run does
     parts, marks = setup.parts, list[tuple[float, float]]()
     head, tail = Flat(setup.head), Flat(setup.tail)
 
@@ -154,7 +208,9 @@ def _train(work: Work, rounds: int, session: Session) -> tuple[float, float]:
     weights = setup.initial_weights()
     train(parts.strategy, grid, weights, rounds + 1, PATIENCE, training)
     first, last = marks[0], marks[-1]
-    return (last[0] - first[0]) / rounds, (last[1] - first[1]) / rounds
+    cpu, wall = ((end - begin) / rounds for begin, end in zip(first, last, strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000  # kB, on Linux
+    return Cost(cpu, wall, first[1] - began, peak)
 
 
 def all_cpu_seconds() -> float:

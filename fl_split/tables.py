@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fl_split import foreign
@@ -25,11 +25,28 @@ class Table(dict[str, E]):
         Entry points under which installed packages may offer more of them.
     entries : Mapping
         Our own, by name.
+    filled_in : sequence of str
+        Arguments that whoever builds an entry adds to those of a spec.
     """
 
-    def __init__(self, kind: type, group: str, entries: Mapping[str, E]) -> None:
+    def __init__(
+        self,
+        kind: type,
+        group: str,
+        entries: Mapping[str, E],
+        filled_in: Sequence[str] = (),
+    ) -> None:
         super().__init__(entries)
-        self.kind, self.group = kind, group
+        self.kind, self.group, self.filled_in = kind, group, tuple(filled_in)
+
+    def by_position(self, known: Sequence[str]) -> list[str]:
+        """Put arguments into the order in which they take values without a name.
+
+        Those that are filled in come last, so that ``dirichlet(0.5)`` is no number of clients. An
+        entry without the first of them keeps its own order: ``natural('writer')``.
+        """
+        is_told = any(key in known for key in self.filled_in[:1])
+        return sorted(known, key=lambda key: is_told and key in self.filled_in)
 
     def foreign(self, modules: Iterable[str]) -> Iterator[tuple[str, Callable[..., Any]]]:
         """Yield the parts of our kind of installed packages, and of imported `modules`, by name."""
@@ -93,3 +110,12 @@ def parameters(entry: Callable[..., Any]) -> list[str]:
     """Names that a spec may set on `entry`."""
     known = signature(entry).parameters
     return [key for key, parameter in known.items() if parameter.kind not in ANY]
+
+
+def paths(entry: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the arguments of `entry` that are paths of files or folders.
+
+    An entry declares them itself: ``paths: ClassVar = ("path",)``. What is written there may
+    begin with ``~`` or be relative; a saved experiment has the absolute path.
+    """
+    return tuple(getattr(getattr(entry, "func", entry), "paths", ()))

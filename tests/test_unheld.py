@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from itertools import product
 
 import datasets
@@ -17,7 +18,8 @@ from simulations.data import partition
 from simulations.data.partition import PartitionError, Unheld
 from simulations.data.partitioners import PARTITIONS
 from simulations.runs.experiment import Experiment
-from simulations.runs.setup import prepare, prepare_labels
+from simulations.runs.experiment_data import prepare_labels
+from simulations.runs.setup import prepare
 
 NEEDS_ARGUMENTS = {
     "continuous": "(partition_by='value', strictness=0.5)",
@@ -225,9 +227,9 @@ def test_a_run_warns_of_what_nobody_holds_and_writes_it_down(tmp_path, command):
     assert "pathological" in warning and "seed 0" in warning
     assert f"{samples:,} of the training images" in warning and f"classes {REST}" in warning
     found = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("summary.json")]
-    expected = {"samples": samples, "classes": REST.split(", ")}
+    expected = {"samples": samples, "classes": REST.split(", "), "empty_clients": 0}
     by_partition = {
         one["experiment"]["partition"].partition("(")[0]: one["unheld"] for one in found
     }
     assert by_partition.pop("pathological") == expected
-    assert by_partition == ({} if command == "run" else {"iid": {"samples": 0, "classes": []}})
+    assert by_partition == ({} if command == "run" else {"iid": asdict(Unheld(0, []))})

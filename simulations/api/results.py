@@ -16,6 +16,7 @@ from fl_split.exchange.whole import Joined
 from fl_split.models.cut import insert
 from simulations.api.objects import with_specs
 from simulations.report import comparison, comparison_figure
+from simulations.report.finished import run_names
 from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
 from simulations.runs.files import (
@@ -25,6 +26,7 @@ from simulations.runs.files import (
     read_rounds,
     read_summary,
 )
+from simulations.runs.paths import expanded
 from simulations.runs.results import CLIENTS, CODEC, COMPARISON, MODEL, ROUNDS, STUDY, SUMMARY
 from simulations.studies.pareto import FRONT, pareto_figure
 
@@ -188,7 +190,7 @@ def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
     DamagedError
         A table of several runs is not as it was written.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if (path / ROUNDS).is_file():
         return Run(path, objects)
     runs = {
@@ -198,7 +200,6 @@ def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
         if (path / table).is_file():
             return Study(path, _table(path / table, needed), runs)
     if runs:
-        order = path / COMPARISON
-        names = _table(order, ["run"])["run"].astype(str) if order.is_file() else [*runs]
+        names = run_names(path / COMPARISON) or [*runs]
         return Comparison(path, {name: runs[name] for name in names if name in runs})
     raise NoResultsError(f"{str(folder)!r} holds no results; give the folder of a run or a study")

@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from simulations.cli.terminal import AROUND, complain, door, err, explain, out
+from simulations.cli.terminal import AROUND, complain, door, err, explain, out, show_decisions
+from simulations.runs.experiment_data import view
 from simulations.runs.lock import alone
-from simulations.runs.settings import chosen_folder
+from simulations.runs.paths import chosen_folder
 from simulations.runs.signals import exit_code, terminable
 from simulations.studies import study
 from simulations.studies.cell_process import LOG
@@ -35,7 +36,7 @@ def run_study(
     *,
     axes: Collection[str],
     conclude: Conclude,
-    out_dir: Path | None,
+    out_dir: str | None,
     jobs: int,
     dry_run: bool,
 ) -> None:
@@ -72,6 +73,7 @@ def _run(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.Da
     """Run all cells to their ends, or to Ctrl-C; return their rows, which stand in a file too."""
     if done := len(found) - len(processes.cells):
         out.print(f"{done} of {len(found)} cells are finished already")
+    show_decisions(view(cell.experiment).decisions for cell in processes.cells)
     explain([cell.experiment for cell in processes.cells])
     try:
         with terminable(), Live(console=out, auto_refresh=False, transient=True) as live:

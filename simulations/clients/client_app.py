@@ -66,12 +66,14 @@ class Answering:
         """Let the client show what it keeps; it then is in no round."""
         client, question = self.client, self.record.action
         client.stop()
+        has_kept = client.keeps_head
         client.keep_head()
         weights = {HEAD: client.head.numpy()}
         if question == flower_messages.OWN_MODEL:
             weights[TAIL] = client.own_tail()
         shown = {name: Weights.of(vector) for name, vector in weights.items()}
         self._answer = Record(question, weights=shown)
+        client.keeps_head = has_kept  # what all start with is no state of a client's own
 
     @property
     def has_answer(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -12,14 +11,25 @@ from dataclasses import dataclass
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.seeds import derive
 from fl_split.spec_errors import SpecError
-from fl_split.specs import canonical, parse, resolve
-from simulations.data.partitioners import FILLED_IN, PARTITIONS, ROW, Rows
-from simulations.data.sources import HELD_OUT
+from fl_split.specs import canonical, parse
+from simulations.data.partitioners import FILLED_IN, PARTITIONS, Rows
+from simulations.data.private_members import (
+    ROW,
+    columns,
+    heeds_selection,
+    in_one_piece,
+    is_flowers,
+    is_natural,
+    read_column,
+    row_lists,
+)
+from simulations.data.ragged import Ragged
 
 
 class PartitionError(ValueError):
@@ -28,7 +38,7 @@ class PartitionError(ValueError):
 
 @dataclass(frozen=True)
 class Unheld:
-    """Samples and classes that no client holds.
+    """What a partition leaves over: samples, classes and clients.
 
     Attributes
     ----------
@@ -36,73 +46,96 @@ class Unheld:
         Training rows that no client holds.
     classes : list[str]
         Names of the classes of which no client holds a row, in the order of the data set.
+    empty_clients : int
+        Clients that hold no row; no round draws them.
     """
 
     samples: int
     classes: list[str]
+    empty_clients: int = 0
 
     def __str__(self) -> str:
-        """Return one sentence; an empty text if every sample and class has an owner."""
+        """Return one sentence; an empty text if nothing is left over."""
         parts = []
         if self.samples:
             parts.append(f"nobody holds {self.samples:,} of the training images")
         if self.classes:
             parts.append(f"nobody holds an image of the classes {', '.join(self.classes)}")
+        if self.empty_clients:
+            many = (
+                "clients hold no image and are"
+                if self.empty_clients > 1
+                else ("client holds no image and is")
+            )
+            parts.append(f"{self.empty_clients:,} {many} never drawn")
         return "; ".join(parts)
 
 
 def split(
-    table: datasets.Dataset, spec: str, *, clients: int, label: str, seed: int
-) -> list[NDArray[np.int64]]:
+    table: datasets.Dataset,
+    spec: str,
+    *,
+    clients: int,
+    label: str,
+    seed: int,
+    held_out: bool = False,
+) -> Ragged:
     """Return the row numbers of `table` that each client holds.
 
     Rows are shuffled first, since Flower's sizes-only partitioners cut consecutive rows.
+    `held_out` says that a part of the data was held out to test, so that rows are numbered anew.
 
     Raises
     ------
     PartitionError
-        More clients than samples, rows by client of data of which a part is held out to test, or
-        the partitioner gives up.
+        More clients than samples, rows by client of data of which a part is held out to test,
+        rows without a value in a column that the partition goes by, another number of clients
+        than the partition makes, or the partitioner gives up.
     """
     if clients > len(table):
         raise PartitionError(f"clients: {clients} clients cannot share {len(table)} samples")
-    order = np.random.default_rng(derive(seed, "partition")).permutation(len(table))
     try:
         partitioner = _build(spec, clients, label, seed)
     except SpecError as error:
         raise PartitionError(f"partition: {_first_sentence(error)}") from None
-    if isinstance(partitioner, Rows) and table.info.description == HELD_OUT:
+    if isinstance(partitioner, Rows) and held_out:
         raise PartitionError(
             "partition: rows by client need data with a test split, ((images, labels), "
             "(test images, test labels)); without it some of the rows are held out to test"
         )
-    _check_columns(spec, table.column_names)
-    columns = table.with_format("arrow")[:].replace_schema_metadata(None)
-    numbered = columns.append_column(ROW, [np.arange(len(table))])
-    # A fingerprint of our own, since computing one costs more than partitioning.
-    shuffled = datasets.Dataset(numbered, fingerprint=ROW).select(order)
+    wanted = columns(partitioner)
+    _check_columns(spec, wanted, table.column_names)
+    is_known = is_flowers(partitioner) or isinstance(partitioner, Rows)
+    shuffled = _shuffled(table, wanted if is_known else table.column_names, seed)
+    if not heeds_selection(partitioner):
+        shuffled = in_one_piece(shuffled)
+    _check_values(shuffled, wanted)
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # progress bars
             warnings.simplefilter("ignore")
             partitioner.dataset = shuffled
             count = partitioner.num_partitions
-            parts = [partitioner.load_partition(number) for number in range(count)]
+            parts = _rows(partitioner) if count == clients else Ragged.of([])
     except Exception as error:  # each partitioner raises its own types
         raise PartitionError(
             f"partition: {spec!r} cannot be satisfied with {clients} clients: "
             f"{_first_sentence(error)}"
         ) from None
     if count != clients:
-        raise PartitionError(f"partition: {spec!r} makes {count} partitions; set clients={count}")
-    if not any(len(part) for part in parts):
+        values = len(set(shuffled.unique(wanted[0]))) if is_natural(partitioner) else 0
+        of = f" of the {values} values of column {wanted[0]!r}" if values else ""
+        raise PartitionError(
+            f"partition: {spec!r} makes {count} partitions{of}; set clients={count}"
+        )
+    if not len(parts.flat):
         raise PartitionError(f"partition: {spec!r} gives no client any sample")
-    return [part.with_format("arrow")[:][ROW].to_numpy() for part in parts]
+    return parts
 
 
 def unheld(
     partitions: Sequence[NDArray[np.int64]], labels: NDArray[np.int64], names: Sequence[str]
 ) -> Unheld:
-    """Count samples and classes in no partition; call it before samples are held out.
+    """Count what a partition leaves over; call it before samples are held out.
 
     Parameters
     ----------
@@ -113,33 +146,35 @@ def unheld(
     names : sequence of str
         Names of the classes.
     """
+    parts = Ragged.of(partitions)
     is_held = np.zeros(len(labels), dtype=bool)
-    is_held[np.concatenate(partitions)] = True
+    is_held[parts.flat] = True
     counts = np.bincount(labels[is_held], minlength=len(names))
     missing = [name for name, count in zip(names, counts, strict=True) if not count]
-    return Unheld(int((~is_held).sum()), missing)
+    return Unheld(int((~is_held).sum()), missing, int((parts.sizes == 0).sum()))
 
 
 def hold_out(
-    partitions: list[NDArray[np.int64]], share: float, *, seed: int
-) -> tuple[list[NDArray[np.int64]], dict[int, NDArray[np.int64]]]:
+    partitions: Sequence[NDArray[np.int64]], share: float, *, seed: int
+) -> tuple[Ragged, dict[int, NDArray[np.int64]]]:
     """Take a random share of every client's rows away, rounded up, but never all of them.
 
     Returns
     -------
-    partitions : list of arrays
+    partitions : Ragged
         What is left for training, in the order it had.
     shards : dict
         What was taken, by client; clients with fewer than two rows are not in it.
     """
-    kept, shards = list(partitions), {}
-    for client, rows in enumerate(partitions):
-        count = min(math.ceil(share * len(rows)), len(rows) - 1)
-        if count > 0:
-            draw = np.random.default_rng(derive(seed, "hold out", client))
-            taken = np.sort(draw.permutation(len(rows))[:count])
-            shards[client], kept[client] = rows[taken], np.delete(rows, taken)
-    return kept, shards
+    parts, shards = Ragged.of(partitions), dict[int, NDArray[np.int64]]()
+    counts = np.minimum(np.ceil(share * parts.sizes).astype(np.int64), parts.sizes - 1).clip(0)
+    is_kept = np.ones(len(parts.flat), dtype=bool)
+    for client in np.flatnonzero(counts).tolist():
+        rows, draw = parts[client], np.random.default_rng(derive(seed, "hold out", client))
+        taken = np.sort(draw.permutation(len(rows))[: counts[client]])
+        shards[client] = rows[taken]
+        is_kept[parts.bounds[client] + taken] = False
+    return Ragged(parts.flat[is_kept], parts.sizes - counts), shards
 
 
 def resolved(spec: str) -> str:
@@ -152,14 +187,37 @@ def _build(spec: str, clients: int, label: str, seed: int) -> Partitioner:
     return copy.deepcopy(parse(spec, PARTITIONS, given))  # an object takes data but once
 
 
-def _check_columns(spec: str, columns: list[str]) -> None:
+def _shuffled(table: datasets.Dataset, wanted: Sequence[str], seed: int) -> datasets.Dataset:
+    """Return `wanted` columns with the rows in a random order, and their numbers in column ROW."""
+    numbers = pa.array(np.arange(len(table)))
+    read = {name: read_column(table, name) for name in wanted}
+    order = np.random.default_rng(derive(seed, "partition")).permutation(len(table))
+    # A fingerprint of our own, since computing one costs more than partitioning.
+    return datasets.Dataset(pa.table({**read, ROW: numbers}), fingerprint=ROW).select(order)
+
+
+def _rows(partitioner: Partitioner) -> Ragged:
+    return partitioner.row_lists() if isinstance(partitioner, Rows) else row_lists(partitioner)
+
+
+def _check_columns(spec: str, wanted: Sequence[str], known: Sequence[str]) -> None:
     """Raise PartitionError if `spec` goes by a column that the data do not have."""
-    wanted = resolve(spec, PARTITIONS)[1].get("partition_by", [])
-    for column in [wanted] if isinstance(wanted, str) else wanted:
-        if column not in columns:
+    for column in wanted:
+        if column not in known:
             raise PartitionError(
                 f"partition: {spec!r}: the data set has no column {column!r}; beside images it "
-                f"has {', '.join(columns)}"
+                f"has {', '.join(known)}"
+            )
+
+
+def _check_values(table: datasets.Dataset, wanted: Sequence[str]) -> None:
+    """Raise PartitionError if rows have no value in a column that the partition goes by."""
+    for column in wanted:
+        missing = read_column(table, column).is_null(nan_is_null=True)
+        if count := missing.true_count:
+            raise PartitionError(
+                f"partition: {count} of {len(table)} rows have no value in column {column!r}; drop "
+                f"them with dataset=local(path=..., drop_missing={column!r})"
             )
 
 

@@ -1,86 +1,19 @@
-"""Partitioners by name: those of flwr-datasets; two that leave classes or rows to nobody, mended.
-
-Both subclasses use private members of flwr-datasets, which has no public place to choose whose
-classes or which rows are whose.
-"""
+"""Partitioners by name: those of flwr-datasets, and rows that are listed by client."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import datasets
 import numpy as np
 from flwr_datasets import partitioner as flower
-from flwr_datasets.partitioner import Partitioner, PathologicalPartitioner, ShardPartitioner
+from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.tables import Table
-
-
-class Pathological(PathologicalPartitioner):  # type: ignore[misc]  # has no types
-    """Partition by classes: a client holds samples of so many classes only.
-
-    With ``class_assignment_mode="first-deterministic"`` (Li et al., ICDE 2022, NIID-Bench) client
-    k holds class k modulo the number of classes, and draws its other classes. With fewer clients
-    than classes that draw alone leaves classes without an owner. Each such class then takes the
-    place of a class that most clients hold, at the last of these clients. So every class has an
-    owner wherever clients x classes per client are as many as the classes.
-    The modes "random" and "deterministic" are Flower's and may leave classes to nobody.
-    """
-
-    def _determine_partition_id_to_unique_labels(self) -> None:
-        if (count := self._num_classes_per_partition) < 1:  # Flower gives one class for none
-            raise ValueError(f"num_classes_per_partition must be 1 or more, got {count}")
-        super()._determine_partition_id_to_unique_labels()
-        if self._class_assignment_mode != "first-deterministic":
-            return
-        held = self._partition_id_to_unique_labels
-        owners = Counter(label for labels in held.values() for label in labels)
-        for missing in [label for label in self._unique_labels if not owners[label]]:
-            spare = max(self._unique_labels, key=lambda label: owners[label])
-            if owners[spare] < 2:
-                return  # fewer places than classes
-            last = max(client for client, labels in held.items() if spare in labels)
-            held[last][held[last].index(spare)] = missing
-            owners.update({spare: -1, missing: 1})
-
-
-class Shard(ShardPartitioner):  # type: ignore[misc]  # has no types
-    """Partition by shards: sort the rows by class, cut them, deal the shards out at random.
-
-    McMahan et al. (AISTATS 2017). With ``num_shards_per_partition`` alone the sizes of shards
-    differ by one row at most and every row is in a shard; where the shards divide the rows
-    evenly, the partitions are Flower's. With ``shard_size`` the partitions are always Flower's,
-    which may leave rows to nobody.
-    """
-
-    def _determine_partition_id_to_indices_if_needed(self) -> None:
-        per_client = self._num_shards_per_partition
-        if per_client is None or self._shard_size is not None:
-            super()._determine_partition_id_to_indices_if_needed()
-        elif not self._partition_id_to_indices:
-            self._deal(self._num_partitions, per_client)
-
-    def _deal(self, clients: int, per_client: int) -> None:
-        """Give every client so many shards of the rows, which are sorted by class."""
-        rows, count = len(self.dataset), clients * per_client
-        if count > rows:
-            raise ValueError(f"{count} shards of {rows} rows; take fewer clients or shards")
-        shards = np.array_split(np.arange(rows), count)
-        dealt = self._rng.permutation(count).reshape(clients, per_client)
-        parts = [np.concatenate([shards[number] for number in numbers]) for numbers in dealt]
-        held = {client: part.tolist() for client, part in enumerate(parts)}
-        if self._shuffle:
-            for indices in held.values():
-                self._rng.shuffle(indices)
-        self._partition_id_to_indices = held
-        self._partition_id_to_indices_determined = True
-
-
-ROW = "fl_split_row"
-"""Column that carries row numbers through a partitioner."""
+from simulations.data.private_members import ROW, Dirichlet, Pathological, Shard
+from simulations.data.ragged import Ragged
 
 
 class Rows(Partitioner):  # type: ignore[misc]  # has no types
@@ -106,8 +39,8 @@ class Rows(Partitioner):  # type: ignore[misc]  # has no types
                     f"rows of client {client} must be a list of whole numbers, got "
                     f"{part.dtype} of shape {part.shape}"
                 )
-        self.rows = [np.asarray(part, dtype=np.int64) for part in rows]
-        numbers, counts = np.unique(np.concatenate([*self.rows, []]), return_counts=True)
+        self.rows = Ragged.of([np.asarray(part, dtype=np.int64) for part in rows])
+        numbers, counts = np.unique(self.rows.flat, return_counts=True)
         if (counts > 1).any():
             raise ValueError(f"row {int(numbers[counts > 1][0])} is given to a client twice")
 
@@ -120,13 +53,28 @@ class Rows(Partitioner):  # type: ignore[misc]  # has no types
         """Number of clients."""
         return len(self.rows)
 
+    def row_lists(self) -> Ragged:
+        """Return the rows of all clients, each in their order.
+
+        Raises
+        ------
+        ValueError
+            The data have no such row.
+        """
+        count, flat = len(self.dataset), self.rows.flat
+        if (wrong := np.flatnonzero((flat < 0) | (flat >= count))).size:
+            client = self.rows.owners[wrong[0]]
+            raise ValueError(f"client {client} has rows that are not in 0..{count - 1}")
+        return self.rows
+
     def load_partition(self, partition_id: int) -> datasets.Dataset:
         """Return the rows of a client, in their order."""
-        place = np.argsort(self.dataset.with_format("arrow")[:][ROW].to_numpy())
-        rows = self.rows[partition_id]
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(place):
-            raise ValueError(f"client {partition_id} has rows that are not in 0..{len(place) - 1}")
-        return self.dataset.select(place[rows])
+        return self.dataset.select(self._place[self.row_lists()[partition_id]])
+
+    @cached_property
+    def _place(self) -> NDArray[np.int64]:
+        """Where each row stands in the data, which come in another order."""
+        return np.argsort(self.dataset.with_format("arrow")[:][ROW].to_numpy())
 
 
 def _distribution(
@@ -148,12 +96,16 @@ def _distribution(
     )
 
 
+FILLED_IN = ("num_partitions", "partition_by", "seed")
+"""Arguments of partitioners that come from the experiment unless given."""
+
+
 PARTITIONS: Table[Callable[..., Partitioner]] = Table(
     Partitioner,
     "fl_split.partitions",
     {
         "continuous": flower.ContinuousPartitioner,
-        "dirichlet": partial(flower.DirichletPartitioner, alpha=0.3, min_partition_size=0),
+        "dirichlet": partial(Dirichlet, alpha=0.3, min_partition_size=0),
         "distribution": _distribution,
         "exponential": flower.ExponentialPartitioner,
         "grouped_natural": flower.GroupedNaturalIdPartitioner,
@@ -168,9 +120,7 @@ PARTITIONS: Table[Callable[..., Partitioner]] = Table(
         "size": flower.SizePartitioner,
         "square": flower.SquarePartitioner,
     },
+    FILLED_IN,
 )
 """Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
 `partition_by` and `seed` are filled in from the experiment unless given."""
-
-FILLED_IN = ("num_partitions", "partition_by", "seed")
-"""Arguments of partitioners that come from the experiment unless given."""

@@ -22,6 +22,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
 from simulations.data.partition import Unheld
+from simulations.data.ragged import Ragged, class_counts
 from simulations.data.samples import Samples
 
 FILE, PLOT = "partition.csv", "partition.svg"
@@ -32,6 +33,12 @@ MOST_ROWS = 20
 MOST_CLASSES = 40
 """Classes that fit a line of the terminal's heat map."""
 
+MOST_COLUMNS = 1000
+"""Clients that fit a figure; of more, so many are shown."""
+
+BLOCK = 4096
+"""Clients that are computed at once: all of them would take several times the memory."""
+
 SHADES = " ·░▒▓█"
 
 Counts = NDArray[np.int64]
@@ -40,8 +47,7 @@ Counts = NDArray[np.int64]
 
 def count(table: Samples) -> Counts:
     """Count the samples of each client and class."""
-    rows = [np.bincount(table.labels[part], minlength=table.num_classes) for part in _parts(table)]
-    return np.stack(rows)
+    return class_counts(table)
 
 
 def tidy(counts: Counts) -> pd.DataFrame:
@@ -56,21 +62,18 @@ def per_client(counts: Counts) -> pd.DataFrame:
 
     A client without samples has neither entropy nor distance.
     """
-    whole = counts.sum(axis=0)
-    is_empty = counts.sum(axis=1) == 0
+    whole, sizes = counts.sum(axis=0, keepdims=True), counts.sum(axis=1)
+    skew = {name: np.full(len(counts), np.nan) for name in ("entropy", "distance")}
+    held = np.flatnonzero(sizes)
+    for some in np.array_split(held, 1 + len(held) // BLOCK):
+        skew["entropy"][some] = entropy(counts[some], base=2, axis=1)
+        skew["distance"][some] = jensenshannon(counts[some], whole, base=2, axis=1)
     return pd.DataFrame(
         {
             "client": np.arange(len(counts)),
-            "samples": counts.sum(axis=1),
+            "samples": sizes,
             "classes": (counts > 0).sum(axis=1),
-            "entropy": [
-                np.nan if empty else entropy(row, base=2)
-                for row, empty in zip(counts, is_empty, strict=True)
-            ],
-            "distance": [
-                np.nan if empty else jensenshannon(row, whole, base=2)
-                for row, empty in zip(counts, is_empty, strict=True)
-            ],
+            **skew,
         }
     )
 
@@ -101,27 +104,68 @@ def gini(sizes: Sequence[int] | NDArray[np.int64]) -> float:
 
 
 def write(table: Samples, folder: Path) -> None:
-    """Write the counts of a run into its folder."""
-    tidy(count(table)).to_csv(folder / FILE, index=False)
+    """Write the counts of a run into its folder, without a table of all clients and classes."""
+    parts = Ragged.of(table.partitions)
+    cells = parts.owners * table.num_classes + table.labels[parts.flat]
+    found, samples = np.unique(cells, return_counts=True)
+    clients, classes = np.divmod(found, table.num_classes)
+    frame = pd.DataFrame({"client": clients, "class": classes, "samples": samples})
+    frame.to_csv(folder / FILE, index=False)
+
+
+def typical(frame: pd.DataFrame, most: int = MOST_COLUMNS) -> NDArray[np.int64]:
+    """Choose the clients of a figure: all that hold samples, or of more than `most` so many.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What :func:`tidy` returns.
+    most : int
+        Most clients that are chosen.
+
+    Returns
+    -------
+    clients : array
+        Sorted, if they are all. Else evenly spaced in the order of their commonest class and,
+        within it, of their samples.
+    """
+    by_client = frame.groupby("client")["samples"]
+    commonest = frame.loc[by_client.idxmax(), ["client", "class"]]
+    clients = commonest["client"].to_numpy()
+    if len(clients) <= most:
+        return clients
+    order = np.lexsort((by_client.sum().to_numpy(), commonest["class"].to_numpy()))
+    return clients[order[np.arange(most) * len(order) // most]]
+
+
+def choice(shown: int, clients: int) -> str:
+    """Say which clients :func:`typical` has chosen; nothing if it shows all."""
+    order = "in order of their commonest class and samples"
+    return f"{shown:,} of {clients:,} clients, {order}" if shown < clients else ""
 
 
 def partition_plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     """Draw clients against classes; colours differ in lightness too."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    shown, holding = typical(tidy(counts)), int((counts.sum(axis=1) > 0).sum())
+    some = choice(len(shown), holding)
+    counts = counts[shown] if some else counts
     clients, classes = counts.shape
     size = min(16.0, 3 + 0.12 * clients), min(12.0, 1.8 + 0.22 * classes)
     figure = Figure(figsize=size, layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(counts.T, cmap="cividis", aspect="auto", interpolation="nearest")
-    axis.set_xlabel("client")
-    axis.set_ylabel("class")
-    if classes <= MOST_CLASSES:
-        axis.set_yticks(range(classes), names)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(image, label="samples")
-    figure.savefig(path)
+    with rc_context({"text.parse_math": False}):  # a dollar in a name begins no formula
+        axis = figure.subplots()
+        image = axis.imshow(counts.T, cmap="cividis", aspect="auto", interpolation="nearest")
+        axis.set_xlabel(some or "client")
+        axis.set_ylabel("class")
+        if classes <= MOST_CLASSES:
+            axis.set_yticks(range(classes), names)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(image, label="samples")
+        figure.savefig(path)
 
 
 def summary_table(counts: Counts, unheld: Unheld) -> Table:
@@ -130,7 +174,8 @@ def summary_table(counts: Counts, unheld: Unheld) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for name, value in partition_summary(counts).items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.3g}")
+        text = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
+        table.add_row(f"{name}, never drawn" if name == "empty clients" and value else name, text)
     table.add_row("training images nobody holds", f"{unheld.samples:,}")
     table.add_row("classes nobody holds", Text(", ".join(unheld.classes) or "none"))
     return table
@@ -141,7 +186,7 @@ def clients_table(counts: Counts) -> Table:
     shown = counts[:MOST_ROWS]
     rest = len(counts) - len(shown)
     has_map = counts.shape[1] <= MOST_CLASSES
-    table = Table(box=SIMPLE, caption=f"and {rest} more clients" if rest else None)
+    table = Table(box=SIMPLE, caption=f"and {rest:,} more clients" if rest else None)
     titles = ["client", "samples", "classes", "entropy", "distance"]
     for title in titles:
         table.add_column(title, justify="right")
@@ -149,7 +194,7 @@ def clients_table(counts: Counts) -> Table:
         table.add_column(f"share of classes 0 .. {counts.shape[1] - 1}", no_wrap=True)
     for row, client in zip(shown, per_client(counts).to_dict("records"), strict=False):
         cells: list[Any] = [f"{client[title]:,}" for title in titles[:3]]
-        cells += [f"{client[title]:.2f}" for title in titles[3:]]
+        cells += [f"{client[title]:.2f}" if client["samples"] else "" for title in titles[3:]]
         table.add_row(*cells, *([_shades(row)] if has_map else []))
     return table
 
@@ -159,7 +204,3 @@ def _shades(row: NDArray[np.int64]) -> str:
     shares = row / max(1, row.sum())
     levels = np.ceil(shares * (len(SHADES) - 1)).astype(int)
     return "".join(SHADES[level] for level in levels)
-
-
-def _parts(table: Samples) -> list[NDArray[np.int64]]:
-    return table.partitions or [np.empty(0, dtype=np.int64)]

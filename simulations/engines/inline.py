@@ -15,7 +15,7 @@ from fl_split.exchange.stacked import MEMBERS
 from fl_split.specs import STRICT
 from simulations.clients.worker import Worker
 from simulations.engines.batching import answer_together
-from simulations.engines.local_grid import FIRST_NODE, LocalGrid, Session, contexts
+from simulations.engines.local_grid import FIRST_NODE, Contexts, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
 
 
@@ -23,9 +23,9 @@ class InlineGrid(LocalGrid):
     """Run each client when its reply is asked for, in this thread."""
 
     def __init__(self, app: ClientApp, worker: Worker, clients: int, timeout: float) -> None:
-        super().__init__(clients)
+        super().__init__(worker, clients)
         self._app, self._timeout = app, timeout
-        self._contexts = contexts(worker, clients)
+        self._contexts = Contexts(worker)
         self._queue: deque[list[Message]] = deque()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

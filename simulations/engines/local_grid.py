@@ -18,7 +18,9 @@ from flwr.serverapp import Grid
 from simulations.clients.client import ClientPool
 from simulations.clients.client_app import ResidentContext
 from simulations.clients.worker import Worker
+from simulations.data.ragged import held_by
 from strategies.server import flower_private
+from strategies.server.participants import RollCall
 
 FIRST_NODE = 2
 """Node id of partition 0; Flower reserves lower ones."""
@@ -53,10 +55,17 @@ class Engine(Protocol):
 
 
 class LocalGrid(Grid):
-    """A Flower grid over virtual clients whose node id is their partition id plus FIRST_NODE."""
+    """A Flower grid over virtual clients whose node id is their partition id plus FIRST_NODE.
 
-    def __init__(self, clients: int) -> None:
-        self._nodes = [FIRST_NODE + partition for partition in range(clients)]
+    Parameters
+    ----------
+    worker : Worker
+        Has the data of all clients, so that nobody needs to ask them what they hold.
+    """
+
+    def __init__(self, worker: Worker, clients: int) -> None:
+        self._nodes = range(FIRST_NODE, FIRST_NODE + clients)
+        self._data = worker.data
         self._run = flower_private.some_run()
         self._ids = count(1)
         flower_private.be_in_a_run()
@@ -76,6 +85,11 @@ class LocalGrid(Grid):
     @abstractmethod
     def restore(self, states: Mapping[int, RecordDict]) -> None:
         """Put clients back into the `states` that a grid like this has reported."""
+
+    def describe(self, with_labels: bool) -> RollCall:
+        """Return what all clients hold; samples of each class only `with_labels`."""
+        nodes = dict(enumerate(self._nodes))
+        return RollCall(nodes, *held_by(self._data, with_labels))
 
     def set_run(self, run: flower_private.Run) -> None:
         """Set the run that messages belong to."""
@@ -120,11 +134,25 @@ class LocalGrid(Grid):
         return message_id
 
 
-def contexts(worker: Worker, clients: int) -> dict[int, ResidentContext]:
-    """Make fresh clients, by node id."""
-    nodes = {FIRST_NODE + partition: partition for partition in range(clients)}
-    pool = ClientPool(worker)
-    return {node: ResidentContext(node, partition, pool) for node, partition in nodes.items()}
+class Contexts(dict[int, ResidentContext]):
+    """Virtual clients by node id, made fresh when they are first asked for.
+
+    Parameters
+    ----------
+    worker : Worker
+        Serves all of them.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._pool = ClientPool(worker)
+
+    def __missing__(self, node: int) -> ResidentContext:
+        """Make a client; KeyError if there is no such node."""
+        partition = node - FIRST_NODE
+        if not 0 <= partition < len(self._pool.worker.data.partitions):
+            raise KeyError(node)
+        return self.setdefault(node, ResidentContext(node, partition, self._pool))
 
 
 def answer(app: ClientApp, message: Message, context: ResidentContext, timeout: float) -> Message:

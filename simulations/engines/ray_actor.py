@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from simulations.clients.client_app import ResidentContext
 from simulations.engines.batching import answer_together
-from simulations.engines.local_grid import contexts
+from simulations.engines.local_grid import Contexts
 from simulations.engines.memory import keep_freed_memory
 from strategies.server import flower_messages
 
@@ -22,7 +23,7 @@ class ClientActor:
         torch.set_num_threads(1)
         keep_freed_memory()
         self._app = app
-        self._contexts: dict[int, ResidentContext] = {}
+        self._contexts: Mapping[int, ResidentContext] = {}
         self._timeout = 0.0
 
     def open(self, worker: list[Any], timeout: float, parts: list[Any]) -> None:
@@ -32,8 +33,7 @@ class ClientActor:
         """
         import ray
 
-        hosted = ray.get(worker[0])
-        self._contexts = contexts(hosted, len(hosted.data.partitions))
+        self._contexts = Contexts(ray.get(worker[0]))
         self._timeout = timeout
         for node, state, journal in flower_messages.from_wire(parts):
             context = self._contexts[node]

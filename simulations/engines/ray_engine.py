@@ -22,6 +22,7 @@ from fl_split.exchange.stacked import MEMBERS
 from fl_split.foreign import travelling
 from fl_split.specs import STRICT
 from simulations.clients.worker import Worker
+from simulations.data.ragged import Ragged
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
 from simulations.engines.ray_actor import ClientActor
@@ -42,9 +43,9 @@ class RayGrid(LocalGrid):
     def __init__(self, posts: Sequence[Post], worker: Worker, clients: int, timeout: float) -> None:
         import ray
 
-        super().__init__(clients)
+        super().__init__(worker, clients)
         self._ray = ray
-        self._home = _balance([len(part) for part in worker.data.partitions], len(posts))
+        self._home = _balance(Ragged.of(worker.data.partitions).sizes.tolist(), len(posts))
         self._done: SimpleQueue[tuple[ActorConnection, Any] | None] = SimpleQueue()
         # In a list, so that Ray passes the reference on and an actor fetches it once.
         with _by_value(worker.modules):

@@ -95,7 +95,9 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
 
 def comparison_figure(folders: Mapping[str, Path]) -> Figure:
     """Return accuracy against bytes sent, against rounds and against client compute."""
-    from simulations.report.canvas import Canvas
+    from matplotlib import rc_context
+
+    from simulations.report.canvas import PLAIN, Canvas, named_legend
     from simulations.report.chart import ACCURACY, hidden
     from simulations.report.lines import logarithmic, plot_curve
     from simulations.report.marks import in_a_row
@@ -110,12 +112,13 @@ def comparison_figure(folders: Mapping[str, Path]) -> Figure:
         ]
         shown = zip(folders, frames, hidden(frames), strict=True)
         for place, (name, frame, below) in enumerate(shown):
-            plot_curve(axis, frame, marks[name], place, below, label=name)
+            plot_curve(axis, frame, marks[name], place, below)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     logarithmic([axes[0]])
     axes[0].set_ylabel(ACCURACY)
-    axes[0].legend(fontsize="small")
+    with rc_context(PLAIN):
+        named_legend(axes[0], axes[0].get_lines(), [*folders], fontsize="small")
     return figure
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from simulations.data.statistics import choice, typical
 from simulations.report.figures import Drawing, drawn, named, our_style
+from simulations.report.finished import FinishedRun
 from simulations.report.labels import listed
 from simulations.report.marks import COLOURS, INK
 from simulations.report.plots import boxes_plot, heat_plot
-from simulations.report.runs import Configuration, FinishedRun, RunCollection
+from simulations.report.runs import Configuration, RunCollection
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
 """Samples by client and class; accuracy by round and class; accuracy by round and client."""
@@ -43,19 +45,23 @@ def _partitions(collection: RunCollection) -> list[Drawing]:
     for number, (task, run) in enumerate(by_task.items(), start=1):
         frame = run.read_table(PARTITION)
         assert frame is not None
-        held = frame.pivot_table(
+        sizes = frame.groupby("client")["samples"].agg(["sum", "count"])
+        shown = typical(frame)
+        some = choice(len(shown), len(sizes))
+        data = frame.loc[frame["client"].isin(shown), ["client", "class", "samples"]]
+        held = data.pivot_table(
             index="class", columns="client", values="samples", aggfunc="sum", fill_value=0
-        )
+        )[shown]
         where = f"{task or 'the partition'}, seed {run.seed}"
         alt = (
-            f"Heat map of samples by class and client, {where}: {held.shape[1]} clients with "
-            f"{held.sum().min():,.0f} to {held.sum().max():,.0f} samples, on average of "
-            f"{(held > 0).sum().mean():.1f} of {held.shape[0]} classes."
+            f"Heat map of samples by class and client, {where}: {len(sizes)} clients with "
+            f"{sizes['sum'].min():,.0f} to {sizes['sum'].max():,.0f} samples, on average of "
+            f"{sizes['count'].mean():.1f} of {frame['class'].nunique()} classes."
         )
-        data = frame[["client", "class", "samples"]]
         drawing = _heat_map(
             held.where(held > 0), f"partition-{number}", f"Who holds what: {where}",
-            "Training samples of every class (rows) at every client (columns); blank for none.",
+            "Training samples of every class (rows) at every client (columns); blank for none."
+            + (f" Shown are {some}; all are in {PARTITION}." if some else ""),
             alt, ("client", "class", "samples"), data,
         )  # fmt: skip
         maps.append(drawing)

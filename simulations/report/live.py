@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from simulations.report.runs import IGNORED, UNFINISHED, FinishedRun
+from simulations.report.finished import UNFINISHED, FinishedRun
+from simulations.report.runs import IGNORED
 from simulations.runs.columns import METRICS, PAYLOAD
 from simulations.runs.files import DamagedError, read_rounds
 from simulations.runs.results import ROUNDS

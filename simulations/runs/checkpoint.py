@@ -34,7 +34,7 @@ FILE = "checkpoint.safetensors"
 MOST_KEPT = 2**28
 """Bytes that optimisers and aggregation may remember for a copy of it to be kept each round."""
 
-FREE = {"out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
+FREE = {"cache_gb", "out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
 """Keys that do not change a result, so a run may go on with other values."""
 # `plugins` only says where code lies; the code itself is compared.
 

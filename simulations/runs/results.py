@@ -30,6 +30,7 @@ from simulations.runs.files import (
 from simulations.runs.observers import payload_ratio
 from simulations.runs.origins import origins
 from simulations.runs.provenance import versions
+from simulations.runs.saved_model import config_of, tensors
 from strategies import RoundResult
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
@@ -161,14 +162,14 @@ class Recorder:
         return self._write_summary(status, ended_by, facts)
 
     def _write_weights(self, model: nn.Module, codec: Mapping[str, Tensor]) -> None:
-        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        is_transformers = self.experiment.parts.model.is_transformers
+        state = tensors(model, is_transformers)
         write_whole(self.folder / MODEL, save(state, metadata={"format": "pt"}))
         if codec:
             write_whole(self.folder / CODEC, save(dict(codec)))
-        if self.experiment.parts.model.is_transformers:
-            config: Any = model.config
+        if is_transformers:
             with writing(self.folder / "config.json"):
-                config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
+                config_of(model).save_pretrained(self.folder)  # for from_pretrained(folder)
 
     def _write_summary(
         self, status: str, ended_by: str, facts: Mapping[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 
 from simulations.clients import client_app
 from simulations.engines.local_grid import EngineError, Session, WorkersLost
-from simulations.runs import server_app
+from simulations.runs import about_data, server_app
 from simulations.runs.budget import Budget
 from simulations.runs.checkpoint import FILE, Checkpoint
 from simulations.runs.files import OutputError, WriteError, read_summary
@@ -86,6 +86,11 @@ def run(
     experiment = setup.experiment
     if not experiment.out:
         raise OutputError("out: a run needs a folder; give one")
+    if resumed:
+        try:
+            about_data.check(setup, output_folder(experiment))
+        except ValueError as error:
+            raise OutputError(str(error)) from None
     grid = session(setup.worker(), experiment.clients, experiment.timeout)
     server_app.app(grid, LocalContext(setup, watch, resumed, budget, observers))
     return read_summary(output_folder(experiment) / SUMMARY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -19,13 +19,14 @@ from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.engines.local_grid import LocalGrid, WorkersLost
+from simulations.runs import about_data
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
 from simulations.runs.evaluator import Evaluator
 from simulations.runs.experiment import Experiment
 from simulations.runs.fairness import Fairness
-from simulations.runs.files import WriteError, writing
+from simulations.runs.files import WriteError, write_whole, writing
 from simulations.runs.observers import (
     Budgets,
     Costs,
@@ -37,6 +38,7 @@ from simulations.runs.observers import (
     measured,
     new_metrics,
 )
+from simulations.runs.paths import expanded, new_folder
 from simulations.runs.provenance import machine
 from simulations.runs.results import UNWRITTEN, Recorder
 from simulations.runs.setup import Setup, prepare
@@ -123,6 +125,10 @@ class RunController:
         self.folder = output_folder(experiment)
         new = new_metrics(context.observers)
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
+        self.about_data = about_data.record(self.setup)
+        write_whole(
+            self.folder / about_data.FILE, json.dumps(self.about_data, indent=2).encode() + b"\n"
+        )
         with writing(self.folder / statistics.FILE):
             statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
@@ -164,7 +170,9 @@ class RunController:
             ),
             "majority_accuracy": setup.majority_accuracy,
             "model_input": setup.model_input,
+            "model_notes": setup.model_notes,
             "unheld": asdict(setup.unheld),
+            "data": self.about_data,
         }
         try:
             self._train()
@@ -252,4 +260,4 @@ def _budgets(context: LocalContext) -> dict[str, Budget]:
 
 def output_folder(experiment: Experiment) -> Path:
     """Where results go: `out`, or a folder named after the time."""
-    return Path(experiment.out or time.strftime("runs/%Y%m%d-%H%M%S")).expanduser()
+    return expanded(experiment.out) if experiment.out else new_folder()

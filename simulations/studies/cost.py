@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import numpy as np
 import torch
 from rich.filesize import decimal
 from rich.table import Table
@@ -28,6 +27,7 @@ from fl_split.exchange.whole import predict
 from fl_split.flat import Flat, descend
 from fl_split.seeds import StepId
 from simulations.clients.client import ClientPool
+from simulations.data.ragged import Ragged
 from simulations.report.text_table import text_table
 from simulations.runs.evaluator import EVALUATION_ROWS
 from simulations.runs.setup import Setup
@@ -66,9 +66,9 @@ class Estimator:
         sizes: Counter[tuple[int, int]] = Counter()
         examples: dict[tuple[int, int], tuple[StepId, Assignment]] = {}
         clients = 0
-        strategy = e.parts.strategy
+        strategy, population = e.parts.strategy, setup.population()
         for number in range(1, e.rounds + 1):
-            chosen = strategy.choose(setup.population(), number)
+            chosen = strategy.choose(population, number)
             clients += len(chosen)
             for key, example in _batches(setup, strategy, number, chosen):
                 sizes[key] += 1
@@ -81,7 +81,7 @@ class Estimator:
             payload = sum(n * size for n, size, _ in found)
             of_answers = sum(n * flops for n, _, flops in found)
         step, evaluation = self._timed(setup)
-        own = sum(len(part) > 0 for part in setup.train.partitions)
+        own = int((Ragged.of(setup.train.partitions).sizes > 0).sum())
         flops = setup.exchange.flops(setup.head, setup.tail).total
         return RunCost(
             steps=steps,
@@ -150,7 +150,7 @@ def _batches(
     """
     schedule, train, seed = setup.schedule(), setup.train, setup.experiment.seed
     if strategy.trains_on_server:
-        rows = sum(map(len, train.partitions))
+        rows = len(Ragged.of(train.partitions).flat)
         left, step = sum(schedule.num_samples(len(train.partitions[k])) for k in chosen), 0
         while left > 0:
             size = schedule.batch_samples(step, rows)
@@ -216,7 +216,7 @@ def _time(setup: Setup) -> tuple[float, float]:
         e.parts.head_optimizer.build(head.vector),
         e.parts.tail_optimizer.build(tail.vector),
     )
-    pixels, labels = train.batch(np.concatenate(train.partitions)[: e.batch_size])
+    pixels, labels = train.batch(Ragged.of(train.partitions).flat[: e.batch_size])
     batch, link = Batch(pixels, labels, train.num_classes), e.parts.link()
     take = setup.exchange.step
 
