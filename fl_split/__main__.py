@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
@@ -17,7 +18,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:  # imports take a while
         sys.exit(130)
-    command.app()
+    try:
+        command.app()
+    finally:  # what a run leaves is written: Ctrl-C again, while Python ends, is no error
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from simulations.engines.memory import keep_freed_memory
 from simulations.runs.files import OutputError
 from simulations.runs.lock import alone
 from simulations.runs.run import Stop
-from simulations.runs.signals import Terminated, terminable
+from simulations.runs.signals import HungUp, Terminated, terminable, undisturbed
 
 ROOT = Path(__file__).parents[1]
 SOCKET = "ray/session_2026-11-28_21-19-37_123456_4194304/sockets/plasma_store"
@@ -60,18 +60,47 @@ def test_one_process_at_a_time_holds_a_folder_and_its_end_frees_it(tmp_path):
         pass
 
 
-def test_sigterm_ends_a_block_once_and_only_inside_it():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated) as caught, terminable():
+ENDS = [(signal.SIGTERM, Terminated), (signal.SIGHUP, HungUp)]
+
+
+@pytest.mark.parametrize(("blow", "kind"), ENDS)
+def test_signals_end_a_block_only_inside_it_and_wait_for_what_is_written(blow, kind):
+    before = signal.getsignal(blow)
+    written = []
+    with pytest.raises(kind) as caught, terminable():
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), blow)
             time.sleep(5)
-        finally:  # what was done is being written: a second signal changes nothing
-            os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) == before
+        finally:
+            with undisturbed(forgets=True):
+                for again in (signal.SIGTERM, signal.SIGHUP):
+                    os.kill(os.getpid(), again)
+                written.append("summary")
+    assert written == ["summary"]
+    assert signal.getsignal(blow) == before
     assert isinstance(caught.value, KeyboardInterrupt)
-    assert Stop.because(caught.value, Path("runs"), []).code == 128 + signal.SIGTERM
+    assert Stop.because(caught.value, Path("runs"), []).code == 128 + blow
     assert Stop.because(KeyboardInterrupt(), Path("runs"), []).code == 128 + signal.SIGINT
+
+
+def test_a_signal_while_something_is_written_counts_when_it_is_done():
+    done = []
+    with pytest.raises(Terminated), terminable():
+        with undisturbed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("row")
+        done.append("next round")
+    assert done == ["row"]
+
+
+def test_a_run_that_nohup_protects_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("spare", [-1, 0, 1])

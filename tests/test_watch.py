@@ -1,15 +1,20 @@
 """A look at runs from outside, whatever state their folders are in."""
 
+import json
 import os
+import socket
+import subprocess
 import time
 from io import StringIO
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 from typer.testing import CliRunner
 
 from simulations.cli import main as cli
 from simulations.report.text_table import shortened, text_table
+from simulations.runs.lock import alone
 from simulations.studies.watch import (
     Pace,
     Snapshot,
@@ -62,6 +67,48 @@ def test_a_run_that_was_stopped_and_goes_on_is_running(simulate):
     later = time.time() + 5
     os.utime(folder / "rounds.csv", (later, later))
     assert read_snapshot(folder, "run").status == "running"
+
+
+@pytest.fixture
+def ended():
+    """The number of a process that is no more."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_a_run_whose_process_is_gone_is_dead_and_says_how_to_go_on(simulate, ended):
+    folder = simulate(rounds=1).folder
+    (folder / "summary.json").unlink()
+    with alone(folder):
+        assert read_snapshot(folder, "run").status == "running"
+    holder = folder / ".run.lock.holder"
+    mine = json.loads(holder.read_text())
+    assert mine["pid"] == os.getpid() and mine["host"] == socket.gethostname()
+    for other in ({"pid": ended}, {"began": mine["began"] - 99}):  # its number is used again
+        holder.write_text(json.dumps(mine | other))
+        seen = read_snapshot(folder, "run")
+        assert seen.status == "dead" and is_over([seen]) and "left no checkpoint" in seen.remark
+    (folder / "checkpoint.safetensors").touch()
+    assert f"fl-split resume {folder}" in " ".join(watch(folder).output.split("\n"))
+    holder.write_text(json.dumps(mine | {"pid": ended, "host": "another"}))
+    assert read_snapshot(folder, "run").status == "running"  # as far as can be seen from here
+    holder.write_text(json.dumps(mine | {"pid": ended}))
+    with FileLock(folder / ".run.lock"):  # by a process whose number means nothing here
+        assert read_snapshot(folder, "run").status == "running"
+
+
+def test_cells_of_a_dead_study_are_not_waited_for(simulate, ended):
+    folder = simulate(rounds=1).folder
+    study = folder.parent
+    (study / "sweep.csv").write_text(f"cell,status\n{folder.name},running\nlater,waiting\n")
+    (folder / "summary.json").unlink()
+    mine = {"host": socket.gethostname(), "pid": ended, "began": 1.0}
+    for path in (folder / ".run.lock.holder", study / ".sweep.lock.holder"):
+        path.write_text(json.dumps(mine))
+    seen = look_below(study)
+    assert [one.status for one in seen] == ["dead", "not begun"] and is_over(seen)
+    assert "the command of the study" in seen[0].remark
 
 
 def test_a_sweep_shows_cells_that_have_not_begun(simulate):

@@ -48,8 +48,8 @@ class DamagedError(OutputError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system has against writing `path` into one line.
+def writing(path: Path, size: int = 0) -> Iterator[None]:
+    """Turn what the system has against writing `path`, of so many bytes, into one line.
 
     Raises
     ------
@@ -60,13 +60,15 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise WriteError(f"cannot write {str(path)!r}: {reason}{_room(error, path)}") from None
+        raise WriteError(
+            f"cannot write {str(path)!r}: {reason}{_room(error, path, size)}"
+        ) from None
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a whole file or nothing; WriteError if that fails."""
     part = path.with_name(f".{path.name}.part")  # hidden: readers of a folder skip it
-    with writing(path):
+    with writing(path, len(data)):
         try:
             part.write_bytes(data)
             part.replace(path)
@@ -236,9 +238,10 @@ def _text(path: Path) -> str:
         raise DamagedError(f"{path} cannot be read: {error}") from None
 
 
-def _room(error: OSError, path: Path) -> str:
+def _room(error: OSError, path: Path, size: int) -> str:
     """Say what limits the size of files there."""
     if error.errno == errno.EFBIG:
-        return " for a limit on files that this process has (ulimit -f)"
+        return "; this process may write no larger files (ulimit -f)"
     folder = next(one for one in path.absolute().parents if one.exists())
-    return f"; {decimal(shutil.disk_usage(folder).free)} are free there"
+    needed = f"{decimal(size)} needed, " if size else ""
+    return f"; {needed}{decimal(shutil.disk_usage(folder).free)} free there"
