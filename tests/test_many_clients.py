@@ -267,9 +267,9 @@ def test_partitions_that_cannot_be_are_refused_in_one_line(spec, message):
 
 
 def test_a_class_that_no_client_may_take_is_refused():
-    """Of twenty classes, each for one client, some go to a client that holds its share already."""
-    spec = "dirichlet(0.0001, self_balancing=True)"
-    with pytest.raises(PartitionError, match=r"alpha=0.0001 is too small for self_balancing=True"):
+    """One client gets all classes until it holds its share; the other gets none of any."""
+    spec = "dirichlet([1.0, 1e-300], self_balancing=True)"
+    with pytest.raises(PartitionError, match=r"alpha=1e-300 is too small for self_balancing=True"):
         partition.split(rows(classes=20), spec, clients=2, label="label", seed=0)
 
 
