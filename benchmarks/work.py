@@ -24,9 +24,10 @@ from fl_split.models.vit import split as cut
 from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.data import statistics
+from simulations.data.images import Decoded
 from simulations.data.partition import Unheld, split
 from simulations.data.ragged import Ragged
-from simulations.data.samples import Labels, Pixels, Samples
+from simulations.data.samples import Labels, Samples
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Session
 from simulations.runs.centralised import CentralisedTrainer
@@ -75,7 +76,7 @@ class Work:
         """Clients that train in a round."""
         return round(self.clients * self.fraction)
 
-    def data(self) -> tuple[Pixels, Labels]:
+    def data(self) -> tuple[Decoded, Labels]:
         """Make up images and labels of ten classes, all at random."""
         draw = np.random.default_rng(0)
         count = self.clients * (self.rows or self.batch * STEPS)
@@ -90,7 +91,7 @@ class Work:
         table = Dataset.from_dict({"label": labels})
         return split(table, self.partition, clients=self.clients, label="label", seed=0)
 
-    def setup(self, data: tuple[Pixels, Labels] | None = None) -> Setup:
+    def setup(self, data: tuple[Decoded, Labels] | None = None) -> Setup:
         """Prepare the work on `data`, in patches of 4 pixels a side; nothing is evaluated."""
         pixels, labels = data or self.data()
         parts = self.parts(labels)
@@ -125,6 +126,7 @@ class Work:
             shards={},
             unheld=Unheld(0, []),
             class_names=[str(label) for label in range(10)],
+            model_notes=[],
         )
 
 

@@ -12,9 +12,12 @@ def main() -> None:
     """Run the command line, if Python finds our packages."""
     try:
         check()
+        command = import_module("simulations.cli.main")
     except ClashError as error:
         sys.exit(f"error: {error}")
-    import_module("simulations.cli.main").app()
+    except KeyboardInterrupt:  # imports take a while
+        sys.exit(130)
+    command.app()
 
 
 if __name__ == "__main__":

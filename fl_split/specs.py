@@ -10,13 +10,14 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError
 
 from fl_split.foreign import GIVEN, Given
 from fl_split.spec_errors import SpecError, sentence, unknown
-from fl_split.tables import ANY, Table, entry, parameters, signature
+from fl_split.tables import ANY, Table, entry, parameters, paths, signature
 
 T = TypeVar("T")
 
@@ -131,10 +132,29 @@ def canonical(
     return f"{name}({', '.join(parts)})"
 
 
+def located(spec: str, table: Mapping[str, Callable[..., Any]], place: Callable[[str], str]) -> str:
+    """Replace every path in `spec` by what `place` makes of it.
+
+    Which arguments are paths an entry says itself, see :func:`fl_split.tables.paths`.
+    """
+    if isinstance(spec, Given):
+        return spec
+    found, is_other = [], False
+    for stage in stages(spec):
+        name, arguments = resolve(stage, table)
+        among = [key for key in paths(entry(name, table)) if isinstance(arguments.get(key), str)]
+        arguments |= {key: place(arguments[key]) for key in among}
+        parts = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        found.append(f"{name}({parts})" if among else stage)
+        is_other = is_other or bool(among)
+    return " | ".join(found) if is_other else spec
+
+
 def shortened(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
     """Spell `spec` without what its entry has by default; :func:`canonical` is the opposite.
 
-    A first argument that is a number stays, because it says most: ``adc(ratio=0.1)``. A spec
+    A first argument that is a number stays, because it says most: ``adc(ratio=0.1)``. Of an
+    absolute path the last part is told: the rest is a matter of one machine. A spec
     that `table` cannot read, as one of an older version, is returned as it is, and so is a part
     of a user's module, which is not imported for this. An object is named as it names itself.
     """
@@ -151,15 +171,21 @@ def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
     if name == GIVEN:
         return _label(stage)
     name, arguments = resolve(stage, table)
-    known = signature(entry(name, table)).parameters
+    made = entry(name, table)
+    known, among = signature(made).parameters, paths(made)
     given = {key: arguments[key] for key in known if key in arguments}  # in one order
     first = next(iter(given), None)
     told = [
-        f"{key}={value!r}"
+        f"{key}={(_last_part(value) if key in among else value)!r}"
         for key, value in given.items()
         if value != known[key].default or (key == first and type(value) in {int, float})
     ]
     return f"{name}({', '.join(told)})" if told else name
+
+
+def _last_part(path: Any) -> Any:
+    is_whole = isinstance(path, str) and PurePath(path).is_absolute()
+    return PurePath(path).name if is_whole else path
 
 
 _TEXT_OR_REFERENCE = re.compile(

@@ -110,3 +110,12 @@ def parameters(entry: Callable[..., Any]) -> list[str]:
     """Names that a spec may set on `entry`."""
     known = signature(entry).parameters
     return [key for key, parameter in known.items() if parameter.kind not in ANY]
+
+
+def paths(entry: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the arguments of `entry` that are paths of files or folders.
+
+    An entry declares them itself: ``paths: ClassVar = ("path",)``. What is written there may
+    begin with ``~`` or be relative; a saved experiment has the absolute path.
+    """
+    return tuple(getattr(getattr(entry, "func", entry), "paths", ()))

@@ -233,7 +233,7 @@ def check_skew(skew: Skew) -> None:
     parts = [*np.split(draw.permutation(80), 4), np.empty(0, np.int64)]
     pixels = draw.integers(100, 150, (90, 1, 8, 8), dtype=np.uint8)
     table = Samples(pixels, draw.integers(0, 5, 90), parts, 5, [0.5], [0.5])
-    kept = replace(table, pixels=table.pixels.copy(), labels=table.labels.copy())
+    kept = replace(table, pixels=pixels.copy(), labels=table.labels.copy())
     with seeded(1, "trial"):
         found = skewed(table, [skew], 0, {})
     with seeded(2, "trial"):

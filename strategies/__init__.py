@@ -11,7 +11,7 @@ from strategies.sequential import Sequential
 from strategies.server.loop import train
 from strategies.server.participants import NoClientsLeft
 from strategies.server.strategy import Strategy
-from strategies.server.training import Progress, RoundResult, Training
+from strategies.server.training import Progress, RoundResult, Training, TrainingFailed
 from strategies.sflv1 import SFLV1
 from strategies.sflv2 import SFLV2
 from strategies.sflv3 import SFLV3
@@ -42,5 +42,6 @@ __all__ = [
     "RoundResult",
     "Strategy",
     "Training",
+    "TrainingFailed",
     "train",
 ]

@@ -16,12 +16,16 @@ from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
 from fl_split.exchange.stacked import StackedHead, is_faster
+from fl_split.models.preprocessing import Preprocessing
 from simulations.clients import client_app
 from simulations.clients.worker import Stacks, Worker
+from simulations.data.decoding import Wishes, decide, decode, look_at
+from simulations.data.sources import Source
 from simulations.engines.local_grid import LocalGrid, Session
 from simulations.engines.ray_engine import Ray, _balance
 from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
+from simulations.runs.experiment_data import silent
 from simulations.runs.setup import prepare
 from strategies.server import flower_messages, flower_private
 
@@ -33,6 +37,20 @@ TINY = {
     "batch_size": 64,
     "engine": "inline()",
 }
+
+
+@pytest.fixture
+def decoded() -> Callable[..., tuple[Any, Any]]:
+    """Decode the images of a source, to train and to test on; 0 is what the data say."""
+
+    def decode_all(source: Source, size: int = 0, channels: int = 0) -> tuple[Any, Any]:
+        looked = look_at(source, "error", silent)
+        side, bands = size or looked.survey.side, channels or looked.survey.channels
+        train, test, _ = decide(looked, Wishes(), side, bands, Preprocessing())
+        halves = decode(looked, "", (train, test), 0, silent)[:2]
+        return halves[0][:], halves[1][:]
+
+    return decode_all
 
 
 @dataclass

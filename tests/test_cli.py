@@ -159,6 +159,10 @@ def test_help_teaches(command):
         ([QUICK, "clients=100000"], "cannot share"),
         ([QUICK, "codec=[/a]"], "'[/a]' is not of the form"),
         ([QUICK + "/x"], "no configuration file"),
+        (["clients=5", QUICK], "the configuration comes first, then keys"),
+        (["configs"], "is a folder or a device; give a configuration file"),
+        ([QUICK, "clients=5", "clients=6"], "clients is given twice"),
+        ([QUICK, 'cut="3"'], "a number of stages"),
         (["configs/splitfed_baselines.toml"], "use: fl-split compare"),
     ],
 )

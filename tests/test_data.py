@@ -4,11 +4,12 @@ import pytest
 from PIL import Image
 
 from simulations.data import partition
+from simulations.data.descriptions import Digits, Local
+from simulations.data.images import DataError
 from simulations.data.partition import PartitionError
 from simulations.data.partitioners import PARTITIONS
 from simulations.data.private_members import Dirichlet, Pathological, Shard
 from simulations.data.samples import Samples
-from simulations.data.sources import DataError, Digits, Local
 
 
 def pictures(folder, column="picture", label=True, count=30, size=(12, 12), mode="RGB"):
@@ -27,14 +28,14 @@ def pictures(folder, column="picture", label=True, count=30, size=(12, 12), mode
     return path
 
 
-def test_digits_are_all_there_and_the_test_split_is_apart():
+def test_digits_are_all_there_and_the_test_split_is_apart(decoded):
     source = Digits().open(0.2, 0)
     assert len(source.train) + len(source.test) == 1797
-    train, test = (source.pixels(half, 8, 1) for half in (source.train, source.test))
+    train, test = decoded(source)
     assert train.shape == (len(source.train), 1, 8, 8)
     assert train.max() == 255 and train.min() == 0
-    counts = np.bincount(source.labels(source.test))
-    totals = counts + np.bincount(source.labels(source.train))
+    counts = np.bincount(source.test_labels)
+    totals = counts + np.bincount(source.train_labels)
     assert (abs(counts - 0.2 * totals) <= 1).all()
     from sklearn.datasets import load_digits
 
@@ -43,22 +44,22 @@ def test_digits_are_all_there_and_the_test_split_is_apart():
     assert sorted(map(bytes, both)) == sorted(map(bytes, expected))
 
 
-def test_columns_are_found_by_type_and_can_be_named(tmp_path):
+def test_columns_are_found_by_type_and_can_be_named(tmp_path, decoded):
     path = pictures(tmp_path)
     source = Local(path=str(path)).open(0.2, 0)
     assert (source.image, source.label, source.class_names) == ("picture", "kind", ["a", "b", "c"])
-    assert (source.image_size, source.channels) == (12, 3)
+    assert decoded(source)[0].shape == (len(source.train), 3, 12, 12)
     assert Local(path=str(path), label="kind").open(0.2, 0).label == "kind"
     with pytest.raises(DataError, match="no column 'x' for label"):
         Local(path=str(path), label="x").open(0.2, 0)
 
 
-def test_images_are_resized_and_recoloured(tmp_path):
+def test_images_are_resized_and_recoloured(tmp_path, decoded):
     source = Local(path=str(pictures(tmp_path))).open(0.2, 0)
-    assert source.pixels(source.train, 6, 1).shape == (len(source.train), 1, 6, 6)
+    assert decoded(source, 6, 1)[0].shape == (len(source.train), 1, 6, 6)
 
 
-def test_a_folder_of_images_by_class_is_read(tmp_path):
+def test_a_folder_of_images_by_class_is_read(tmp_path, decoded):
     for name in ("cat", "dog"):
         for split in ("train", "test"):
             folder = tmp_path / split / name
@@ -67,7 +68,7 @@ def test_a_folder_of_images_by_class_is_read(tmp_path):
                 Image.new("L", (8, 8), number).save(folder / f"{number}.png")
     source = Local(path=str(tmp_path)).open(0.2, 0)
     assert source.class_names == ["cat", "dog"]
-    assert (len(source.train), len(source.test), source.channels) == (6, 6, 1)
+    assert decoded(source)[0].shape == decoded(source)[1].shape == (6, 1, 8, 8)
 
 
 @pytest.mark.parametrize("spoil", ["no label", "no image", "no table"])
@@ -98,16 +99,16 @@ def test_integer_labels_keep_their_order(tmp_path):
     local = table(tmp_path, rows, image=datasets.Image(), label=datasets.Value("int64"))
     source = local.open(0.2, 0)
     assert source.class_names == [str(number) for number in range(12)]
-    assert source.labels(source.train).tolist() == source.train["label"]
+    assert source.train_labels.tolist() == source.train.column("label")
 
 
-def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path, decoded):
     values = [0, 256, 25_600, 65_535]
     rows = {"image": [grey(v, np.uint16) for v in values] * 2, "label": ["a", "b"] * 4}
     local = table(tmp_path, rows, image=datasets.Image(), label=datasets.Value("string"))
     source = local.open(0.2, 0)
-    seen = np.concatenate([source.pixels(half, 8, 1) for half in (source.train, source.test)])
-    assert set(seen[:, 0, 0, 0].tolist()) == {0, 1, 100, 255}
+    seen = np.concatenate(decoded(source))
+    assert seen.dtype == np.uint16 and set(seen[:, 0, 0, 0].tolist()) == set(values)
 
 
 @pytest.mark.parametrize(
@@ -120,13 +121,10 @@ def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path):
     ],
     ids=["no label", "no image", "junk", "no test"],
 )
-def test_rows_that_cannot_be_used_are_named(tmp_path, rows, message):
+def test_rows_that_cannot_be_used_are_named(tmp_path, rows, message, decoded):
     local = table(tmp_path, rows, image=datasets.Image(), label=datasets.Value("int64"))
     with pytest.raises(DataError, match=message):
-        source = local.open(0.2, 0)
-        assert source.image_size == 8
-        for half in (source.train, source.test):
-            source.pixels(half, 8, 1)
+        decoded(local.open(0.2, 0))
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path):

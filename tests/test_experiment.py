@@ -78,6 +78,8 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         ({"partition": "dirichlet(beta=1)"}, "unknown argument 'beta'"),
         ({"model": "pretrained()"}, "path must be given"),
         ({"cut": 0}, "cut must be a number of stages from 1, or a stage's name, got 0"),
+        ({"cut": "3"}, "cut must be a number of stages from 1, or a stage's name, got '3'; a numb"),
+        ({"end": "3"}, "got '3'; a number has no quotes: 3"),
         ({"cut": True}, "cut must be a number of stages from 1, or a stage's name, got True"),
         ({"model": "lenet(14, 3)"}, "2 values for 1 arguments"),
         ({"engine": "rays"}, "did you mean 'ray'?"),
@@ -122,7 +124,7 @@ def test_bad_configuration_is_refused_with_help(values, message):
         ({"dataset": "local(path='/nowhere')"}, "dataset: no file or folder '/nowhere'"),
         ({"model": "vit(patch_size=3)"}, "model: patch_size must divide the image size 8, got 3"),
         ({"model": "vit(hidden_size=10)"}, "num_attention_heads must divide hidden_size 10"),
-        ({"model": "pretrained(path='./nowhere')"}, "model: cannot load a ViT from './nowhere'"),
+        ({"model": "pretrained(path='./nowhere')"}, "/nowhere': no such folder"),
     ],
 )
 def test_what_cannot_work_fails_before_training(values, message):

@@ -13,6 +13,8 @@ from fl_split.exchange.records import GRADIENT, PAYLOAD
 from fl_split.payload import Payload
 from simulations.cli import main as cli
 from simulations.clients import client_app
+from simulations.engines import ray_recovery
+from simulations.engines.local_grid import WorkersLost
 from simulations.engines.ray_engine import Ray
 from strategies.server import flower_messages
 
@@ -91,6 +93,29 @@ def test_a_client_that_kills_every_worker_is_dropped_alone(on_ray):
     assert dropped[["round", "client"]].to_numpy().tolist() == [[1, 0]]
     assert "worker failed" in dropped["dropped"].iloc[0]
     assert outcome.summary["status"] == "complete"
+
+
+@pytest.mark.slow
+def test_workers_that_only_die_end_the_run_which_then_goes_on_elsewhere(
+    reference, on_ray, resume, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_recovery, "MOST_DEATHS", 2)  # each takes seconds
+    changes = {"strategy": PRIVATE, "rounds": 3, "clients": 8}
+
+    def deadly(message, context):
+        if message.metadata.group_id == "3":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return client_app.app(message, context)
+
+    with pytest.raises(WorkersLost, match="a worker died 2 times in a row"):
+        on_ray(deadly, workers=1, **changes)
+    whole = reference(**changes)
+    left = type(whole)(tmp_path / "run1")
+    assert (left.summary["status"], left.summary["ended_by"]) == ("failed", "workers lost")
+    assert left.rounds["round"].tolist() == [1, 2]
+    resume(left)  # after both rounds, though a checkpoint was due after ten
+    assert left.equals(whole)
+    assert left.rounds[EXACT].equals(whole.rounds[EXACT])
 
 
 def hangs(message, context):

@@ -12,8 +12,8 @@ from torch.utils.data import TensorDataset
 
 import fl_split as fs
 from simulations.api.objects import with_specs
+from simulations.data.images import DataError
 from simulations.data.memory import as_uint8, in_memory
-from simulations.data.sources import DataError
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 
@@ -42,11 +42,20 @@ def opened(given):
     return in_memory(given).open(0.25, 0)
 
 
-def held(source, half):
-    """Images of a split and the names of their classes."""
-    table = source.pixels(half, 8, source.channels)
-    names = [source.class_names[number] for number in source.labels(half)]
-    return {bytes(image[0]): name for image, name in zip(table, names, strict=True)}
+def held(source, decoded):
+    """Images of both splits and the names of their classes."""
+    found = []
+    for table, labels in zip(
+        decoded(source, 8), (source.train_labels, source.test_labels), strict=True
+    ):
+        names = [source.class_names[number] for number in labels]
+        found.append({bytes(image[0]): name for image, name in zip(table, names, strict=True)})
+    return tuple(found)
+
+
+def both(source, decoded):
+    train, test = held(source, decoded)
+    return train | test
 
 
 def truth(pixels, labels):
@@ -102,17 +111,17 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_data_sets_of_every_form_are_the_same_images(tmp_path, form):
+def test_data_sets_of_every_form_are_the_same_images(tmp_path, form, decoded):
     pixels, labels = images(12)
     source = opened(FORMS[form](pixels, labels, tmp_path))
-    found = held(source, source.train) | held(source, source.test)
+    found = both(source, decoded)
     assert found == truth(pixels, labels)
     assert len(source.test) == 3  # a quarter of the 4 images of each of 3 classes
-    assert source.channels == (3 if form == "channels" else 1)
+    assert decoded(source)[0].shape[1:] == ((3 if form == "channels" else 1), 8, 8)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_two_data_sets_of_every_form_are_train_and_test(tmp_path, form):
+def test_two_data_sets_of_every_form_are_train_and_test(tmp_path, form, decoded):
     pixels, labels = images(12)
     halves = [(pixels[:8], labels[:8]), (pixels[8:], labels[8:])]
     given = []
@@ -121,18 +130,16 @@ def test_two_data_sets_of_every_form_are_train_and_test(tmp_path, form):
         folder.mkdir()
         given.append(FORMS[form](*half, folder))
     source = opened(tuple(given))
-    assert held(source, source.train) == truth(*halves[0])
-    assert held(source, source.test) == truth(*halves[1])
+    assert held(source, decoded) == (truth(*halves[0]), truth(*halves[1]))
 
 
-def test_a_dict_of_splits_has_train_and_test():
+def test_a_dict_of_splits_has_train_and_test(decoded):
     pixels, labels = images(12)
     halves = {"train": (pixels[:8], labels[:8]), "test": (pixels[8:], labels[8:])}
     source = opened(datasets.DatasetDict({k: library(*half) for k, half in halves.items()}))
-    assert held(source, source.train) == truth(*halves["train"])
-    assert held(source, source.test) == truth(*halves["test"])
+    assert held(source, decoded) == (truth(*halves["train"]), truth(*halves["test"]))
     whole = opened(datasets.DatasetDict(train=library(pixels, labels)))
-    assert held(whole, whole.train) | held(whole, whole.test) == truth(pixels, labels)
+    assert both(whole, decoded) == truth(pixels, labels)
 
 
 def test_two_images_are_no_train_and_test():
@@ -143,10 +150,10 @@ def test_two_images_are_no_train_and_test():
     assert len(two.train) == 2 and two.test is None
 
 
-def test_images_of_pil_may_differ_in_size_and_are_stored_as_they_are_seen(tmp_path):
+def test_images_of_pil_may_differ_in_size_and_are_stored_as_they_are_seen(tmp_path, decoded):
     grey = [Image.new("L", (side, 2 * side), side) for side in (4, 6, 8, 10)]
     source = opened((grey, list("abab")))
-    seen = np.concatenate([source.pixels(half, 8, 1) for half in (source.train, source.test)])
+    seen = np.concatenate(decoded(source, 8, 1))
     assert sorted(seen[:, 0, 3, 3]) == [4, 6, 8, 10]
     noise = images(4)[0]
     found = []
@@ -159,7 +166,7 @@ def test_images_of_pil_may_differ_in_size_and_are_stored_as_they_are_seen(tmp_pa
         changed.putdata(one.flatten().tolist())  # and is no more what the file holds
         found += [lossy, changed]
     source = opened((found, list("ab") * 4))
-    assert {**held(source, source.train), **held(source, source.test)} == {
+    assert both(source, decoded) == {
         np.asarray(image).tobytes(): "ab"[place % 2] for place, image in enumerate(found)
     }
 
@@ -246,7 +253,7 @@ def test_rows_without_a_label_are_counted_in_arrays_of_floats_and_in_the_test_sp
         opened((["a.png", None], [0, 1]))
 
 
-def test_classes_go_by_name_where_splits_number_them_differently():
+def test_classes_go_by_name_where_splits_number_them_differently(decoded):
     pixels, _ = images(8)
     cat_dog, dog_cat = (
         datasets.ClassLabel(names=names) for names in (["cat", "dog"], ["dog", "cat"])
@@ -255,9 +262,9 @@ def test_classes_go_by_name_where_splits_number_them_differently():
     test = library(pixels[4:], [0, 0, 0, 1], dog_cat)
     source = opened(datasets.DatasetDict(train=train, test=test))
     assert source.class_names == ["cat", "dog"]
-    assert held(source, source.test) == truth(pixels[4:], ["dog", "dog", "dog", "cat"])
+    assert held(source, decoded)[1] == truth(pixels[4:], ["dog", "dog", "dog", "cat"])
     words = opened((train, (pixels[4:], ["dog", "dog", "dog", "cat"])))
-    assert words.labels(words.test).tolist() == [1, 1, 1, 0]
+    assert words.test_labels.tolist() == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("kind", [datasets.ClassLabel(names=["cat", "fox"]), None])
@@ -329,7 +336,7 @@ TRANSFORMED = library(X, Y).with_transform(lambda rows: rows)
         (((X, Y), (X[:0], Y[:0])), "0 images, but 0 labels"),
         ((library(X, Y), library(X, Y).select([])), "has 12 and 0"),
         ((X, np.eye(3)[Y]), "labels must be one number or text per image"),
-        ((X, Y / 2), "column 'label' must hold whole numbers or text, holds Value"),
+        ((X, Y / 2), "column 'label' holds 4 numbers like 0.5: that is a quantity, not a class"),
         ((X, Y * 0), "needs two classes or more, column 'label' has 1"),
         ((X, None), "labels must be an array or a list, got NoneType"),
         ((TensorDataset(torch.zeros(3)), Y), "images must be an array or a list, got TensorD"),

@@ -274,7 +274,7 @@ def frozen_classifier():
     ("model", "place", "said"),
     [
         ([nn.Flatten(), nn.Linear(64, 10)], {"cut": 1}, "cut=1: the client's first stages have no"),
-        (frozen_backbone(), {"cut": "1"}, "cut='1': the client's first stages have no weights"),
+        (frozen_backbone(), {"cut": 2}, "cut=2: the client's first stages have no weights"),
         (frozen_classifier(), {"cut": 1}, "cut=1: the server's stages have no weights"),
         (repeated(), {"cut": 1, "end": 2}, "cut=1, end=2: the server's stages have no weights"),
         (

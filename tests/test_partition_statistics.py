@@ -11,7 +11,8 @@ from simulations.cli import main as cli
 from simulations.data import statistics
 from simulations.data.samples import Samples
 from simulations.runs.experiment import Experiment
-from simulations.runs.setup import prepare, prepare_labels
+from simulations.runs.experiment_data import prepare_labels
+from simulations.runs.setup import prepare
 
 
 def table(*clients):

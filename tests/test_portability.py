@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from simulations.engines import ray_engine
+from simulations.engines import ray_start
 from simulations.engines.local_grid import EngineError, deadline
 from simulations.engines.memory import keep_freed_memory
+from simulations.runs.files import OutputError
 from simulations.runs.lock import alone
-from simulations.runs.results import OutputError
-from simulations.runs.run import Stop, Terminated, terminable
+from simulations.runs.run import Stop
+from simulations.runs.signals import Terminated, terminable
 
 ROOT = Path(__file__).parents[1]
 SOCKET = "ray/session_2026-11-28_21-19-37_123456_4194304/sockets/plasma_store"
@@ -80,12 +81,12 @@ def test_sockets_of_ray_always_fit_in_their_107_bytes(monkeypatch, spare):
     usual = "/" + "x" * (room - 1 - spare)
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", usual)
-    folder = ray_engine.temporary_folder()
+    folder = ray_start.temporary_folder()
     assert (folder is None) == (spare >= 0)
     if folder:
         assert len(f"{folder}/{SOCKET.partition('/')[2]}.1") <= 107
     monkeypatch.setenv("RAY_TMPDIR", "/short")
-    assert ray_engine.temporary_folder() is None
+    assert ray_start.temporary_folder() is None
 
 
 def test_where_nothing_short_can_be_written_ray_is_refused_in_one_line(monkeypatch):
@@ -93,7 +94,7 @@ def test_where_nothing_short_can_be_written_ray_is_refused_in_one_line(monkeypat
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(EngineError, match=r"too long for Ray.*set RAY_TMPDIR to a folder of at"):
-        ray_engine.temporary_folder()
+        ray_start.temporary_folder()
 
 
 @pytest.mark.slow

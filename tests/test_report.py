@@ -213,8 +213,8 @@ def test_damaged_runs_are_left_out_and_named(tmp_path):
     (tmp_path / "torn" / "summary.json").write_text('{"status": "comp')
     (tmp_path / "no-rounds" / "rounds.csv").unlink()
     page = build([tmp_path])
-    for flaw in ("no-summary (unfinished)", "torn (summary.json is damaged)",
-                 "no-rounds (rounds.csv is missing or damaged)", "empty (no rounds)"):  # fmt: skip
+    for flaw in ("no-summary (unfinished)", "torn (summary.json is torn",
+                 "no-rounds (no rounds.csv)", "empty (no rounds)"):  # fmt: skip
         assert flaw in page.facts["left out"]
 
 

@@ -9,7 +9,8 @@ from fl_split.spec_errors import SpecError
 from simulations.data.samples import Samples
 from simulations.data.skew import LabelNoise, Noise, Rotation, parse_skew, skewed
 from simulations.runs.experiment import Experiment
-from simulations.runs.setup import prepare, prepare_labels
+from simulations.runs.experiment_data import prepare_labels
+from simulations.runs.setup import prepare
 
 
 def table(clients=4, each=50, size=8):
@@ -31,7 +32,7 @@ class QuarterTurn(Rotation):
 def test_a_quarter_turn_is_that_of_numpy():
     before = table()
     after = skewed(before, [QuarterTurn()], 0, {})
-    assert np.array_equal(after.pixels, np.rot90(before.pixels, axes=(2, 3)))
+    assert np.array_equal(after.pixels[:], np.rot90(before.pixels, axes=(2, 3)))
 
 
 class Noted(Rotation):
@@ -49,7 +50,7 @@ class Noted(Rotation):
 def test_every_client_has_an_angle_of_its_own_for_good():
     seen, before = [], table()
     skew = [Noted(30.0, seen)]
-    first, again, other = (skewed(before, skew, seed, {}).pixels for seed in (0, 0, 1))
+    first, again, other = (skewed(before, skew, seed, {}).pixels[:] for seed in (0, 0, 1))
     assert seen[:4] == seen[4:8] and len(set(seen)) == 8
     assert all(-30 <= angle <= 30 for angle in seen)
     assert np.array_equal(first, again) and not np.array_equal(first, other)
@@ -58,10 +59,29 @@ def test_every_client_has_an_angle_of_its_own_for_good():
 def test_noise_grows_with_the_client():
     before = table()
     after = skewed(before, [Noise(std=0.1)], 0, {})
-    differences = after.pixels.astype(int) - before.pixels
+    differences = after.pixels[:].astype(int) - before.pixels
     spread = [differences[part].std() for part in before.partitions[:4]]
     # Client 0 of 5 (one has no samples) has none, client 3 has 0.1 * 3 / 5 of 255.
     assert spread == pytest.approx([25.5 * client / 5 for client in range(4)], rel=0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("skew", [Noise(std=0.2), Rotation(degrees=60)])
+def test_an_image_is_the_same_whichever_others_are_read_with_it(skew):
+    after = skewed(table(), [skew], 0, {}).pixels
+    order = np.random.default_rng(1).permutation(after.shape[0])
+    alone = np.concatenate([after[order[k : k + 1]] for k in range(len(order))])
+    assert np.array_equal(alone, after[:][order])
+
+
+def test_sixteen_bits_are_skewed_as_eight_are():
+    eight = table()
+    deep = replace(eight, pixels=eight.pixels.astype(np.uint16) * 257)  # 255 -> 65,535
+    for skew in (Noise(std=0.1), Rotation(degrees=60)):
+        few, many = (
+            skewed(one, [skew], 0, {}).pixels[:] / top
+            for one, top in ((eight, 255), (deep, 65_535))
+        )
+        assert np.abs(few - many).max() <= 0.5 / 255 + 1e-4
 
 
 def test_label_noise_replaces_a_share_by_any_other_class():
@@ -80,7 +100,7 @@ def test_skews_come_one_after_the_other_and_leave_the_table_as_it_was():
     before = table()
     kept = before.pixels.copy(), before.labels.copy()
     both = skewed(before, parse_skew("rotation() | label_noise(rate=1)"), 0, {})
-    assert np.array_equal(both.pixels, skewed(before, [Rotation()], 0, {}).pixels)
+    assert np.array_equal(both.pixels[:], skewed(before, [Rotation()], 0, {}).pixels[:])
     assert np.array_equal(both.labels, skewed(before, [LabelNoise(1.0)], 0, {}).labels)
     assert np.array_equal(before.pixels, kept[0]) and np.array_equal(before.labels, kept[1])
     assert skewed(before, parse_skew("none()"), 0, {}) is before
@@ -110,7 +130,7 @@ def test_training_data_are_skewed_and_the_test_split_is_not():
     odd = prepare(experiment)
     assert np.array_equal(plain.test.pixels, odd.test.pixels)
     assert np.array_equal(plain.test.labels, odd.test.labels)
-    assert not np.array_equal(plain.train.pixels, odd.train.pixels)
+    assert not np.array_equal(plain.train.pixels, odd.train.pixels[:])
     assert all(map(np.array_equal, plain.train.partitions, odd.train.partitions))
     assert (plain.train.labels != odd.train.labels).mean() == pytest.approx(0.5, abs=0.01)
     assert np.array_equal(prepare_labels(experiment)[0].labels, odd.train.labels)
@@ -130,6 +150,6 @@ def test_held_out_samples_are_seen_as_the_client_sees_its_own():
     kept = [p if k != 1 else p[2:] for k, p in enumerate(before.partitions)]
     smaller = replace(before, partitions=kept)
     turned = skewed(smaller, [Rotation()], 0, shard)
-    assert np.array_equal(turned.pixels, skewed(before, [Rotation()], 0, {}).pixels)
+    assert np.array_equal(turned.pixels[:], skewed(before, [Rotation()], 0, {}).pixels[:])
     noisy = skewed(smaller, [LabelNoise(rate=1.0)], 0, shard)
     assert np.array_equal(noisy.labels[shard[1]], before.labels[shard[1]])

@@ -267,7 +267,7 @@ def shown(rows):
 
 def test_cells_that_lost_clients_are_named(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "summary.json").write_text(json.dumps({"dropped": 2}))
+    (tmp_path / "a" / "summary.json").write_text(json.dumps({"status": "complete", "dropped": 2}))
     found = [Cell(name, {"seed": seed}, Experiment()) for seed, name in enumerate("ab")]
     rows = study_frame(found, tmp_path, {"a": "complete"})
     told = cells_that_lost_clients(rows, tmp_path)
@@ -280,9 +280,13 @@ def test_a_study_on_unlike_cpus_says_so_once(tmp_path):
     cpus = {"a": {"cpu": "x86_64 AVX2"}, "b": {"cpu": "x86_64 AVX2"}, "c": {}}  # d never began
     for name, machine in cpus.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text(json.dumps({"machine": machine}))
+        (tmp_path / name / "summary.json").write_text(
+            json.dumps({"status": "complete", "machine": machine})
+        )
     assert unlike_cpus(found, tmp_path) == ""
-    (tmp_path / "c" / "summary.json").write_text(json.dumps({"machine": {"cpu": "x86_64 AVX512"}}))
+    (tmp_path / "c" / "summary.json").write_text(
+        json.dumps({"status": "complete", "machine": {"cpu": "x86_64 AVX512"}})
+    )
     told = unlike_cpus(found, tmp_path)
     assert told.startswith("x86_64 AVX2, x86_64 AVX512: on unlike CPUs")
 

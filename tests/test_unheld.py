@@ -18,7 +18,8 @@ from simulations.data import partition
 from simulations.data.partition import PartitionError, Unheld
 from simulations.data.partitioners import PARTITIONS
 from simulations.runs.experiment import Experiment
-from simulations.runs.setup import prepare, prepare_labels
+from simulations.runs.experiment_data import prepare_labels
+from simulations.runs.setup import prepare
 
 NEEDS_ARGUMENTS = {
     "continuous": "(partition_by='value', strictness=0.5)",

@@ -6,8 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from fl_split.models.checkpoint import Loaded
 from fl_split.models.cut import Head, Tail
 from fl_split.models.lenet import LeNet
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
@@ -43,9 +45,32 @@ class Model(Protocol):
         """
         ...
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, of the input."""
+    def preprocessing(self) -> Preprocessing:
+        """Return what is done to images before the model sees them.
+
+        Raises
+        ------
+        ValueError
+            The settings of a checkpoint make no sense; the message names file and key.
+        """
         ...
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """A model description that has more to say about what it built."""
+
+    def load(self, *, image_size: int, channels: int, num_classes: int, seed: int) -> Loaded:
+        """Do what :meth:`Model.build` does, and say what was decided on the way."""
+        ...
+
+
+def build(spec: Model, **sizes: int) -> Loaded:
+    """Build the model that `spec` describes, with what it has to say about it, if anything.
+
+    `sizes` are the arguments of :meth:`Model.build`, which raises ValueError.
+    """
+    return spec.load(**sizes) if isinstance(spec, Loader) else Loaded(spec.build(**sizes))
 
 
 MODELS: Table[type[Model]] = Table(
@@ -59,4 +84,4 @@ MODELS: Table[type[Model]] = Table(
     },
 )
 
-__all__ = ["MODELS", "Model"]
+__all__ = ["MODELS", "Loaded", "Loader", "Model", "build"]

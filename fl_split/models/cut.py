@@ -82,6 +82,11 @@ class Head(nn.Module, ABC):
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""
 
+    def activation_bytes(self, samples: int) -> int:
+        """Estimate what autograd keeps of so many images, in bytes; 0 is no estimate."""
+        del samples
+        return 0
+
     def attention(self, before: Tensor) -> Tensor:
         """CLS attention row (B, N) of the last stage, given its input; without gradient."""
         raise ValueError("a model without CLS token has no CLS attention")
@@ -123,6 +128,11 @@ class Tail(nn.Module, ABC):
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
 
+    def activation_bytes(self, rows: int, tokens: int) -> int:
+        """Estimate what autograd keeps of `rows` sequences, in bytes; 0 is no estimate."""
+        del rows, tokens
+        return 0
+
     def row_flops(self, tokens: int) -> tuple[int, int]:
         """Operations on one sequence, forward alone and with backward.
 
@@ -139,6 +149,15 @@ def whole_flops(head: Head, tail: Tail, samples: int) -> int:
     tokens = head.smashed_shape[0]
     total = head.flops(samples) + tail.flops(samples, tokens)
     return total + (head.end.flops(samples, tokens) if head.end else 0)
+
+
+def whole_activation_bytes(head: Head, tail: Tail, samples: int) -> int:
+    """Estimate what autograd keeps of all parts for so many images, uncompressed, in bytes."""
+    tokens = head.smashed_shape[0]
+    total = head.activation_bytes(samples) + tail.activation_bytes(samples, tokens)
+    if head.end is None:
+        return total
+    return total + head.end.activation_bytes(samples, head.end.num_tokens or tokens)
 
 
 def num_stages(names: Sequence[str], cut: int | str) -> int:
@@ -202,7 +221,9 @@ def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:
 def draws(module: nn.Module) -> bool:
     """Tell whether a training forward of `module` draws random numbers."""
     return any(
-        (isinstance(part, nn.Dropout) and part.p > 0) or getattr(part, "attention_dropout", 0) > 0
+        (isinstance(part, nn.Dropout) and part.p > 0)
+        or getattr(part, "attention_dropout", 0) > 0
+        or getattr(part, "drop_prob", 0) > 0  # of whole residual branches
         for part in module.modules()
     )
 

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from fl_split.models.cut import Head, Tail
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.stages import split
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
@@ -67,9 +68,9 @@ class LeNet:
         """Cut what :meth:`build` returned, see :func:`fl_split.models.stages.split`."""
         return split(module, cut, end)
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, of the input this model expects."""
-        return [0.5], [0.5]
+    def preprocessing(self) -> Preprocessing:
+        """Return what is done to images before this model sees them."""
+        return Preprocessing()
 
 
 def _convolution(channels: int, filters: int) -> nn.Sequential:

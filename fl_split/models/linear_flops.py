@@ -8,6 +8,8 @@ leaves them out. The arithmetic of codecs is measured in time instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 
@@ -28,3 +30,27 @@ def of_layer(layer: nn.Linear, needs_inputs: bool = True) -> int:
     `needs_inputs` says whether the gradient of the layer's inputs is needed.
     """
     return 2 * layer.weight.numel() * (1 + layer.weight.requires_grad + needs_inputs)
+
+
+def blocks_forward(blocks: Iterable[nn.Module], tokens: int, width: int) -> int:
+    """Operations of the forward of Transformer blocks on one sample.
+
+    Linear layers, and the two products of attention.
+    """
+    return sum(tokens * forward(block) + 4 * tokens**2 * width for block in blocks)
+
+
+def block_training(block: nn.Module, tokens: int, width: int, needs_inputs: bool = True) -> int:
+    """Operations of forward and backward of a Transformer block on one sample.
+
+    Not `needs_inputs`: only frozen weights came before, so that a backward pass ends in the
+    adapters of queries and values, and keys need no gradient either.
+    """
+    if needs_inputs:
+        return tokens * training(block) + 12 * tokens**2 * width
+    linear = 0
+    for name, layer in block.named_modules():
+        if isinstance(layer, nn.Linear):
+            is_end = name.startswith("attention.") and "o_proj" not in name
+            linear += of_layer(layer, needs_inputs=not is_end or "lora_B" in name)
+    return tokens * linear + 10 * tokens**2 * width

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from fl_split.models.cut import Head, Tail
 from fl_split.models.norms import BatchNorm, replace
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.stages import ConvMiddle, split
 from fl_split.seeds import generator, seeded
 
@@ -125,9 +126,9 @@ class OwnModel:
                     )
         return head, tail
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, of the input."""
-        return list(self.mean), list(self.std)
+    def preprocessing(self) -> Preprocessing:
+        """Return what is done to images before this model sees them."""
+        return Preprocessing(tuple(self.mean), tuple(self.std))
 
 
 def _check_weights(module: nn.Module, stages: Mapping[str, nn.Module]) -> None:

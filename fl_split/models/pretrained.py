@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -13,63 +12,31 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from fl_split.models import checkpoint, dinov2, files, processor, timm_vit
+from fl_split.models.checkpoint import Loaded
 from fl_split.models.cut import Head, Tail
 from fl_split.models.lora import add_adapters
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.vit import check_sizes, split
-from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+VITS = {"vit", "vit_mae", "vit_msn"}
+"""Values of model_type whose weights, or whose encoder's, are those of a ViT."""
 
-def load(
-    from_pretrained: Callable[..., Any], what: str, path: str, num_classes: int, seed: int
-) -> Any:
-    """Load a `what` of transformers; a classifier of another size is drawn from `seed`.
-
-    Raises
-    ------
-    ValueError
-        There is nothing to load at `path`, or no `what`.
-    """
-    if path.startswith((".", "/", "~")) and not Path(path).is_dir():
-        raise ValueError(f"cannot load a {what} from {path!r}: no such folder")
-    try:
-        with seeded(seed, "model"):
-            model, found = from_pretrained(
-                path,
-                num_labels=num_classes,
-                ignore_mismatched_sizes=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Exception as error:  # every file format fails in its own way
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        reason = reason if Path(path).is_dir() else f"no such folder here, and {reason}"
-        raise ValueError(f"cannot load a {what} from {path!r}: {reason}") from None
-    missing = [key for key in found["missing_keys"] if "classifier." not in key]
-    if missing:
-        raise ValueError(f"{path!r} holds no {what}: {missing[0]} is missing")
-    return model
-
-
-def normalisation(path: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation, per channel, that a checkpoint was trained with."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    except OSError:
-        settings = {}
-    return settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
+USABLE = "ViT, ViT-MAE and ViT-MSN, DeiT, DINOv2 without registers, and plain ViTs of timm"
+"""What :class:`Pretrained` takes."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Pretrained:
-    """ViT or DeiT checkpoint from a local folder or a hub name, with a new classifier if needed.
+    """A checkpoint of a ViT or a relative, from a local folder or a hub name.
 
-    A DeiT may be distilled, with one classifier or two (see :mod:`fl_split.models.vit`).
+    It may be a ViT (also of ViT-MAE or ViT-MSN), a DINOv2 without registers, a plain ViT of
+    timm, or a DeiT, distilled with one classifier or two (see :mod:`fl_split.models.vit`). Its
+    classifier is drawn anew if the data have another number of classes.
 
     Images are resized to the checkpoint's input, unless `image_size` or `patch_size`
     is given: then the model adapts (see :func:`adapt`). `lora` above 0 freezes it but for
@@ -82,6 +49,7 @@ class Pretrained:
     lora: Annotated[int, Field(ge=0)] = 0
 
     is_transformers: ClassVar[bool] = True
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     def build(
         self, *, image_size: int, channels: int, num_classes: int, seed: int
@@ -91,43 +59,111 @@ class Pretrained:
         Raises
         ------
         ValueError
-            Nothing to load at `path`, sizes that do not fit each other, or no `peft`.
+            Nothing to load at `path`, another architecture, a config.json that does not fit
+            the weights, sizes that do not fit each other, or no `peft`.
         """
+        sizes = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+        return self.load(**sizes, seed=seed).module
+
+    def load(self, *, image_size: int, channels: int, num_classes: int, seed: int) -> Loaded:
+        """Do the same, and say what was decided about the checkpoint."""
         del image_size, channels  # images come to the checkpoint, not the other way round
-        model = load(_from_pretrained, "ViT", self.path, num_classes, seed)
+        found, weights = _read(self.path)
+        kind = _kind(self.path, found)
+        own = {key: value for key, value in found.items() if key != "model_type"}
+        config = kind.config_class.from_dict(own, num_labels=num_classes)
+        if hasattr(config, "use_mask_token"):
+            config.use_mask_token = False  # no image is masked: it would never be trained
+        size = self.image_size or config.image_size
+        loaded = checkpoint.load(kind, self.path, config, "ViT", seed, weights)
+        before: Any = loaded.module
         model = adapt(
-            model,
-            image_size=self.image_size or model.config.image_size,
-            patch_size=self.patch_size or model.config.patch_size,
+            before, image_size=size, patch_size=self.patch_size or before.config.patch_size
         )
         if self.lora:
             add_adapters(model, self.lora, seed)
-        return model
+        notes = (*loaded.notes, *_changed(before.config, model.config))
+        return Loaded(model, notes, loaded.class_names)
 
     def split(self, module: Any, cut: int | str, end: int | str = 0) -> tuple[Head, Tail]:
         """Cut what :meth:`build` returned, see :func:`fl_split.models.vit.split`."""
-        return split(module, cut, end)
+        cutter = dinov2.split if module.config.model_type == "dinov2" else split
+        return cutter(module, cut, end)
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, that the checkpoint was trained with."""
-        return normalisation(self.path)
+    def preprocessing(self) -> Preprocessing:
+        """Return what was done to the images that the checkpoint was trained with.
+
+        Raises
+        ------
+        ValueError
+            Its preprocessor_config.json makes no sense; the message names file and key.
+        """
+        found = checkpoint.settings(self.path, "ViT")
+        if checkpoint.is_timm(found):
+            return processor.of_timm(self.path, found, self.image_size)
+        size = found.get("image_size", DEFAULT_SIZE)
+        return processor.read(
+            self.path, found.get("num_channels", 3), size, self.image_size or size
+        )
 
 
-def _from_pretrained(path: str, **settings: Any) -> Any:
-    """Load the architecture that the checkpoint's config names; a ViT if it is no DeiT."""
-    from transformers import (
-        DeiTForImageClassification,
-        DeiTForImageClassificationWithTeacher,
-        ViTConfig,
-        ViTForImageClassification,
+DEFAULT_SIZE = 224
+"""Image size of a config.json that gives none, as transformers has it."""
+
+
+def _read(path: str) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """Return settings as in config.json; and weights, where they are not as transformers' are."""
+    found = checkpoint.settings(path, "ViT")
+    if not checkpoint.is_timm(found):
+        return found, None
+    try:
+        return timm_vit.converted(found, files.read_weights(path))
+    except Exception as error:  # every file format fails in its own way
+        raise ValueError(
+            f"cannot load a ViT from {path!r}, {checkpoint.described(found)}: {error}"
+        ) from None
+
+
+def _kind(path: str, found: Mapping[str, Any]) -> type[Any]:
+    """Return the class of transformers that a config.json is for.
+
+    Raises
+    ------
+    ValueError
+        It is for none that can be cut here.
+    """
+    import transformers
+
+    kind = found.get("model_type", "vit")
+    if kind in VITS:
+        return transformers.ViTForImageClassification
+    if kind == "dinov2":
+        return transformers.Dinov2ForImageClassification
+    if kind == "deit":
+        two = transformers.DeiTForImageClassificationWithTeacher
+        has_two = two.__name__ in (found.get("architectures") or ())
+        return two if has_two else transformers.DeiTForImageClassification
+    hint = "resnet18(path=...) takes a ResNet-18; " if kind == "resnet" else ""
+    raise ValueError(
+        f"cannot load a ViT from {path!r}: it is {checkpoint.described(found)}; {hint}"
+        f"pretrained(path=...) takes {USABLE}"
     )
 
-    config, _ = ViTConfig.get_config_dict(path)
-    if config.get("model_type") != "deit":
-        return ViTForImageClassification.from_pretrained(path, **settings)
-    has_two = DeiTForImageClassificationWithTeacher.__name__ in (config.get("architectures") or ())
-    kind = DeiTForImageClassificationWithTeacher if has_two else DeiTForImageClassification
-    return kind.from_pretrained(path, **settings)
+
+def _changed(before: Any, after: Any) -> list[str]:
+    """Say what :func:`adapt` did to a model of config `before`."""
+    notes = []
+    old, new = (config.image_size // config.patch_size for config in (before, after))
+    if old != new:
+        notes.append(
+            f"position embeddings are interpolated from {old} x {old} to {new} x {new} patches"
+        )
+    if before.patch_size != after.patch_size:
+        notes.append(
+            f"patches of {before.patch_size} pixels become patches of {after.patch_size}: the "
+            "kernel is folded"
+        )
+    return notes
 
 
 def adapt(model: PreTrainedModel, *, image_size: int, patch_size: int) -> PreTrainedModel:
@@ -135,7 +171,7 @@ def adapt(model: PreTrainedModel, *, image_size: int, patch_size: int) -> PreTra
 
     The patch kernel is folded: applying the new one to a patch equals resizing the
     patch to the old size (bicubic) and applying the old one. The position grid is
-    interpolated (bicubic, with antialiasing). Everything else is kept.
+    interpolated (bicubic, with antialiasing). Everything else is kept, and shared with `model`.
     """
     config = model.config
     if (image_size, patch_size) == (config.image_size, config.patch_size):
@@ -150,9 +186,7 @@ def adapt(model: PreTrainedModel, *, image_size: int, patch_size: int) -> PreTra
     positions = f"{embeddings}.position_embeddings"
     patches = model.base_model.embeddings.patch_embeddings.num_patches
     state[positions] = _resize_positions(state[positions], patches, image_size // patch_size)
-    with seeded(0, "model"):
-        adapted = type(model)(config)
-    adapted.load_state_dict(state)
+    adapted: PreTrainedModel = checkpoint.rebuilt(type(model), config, state)
     return adapted
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from fl_split.models import pretrained
+from fl_split.models import checkpoint, processor
+from fl_split.models.checkpoint import Loaded
 from fl_split.models.cut import Head, Tail
 from fl_split.models.norms import replace
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.stages import split
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
@@ -46,6 +48,8 @@ class ResNet18:
     norm: Literal["batch", "group"] = "batch"
     stats: Literal["averaged", "batch"] = "averaged"
     path: str = ""
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
     image_size: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
@@ -57,34 +61,52 @@ class ResNet18:
         """Whether ``from_pretrained`` gives the trained model back."""
         return not self.small_images and (self.norm, self.stats) == ("batch", "averaged")
 
-    def build(self, *, image_size: int, channels: int, num_classes: int, seed: int) -> ResNetModel:
+    def build(self, *, image_size: int, channels: int, num_classes: int, seed: int) -> nn.Module:
         """Build the model for square images of `image_size` pixels, weights drawn from `seed`.
 
         Raises
         ------
         ValueError
-            There is no ResNet at `path`.
+            There is no ResNet at `path`, or its config.json does not fit its weights.
         """
-        from fl_split.models.resnet_stages import ResNetModel
+        sizes = {"image_size": image_size, "channels": channels, "num_classes": num_classes}
+        return self.load(**sizes, seed=seed).module
 
-        if self.path:
-            model = pretrained.load(
-                ResNetModel.from_pretrained, "ResNet", self.path, num_classes, seed
-            )
-        else:
-            model = self._from_scratch(channels, num_classes, seed)
+    def load(self, *, image_size: int, channels: int, num_classes: int, seed: int) -> Loaded:
+        """Do the same, and say what was decided about a checkpoint."""
+        loaded = (
+            self._from_checkpoint(num_classes, seed)
+            if self.path
+            else Loaded(self._from_scratch(channels, num_classes, seed))
+        )
+        model: Any = loaded.module
         replace(model, self.norm, self.stats)
         size = self.image_size or image_size
         model.image_shape = model.config.num_channels, size, size
-        return model
+        return loaded
 
     def split(self, module: Any, cut: int | str, end: int | str = 0) -> tuple[Head, Tail]:
         """Cut what :meth:`build` returned, see :func:`fl_split.models.stages.split`."""
         return split(module, cut, end)
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, of the input this model expects."""
-        return pretrained.normalisation(self.path) if self.path else ([0.5], [0.5])
+    def preprocessing(self) -> Preprocessing:
+        """Return what is done to images before this model sees them."""
+        if not self.path:
+            return Preprocessing()
+        channels = checkpoint.settings(self.path, "ResNet").get("num_channels", 3)
+        return processor.read(self.path, channels, self.image_size, self.image_size)
+
+    def _from_checkpoint(self, num_classes: int, seed: int) -> Loaded:
+        from fl_split.models.resnet_stages import ResNetModel
+
+        found = checkpoint.settings(self.path, "ResNet")
+        if found.get("model_type") != "resnet":
+            raise ValueError(
+                f"cannot load a ResNet from {self.path!r}: it is {checkpoint.described(found)}; "
+                "of a ViT and its relatives use pretrained(path=...)"
+            )
+        config = ResNetModel.config_class.from_dict(found, num_labels=num_classes)
+        return checkpoint.load(ResNetModel, self.path, config, "ResNet", seed)
 
     def _from_scratch(self, channels: int, num_classes: int, seed: int) -> ResNetModel:
         from transformers import ResNetConfig

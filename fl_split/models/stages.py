@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fl_split.activations import activation_bytes, saved
 from fl_split.models import linear_flops as flops
 from fl_split.models.cut import Head, Tail, normalises_batches, num_before_end, num_stages
 from fl_split.seeds import global_state, seeded
@@ -42,6 +43,8 @@ class ConvHead(Head):
         (C, H, W) or (C,), what the last stage makes of one image.
     sample_flops : tuple[int, int]
         Operations on one sample, forward alone and with backward.
+    sample_bytes : int
+        What autograd keeps of one sample.
     """
 
     def __init__(self, stages: Mapping[str, nn.Module], image_shape: tuple[int, int, int]) -> None:
@@ -50,7 +53,7 @@ class ConvHead(Head):
         self.encoder = nn.Identity()
         self.image_shape = image_shape
         found = trial(self.stages, torch.zeros(1, *image_shape))
-        self.features, self.sample_flops, self.has_dropout = found
+        self.features, self.sample_flops, self.has_dropout, self.sample_bytes = found
         width, *positions = self.features
         self.smashed_shape = math.prod(positions), width
 
@@ -69,6 +72,10 @@ class ConvHead(Head):
         encoder = self.smashed_shape[0] * flops.forward(self.encoder)
         return samples * (encoder + self.sample_flops[0])
 
+    def activation_bytes(self, samples: int) -> int:
+        """Return what autograd keeps of so many images, without the encoder."""
+        return samples * self.sample_bytes
+
 
 class ConvMiddle(Tail):
     """The stages between the cuts of a U-shape, for features of `shape`, (C, H, W) or (C,).
@@ -79,6 +86,8 @@ class ConvMiddle(Tail):
         (C, H, W) or (C,), what the last stage makes of one image.
     sample_flops : tuple[int, int]
         Operations on one sample, forward alone and with backward.
+    sample_bytes : int
+        What autograd keeps of one sample.
     """
 
     def __init__(self, stages: Mapping[str, nn.Module], shape: Shape) -> None:
@@ -88,7 +97,7 @@ class ConvMiddle(Tail):
         self.shape = shape
         self.width, self.num_tokens = shape[0], math.prod(shape[1:])
         found = trial(self.stages, torch.zeros(1, *shape, requires_grad=True))
-        self.features, self.sample_flops, self.has_dropout = found
+        self.features, self.sample_flops, self.has_dropout, self.sample_bytes = found
         self.has_batch_norm = normalises_batches(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -102,6 +111,11 @@ class ConvMiddle(Tail):
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
         return rows * (tokens * flops.forward(self.decoder) + self.sample_flops[0])
+
+    def activation_bytes(self, rows: int, tokens: int) -> int:
+        """Return what autograd keeps of so many samples, without the decoder."""
+        del tokens
+        return rows * self.sample_bytes
 
     def run(self, tokens: Tensor) -> Tensor:
         """Return what the last stage makes of tokens (B, H W, C)."""
@@ -151,11 +165,12 @@ def _tokens(features: Tensor) -> Tensor:
 
 
 class Trial(NamedTuple):
-    """What one sample tells of stages: shape made of it, operations, whether they draw."""
+    """What one sample tells of stages: shape made of it, operations, whether they draw, memory."""
 
     features: Shape
     sample_flops: tuple[int, int]
     draws: bool
+    kept_bytes: int
 
 
 def trial(stages: nn.Module, sample: Tensor) -> Trial:
@@ -171,9 +186,12 @@ def trial(stages: nn.Module, sample: Tensor) -> Trial:
         FlopCounterMode(display=False) as counter,
     ):
         before = global_state()
-        output = stages(sample)
+        with saved() as kept:
+            output = stages(sample)
         draws, forward = global_state() != before, counter.get_total_flops()
         if output.requires_grad:
             output.sum().backward()  # the counter's hooks do not work with autograd.grad
     stages.zero_grad()
-    return Trial(tuple(output.shape[1:]), (forward, counter.get_total_flops()), draws)
+    operations = forward, counter.get_total_flops()
+    memory = activation_bytes(kept, stages.parameters())
+    return Trial(tuple(output.shape[1:]), operations, draws, memory)

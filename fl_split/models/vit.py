@@ -10,7 +10,8 @@ no teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from fl_split.models import linear_flops as flops
 from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
+from fl_split.models.kept import kept_bytes
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -39,7 +42,7 @@ class ViTHead(Head):
     def __init__(self, model: PreTrainedModel, cut: int) -> None:
         super().__init__()
         self.embeddings = model.base_model.embeddings
-        self.blocks = nn.ModuleList(model.base_model.layers[:cut])
+        self.blocks = nn.ModuleList(blocks(model)[:cut])
         self.encoder = nn.Identity()
         self.has_dropout = draws(self)
         _, tokens, width = self.embeddings.position_embeddings.shape
@@ -75,14 +78,21 @@ class ViTHead(Head):
         is_trained = self.embeddings.patch_embeddings.projection.weight.requires_grad
         first, *others = self.blocks
         total = tokens * flops.training(self.encoder) + self._patch_flops() * (1 + is_trained)
-        total += _block_flops(first, tokens, width, is_trained)
-        return samples * (total + sum(_block_flops(block, tokens, width) for block in others))
+        total += flops.block_training(first, tokens, width, is_trained)
+        return samples * (
+            total + sum(flops.block_training(block, tokens, width) for block in others)
+        )
 
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""
         tokens, width = self.smashed_shape
         total = tokens * flops.forward(self.encoder) + self._patch_flops()
-        return samples * (total + _blocks_forward_flops(self.blocks, tokens, width))
+        return samples * (total + flops.blocks_forward(self.blocks, tokens, width))
+
+    def activation_bytes(self, samples: int) -> int:
+        """Estimate what autograd keeps of so many images, without the encoder."""
+        pixels = 4 * math.prod(self.image_shape)
+        return samples * (pixels + kept_bytes(self.blocks, *self.smashed_shape))
 
     def _patch_flops(self) -> int:
         patches = self.embeddings.patch_embeddings
@@ -97,7 +107,7 @@ class ViTMiddle(Tail):
         self.decoder = nn.Identity()
         self.width = self.hidden_size = model.config.hidden_size
         self.num_classes = model.config.num_labels
-        self.blocks = nn.ModuleList(model.base_model.layers[cut:end])
+        self.blocks = nn.ModuleList(blocks(model)[cut:end])
         self.has_dropout = draws(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -111,13 +121,18 @@ class ViTMiddle(Tail):
         """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
         total = tokens * flops.training(self.decoder)
         return rows * (
-            total + sum(_block_flops(block, tokens, self.hidden_size) for block in self.blocks)
+            total
+            + sum(flops.block_training(block, tokens, self.hidden_size) for block in self.blocks)
         )
 
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
         total = tokens * flops.forward(self.decoder)
-        return rows * (total + _blocks_forward_flops(self.blocks, tokens, self.hidden_size))
+        return rows * (total + flops.blocks_forward(self.blocks, tokens, self.hidden_size))
+
+    def activation_bytes(self, rows: int, tokens: int) -> int:
+        """Estimate what autograd keeps of so many sequences, without the decoder."""
+        return rows * kept_bytes(self.blocks, tokens, self.hidden_size)
 
 
 class ViTTail(ViTMiddle):
@@ -130,7 +145,10 @@ class ViTTail(ViTMiddle):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
-        normed = self.norm(super().forward(tokens))
+        return self.read(self.norm(super().forward(tokens)))
+
+    def read(self, normed: Tensor) -> Tensor:
+        """Return logits (B, C) for normed tokens (B, T, D)."""
         logits = [layer(normed[:, place]) for place, layer in enumerate(self.classifiers)]
         return torch.stack(logits).mean(dim=0)
 
@@ -142,11 +160,22 @@ class ViTTail(ViTMiddle):
         """Operations of the forward alone."""
         return super().forward_flops(rows, tokens) + rows * flops.forward(self.classifiers)
 
+    def activation_bytes(self, rows: int, tokens: int) -> int:
+        """Do the same with the input of the final norm."""
+        return super().activation_bytes(rows, tokens) + rows * 4 * tokens * self.hidden_size
 
-def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[ViTHead, ViTMiddle]:
+
+def split(
+    model: PreTrainedModel,
+    cut: int | str,
+    end: int | str = 0,
+    head_kind: type[ViTHead] = ViTHead,
+    tail_kind: type[ViTTail] = ViTTail,
+) -> tuple[ViTHead, ViTMiddle]:
     """Cut `model` after a block and, if `end` is given, before another one or the classifier.
 
-    Blocks are given by number or name. Both halves share their modules with the model.
+    Blocks are given by number or name. Both halves share their modules with the model. A
+    relative of the ViT has kinds of its own.
 
     Raises
     ------
@@ -154,13 +183,19 @@ def split(model: PreTrainedModel, cut: int | str, end: int | str = 0) -> tuple[V
         A cut leaves no block on one of its two sides.
     """
     names = [f"block{number + 1}" for number in range(model.config.num_hidden_layers)]
-    blocks = num_stages(names, cut)
-    head = ViTHead(model, blocks)
+    count = num_stages(names, cut)
+    head = head_kind(model, count)
     if not end:
-        return head, ViTTail(model, blocks)
-    last = num_before_end([*names, "classifier"], blocks, end)
-    head.end = ViTTail(model, last)
-    return head, ViTMiddle(model, blocks, last)
+        return head, tail_kind(model, count)
+    last = num_before_end([*names, "classifier"], count, end)
+    head.end = tail_kind(model, last)
+    return head, ViTMiddle(model, count, last)
+
+
+def blocks(model: Any) -> Any:
+    """Return the blocks of the backbone, which DINOv2 keeps in an encoder."""
+    backbone = model.base_model
+    return backbone.encoder.layer if hasattr(backbone, "encoder") else backbone.layers
 
 
 def classifiers(model: Any) -> list[Any]:
@@ -178,33 +213,13 @@ def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
     """
     attention = block.attention
     shape = (attention.num_attention_heads, attention.head_dim)
-    normed = block.layernorm_before(tokens)  # batch tokens dim
+    norm = block.norm1 if hasattr(block, "norm1") else block.layernorm_before  # as in DINOv2
+    normed = norm(tokens)  # batch tokens dim
     query = attention.q_proj(normed[:, 0]).unflatten(-1, shape)
     key_weight = attention.k_proj.weight.unflatten(0, shape)
     probe = torch.einsum("bhe,hed->bhd", query, key_weight)
     scores = torch.einsum("bhd,bnd->bhn", probe, normed) * attention.scaling
     return scores.softmax(dim=-1).mean(dim=1)
-
-
-def _blocks_forward_flops(blocks: Iterable[nn.Module], tokens: int, width: int) -> int:
-    """Operations of the forward on one sample: linear layers, two products of attention."""
-    return sum(tokens * flops.forward(block) + 4 * tokens**2 * width for block in blocks)
-
-
-def _block_flops(block: nn.Module, tokens: int, width: int, needs_inputs: bool = True) -> int:
-    """Operations of forward and backward on one sample.
-
-    Not `needs_inputs`: only frozen weights came before, so that a backward pass ends in the
-    adapters of queries and values, and keys need no gradient either.
-    """
-    if needs_inputs:
-        return tokens * flops.training(block) + 12 * tokens**2 * width
-    linear = 0
-    for name, layer in block.named_modules():
-        if isinstance(layer, nn.Linear):
-            is_end = name.startswith("attention.") and "o_proj" not in name
-            linear += flops.of_layer(layer, needs_inputs=not is_end or "lora_B" in name)
-    return tokens * linear + 10 * tokens**2 * width
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -257,9 +272,9 @@ class ViT:
         """Cut what :meth:`build` returned, see :func:`split`."""
         return split(module, cut, end)
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation, per channel, of the input this model expects."""
-        return [0.5], [0.5]
+    def preprocessing(self) -> Preprocessing:
+        """Return what is done to images before this model sees them."""
+        return Preprocessing()
 
 
 def check_sizes(config: ViTConfig) -> None:

@@ -21,9 +21,9 @@ from fl_split.models.own import OwnModel
 from fl_split.spec_errors import SpecError
 from fl_split.specs import parse
 from fl_split.tables import Table
+from simulations.data.descriptions import Dataset
 from simulations.data.memory import in_memory
 from simulations.data.partitioners import Rows
-from simulations.data.sources import Dataset
 from simulations.runs.experiment import SPEC_TABLES
 from simulations.runs.origins import NAMED, code
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,18 @@ from typing import Any
 
 from simulations.api.objects import with_specs
 from simulations.api.plans import of_one, prepare_all
-from simulations.api.progress import Callback, is_watched, watching
+from simulations.api.progress import Callback, counting, is_watched, watching
 from simulations.api.results import Run
 from simulations.runs import checkpoint
+from simulations.runs.about_data import warnings_of
+from simulations.runs.experiment_data import forget
+from simulations.runs.news import left_to_nobody
 from simulations.runs.observers import Observer
+from simulations.runs.paths import chosen_folder, expanded
 from simulations.runs.provenance import resumed_elsewhere
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
-from simulations.runs.settings import chosen_folder
-from simulations.runs.setup import Setup, forget, prepare
+from simulations.runs.setup import Setup, prepare
 
 Callbacks = Callback | Sequence[Callback]
 
@@ -75,9 +78,10 @@ def run(
     quiet_libraries()
     values = of_one(config, keys)
     folder = chosen_folder(out, values.get("out")).absolute()
-    (setup,) = prepare_all({"": values}, folder).values()
     shows = is_watched() if progress is None else progress
-    warn_of_unheld([setup])
+    with counting(shows) as told:
+        (setup,) = prepare_all({"": values}, folder, told).values()
+    warn_of_data([setup])
     with stopped(folder):
         watch = partial(watching, callbacks=as_list(callback), shows=shows)
         run_each({folder.name: setup}, watch, observers=observers)
@@ -111,23 +115,24 @@ def resume(
     """
     quiet_libraries()
     forget()
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
     experiment, before = checkpoint.read(path, with_specs(keys))
-    setup = prepare(experiment)
+    shows = is_watched() if progress is None else progress
+    with counting(shows) as told:
+        setup = prepare(experiment, told)
     if text := resumed_elsewhere(before.cpu):
         warnings.warn(text, stacklevel=2)
-    shows = is_watched() if progress is None else progress
     with stopped(path):
         watch = partial(watching, callbacks=as_list(callback), shows=shows, done=before.rounds)
         run_each({path.name: setup}, watch, resumed=before, observers=observers)
     return Run(path, experiment.objects())
 
 
-def warn_of_unheld(setups: Iterable[Setup]) -> None:
-    """Warn, once for each partition, of samples and classes that nobody holds."""
-    for text in dict.fromkeys(f"{one.experiment.partition}: {one.unheld}" for one in setups):
-        if not text.endswith(": "):
-            warnings.warn(text, stacklevel=3)
+def warn_of_data(setups: Sequence[Setup]) -> None:
+    """Warn, once each, of samples and classes that nobody holds, and of doubtful data."""
+    doubts = [text for setup in setups for text in warnings_of(setup)]
+    for text in [*left_to_nobody([one.experiment for one in setups]), *dict.fromkeys(doubts)]:
+        warnings.warn(text, stacklevel=3)
 
 
 def as_list(callback: Callbacks) -> Sequence[Callback]:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from simulations.api.objects import as_spec, with_specs
+from simulations.data.cache import Progress
 from simulations.runs.experiment import Experiment
-from simulations.runs.results import check_empty, check_folder, make_folder
-from simulations.runs.settings import read_toml, rows_of
-from simulations.runs.setup import Setup, forget, prepare
+from simulations.runs.experiment_data import forget, silent
+from simulations.runs.files import make_folder
+from simulations.runs.results import check_empty, check_folder
+from simulations.runs.settings import read_toml, several
+from simulations.runs.setup import Setup, prepare
 from simulations.runs.shipped import STUDIES, find
 from simulations.studies.cells import Cell
 from simulations.studies.pareto import AXES, ParetoStudy
@@ -49,7 +52,7 @@ def of_several(
         given for all runs and for one.
     """
     if isinstance(runs, str | Path):
-        config, values = str(runs), read_toml(find(runs))
+        config, values = runs, read_toml(find(runs))
     else:
         rows = (
             [{"name": k, **row} for k, row in runs.items()]
@@ -57,14 +60,7 @@ def of_several(
             else [*runs]
         )
         config, values = "the comparison", {"compare": [with_specs(row) for row in rows]}
-    found: dict[str, dict[str, Any]] = {}
-    for name, row in rows_of(config, values, with_specs(keys)):
-        if name in found:
-            raise ValueError(f"two runs are called {name!r}; give them different names")
-        found[name] = row
-    if not found:
-        raise ValueError("give at least one run")
-    return found
+    return several([(config, values)], with_specs(keys))
 
 
 @dataclass(frozen=True)
@@ -119,8 +115,12 @@ def of_pareto(config: str | Path, keys: Mapping[str, Any]) -> tuple[ParetoStudy,
     return study, study.cells({**values, **with_specs(keys)})
 
 
-def prepare_all(plans: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Setup]:
+def prepare_all(
+    plans: Mapping[str, Mapping[str, Any]], folder: Path, progress: Progress = silent
+) -> dict[str, Setup]:
     """Check all plans, load their data and build their models; make `folder`.
+
+    `progress` is told of work on many images.
 
     Raises
     ------
@@ -135,7 +135,8 @@ def prepare_all(plans: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[st
         try:
             check_folder(folder / name)
             out = str(folder / name)
-            setups[name] = prepare(Experiment.from_dict({**values, "out": out}))
+            experiment = Experiment.from_dict({**values, "out": out})
+            setups[name] = prepare(experiment, progress)
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if name else str(error)) from None
     engines = {setup.experiment.engine for setup in setups.values()}

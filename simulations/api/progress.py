@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
+from simulations.data.cache import Progress
 from simulations.runs.news import News
 from simulations.runs.server_app import Watch
 from simulations.runs.setup import Setup
@@ -21,6 +22,21 @@ Callback = Callable[[dict[str, Any], RoundResult], object]
 def is_watched() -> bool:
     """Tell whether somebody is looking: at a terminal, or at a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+@contextmanager
+def counting(shows: bool) -> Iterator[Progress]:
+    """Show a bar while many images are looked at or decoded; yield what is told of it."""
+    with ExitStack() as opened:
+        bars: dict[str, tqdm[Any]] = {}
+
+        def told(text: str, done: int, total: int) -> None:
+            if text not in bars:
+                bar = tqdm(total=total, desc=text, disable=not shows, unit="image", leave=False)
+                bars[text] = opened.enter_context(bar)
+            bars[text].update(done - bars[text].n)
+
+        yield told
 
 
 @contextmanager

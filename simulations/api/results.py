@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,17 @@ from fl_split.exchange.whole import Joined
 from fl_split.models.cut import insert
 from simulations.api.objects import with_specs
 from simulations.report import comparison, comparison_figure
+from simulations.report.finished import run_names
 from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
+from simulations.runs.files import (
+    DamagedError,
+    check_columns,
+    read_parts,
+    read_rounds,
+    read_summary,
+)
+from simulations.runs.paths import expanded
 from simulations.runs.results import CLIENTS, CODEC, COMPARISON, MODEL, ROUNDS, STUDY, SUMMARY
 from simulations.studies.pareto import FRONT, pareto_figure
 
@@ -48,24 +56,23 @@ class Run:
     @property
     def rounds(self) -> pd.DataFrame:
         """One row per round: accuracy, losses, bytes, operations, seconds."""
-        return pd.read_csv(self.folder / ROUNDS)
+        return read_rounds(self.folder / ROUNDS)
 
     @property
     def clients(self) -> pd.DataFrame:
         """One row per client and round: samples, bytes, why it was dropped; empty without any."""
         path = self.folder / CLIENTS
-        return pd.read_parquet(path) if any(path.glob("*.parquet")) else pd.DataFrame()
+        return read_parts(path) if any(path.glob("*.parquet")) else pd.DataFrame()
 
     @property
     def summary(self) -> dict[str, Any]:
         """Final accuracy, sums over all rounds, the experiment, versions."""
-        path = self.folder / SUMMARY
-        if not path.is_file():
+        found = read_summary(self.folder / SUMMARY)
+        if not found:
             raise NoResultsError(
                 f"{str(self.folder)!r} has no {SUMMARY}: the run goes on, or was killed; "
                 "fl_split.resume goes on with it"
             )
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
     @property
@@ -156,6 +163,16 @@ class Study:
         return comparison_figure({name: run.folder for name, run in self.runs.items()})
 
 
+def _table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
+    """Read a table of several runs; DamagedError if it is none any more."""
+    try:
+        frame = pd.read_csv(path)
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise DamagedError(f"{path} is no table: {error}") from None
+    check_columns(path, [*frame.columns], needed)
+    return frame
+
+
 def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
     """Read the results in a folder: of a run, a comparison or a study.
 
@@ -170,18 +187,19 @@ def load(folder: str | Path, **objects: Any) -> Run | Comparison | Study:
     ------
     NoResultsError
         There are none.
+    DamagedError
+        A table of several runs is not as it was written.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if (path / ROUNDS).is_file():
         return Run(path, objects)
     runs = {
         found.parent.name: Run(found.parent, objects) for found in sorted(path.glob(f"*/{ROUNDS}"))
     }
-    for table in (FRONT, STUDY):
+    for table, needed in ((FRONT, ("codec", "budget")), (STUDY, ("cell", "status"))):
         if (path / table).is_file():
-            return Study(path, pd.read_csv(path / table), runs)
+            return Study(path, _table(path / table, needed), runs)
     if runs:
-        order = path / COMPARISON
-        names = pd.read_csv(order)["run"].astype(str) if order.is_file() else [*runs]
+        names = run_names(path / COMPARISON) or [*runs]
         return Comparison(path, {name: runs[name] for name in names if name in runs})
     raise NoResultsError(f"{str(folder)!r} holds no results; give the folder of a run or a study")

@@ -11,19 +11,19 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from simulations.api.one import Callbacks, as_list, stopped, warn_of_unheld
+from simulations.api.one import Callbacks, as_list, stopped, warn_of_data
 from simulations.api.plans import of_pareto, of_several, of_sweep, prepare_all
-from simulations.api.progress import is_watched, watching
+from simulations.api.progress import counting, is_watched, watching
 from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
 from simulations.report.page import build, form_of, older_marks, write
+from simulations.runs.experiment_data import forget
 from simulations.runs.lock import alone
+from simulations.runs.paths import chosen_folder, expanded
 from simulations.runs.quiet import quiet_libraries
 from simulations.runs.run import run_each
-from simulations.runs.settings import chosen_folder
-from simulations.runs.setup import forget
 from simulations.studies import study
-from simulations.studies.cells import LOCK, Cell
+from simulations.studies.cells import LOCK, Cell, faults
 from simulations.studies.pareto import AXES, FRONT, conclude
 
 Rows = Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]
@@ -62,9 +62,10 @@ def compare(
     quiet_libraries()
     plans = of_several(runs, keys)
     folder = chosen_folder(out, next(iter(plans.values())).get("out")).absolute()
-    setups = prepare_all(plans, folder)
     shows = is_watched() if progress is None else progress
-    warn_of_unheld(setups.values())
+    with counting(shows) as told:
+        setups = prepare_all(plans, folder, told)
+    warn_of_data([*setups.values()])
     with stopped(folder):
         watch = partial(watching, callbacks=as_list(callback), shows=shows)
         write_comparison(run_each(setups, watch), folder)
@@ -172,8 +173,7 @@ def report(
         There are no runs, or `baseline` names none of them.
     """
     several = [folders] if isinstance(folders, str | Path) else folders
-    path = Path(output).expanduser()
-    runs = [Path(one).expanduser() for one in several]
+    path, runs = expanded(output), [expanded(one) for one in several]
     write(build(runs, baseline, older_marks(path)), path, form_of(path))
     return path
 
@@ -190,6 +190,8 @@ def _study(
     forget()
     folder = chosen_folder(out, found[0].experiment.out).absolute()
     missing = study.missing(found, folder, axes)
+    for fault in faults(found, folder):
+        warnings.warn(fault, stacklevel=3)
     processes = study.cell_processes(missing, study.combinations(missing), folder, jobs)
     shows = is_watched() if progress is None else progress
     with (

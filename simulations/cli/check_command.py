@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from simulations.cli.terminal import complain, door, out, quiet
+from simulations.runs.paths import expanded
 
 app = typer.Typer()
 
@@ -24,7 +25,7 @@ def check(spec: Annotated[str, SPEC], plugins: Annotated[list[str] | None, PLUGI
         from fl_split.foreign import plug_in
         from simulations.api import checks
 
-        plug_in(plugins or [])
+        plug_in([str(expanded(file)) for file in plugins or []])
         try:
             kind = checks.check(spec)
         except AssertionError as broken:

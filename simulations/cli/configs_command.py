@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulations.cli.terminal import door, out
+from simulations.runs.paths import check_place, expanded
 from simulations.runs.shipped import find, shipped
 
 app = typer.Typer()
@@ -35,6 +36,8 @@ def configs(
         return
     with door():
         source = find(copy)
+        folder = expanded(folder)
+        check_place(folder)
         target = folder / source.name
         if target.exists():
             raise ValueError(f"{str(target)!r} exists already; give another folder")

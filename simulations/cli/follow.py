@@ -13,6 +13,7 @@ from simulations.cli.terminal import err, out
 from simulations.report.live import Live
 from simulations.report.page import build, older_marks, write
 from simulations.report.tables import ReportTable
+from simulations.runs.signals import exit_code, terminable
 from simulations.studies.watch import (
     TITLES,
     Snapshot,
@@ -20,6 +21,7 @@ from simulations.studies.watch import (
     headline,
     is_over,
     look_below,
+    remarks,
 )
 
 
@@ -28,7 +30,7 @@ def follow_runs(
 ) -> None:
     """Write a page every so many seconds while runs go on; return when all have ended.
 
-    Ctrl-C leaves a page that says so and does not reload, and ends with exit code 130.
+    Ctrl-C or SIGTERM leaves a page that says so and does not reload.
 
     Raises
     ------
@@ -39,20 +41,23 @@ def follow_runs(
         raise ValueError(f"--follow writes HTML, which reloads itself; got {str(output)!r}")
     seen, told = _look(folders), ""
     try:
-        while not is_over(seen):
-            moment = time.strftime("%Y-%m-%d %H:%M:%S")
-            live = Live(f"Live, as of {moment}: {headline(seen)}.", every)
-            news = _write(folders, output, baseline, live, seen)
-            if news != told:
-                out.print(news, markup=False, highlight=False, soft_wrap=True)
-            told = news
-            time.sleep(every)
-            seen = _look(folders)
-    except KeyboardInterrupt:
+        with terminable():
+            while not is_over(seen):
+                moment = time.strftime("%Y-%m-%d %H:%M:%S")
+                live = Live(f"Live, as of {moment}: {headline(seen)}.", every)
+                news = _write(folders, output, baseline, live, seen)
+                if news != told:
+                    out.print(news, markup=False, highlight=False, soft_wrap=True)
+                told = news
+                time.sleep(every)
+                seen = _look(folders)
+    except KeyboardInterrupt as error:
         live = Live(f"Not followed to the end: {headline(seen)}.")
         news = _write(folders, output, baseline, live, seen)
         err.print(f"stopped; {news}", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(error)) from None
+    for line in remarks(seen):
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
     if not any(one.status == "complete" for one in seen):  # there will be no other page
         _write(folders, output, baseline, Live("No run is complete."), seen)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +17,7 @@ from fl_split.spec_errors import nearest
 from simulations.cli.terminal import door, out, quiet
 from simulations.runs import outline
 from simulations.runs.outline import Outline, UnreadableError
+from simulations.runs.paths import expanded
 
 app = typer.Typer()
 
@@ -81,8 +81,9 @@ def _tables(plugins: Sequence[str]) -> Mapping[str, Mapping[str, Outline]]:
     with quiet():
         from fl_split.foreign import origin, plug_in, told
         from simulations.runs.experiment import SPEC_TABLES
-    plug_in(plugins)
-    modules = [Path(file).stem for file in plugins]
+    files = [expanded(file) for file in plugins]
+    plug_in([*map(str, files)])
+    modules = [file.stem for file in files]
     return {
         key: {
             **{name: Outline.of(entry) for name, entry in table.items()},

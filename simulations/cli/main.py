@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from simulations.cli import check_command, configs_command, list_command, study_commands
+from simulations.cli import (
+    check_command,
+    configs_command,
+    data_commands,
+    list_command,
+    study_commands,
+)
+from simulations.cli.data_view import counting
+from simulations.cli.streams import Commands
 from simulations.cli.terminal import (
     CONFIG,
     OVERRIDES,
@@ -21,7 +29,7 @@ from simulations.cli.terminal import (
     run_all,
     run_setups,
 )
-from simulations.runs.settings import chosen_folder
+from simulations.runs.paths import chosen_folder, expanded
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -29,15 +37,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 Form = Literal["html", "md"]
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
 OUT = typer.Option(
-    "--out", help="Output folder; must not hold a run yet. Default: runs/ and the time."
+    "--out",
+    metavar="DIR",
+    help="Output folder; must not hold a run yet. Default: runs/ and the time.",
 )
 app.add_typer(study_commands.app)
+app.add_typer(data_commands.app)
 app.add_typer(list_command.app)
 app.add_typer(configs_command.app)
 app.add_typer(check_command.app)
@@ -57,7 +69,9 @@ def main() -> None:
     [b]fl-split sweep CONFIG seed=0..4[/b]      a grid, several runs at once
     [b]fl-split watch DIR[/b]                   what runs are doing
     [b]fl-split report DIR -o report.html[/b]   tables and figures of runs
+    [b]fl-split data SPEC[/b]                   what would be trained on
     [b]fl-split partition CONFIG[/b]            who would hold which samples
+    [b]fl-split cache[/b]                       decoded images on disk
     [b]fl-split resume DIR[/b]                  go on with a stopped run
     [b]fl-split list[/b]                        what can be combined
     [b]fl-split configs[/b]                     which CONFIG come with fl-split
@@ -69,7 +83,7 @@ def main() -> None:
 def run(
     config: Annotated[Path, CONFIG],
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
-    out_dir: Annotated[Path | None, OUT] = None,
+    out_dir: Annotated[str | None, OUT] = None,
     engine: Annotated[str | None, ENGINE] = None,
 ) -> None:
     """Run one experiment; write results as it goes.
@@ -84,15 +98,16 @@ def run(
         values = {**read_toml(find(config)), **read_overrides(overrides or [])}
         for study in sorted(values.keys() & {"compare", "pareto", "sweep"}):
             raise ValueError(f"{config} asks for several runs; use: fl-split {study} {config}")
+        folder = chosen_folder(out_dir, values.get("out"))
         plans = {"": _with_options(values, engine)}
         check_names(plans[""])
-    run_all(plans, chosen_folder(out_dir, values.get("out")))
+    run_all(plans, folder)
 
 
 @app.command()
 def compare(
     configs: Annotated[list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE]...")],
-    out_dir: Annotated[Path | None, OUT] = None,
+    out_dir: Annotated[str | None, OUT] = None,
     engine: Annotated[str | None, ENGINE] = None,
 ) -> None:
     r"""Run several experiments and end in one table and plot: accuracy against bytes.
@@ -102,22 +117,18 @@ def compare(
     """
     with door():
         from simulations.runs.misspelt import check_names
-        from simulations.runs.settings import read_overrides, read_toml, rows_of
+        from simulations.runs.settings import read_overrides, read_toml, several
         from simulations.runs.shipped import find
 
         files = [find(text) for text in configs if "=" not in text]
         overrides = read_overrides([text for text in configs if "=" in text])
-        plans = {}
-        for file in files:
-            for name, values in rows_of(file, read_toml(file), overrides):
-                if name in plans:
-                    raise ValueError(f"two runs are called {name!r}; give them different names")
-                plans[name] = _with_options(values, engine)
-                with of(name):
-                    check_names(plans[name])
-        if not plans:
-            raise ValueError("give at least one configuration file")
-    run_all(plans, chosen_folder(out_dir, next(iter(plans.values())).get("out")))
+        found = several([(file, read_toml(file)) for file in files], overrides)
+        plans = {name: _with_options(values, engine) for name, values in found.items()}
+        folder = chosen_folder(out_dir, next(iter(plans.values())).get("out"))
+        for name, values in plans.items():
+            with of(name):
+                check_names(values)
+    run_all(plans, folder)
 
 
 @app.command()
@@ -125,9 +136,9 @@ def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, at any depth.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="File to write.")
+    ] = "report.html",
     baseline: Annotated[
         str | None,
         typer.Option(help="Whom to compare with: part of a configuration's label."),
@@ -147,22 +158,22 @@ def report(
     Example: [b]fl-split report runs/study -o report.html --baseline "sflv2, identity"[/b]
     """
     with door():
-        for folder in folders:
-            existing(folder)
+        folders = [existing(folder) for folder in folders]
+        file = expanded(output)
+        if os.path.isdir(file):
+            raise ValueError(f"output: {str(file)!r} is a folder; give a file")
     with quiet():
         from simulations.cli.follow import follow_runs
         from simulations.report.page import build, form_of, older_marks, write
     with door():
-        if output.is_dir():
-            raise ValueError(f"output: {str(output)!r} is a folder; give a file")
-        chosen = form or form_of(output)
+        chosen = form or form_of(file)
         if follow:
-            follow_runs(folders, output, baseline, chosen, every)
-        page = build(folders, baseline, older_marks(output))
-        write(page, output, chosen)
+            follow_runs(folders, file, baseline, chosen, every)
+        page = build(folders, baseline, older_marks(file))
+        write(page, file, chosen)
     for skipped in page.collection.left_out:
         out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)
-    text = f"{page.facts['runs']}: {output}"
+    text = f"{page.facts['runs']}: {file}"
     out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -176,7 +187,7 @@ def resume(
     Example: [b]fl-split resume runs/20261121-101500 --engine ray[/b]
     """
     with door():
-        existing(folder)
+        folder = existing(folder)
     with quiet():
         from simulations.runs.checkpoint import read
         from simulations.runs.experiment import Experiment
@@ -186,7 +197,8 @@ def resume(
     with door():
         experiment, checkpoint = read(folder)
         values = experiment.model_dump()
-        setup = prepare(Experiment.from_dict(_with_options(values, engine)))
+        with counting(err) as progress:
+            setup = prepare(Experiment.from_dict(_with_options(values, engine)), progress)
     if text := resumed_elsewhere(checkpoint.cpu):
         err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
     done, rounds = checkpoint.rounds, setup.experiment.rounds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +22,13 @@ from simulations.cli.terminal import (
     quiet,
 )
 from simulations.runs.misspelt import check_names
+from simulations.runs.paths import chosen_folder
 from simulations.runs.settings import read_overrides, read_toml, read_values
 from simulations.runs.shipped import STUDIES, find
 
 app = typer.Typer()
 
-OUT = typer.Option("--out", help="Folder of all cells. Default: runs/ and the time.")
+OUT = typer.Option("--out", metavar="DIR", help="Folder of all cells. Default: runs/ and the time.")
 JOBS = typer.Option(min=0, help="Most runs at once; 0 takes one per core, as memory allows.")
 DRY = typer.Option("--dry-run", help="Show the cells and what they will cost; run nothing.")
 
@@ -36,7 +38,8 @@ def partition(
     config: Annotated[Path, CONFIG],
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
     out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Also write partition.csv and partition.svg here.")
+        str | None,
+        typer.Option("--out", metavar="DIR", help="Also write partition.csv and partition.svg."),
     ] = None,
 ) -> None:
     """Show who would hold which samples, without training anything.
@@ -47,31 +50,33 @@ def partition(
         values = {**read_toml(find(config)), **read_overrides(overrides or [])}
         for study in STUDIES:
             values.pop(study, None)
+        folder = None if out_dir is None else chosen_folder(out_dir)
         check_names(values)
     with quiet():
         from simulations.data import statistics
         from simulations.runs.experiment import Experiment
-        from simulations.runs.results import make_folder
-        from simulations.runs.setup import prepare_labels
+        from simulations.runs.experiment_data import prepare_labels
+        from simulations.runs.files import make_folder, writing
     with door():
         experiment = Experiment.from_dict(values)
         table, names, unheld = prepare_labels(experiment)
-        if out_dir:
-            make_folder(out_dir)
+        if folder:
+            make_folder(folder)
     counts = statistics.count(table)
     out.print(f"{experiment.dataset}, {experiment.partition}, seed {experiment.seed}", markup=False)
     out.print(statistics.summary_table(counts, unheld), statistics.clients_table(counts))
-    if out_dir:
-        statistics.write(table, out_dir)
-        statistics.partition_plot(counts, names, out_dir / statistics.PLOT)
-        out.print("Written:", str(out_dir), markup=False, highlight=False, soft_wrap=True)
+    if folder:
+        with door(), writing(folder):
+            statistics.write(table, folder)
+            statistics.partition_plot(counts, names, folder / statistics.PLOT)
+        out.print("Written:", str(folder), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def sweep(
     config: Annotated[Path, CONFIG],
     grid: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE,VALUE...]...")] = None,
-    out_dir: Annotated[Path | None, OUT] = None,
+    out_dir: Annotated[str | None, OUT] = None,
     jobs: Annotated[int, JOBS] = 0,
     dry_run: Annotated[bool, DRY] = False,
 ) -> None:
@@ -87,6 +92,7 @@ def sweep(
     Example: [b]fl-split sweep quickstart strategy=parallel,sflv1 seed=0..2[/b]
     """
     with door():
+        _check_out(out_dir)
         values = read_toml(find(config))
         for study in sorted(values.keys() & {"compare", "pareto"}):
             raise ValueError(f"{config} has a table of its own; use: fl-split {study} {config}")
@@ -116,7 +122,7 @@ def sweep(
 def pareto(
     config: Annotated[Path, CONFIG],
     overrides: Annotated[list[str] | None, OVERRIDES] = None,
-    out_dir: Annotated[Path | None, OUT] = None,
+    out_dir: Annotated[str | None, OUT] = None,
     jobs: Annotated[int, JOBS] = 0,
     dry_run: Annotated[bool, DRY] = False,
 ) -> None:
@@ -130,6 +136,7 @@ def pareto(
     Example: [b]fl-split pareto pareto_digits[/b]
     """
     with door():
+        _check_out(out_dir)
         replaced = read_overrides(overrides or [])
         values = {**read_toml(find(config)), **replaced}
         if not isinstance(values.get("pareto"), dict):
@@ -161,15 +168,22 @@ def watch(
     Example: [b]fl-split watch runs/20261121-101500[/b]
     """
     with door():
-        existing(folder)
+        folder = existing(folder)
     with quiet():
-        from simulations.studies.watch import headline, is_over, look_below, snapshot_table
+        from simulations.studies.watch import (
+            headline,
+            is_over,
+            look_below,
+            remarks,
+            snapshot_table,
+        )
     with door():
         seen = look_below(folder)
         if not seen:
             raise ValueError(f"no runs in {str(folder)!r}")
     if once or not out.is_terminal:
         out.print(snapshot_table(seen, out.width), headline(seen))
+        _print_all(remarks(seen))
         return
     try:
         with Live(console=out, auto_refresh=False) as live:
@@ -184,3 +198,15 @@ def watch(
                 seen = look_below(folder)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    _print_all(remarks(seen))
+
+
+def _print_all(lines: Sequence[str]) -> None:
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_out(out_dir: str | None) -> None:
+    """Refuse a folder that cannot be made before anything heavy is imported."""
+    if out_dir is not None:
+        chosen_folder(out_dir)

@@ -15,13 +15,14 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from simulations.cli.terminal import AROUND, complain, door, err, explain, out
+from simulations.cli.terminal import AROUND, complain, door, err, explain, out, show_decisions
+from simulations.runs.experiment_data import view
 from simulations.runs.lock import alone
-from simulations.runs.run import Terminated, terminable
-from simulations.runs.settings import chosen_folder
+from simulations.runs.paths import chosen_folder
+from simulations.runs.signals import exit_code, terminable
 from simulations.studies import study
 from simulations.studies.cell_process import LOG
-from simulations.studies.cells import LOCK, Cell
+from simulations.studies.cells import LOCK, Cell, faults
 from simulations.studies.cost import Estimator, cost_table
 from simulations.studies.processes import CellProcesses
 from simulations.studies.watch import headline, snapshot_table
@@ -35,7 +36,7 @@ def run_study(
     *,
     axes: Collection[str],
     conclude: Conclude,
-    out_dir: Path | None,
+    out_dir: str | None,
     jobs: int,
     dry_run: bool,
 ) -> None:
@@ -46,6 +47,8 @@ def run_study(
     with door():
         folder = chosen_folder(out_dir, found[0].experiment.out)
         missing = study.missing(found, folder, axes)
+        for fault in faults(found, folder):
+            err.print(f"warning: {fault}", markup=False, highlight=False, soft_wrap=True)
         if dry_run:
             _show_cost(found, missing)
             return
@@ -70,6 +73,7 @@ def _run(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.Da
     """Run all cells to their ends, or to Ctrl-C; return their rows, which stand in a file too."""
     if done := len(found) - len(processes.cells):
         out.print(f"{done} of {len(found)} cells are finished already")
+    show_decisions(view(cell.experiment).decisions for cell in processes.cells)
     explain([cell.experiment for cell in processes.cells])
     try:
         with terminable(), Live(console=out, auto_refresh=False, transient=True) as live:
@@ -77,7 +81,7 @@ def _run(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.Da
     except KeyboardInterrupt as error:
         advice = f"to go on: the same command, --out {folder}"
         err.print(f"stopped; {advice}", markup=False, soft_wrap=True)
-        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+        raise typer.Exit(exit_code(error)) from None
 
 
 def _show(live: Live, seen: study.StudyState) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -21,7 +21,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from simulations.cli.data_view import counting, decided
+from simulations.cli.streams import Terminal
+from simulations.runs.paths import expanded
+
 if TYPE_CHECKING:  # importing costs seconds, which --help can do without
+    from simulations.data.splits import Decision
     from simulations.runs.checkpoint import Checkpoint
     from simulations.runs.experiment import Experiment
     from simulations.runs.news import News
@@ -29,7 +34,7 @@ if TYPE_CHECKING:  # importing costs seconds, which --help can do without
     from simulations.runs.setup import Setup
     from strategies import RoundResult
 
-out, err = Console(), Console(stderr=True)
+out, err = Terminal(), Terminal(stderr=True)
 
 CONFIG = typer.Argument(
     help="TOML file, or the name of one that comes with fl-split; see [b]fl-split configs[/b].",
@@ -52,8 +57,8 @@ def run_all(plans: dict[str, dict[str, Any]], folder: Path) -> None:
     """Check all plans, then run one after the other on the same workers."""
     with quiet():
         from simulations.api.plans import prepare_all
-    with door():
-        setups = prepare_all(plans, folder)
+    with door(), counting(err) as progress:
+        setups = prepare_all(plans, folder, progress)
     run_setups(setups, folder)
 
 
@@ -63,6 +68,7 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
     from simulations.runs.news import early_end
     from simulations.runs.run import run_each
 
+    show_decisions([setup.decisions for setup in setups.values()])
     explain([setup.experiment for setup in setups.values()])
     folders = [Path(setup.experiment.out) for setup in setups.values()]
     with ends(folder, folders):
@@ -74,20 +80,23 @@ def run_setups(setups: dict[str, Setup], folder: Path, resumed: Checkpoint | Non
             label = f"{name}: " if name else ""
             out.print(f"{label}{text}", markup=False, highlight=False, soft_wrap=True)
     if len(setups) > 1:
-        figure = report.write_comparison(summaries, folder)
+        with door():
+            figure = report.write_comparison(summaries, folder)
         out.print("Figure:", str(figure), markup=False, highlight=False, soft_wrap=True)
     out.print("Results:", str(folder), markup=False, highlight=False, soft_wrap=True)
 
 
+def show_decisions(several: Iterable[Sequence[Decision]]) -> None:
+    """Show what was decided about the data of runs; once where runs share it."""
+    for decisions in dict.fromkeys(map(tuple, several)):
+        out.print(decided(decisions), highlight=False)
+
+
 def explain(experiments: Sequence[Experiment]) -> None:
     """Warn of samples that nobody holds, and say what guessing the commonest class would give."""
-    from simulations.runs.setup import unheld
+    from simulations.runs.news import left_to_nobody
 
-    for text in dict.fromkeys(
-        f"{e.partition}, {e.clients} clients, seed {e.seed}: {unheld(e)}"
-        for e in experiments
-        if str(unheld(e))
-    ):
+    for text in left_to_nobody(experiments):
         err.print(f"[yellow]warning:[/yellow] {escape(text)}", soft_wrap=True, highlight=False)
     for experiment in experiments:
         if experiment.parts.strategy.keeps_models:
@@ -146,10 +155,11 @@ def _show(
 
 
 def existing(folder: Path) -> Path:
-    """Return `folder`; raise ValueError at once if there is no such folder."""
-    if not folder.is_dir():
-        raise ValueError(f"no folder {str(folder)!r}")
-    return folder
+    """Return `folder`, `~` replaced; raise ValueError at once if there is no such folder."""
+    found = expanded(folder)
+    if not os.path.isdir(found):
+        raise ValueError(f"no folder {str(found)!r}")
+    return found
 
 
 @contextmanager

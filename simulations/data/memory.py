@@ -14,7 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from simulations.data.sources import DataError, Source, source
+from simulations.data.images import DataError
+from simulations.data.sources import Source, source
 
 PATHS = ("image", "path", "file", "file_name", "filename", "image_path")
 """Names of the column of images in a table, the first that is there."""
@@ -143,12 +144,12 @@ def _split(given: Any) -> datasets.Dataset:
     if isinstance(given, pd.DataFrame):
         return _table(given)
     if isinstance(given, tuple | list) and len(given) == 2:
-        return _rows(*given)
+        return rows_of(*given)
     if _is_torch(given):
         pairs = [given[row] for row in range(len(given))]  # iterating might never end
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise DataError(f"rows of {type(given).__name__} must be (image, label)")
-        return _rows([image for image, _ in pairs], [label for _, label in pairs])
+        return rows_of([image for image, _ in pairs], [label for _, label in pairs])
     raise DataError(
         f"{type(given).__name__} is no data set; give (images, labels), a datasets.Dataset, a "
         "pandas.DataFrame with columns image and label, or a torch data set with a length"
@@ -163,11 +164,11 @@ def _table(frame: pd.DataFrame) -> datasets.Dataset:
             f"a table needs a column of images ({', '.join(PATHS)}) and one of labels "
             f"({', '.join(LABELS)}); it has {', '.join(map(str, frame))}"
         )
-    return _rows(frame[image], frame[label])
+    return rows_of(frame[image], frame[label])
 
 
-def _rows(images: Any, labels: Any) -> datasets.Dataset:
-    """Make a data set of images and labels, in their order."""
+def rows_of(images: Any, labels: Any) -> datasets.Dataset:
+    """Make a data set of images and labels, in their order; DataError if they are none."""
     for what, given in (("images", images), ("labels", labels)):
         if not hasattr(given, "__len__") or _is_split(given):
             raise DataError(f"{what} must be an array or a list, got {type(given).__name__}")

@@ -30,7 +30,6 @@ from simulations.data.private_members import (
     row_lists,
 )
 from simulations.data.ragged import Ragged
-from simulations.data.sources import HELD_OUT
 
 
 class PartitionError(ValueError):
@@ -72,10 +71,19 @@ class Unheld:
         return "; ".join(parts)
 
 
-def split(table: datasets.Dataset, spec: str, *, clients: int, label: str, seed: int) -> Ragged:
+def split(
+    table: datasets.Dataset,
+    spec: str,
+    *,
+    clients: int,
+    label: str,
+    seed: int,
+    held_out: bool = False,
+) -> Ragged:
     """Return the row numbers of `table` that each client holds.
 
     Rows are shuffled first, since Flower's sizes-only partitioners cut consecutive rows.
+    `held_out` says that a part of the data was held out to test, so that rows are numbered anew.
 
     Raises
     ------
@@ -90,7 +98,7 @@ def split(table: datasets.Dataset, spec: str, *, clients: int, label: str, seed:
         partitioner = _build(spec, clients, label, seed)
     except SpecError as error:
         raise PartitionError(f"partition: {_first_sentence(error)}") from None
-    if isinstance(partitioner, Rows) and table.info.description == HELD_OUT:
+    if isinstance(partitioner, Rows) and held_out:
         raise PartitionError(
             "partition: rows by client need data with a test split, ((images, labels), "
             "(test images, test labels)); without it some of the rows are held out to test"

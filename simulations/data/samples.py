@@ -1,4 +1,4 @@
-"""Decoded images, as clients and server train on them; imports no data set library."""
+"""Images and labels, as clients and server train on them, and who holds which."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Pixels = NDArray[np.uint8]
+from simulations.data.images import Images, prefetch
+
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Decoded images with labels, and who holds which rows.
+    """Images with labels, and who holds which rows.
 
     Attributes
     ----------
-    pixels : array
-        (n, C, H, W) uint8.
+    pixels : Images
+        (n, C, H, W), uint8 or uint16: an array, or what reads rows from a file or decodes them.
     labels : array
         (n,) int64.
     partitions : sequence of arrays
@@ -31,7 +32,7 @@ class Samples:
         Normalisation of pixels in [0, 1], one number or one per channel.
     """
 
-    pixels: Pixels
+    pixels: Images
     labels: Labels
     partitions: Sequence[NDArray[np.int64]]
     num_classes: int
@@ -44,11 +45,16 @@ class Samples:
         mean, std = self._scale
         return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
 
+    def prefetch(self, rows: NDArray[np.int64]) -> None:
+        """Begin to decode the images of a batch that will be asked for soon."""
+        prefetch(self.pixels, rows)
+
     def label_counts(self, rows: NDArray[np.int64]) -> list[int]:
         """Return how many of `rows` each class has."""
         return np.bincount(self.labels[rows], minlength=self.num_classes).tolist()
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
-        mean, std = (255 * torch.tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        white = np.iinfo(self.pixels.dtype).max
+        mean, std = (white * torch.tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
         return mean, std

@@ -146,6 +146,7 @@ def choice(shown: int, clients: int) -> str:
 
 def partition_plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     """Draw clients against classes; colours differ in lightness too."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -155,15 +156,16 @@ def partition_plot(counts: Counts, names: Sequence[str], path: Path) -> None:
     clients, classes = counts.shape
     size = min(16.0, 3 + 0.12 * clients), min(12.0, 1.8 + 0.22 * classes)
     figure = Figure(figsize=size, layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(counts.T, cmap="cividis", aspect="auto", interpolation="nearest")
-    axis.set_xlabel(some or "client")
-    axis.set_ylabel("class")
-    if classes <= MOST_CLASSES:
-        axis.set_yticks(range(classes), names)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(image, label="samples")
-    figure.savefig(path)
+    with rc_context({"text.parse_math": False}):  # a dollar in a name begins no formula
+        axis = figure.subplots()
+        image = axis.imshow(counts.T, cmap="cividis", aspect="auto", interpolation="nearest")
+        axis.set_xlabel(some or "client")
+        axis.set_ylabel("class")
+        if classes <= MOST_CLASSES:
+            axis.set_yticks(range(classes), names)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(image, label="samples")
+        figure.savefig(path)
 
 
 def summary_table(counts: Counts, unheld: Unheld) -> Table:

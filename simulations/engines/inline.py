@@ -48,7 +48,8 @@ class InlineGrid(LocalGrid):
     def states(self) -> dict[int, RecordDict]:
         """State of the clients that have one, by partition id."""
         found = {node - FIRST_NODE: context.snapshot() for node, context in self._contexts.items()}
-        return {partition: state for partition, state in found.items() if state}
+        # Copies, since a client's own is written anew; what lies in it never changes.
+        return {partition: RecordDict({**state}) for partition, state in found.items() if state}
 
     def restore(self, states: Mapping[int, RecordDict]) -> None:
         """Put clients back into `states`."""

@@ -33,6 +33,10 @@ class EngineError(ValueError):
         super().__init__(f"engine: {reason}")
 
 
+class WorkersLost(EngineError):
+    """Workers of a run in progress that die again and again, and why."""
+
+
 class Session(Protocol):
     """Runs one experiment after the other on workers that are started once."""
 
@@ -73,6 +77,10 @@ class LocalGrid(Grid):
     @abstractmethod
     def states(self) -> dict[int, RecordDict] | None:
         """State between two rounds of the clients that have one, by partition id; None if lost."""
+
+    def states_at_hand(self) -> dict[int, RecordDict] | None:
+        """States as :meth:`states` tells them; None where somebody else must be asked first."""
+        return self.states()
 
     @abstractmethod
     def restore(self, states: Mapping[int, RecordDict]) -> None:

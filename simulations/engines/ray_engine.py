@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import socket
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any
@@ -27,7 +26,8 @@ from simulations.data.ragged import Ragged
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
 from simulations.engines.ray_actor import ClientActor
-from simulations.engines.ray_recovery import WAIT_SECONDS, ActorConnection, reason
+from simulations.engines.ray_recovery import WAIT_SECONDS, ActorConnection, Post, reason
+from simulations.engines.ray_start import PROMPT, end, knock, shared, temporary_folder, wait_for
 from strategies.server import flower_messages
 from strategies.server.threads import available_cores
 
@@ -36,27 +36,21 @@ BUNDLE, CALLS = 16, 4
 
 Both in whole groups: clients whose heads ran as one should come back together."""
 
-PROMPT = 10.0
-"""Seconds within which an idle worker answers a question that is not worth waiting for."""
-
-LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
-"""Bytes of the folder in which Ray makes sockets, whose paths may have 107 (unix(7))."""
-
 
 class RayGrid(LocalGrid):
     """Send messages to the Ray actors that host the clients, a bundle per call."""
 
-    def __init__(self, actors: Sequence[Any], worker: Worker, clients: int, timeout: float) -> None:
+    def __init__(self, posts: Sequence[Post], worker: Worker, clients: int, timeout: float) -> None:
         import ray
 
         super().__init__(worker, clients)
         self._ray = ray
-        self._home = _balance(Ragged.of(worker.data.partitions).sizes.tolist(), len(actors))
+        self._home = _balance(Ragged.of(worker.data.partitions).sizes.tolist(), len(posts))
         self._done: SimpleQueue[tuple[ActorConnection, Any] | None] = SimpleQueue()
         # In a list, so that Ray passes the reference on and an actor fetches it once.
         with _by_value(worker.modules):
-            opening = [ray.put(worker)], timeout
-        self._connections = [ActorConnection(actor, opening, self._done) for actor in actors]
+            opening = [shared(worker)], timeout
+        self._connections = [ActorConnection(post, opening, self._done) for post in posts]
         for connection in self._connections:
             connection.open()
 
@@ -108,6 +102,11 @@ class RayGrid(LocalGrid):
                 return None
             found.update(zip(nodes, flower_messages.from_wire(states), strict=True))
         return {node - FIRST_NODE: state for node, state in found.items() if state}
+
+    def states_at_hand(self) -> dict[int, RecordDict] | None:
+        """States of the clients, if no worker must be asked."""
+        kept = (kept for connection in self._connections for kept in connection.journal.values())
+        return None if any(kept) else self.states()
 
     def restore(self, states: Mapping[int, RecordDict]) -> None:
         """Put clients back into `states`."""
@@ -161,17 +160,15 @@ class Ray:
 
         grids: list[RayGrid] = []
         with self._running() as (count, is_ours):
-            actor = ray.remote(num_cpus=1, max_restarts=-1, scheduling_strategy="SPREAD")(
-                ClientActor
-            )
-            actors = [actor.remote(app) for _ in range(count)]
-            # Wait for their imports: the timeout of a message is for clients, not for Python.
-            ray.wait([one.cpu_seconds.remote() for one in actors], num_returns=count)
+            actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(ClientActor)
+            posts = [Post(partial(actor.remote, app), ray.kill) for _ in range(count)]
+            wait_for(posts)
 
             def begin(worker: Worker, clients: int, timeout: float) -> RayGrid:
                 for grid in grids:
                     grid.close()
-                grids[:] = [RayGrid(actors, worker, clients, timeout)]
+                wait_for(posts)  # one may have died with the last run
+                grids[:] = [RayGrid(posts, worker, clients, timeout)]
                 return grids[0]
 
             try:
@@ -180,7 +177,7 @@ class Ray:
                 for grid in grids:
                     grid.close()
                 if not is_ours:
-                    _end(actors)
+                    end([post.actor for post in posts])
 
     @contextmanager
     def _running(self) -> Iterator[tuple[int, bool]]:
@@ -203,14 +200,19 @@ class Ray:
         count = self.workers or available_cores()
         if self.address:
             try:
-                _knock(self.address)
+                knock(self.address)
                 ray.init(address=self.address, **quiet)
             except (OSError, ValueError) as error:
                 raise EngineError(f"no Ray cluster at {self.address!r}: {reason(error)}") from None
         else:
             # "local": of our own, even on a machine that belongs to a cluster
             folder = temporary_folder()
-            ray.init("local", num_cpus=count, include_dashboard=False, _temp_dir=folder, **quiet)
+            try:
+                ray.init(
+                    "local", num_cpus=count, include_dashboard=False, _temp_dir=folder, **quiet
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise EngineError(f"Ray does not start: {reason(error)}") from None
         try:
             yield (self._free_workers() if self.address else count), True
         finally:
@@ -227,20 +229,6 @@ class Ray:
         return count
 
 
-def _end(actors: Sequence[Any]) -> None:
-    """Kill actors, and wait until their CPUs can be had again, for the next run on this Ray."""
-    import ray
-
-    before = ray.available_resources().get("CPU", 0)
-    for actor in actors:
-        ray.kill(actor)
-    deadline = time.monotonic() + PROMPT
-    while ray.available_resources().get("CPU", 0) < before + len(actors):
-        if time.monotonic() > deadline:  # others have taken them
-            break
-        time.sleep(0.05)
-
-
 @contextmanager
 def _by_value(modules: Sequence[str]) -> Iterator[None]:
     """Let classes of the user's own files travel with their code, as those of a notebook do."""
@@ -254,33 +242,6 @@ def _by_value(modules: Sequence[str]) -> Iterator[None]:
     finally:
         for module in found:
             cloudpickle.unregister_pickle_by_value(module)
-
-
-def temporary_folder() -> str | None:
-    """Return where Ray's sockets fit; nothing if that is where Ray puts them anyway.
-
-    Raises
-    ------
-    EngineError
-        The folder for temporary files has too long a name, and there is no other.
-    """
-    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    if len(os.fsencode(usual)) <= LONGEST_FOLDER or not hasattr(os, "getuid"):
-        return None
-    for short in ("/tmp", "/var/tmp"):
-        if os.access(short, os.W_OK | os.X_OK):
-            return f"{short}/ray-{os.getuid()}"
-    raise EngineError(
-        f"TMPDIR {usual!r} is too long for Ray, whose sockets lie below it; set RAY_TMPDIR to a "
-        f"folder of at most {LONGEST_FOLDER} bytes"
-    )
-
-
-def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at host:port; Ray itself would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if "://" not in address and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _balance(sizes: Sequence[int], actors: int) -> list[int]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from simulations.report.text_table import text_table
 from simulations.runs.columns import PAYLOAD, SENT, WEIGHTS, sums
+from simulations.runs.files import read_rounds, write_whole, writing
 from simulations.runs.results import COMPARISON, ROUNDS
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ def write_comparison(summaries: Mapping[str, dict[str, Any]], folder: Path) -> P
 
     Returns the figure's file.
     """
-    comparison(summaries).to_csv(folder / COMPARISON, index=False)
+    write_whole(folder / COMPARISON, comparison(summaries).to_csv(index=False).encode())
     file = folder / "comparison.svg"
-    comparison_figure({name: folder / name for name in summaries}).savefig(file)
+    with writing(file):
+        comparison_figure({name: folder / name for name in summaries}).savefig(file)
     return file
 
 
@@ -93,7 +95,9 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
 
 def comparison_figure(folders: Mapping[str, Path]) -> Figure:
     """Return accuracy against bytes sent, against rounds and against client compute."""
-    from simulations.report.canvas import Canvas
+    from matplotlib import rc_context
+
+    from simulations.report.canvas import PLAIN, Canvas, named_legend
     from simulations.report.chart import ACCURACY, hidden
     from simulations.report.lines import logarithmic, plot_curve
     from simulations.report.marks import in_a_row
@@ -101,19 +105,20 @@ def comparison_figure(folders: Mapping[str, Path]) -> Figure:
     figure = Canvas(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     marks = in_a_row([*folders])
-    tables = [pd.read_csv(folder / ROUNDS) for folder in folders.values()]
+    tables = [read_rounds(folder / ROUNDS) for folder in folders.values()]
     for axis, (label, cost) in zip(axes, COSTS.items(), strict=True):
         frames = [
             pd.DataFrame({"x": cost(rounds), "mean": 100 * rounds["accuracy"]}) for rounds in tables
         ]
         shown = zip(folders, frames, hidden(frames), strict=True)
         for place, (name, frame, below) in enumerate(shown):
-            plot_curve(axis, frame, marks[name], place, below, label=name)
+            plot_curve(axis, frame, marks[name], place, below)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     logarithmic([axes[0]])
     axes[0].set_ylabel(ACCURACY)
-    axes[0].legend(fontsize="small")
+    with rc_context(PLAIN):
+        named_legend(axes[0], axes[0].get_lines(), [*folders], fontsize="small")
     return figure
 
 

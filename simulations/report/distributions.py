@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from simulations.data.statistics import choice, typical
 from simulations.report.figures import Drawing, drawn, named, our_style
+from simulations.report.finished import FinishedRun
 from simulations.report.labels import listed
 from simulations.report.marks import COLOURS, INK
 from simulations.report.plots import boxes_plot, heat_plot
-from simulations.report.runs import Configuration, FinishedRun, RunCollection
+from simulations.report.runs import Configuration, RunCollection
 
 PARTITION, CLASSES, SHARDS = "partition.csv", "classes.csv", "shards.csv"
 """Samples by client and class; accuracy by round and class; accuracy by round and client."""

@@ -14,11 +14,13 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from simulations.report.canvas import PLAIN
 from simulations.report.marks import INK, PAPER
 from simulations.report.panels import MOST_LINES, Panel, columns_of
 from simulations.report.text_table import shortened_apart
 
 LOOK = {
+    **PLAIN,
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.titlesize": 9,

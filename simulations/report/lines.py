@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from simulations.report.canvas import named_legend
 from simulations.report.chart import ACCURACY, Chart, Line, hidden
 from simulations.report.figures import Drawing, drawn, grid, legend_columns, named, our_style
 from simulations.report.marks import NEUTRAL, Mark
@@ -33,8 +34,8 @@ def drawing(chart: Chart) -> Drawing:
             logarithmic(axes)
         names = named(chart.entries)
         handles = [Line2D([], [], ms=4, lw=1.3, **m.matplotlib()) for m in chart.entries.values()]
-        figure.legend(
-            handles, names, loc="outside lower left", fontsize="small",
+        named_legend(
+            figure, handles, names, loc="outside lower left", fontsize="small",
             ncols=legend_columns(figure.get_figwidth(), names),
         )  # fmt: skip
         plot = chart_plot(chart)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from io import StringIO
 from typing import Any
 
 import pandas as pd
 
-from simulations.report.runs import IGNORED, UNFINISHED, FinishedRun
+from simulations.report.finished import UNFINISHED, FinishedRun
+from simulations.report.runs import IGNORED
 from simulations.runs.columns import METRICS, PAYLOAD
+from simulations.runs.files import DamagedError, read_rounds
 from simulations.runs.results import ROUNDS
 
 
@@ -46,9 +47,11 @@ def _so_far(run: FinishedRun) -> FinishedRun:
     path = run.folder / ROUNDS
     if run.flaw != UNFINISHED or not path.exists():
         return run
-    text = path.read_text(encoding="utf-8")
-    rounds = pd.read_csv(StringIO(text[: text.rfind("\n") + 1] or "accuracy\n"))
-    if rounds.empty or "accuracy" not in rounds:
+    try:
+        rounds = read_rounds(path)
+    except DamagedError:
+        return replace(run, flaw=f"{ROUNDS} is damaged")
+    if rounds.empty:
         return run
     return replace(run, rounds=rounds, summary=_summary(rounds), flaw="", is_going_on=True)
 

@@ -14,11 +14,11 @@ from simulations.report.labels import TASK, joined, listed
 from simulations.report.lines import drawing
 from simulations.report.marks import Marks
 from simulations.report.panels import Panel
-from simulations.report.runs import Configuration, RunCollection
+from simulations.report.runs import NAME, Configuration, RunCollection
 from simulations.report.statistics import interval
 from simulations.report.tables import WITHIN, ReportTable, with_interval
 
-NAME = "accuracy-by-task"
+FIGURE = "accuracy-by-task"
 
 LONG = 24
 """Characters of a task up to which it can stand below an axis."""
@@ -63,7 +63,7 @@ def overview_figure(collection: RunCollection, marks: Marks) -> Drawing | None:
     best = points.loc[points.groupby("task", sort=False)["mean"].idxmax()]
     told = listed([f"{row['task']}: {row['method']}" for row in best.to_dict("records")])
     chart = Chart(
-        name=NAME,
+        name=FIGURE,
         title="Accuracy by task",
         caption="Final accuracy, mean over seeds; bars from the lowest seed to the highest.",
         alt=f"Lines of final accuracy against the task. Best on {told}.",
@@ -73,8 +73,9 @@ def overview_figure(collection: RunCollection, marks: Marks) -> Drawing | None:
 
 
 def _tasks(collection: RunCollection) -> list[str]:
-    """Tasks, if methods differ too."""
-    if all(key in TASK for key in collection.configurations[0].told):
+    """Tasks, if methods differ too; none where each run has a name, and so a task, of its own."""
+    told = collection.configurations[0].told
+    if NAME in told or all(key in TASK for key in told):
         return []
     return list(dict.fromkeys(one.task for one in collection.configurations))
 

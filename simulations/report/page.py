@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from simulations.report.marks import Mark, Marks, kept_marks
 from simulations.report.runs import Configuration, RunCollection, collect
 from simulations.report.scripts import datatables_script, datatables_style, plotly_script
 from simulations.report.text_table import shortened_apart
+from simulations.runs.files import write_whole
 from simulations.runs.provenance import unlike
-from simulations.runs.results import write_whole
 
 FIRST = "the first method; choose another with --baseline"
 """Said of a baseline that the user did not choose."""
@@ -185,7 +186,8 @@ def write(page: Page, path: Path, form: str) -> None:
 
 def older_marks(path: Path) -> dict[str, Mark]:
     """Return how configurations look on the page at `path`, if there is one."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    is_there = os.path.isfile(path)
+    text = path.read_text(encoding="utf-8", errors="replace") if is_there else ""
     return kept_marks(text) if OURS in text else {}
 
 

@@ -65,7 +65,7 @@ def heat_plot(table: pd.DataFrame, axes: Sequence[str]) -> str:
     figure = go.Figure()
     figure.add_heatmap(
         z=[[None if np.isnan(cell) else cell for cell in row] for row in cells.tolist()],
-        x=[str(name) for name in table.columns],
+        x=[_text(str(name)) for name in table.columns],
         y=[_text(name) for name in named(map(str, table.index), 30)],
         zmin=0, zmax=float(np.nanmax(cells, initial=1e-9)), colorscale="Cividis", hoverongaps=False,
         colorbar={"title": values, "thickness": 12},

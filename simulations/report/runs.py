@@ -1,68 +1,26 @@
-"""Reading runs from folders of any depth, and grouping those that differ only in their seed."""
+"""Runs of folders of any depth, grouped where they differ only in their seed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from simulations.report.finished import FinishedRun, find_runs, unique
 from simulations.report.labels import TASK, joined, natural, ordered, part
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import Metric, declared
-from simulations.runs.experiment import Experiment
-from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
-from simulations.runs.settings import read_toml
 
 LONG = 60
 """Characters of a label beyond which it names no more keys than it must."""
 
-UNFINISHED = "unfinished"
+NAME = "name"
+"""Stands among the keys that labels name, for the names of a comparison's runs."""
 
 IGNORED = FREE | {"seed"}
 """Keys in which the runs of one configuration may differ."""
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What one output folder holds.
-
-    Attributes
-    ----------
-    name : str
-        The folder, from the one that the report was asked for.
-    flaw : str
-        Why the run is not counted; empty if it is.
-    is_going_on : bool
-        Whether what it has reached so far counts.
-    """
-
-    name: str
-    folder: Path
-    settings: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    rounds: pd.DataFrame
-    flaw: str
-    is_going_on: bool = False
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return int(self.settings.get("seed", 0))
-
-    def total(self, key: str) -> float:
-        """Return a number of the summary; nan where it has none."""
-        value = self.summary.get(key)
-        return float("nan") if value is None else float(value)
-
-    def read_table(self, file: str) -> pd.DataFrame | None:
-        """Read another table of the run, if it is there and has rows."""
-        frame = _csv(self.folder / file)
-        return None if frame is None or frame.empty else frame
 
 
 @dataclass(frozen=True)
@@ -159,7 +117,7 @@ class RunCollection:
             for one in self.configurations
             if name in {one.label, one.method, one.whole_label, *one.differing.values()}
         ]
-        chosen = exact or [one for one in self.configurations if name in one.label]
+        chosen = exact or [one for one in self.configurations if name in one.whole_label]
         if not chosen:
             known = _listed([one.label for one in self.configurations])
             raise ValueError(f"no configuration is called {name!r}; there are: {known}")
@@ -190,7 +148,7 @@ def collect(
     ValueError
         A folder is missing or holds no run, or no run is complete.
     """
-    runs = counted(_unique([run for folder in folders for run in _find(folder)]))
+    runs = counted(unique([run for folder in folders for run in find_runs(folder)]))
     whole = [run for run in runs if not run.flaw]
     if not whole:
         flaws = _listed([f"{run.name} ({run.flaw})" for run in runs])
@@ -204,66 +162,11 @@ def collect(
     configurations = [_configuration(shown, group) for group in groups.values()]
     if len({one.label for one in configurations}) < len(configurations):
         configurations = [_configuration(shown, group, False) for group in groups.values()]
-    told = _told(configurations)
-    configurations = [replace(one, told=told) for one in configurations]
+    configurations = _titled(configurations) or _told_of(configurations)
     configurations.sort(key=_rank)
     common = {key: whole[0].settings.get(key) for key in keys if key not in differing}
     left_out = tuple(run for run in runs if run.flaw)
     return RunCollection(tuple(configurations), left_out, common)
-
-
-def _find(folder: Path) -> list[FinishedRun]:
-    if not folder.is_dir():
-        raise ValueError(f"no folder {str(folder)!r}")
-    places = [path.parent for path in folder.rglob(EXPERIMENT)]
-    if not places:
-        raise ValueError(f"no runs in {str(folder)!r}: no {EXPERIMENT} in it or below")
-    root = folder.resolve().name
-    named = {f"{root}/{place.relative_to(folder).as_posix()}": place for place in places}
-    return [_read(name.removesuffix("/."), named[name]) for name in sorted(named, key=natural)]
-
-
-def _read(name: str, folder: Path) -> FinishedRun:
-    defaults = {key: field.default for key, field in Experiment.model_fields.items()}
-    settings = {**defaults, **read_toml(folder / EXPERIMENT)}  # keys may be newer than the run
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        flaw = "" if summary["status"] == "complete" else str(summary["status"])
-    except FileNotFoundError:
-        summary, flaw = {}, UNFINISHED
-    except (ValueError, KeyError, TypeError):
-        summary, flaw = {}, f"{SUMMARY} is damaged"
-    rounds = _csv(folder / ROUNDS)
-    if rounds is None or "accuracy" not in rounds:
-        flaw = flaw or f"{ROUNDS} is missing or damaged"
-    elif rounds.empty:
-        flaw = flaw or "no rounds"
-    return FinishedRun(
-        name, folder, settings, summary, pd.DataFrame() if rounds is None else rounds, flaw
-    )
-
-
-def _csv(path: Path) -> pd.DataFrame | None:
-    try:
-        return pd.read_csv(path)
-    except (OSError, ValueError):  # pandas' own errors are ValueErrors
-        return None
-
-
-def _unique(runs: list[FinishedRun]) -> list[FinishedRun]:
-    """Drop folders that were given twice; mark runs whose seed their configuration has."""
-    found: dict[Path, FinishedRun] = {}
-    seen: dict[str, str] = {}
-    for run in runs:
-        place = run.folder.resolve()
-        if place in found:
-            continue
-        same = str(sorted((k, str(v)) for k, v in run.settings.items() if k not in FREE))
-        flaw = run.flaw or (f"same experiment as {seen[same]}" if same in seen else "")
-        if not flaw:
-            seen[same] = run.name
-        found[place] = replace(run, flaw=flaw)
-    return list(found.values())
 
 
 def _configuration(
@@ -271,6 +174,24 @@ def _configuration(
 ) -> Configuration:
     texts = {key: part(key, runs[0].settings.get(key), is_short) for key in keys}
     return Configuration(texts, tuple(keys), tuple(sorted(runs, key=lambda run: run.seed)))
+
+
+def _titled(configurations: list[Configuration]) -> list[Configuration]:
+    """Name all configurations as their comparison does; none if it does not tell them apart."""
+    titles = [{run.title for run in one.runs} for one in configurations]
+    names = [found.pop() if len(found) == 1 else "" for found in titles]
+    if not all(names) or len({*names}) < len(names):
+        return []
+    return [
+        replace(one, differing={NAME: name, **one.differing}, told=(NAME,))
+        for name, one in zip(names, configurations, strict=True)
+    ]
+
+
+def _told_of(configurations: list[Configuration]) -> list[Configuration]:
+    """Name configurations by the keys in which they differ."""
+    told = _told(configurations)
+    return [replace(one, told=told) for one in configurations]
 
 
 def _told(configurations: list[Configuration]) -> tuple[str, ...]:
@@ -289,6 +210,7 @@ def _told(configurations: list[Configuration]) -> tuple[str, ...]:
 def _rank(one: Configuration) -> list[tuple[bool, list[tuple[int, float, str]]]]:
     """Sort key: those of one task stand together."""
     keys = sorted(one.differing, key=lambda key: key not in TASK)  # stable
+    keys = [key for key in keys if key != NAME]  # where names are, keys still give the order
     return [natural(one.differing[key]) for key in keys]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from simulations.report.comparison import CLIENT
+from simulations.report.finished import FinishedRun
 from simulations.report.labels import span
-from simulations.report.runs import Configuration, FinishedRun, RunCollection
+from simulations.report.runs import Configuration, RunCollection
 from simulations.report.statistics import LEVEL, Difference, holm, interval, paired
 from simulations.runs.columns import SENT, SHOWN, Metric
 

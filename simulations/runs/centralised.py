@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +17,7 @@ from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.optimizers import moments, set_moments
 from fl_split.seeds import StepId
 from simulations.runs.setup import Setup
-from strategies.server.training import PooledWork
+from strategies.server.training import PooledWork, TrainingFailed
 
 
 class CentralisedTrainer:
@@ -43,7 +45,13 @@ class CentralisedTrainer:
             set_moments(*pair, found.get(name, {}))
 
     def __call__(self, server_round: int, clients: Sequence[int]) -> PooledWork:
-        """Train for as many samples as `clients` would in a round."""
+        """Train for as many samples as `clients` would in a round.
+
+        Raises
+        ------
+        TrainingFailed
+            A step led to numbers that are not finite.
+        """
         schedule, train = self.setup.schedule(), self.setup.train
         head, tail = self.head, self.tail
         rows = np.concatenate(train.partitions)
@@ -56,7 +64,10 @@ class CentralisedTrainer:
             chosen = rows[schedule.batch(at, len(rows))]
             pixels, labels = train.batch(chosen)
             batch = Batch(pixels, labels, train.num_classes)
-            found = step(head, tail, link, batch, at)
+            with _told(at):
+                found = step(head, tail, link, batch, at)
+                if not math.isfinite(found.loss):
+                    raise ValueError("a loss that is not finite")
             descend(self.optimizers[0], head, found.of_head)
             descend(self.optimizers[1], tail, found.of_tail)
             losses.append(found.loss)
@@ -64,3 +75,15 @@ class CentralisedTrainer:
             at = at.next()
         flops = whole_flops(head.module, tail.module, seen)
         return PooledWork(sum(losses) / len(losses), seen, len(losses), flops)
+
+
+@contextmanager
+def _told(at: StepId) -> Iterator[None]:
+    """Say in which step training on pooled data failed; elsewhere a client would be dropped."""
+    try:
+        yield
+    except ValueError as error:
+        raise TrainingFailed(
+            f"round {at.round}: step {at.step + 1} on the pooled data gave {error}; a smaller "
+            "learning rate may help, results so far are kept"
+        ) from None

@@ -17,19 +17,24 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fl_split.exchange.records import Weights
+from fl_split.spec_errors import SpecError
 from simulations.engines.local_grid import LocalGrid
 from simulations.runs.experiment import Experiment
+from simulations.runs.files import write_whole
 from simulations.runs.observers import Observer, Row
 from simulations.runs.origins import origins
 from simulations.runs.provenance import machine
-from simulations.runs.results import EXPERIMENT, STUDY, write_whole
+from simulations.runs.results import EXPERIMENT, STUDY
 from simulations.runs.settings import read_toml
 from strategies import RoundResult
 from strategies.server import flower_private
 
 FILE = "checkpoint.safetensors"
 
-FREE = {"out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
+MOST_KEPT = 2**28
+"""Bytes that optimisers and aggregation may remember for a copy of it to be kept each round."""
+
+FREE = {"cache_gb", "out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
 """Keys that do not change a result, so a run may go on with other values."""
 # `plugins` only says where code lies; the code itself is compared.
 
@@ -89,8 +94,14 @@ class Checkpointer(Observer):
     ----------
     moments : Callable
         Gives the state of optimisers that training does not know of.
-    cpu : str
-        Kinds of CPU that earlier rounds were computed on.
+    before : Checkpoint
+        Where the run began or goes on.
+
+    Attributes
+    ----------
+    latest : Checkpoint, optional
+        The run after its last round, for a run that is stopped in between; None where it
+        would take too much memory or time, or nothing is to be written.
     """
 
     def __init__(
@@ -99,24 +110,66 @@ class Checkpointer(Observer):
         folder: Path,
         experiment: Experiment,
         moments: Callable[[], dict[str, dict[str, Tensor]]],
-        cpu: str,
+        before: Checkpoint,
     ) -> None:
         self.grid, self.folder, self.experiment = grid, folder, experiment
-        self.moments, self.cpu = moments, machine(cpu)["cpu"]
+        self.moments, self.cpu = moments, machine(before.cpu)["cpu"]
+        self.latest: Checkpoint | None = None
+        self.written = before.rounds
+
+    def keep(self, result: RoundResult) -> None:
+        """Keep what a checkpoint of this round would hold, while the clients are in no round."""
+        self.latest = None
+        if not self.experiment.checkpoint_every or not isinstance(self.grid, LocalGrid):
+            return
+        moments = self._moments(result)
+        if _bytes(moments) <= MOST_KEPT:
+            # Copies: optimisers write into their moments while the next round goes on.
+            copies = {
+                name: {key: value.detach().clone() for key, value in found.items()}
+                for name, found in moments.items()
+            }
+            self.latest = self._checkpoint(result, copies, self.grid.states_at_hand())
 
     def after_round(self, result: RoundResult, row: Row) -> bool:
         """Write a checkpoint if it is time to."""
         every = self.experiment.checkpoint_every
         if not every or result.round % every:
             return False
-        states = self.grid.states() if isinstance(self.grid, LocalGrid) else None
-        if states is None:  # or a worker is just being restarted: not this time
-            return False
-        progress = result.progress
-        moments = {**self.moments(), "tail": progress.moments, "aggregator": progress.aggregator}
-        found = Checkpoint(result.round, result.weights, moments, states, self.cpu)
-        found.write(self.folder, self.experiment)
+        found = self.latest
+        if not found:
+            states = self.grid.states() if isinstance(self.grid, LocalGrid) else None
+            found = self._checkpoint(result, self._moments(result), states)
+        if found:  # or a worker is just being restarted: not this time
+            self._write(found)
         return False
+
+    def write_latest(self) -> None:
+        """Write a checkpoint of the last whole round, where it is kept and not yet written."""
+        if self.latest and self.latest.rounds > self.written:
+            self._write(self.latest)
+
+    def _write(self, found: Checkpoint) -> None:
+        found.write(self.folder, self.experiment)
+        self.written = found.rounds
+
+    def _moments(self, result: RoundResult) -> dict[str, dict[str, Tensor]]:
+        progress = result.progress
+        return {**self.moments(), "tail": progress.moments, "aggregator": progress.aggregator}
+
+    def _checkpoint(
+        self,
+        result: RoundResult,
+        moments: Mapping[str, dict[str, Tensor]],
+        states: Mapping[int, RecordDict] | None,
+    ) -> Checkpoint | None:
+        if states is None:
+            return None
+        return Checkpoint(result.round, result.weights, moments, states, self.cpu)
+
+
+def _bytes(moments: Mapping[str, Mapping[str, Tensor]]) -> int:
+    return sum(value.nbytes for found in moments.values() for value in found.values())
 
 
 def read(folder: Path, keys: Mapping[str, Any] | None = None) -> tuple[Experiment, Checkpoint]:
@@ -135,7 +188,7 @@ def read(folder: Path, keys: Mapping[str, Any] | None = None) -> tuple[Experimen
     path = folder / FILE
     if not path.is_file():
         every = experiment.checkpoint_every
-        early = f"it was stopped before round {every}" if every else "checkpoint_every is 0"
+        early = "it ended before its first one" if every else "checkpoint_every is 0"
         raise CheckpointError(
             f"{str(folder)!r} holds no checkpoint: the run is complete, or {early}, "
             "or `flwr run` made it, which writes none"
@@ -180,7 +233,10 @@ def read_experiment(folder: Path, keys: Mapping[str, Any]) -> Experiment:
             raise CheckpointError(
                 f"{key}: the run in {str(folder)!r} has {values.get(key)!r}, got {value!r}"
             )
-    return Experiment.from_dict({**values, **keys})
+    try:
+        return Experiment.from_dict({**values, **keys})
+    except SpecError as error:
+        raise SpecError(f"{folder / EXPERIMENT}: {error}") from None
 
 
 def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoint:

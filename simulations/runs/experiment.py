@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,15 +21,18 @@ from fl_split.foreign import Given, plug_in
 from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.spec_errors import SpecError, sentence, unknown
-from fl_split.specs import canonical, parse, stages
+from fl_split.specs import canonical, located, parse, stages
 from fl_split.tables import Table
 from simulations.data import partition
+from simulations.data.decoding import OnBad
+from simulations.data.descriptions import DATASETS, Dataset
 from simulations.data.partitioners import PARTITIONS
+from simulations.data.pictures import Fit
 from simulations.data.skew import SKEWS, Skew, parse_skew
-from simulations.data.sources import DATASETS, Dataset
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
+from simulations.runs.paths import Written, expanded, placed
 from simulations.runs.settings import plugin_files
 from simulations.runs.tracking import TRACKING, Tracking
 from strategies import STRATEGIES, Strategy
@@ -119,6 +122,35 @@ class Experiment(BaseModel):
         description="how clients' training data differ beside that",
         json_schema_extra=UNTOLD,
     )
+    image_size: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="side of images; 0 takes the commonest, a checkpoint its own",
+        json_schema_extra=UNTOLD,
+    )
+    channels: Literal[0, 1, 3] = Field(
+        0,
+        description="1 for grey images, 3 for colour; 0: grey if all images are",
+        json_schema_extra=UNTOLD,
+    )
+    resize: Fit | Literal[""] = Field(
+        "",
+        description="how images become squares: squash, shortest+crop or pad; empty: as the "
+        "checkpoint says, else squash",
+        json_schema_extra=UNTOLD,
+    )
+    test_resize: Fit | Literal[""] = Field(
+        "", description="the same of test images; empty: as in training", json_schema_extra=UNTOLD
+    )
+    on_bad_image: OnBad = Field(
+        "error",
+        description="images that cannot be decoded: error, or skip leaves them out",
+        json_schema_extra=UNTOLD,
+    )
+    cache_gb: Annotated[float, Field(ge=0)] = Field(
+        20.0,
+        description="GB of decoded images kept on disk; beyond, they are decoded each time",
+        json_schema_extra=UNTOLD,
+    )
     clients: Count = Field(100, description="virtual clients")
     fraction: Share = Field(1.0, description="share of the clients sampled per round")
     model: str = Field("vit()", description="which model")
@@ -173,7 +205,7 @@ class Experiment(BaseModel):
     @classmethod
     def _are_files(cls, files: Any) -> Any:
         found = plugin_files(files)
-        return ", ".join(str(Path(name).expanduser().absolute()) for name in found)
+        return ", ".join(str(expanded(name).absolute()) for name in found)
 
     @field_validator(*SPEC_TABLES, mode="wrap")
     @classmethod
@@ -182,28 +214,27 @@ class Experiment(BaseModel):
             parse(value, SPEC_TABLES[info.field_name])
             return value
         spec, key = check(value), info.field_name
-        if key == "partition":
-            return partition.resolved(spec)
-        table, build = TABLES[key], CHAINS.get(key)
-        if build is None:
-            parse(spec, table)
-            return canonical(spec, table)
-        build(spec)
-        return " | ".join(canonical(stage, table) for stage in stages(spec))
+        folders = [value.folder] if isinstance(value, Written) else []
+        place = partial(placed, key=key, folders=[*folders, Path.cwd()])
+        return located(_spelt_out(key, spec), SPEC_TABLES[key], place)
 
     @field_validator("cut", mode="before")
     @classmethod
     def _is_cut(cls, cut: Any) -> Any:
-        if (type(cut) is int and cut >= 1) or (isinstance(cut, str) and cut):
+        if (type(cut) is int and cut >= 1) or (isinstance(cut, str) and _no_number(cut)):
             return cut
-        raise ValueError(f"must be a number of stages from 1, or a stage's name, got {cut!r}")
+        raise ValueError(
+            f"must be a number of stages from 1, or a stage's name, got {cut!r}{_unquoted(cut)}"
+        )
 
     @field_validator("end", mode="before")
     @classmethod
     def _is_end(cls, end: Any) -> Any:
-        if (type(end) is int and end >= 0) or (isinstance(end, str) and end):
+        if (type(end) is int and end >= 0) or (isinstance(end, str) and _no_number(end)):
             return end
-        raise ValueError(f"must be a number of stages, a stage's name, or 0, got {end!r}")
+        raise ValueError(
+            f"must be a number of stages, a stage's name, or 0, got {end!r}{_unquoted(end)}"
+        )
 
     @cached_property
     def parts(self) -> Parts:
@@ -260,6 +291,28 @@ class Experiment(BaseModel):
         return "".join(
             f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
         )
+
+
+def _spelt_out(key: str, spec: str) -> str:
+    """Check a spec string, and spell it out with all defaults."""
+    if key == "partition":
+        return partition.resolved(spec)
+    table, build = TABLES[key], CHAINS.get(key)
+    if build is None:
+        parse(spec, table)
+        return canonical(spec, table)
+    build(spec)
+    return " | ".join(canonical(stage, table) for stage in stages(spec))
+
+
+def _unquoted(value: Any) -> str:
+    is_number = isinstance(value, str) and value.isdecimal()
+    return f"; a number has no quotes: {value}" if is_number else ""
+
+
+def _no_number(text: str) -> bool:
+    """Tell whether a text names a stage: text of digits might be its number, or its name."""
+    return bool(text) and not text.isdecimal()
 
 
 def _fresh(aggregation: str) -> Aggregator:

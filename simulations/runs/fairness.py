@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fl_split.metrics import backward_transfer, jain, performance_gap, worst
+from simulations.runs.files import DamagedError, append, read_table, write_whole
 
 CLASSES, SHARDS = "classes.csv", "shards.csv"
 
@@ -28,14 +29,14 @@ class Fairness:
     def __init__(self, folder: Path, class_names: Sequence[str], rounds_done: int = 0) -> None:
         self.folder, self.class_names = folder, class_names
         self.best = np.full(len(class_names), -math.inf)
-        for name in (CLASSES, SHARDS):
+        for name, kind in ((CLASSES, "class"), (SHARDS, "client")):
             path = folder / name
             if rounds_done and path.exists():
-                frame = pd.read_csv(path)
+                frame = read_table(path, ("round", kind, "accuracy"))
                 frame = frame[frame["round"] <= rounds_done]
-                frame.to_csv(path, index=False)
+                write_whole(path, frame.to_csv(index=False).encode())
                 if name == CLASSES:
-                    self.best = frame.groupby("class")["accuracy"].max().to_numpy(dtype=float)
+                    self.best = _best(path, frame, len(class_names))
             else:
                 path.unlink(missing_ok=True)
 
@@ -66,4 +67,13 @@ class Fairness:
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         path = self.folder / name
         if rows:
-            pd.DataFrame(rows).to_csv(path, mode="a", header=not path.exists(), index=False)
+            text = pd.DataFrame(rows).to_csv(header=not path.exists(), index=False)
+            append(path, text.encode())
+
+
+def _best(path: Path, frame: pd.DataFrame, classes: int) -> NDArray[np.float64]:
+    """Return the best accuracy of each class so far."""
+    best = frame.groupby("class")["accuracy"].max()
+    if len(best) != classes:
+        raise DamagedError(f"{path} has rows of {len(best)} classes, not of {classes}")
+    return best.to_numpy(dtype=float)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,9 @@ from typing import Any
 from rich.filesize import decimal
 
 from simulations.runs.columns import SENT
+from simulations.runs.experiment import Experiment
+from simulations.runs.experiment_data import unheld
+from simulations.runs.files import read_rounds
 from simulations.runs.results import ROUNDS
 from strategies import RoundResult
 
@@ -36,9 +38,8 @@ class News:
 
     def go_on(self, folder: Path, done: int) -> None:
         """Count what a run that is resumed has sent in its first `done` rounds."""
-        with (folder / ROUNDS).open(newline="", encoding="utf-8") as file:
-            for row in list(csv.DictReader(file))[:done]:
-                self._add(row)
+        rows = read_rounds(folder / ROUNDS)[:done]
+        self.sent += int(rows[[*SENT]].to_numpy().sum())
 
     def of_round(self, row: Mapping[str, Any]) -> str:
         """Count a finished round; return accuracy and bytes so far."""
@@ -56,6 +57,15 @@ class News:
 
     def _add(self, row: Mapping[str, Any]) -> None:
         self.sent += sum(int(row[key]) for key in SENT)
+
+
+def left_to_nobody(experiments: Iterable[Experiment]) -> list[str]:
+    """Return a line for each partition that leaves rows or classes to nobody."""
+    found = [(e, str(unheld(e))) for e in experiments]
+    lines = (
+        f"{e.partition}, {e.clients} clients, seed {e.seed}: {text}" for e, text in found if text
+    )
+    return [*dict.fromkeys(lines)]
 
 
 def dropped_clients(result: RoundResult) -> list[str]:

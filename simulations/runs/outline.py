@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fl_split.tables import Table, signature
 
@@ -60,10 +60,11 @@ class Outline:
 
 @dataclass(frozen=True)
 class Key:
-    """A key of an experiment."""
+    """A key of an experiment; `may_be_text` is told of those whose default is a number."""
 
     default: Any
     about: str
+    may_be_text: bool = False
 
 
 @cache
@@ -71,12 +72,18 @@ def keys() -> dict[str, Key]:
     """Keys of an experiment by name; UnreadableError if the source is beyond us."""
     module, node = _lookup(EXPERIMENT, "Experiment")
     found = {}
+    texts = {ast.unparse(one.target) for one in ast.walk(node) if _may_be_text(one)}
     for name, declared in _annotated(node):
         if isinstance(declared, ast.Call):
-            about = next((one.value for one in declared.keywords if one.arg == "description"), None)
+            about = _keyword(declared, "description")
             text = "" if about is None else _value(module, about)
-            found[name] = Key(_value(module, declared.args[0]), text)
+            found[name] = Key(_value(module, declared.args[0]), text, name in texts)
     return found
+
+
+def _may_be_text(node: ast.AST) -> TypeGuard[ast.AnnAssign]:
+    """Tell whether a field may be a text or something else."""
+    return isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation).endswith("| str")
 
 
 @cache

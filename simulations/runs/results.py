@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from io import StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,20 @@ from torch import Tensor, nn
 
 from simulations.runs.columns import COLUMNS, METRICS, Metric
 from simulations.runs.experiment import Experiment
+from simulations.runs.files import (
+    OutputError,
+    WriteError,
+    append,
+    csv_bytes,
+    make_folder,
+    read_cells,
+    write_whole,
+    writing,
+)
 from simulations.runs.observers import payload_ratio
 from simulations.runs.origins import origins
 from simulations.runs.provenance import versions
+from simulations.runs.saved_model import config_of, tensors
 from strategies import RoundResult
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
@@ -27,12 +38,11 @@ MODEL, CODEC, SUMMARY = "model.safetensors", "codec.safetensors", "summary.json"
 COMPARISON = "comparison.csv"
 STUDY = "sweep.csv"
 
+UNWRITTEN = "write error"
+"""What ended a run whose results could not be written."""
+
 BEFORE = {CLIENTS, "cell.toml", "log.txt"}
 """Files that a sweep puts into a folder before its run begins."""
-
-
-class OutputError(ValueError):
-    """An output folder that cannot be used."""
 
 
 class Recorder:
@@ -50,7 +60,8 @@ class Recorder:
     Raises
     ------
     OutputError
-        The folder already holds a run, or is no folder.
+        The folder already holds a run, is no folder, or cannot be written to; or the table of
+        the run that goes on is damaged.
     """
 
     def __init__(
@@ -78,38 +89,43 @@ class Recorder:
         if new := [key for key in found if key not in self.columns]:
             self._widen(new)
         row = {key: found.get(key) for key in self.columns}
+        part = self._write_clients(result)
+        try:
+            self._append(list(row.values()))
+        except WriteError:
+            part.unlink(missing_ok=True)  # a round is there whole or not at all
+            raise
         self.rows.append(row)
-        self._append(list(row.values()))
+        return row
+
+    def _write_clients(self, result: RoundResult) -> Path:
+        """Write what clients sent in a round; return the file."""
+        path = self.folder / CLIENTS / f"round-{result.round:06d}.parquet"
         if result.traffic:
             clients = [
                 {"round": result.round, "client": client, **traffic.row()}
                 for client, traffic in sorted(result.traffic.items())
             ]
             frame = pd.DataFrame(clients).astype({"ratio": float})
-            path = self.folder / CLIENTS / f"round-{result.round:06d}.parquet"
             write_whole(path, frame.to_parquet(index=False))
-        return row
+        return path
 
     def _widen(self, new: Sequence[str]) -> None:
         """Add columns to rounds.csv; they are empty in earlier rows."""
         self.columns += new
         self.rows = [{key: row.get(key) for key in self.columns} for row in self.rows]
-        text = StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([self.columns, *(row.values() for row in self.rows)])
-        write_whole(self.folder / ROUNDS, text.getvalue().encode())
+        table = [self.columns, *(row.values() for row in self.rows)]
+        write_whole(self.folder / ROUNDS, csv_bytes(table))
 
     def _keep(self, rounds: int) -> list[dict[str, Any]]:
         """Drop what was written after `rounds` rounds; return the rows before."""
         path = self.folder / ROUNDS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if len(lines) <= rounds:
-            raise OutputError(f"{path} has {len(lines) - 1} rounds, the checkpoint {rounds}")
-        write_whole(path, "".join(f"{line}\n" for line in lines[: rounds + 1]).encode())
+        table = csv_bytes(read_cells(path, rounds))
+        write_whole(path, table)
         for part in (self.folder / CLIENTS).glob("round-*.parquet"):
             if int(part.stem.partition("-")[2]) > rounds:
                 part.unlink()
-        frame = pd.read_csv(path, float_precision="round_trip").astype(object)
+        frame = pd.read_csv(BytesIO(table), float_precision="round_trip").astype(object)
         kept = frame.where(frame.notna(), None).to_dict("records")
         return [{str(name): value for name, value in row.items()} for row in kept]
 
@@ -137,13 +153,27 @@ class Recorder:
         stopped the run.
         `client_accuracy` is that of the last row: of clients on their own held-out samples.
         """
-        state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        try:
+            self._write_weights(model, codec)
+        except WriteError:
+            with suppress(WriteError):  # there may be room for a few lines
+                self._write_summary("failed", UNWRITTEN, facts)
+            raise
+        return self._write_summary(status, ended_by, facts)
+
+    def _write_weights(self, model: nn.Module, codec: Mapping[str, Tensor]) -> None:
+        is_transformers = self.experiment.parts.model.is_transformers
+        state = tensors(model, is_transformers)
         write_whole(self.folder / MODEL, save(state, metadata={"format": "pt"}))
         if codec:
             write_whole(self.folder / CODEC, save(dict(codec)))
-        if self.experiment.parts.model.is_transformers:
-            config: Any = model.config
-            config.save_pretrained(self.folder)  # so that from_pretrained(folder) works
+        if is_transformers:
+            with writing(self.folder / "config.json"):
+                config_of(model).save_pretrained(self.folder)  # for from_pretrained(folder)
+
+    def _write_summary(
+        self, status: str, ended_by: str, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
         summary = {**self._summary(status, ended_by), **facts}
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=2).encode() + b"\n")
         return summary
@@ -167,8 +197,7 @@ class Recorder:
         }
 
     def _append(self, cells: list[Any]) -> None:
-        with (self.folder / ROUNDS).open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(cells)
+        append(self.folder / ROUNDS, csv_bytes([cells]))
 
 
 def check_folder(folder: Path) -> None:
@@ -194,18 +223,3 @@ def check_empty(folder: Path) -> None:
             f"out: {str(folder)!r} holds no run but other files ({foreign[0]}{others}); "
             "give a new or an empty folder"
         )
-
-
-def make_folder(folder: Path) -> None:
-    """Make `folder`; raise OutputError if that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"out: cannot make {str(folder)!r}: {error.strerror}") from None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing."""
-    part = path.with_name(f".{path.name}.part")  # hidden: readers of a folder skip it
-    part.write_bytes(data)
-    part.replace(path)

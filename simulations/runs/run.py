@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,41 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from simulations.clients import client_app
-from simulations.engines.local_grid import EngineError, Session
-from simulations.runs import server_app
+from simulations.engines.local_grid import EngineError, Session, WorkersLost
+from simulations.runs import about_data, server_app
 from simulations.runs.budget import Budget
 from simulations.runs.checkpoint import FILE, Checkpoint
+from simulations.runs.files import OutputError, WriteError, read_summary
 from simulations.runs.lock import alone
 from simulations.runs.observers import Observer
-from simulations.runs.results import SUMMARY, OutputError
+from simulations.runs.results import SUMMARY
 from simulations.runs.server_app import LocalContext, Watch, output_folder
 from simulations.runs.setup import Setup
-from strategies import NoClientsLeft
+from simulations.runs.signals import exit_code, terminable
+from strategies import NoClientsLeft, TrainingFailed
 
-STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft)
+STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft, TrainingFailed)
 """Exceptions that stop a run early, which :class:`Stop` explains."""
-
-
-class Terminated(KeyboardInterrupt):
-    """The system asks this process to end, as a batch system does when a job's time is up."""
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, once; only a main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is there is being written now
-        raise Terminated
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 @contextmanager
@@ -99,18 +76,24 @@ def run(
     ------
     NoClientsLeft
         All clients of a round were dropped.
-    EngineError
-        Workers are lost and cannot be had again.
+    TrainingFailed
+        The server's own training led to numbers that are not finite.
+    WorkersLost
+        Workers die again and again.
     OutputError
-        The folder already holds a run.
+        The folder already holds a run, or cannot be written to.
     """
     experiment = setup.experiment
     if not experiment.out:
         raise OutputError("out: a run needs a folder; give one")
+    if resumed:
+        try:
+            about_data.check(setup, output_folder(experiment))
+        except ValueError as error:
+            raise OutputError(str(error)) from None
     grid = session(setup.worker(), experiment.clients, experiment.timeout)
     server_app.app(grid, LocalContext(setup, watch, resumed, budget, observers))
-    summary: dict[str, Any] = json.loads((output_folder(experiment) / SUMMARY).read_text())
-    return summary
+    return read_summary(output_folder(experiment) / SUMMARY)
 
 
 def run_each(
@@ -149,8 +132,7 @@ class Stop:
         advice = f"; to go on: fl-split resume {stopped[0]}" if stopped else ""
         where = f"finished rounds are in {folder}{advice}"
         if isinstance(error, KeyboardInterrupt):
-            code = 143 if isinstance(error, Terminated) else 130
-            return cls(f"stopped; {where}", code, is_error=False)
-        if isinstance(error, NoClientsLeft):
+            return cls(f"stopped; {where}", exit_code(error), is_error=False)
+        if isinstance(error, NoClientsLeft | TrainingFailed | WorkersLost | WriteError):
             return cls(f"{error}; {where}", 1)
         return cls(str(error), 2)

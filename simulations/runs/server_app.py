@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from fl_split.flat import Flat
 from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
-from simulations.engines.local_grid import LocalGrid
+from simulations.engines.local_grid import LocalGrid, WorkersLost
+from simulations.runs import about_data
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
 from simulations.runs.evaluator import Evaluator
 from simulations.runs.experiment import Experiment
 from simulations.runs.fairness import Fairness
+from simulations.runs.files import WriteError, write_whole, writing
 from simulations.runs.observers import (
     Budgets,
     Costs,
@@ -35,14 +38,25 @@ from simulations.runs.observers import (
     measured,
     new_metrics,
 )
+from simulations.runs.paths import expanded, new_folder
 from simulations.runs.provenance import machine
-from simulations.runs.results import Recorder
+from simulations.runs.results import UNWRITTEN, Recorder
 from simulations.runs.setup import Setup, prepare
+from simulations.runs.signals import undisturbed
 from simulations.runs.trials import memory_of_a_batch
-from strategies import NoClientsLeft, Progress, RoundResult, Training, train
+from strategies import NoClientsLeft, Progress, RoundResult, Training, TrainingFailed, train
 from strategies.server.threads import ServerThreads
 
 app = ServerApp()
+
+ENDED_BY: dict[type[BaseException], str] = {
+    KeyboardInterrupt: "interrupted",
+    TrainingFailed: "training failed",
+    NoClientsLeft: "no clients left",
+    WorkersLost: "workers lost",
+    WriteError: UNWRITTEN,
+}
+"""What summaries call the exceptions that end a run early."""
 
 PATIENCE = 2
 """Times the timeout: our engines stop a handler at one, and a message behind it is late at two."""
@@ -111,7 +125,12 @@ class RunController:
         self.folder = output_folder(experiment)
         new = new_metrics(context.observers)
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
-        statistics.write(self.setup.train, self.folder)
+        self.about_data = about_data.record(self.setup)
+        write_whole(
+            self.folder / about_data.FILE, json.dumps(self.about_data, indent=2).encode() + b"\n"
+        )
+        with writing(self.folder / statistics.FILE):
+            statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
             experiment.parts.tracking.open(experiment.model_dump(exclude={"out"}), self.folder)
         )
@@ -119,21 +138,23 @@ class RunController:
         self.evaluator = Evaluator(self.head, self.tail, self.setup, self.threads, fairness)
         self.evaluator.load(self.before.weights)
         self.budgets = Budgets(_budgets(context), self.recorder.totals)
+        self.checkpoints = Checkpointer(
+            grid, self.folder, experiment, self.pooled.moments, self.before
+        )
         self.observers = self._observers(context)
         if isinstance(grid, LocalGrid) and self.before.clients:
             grid.restore(self.before.clients)
 
     def _observers(self, context: LocalContext) -> list[Observer]:
         """Return what looks at the run after each round, in this order."""
-        experiment, before = self.experiment, self.before
         return [
             self.evaluator,
             Learning(),
-            Costs(experiment.parts.codec),
+            Costs(self.experiment.parts.codec),
             Seconds(getattr(self.grid, "cpu_seconds", None)),
             *context.observers,
             self.tracker,
-            Checkpointer(self.grid, self.folder, experiment, self.pooled.moments, before.cpu),
+            self.checkpoints,
             Watcher(context.watch),
             self.budgets,
         ]
@@ -149,26 +170,42 @@ class RunController:
             ),
             "majority_accuracy": setup.majority_accuracy,
             "model_input": setup.model_input,
+            "model_notes": setup.model_notes,
             "unheld": asdict(setup.unheld),
+            "data": self.about_data,
         }
-        status, ended_by = "failed", "error"
         try:
             self._train()
-            is_whole = len(self.recorder.rows) == self.experiment.rounds
-            status, ended_by = "complete", "rounds" if is_whole else self.budgets.spent()
-        except KeyboardInterrupt:
-            status = ended_by = "interrupted"
+        except BaseException as error:
+            with undisturbed(forgets=True):
+                self._leave_early(error, facts)
             raise
-        except NoClientsLeft:
-            ended_by = "no clients left"
-            raise
-        finally:
-            self.threads.close()
-            self.evaluator.load(self.finished)  # training may have gone on from there
-            model, codec = merged(setup.model), setup.codec_weights()
+        is_whole = len(self.recorder.rows) == self.experiment.rounds
+        with undisturbed():
+            self._leave("complete", "rounds" if is_whole else self.budgets.spent(), facts)
+            (self.folder / FILE).unlink(missing_ok=True)
+
+    def _leave_early(self, error: BaseException, facts: Mapping[str, Any]) -> None:
+        """Write what there is, so that the run can go on; a second failure says nothing new."""
+        names = (name for kind, name in ENDED_BY.items() if isinstance(error, kind))
+        ended_by = next(names, "error")
+        is_stopped = isinstance(error, KeyboardInterrupt)
+        with suppress(WriteError) if isinstance(error, WriteError) else nullcontext():
+            try:
+                if isinstance(error, KeyboardInterrupt | WorkersLost):
+                    self.checkpoints.write_latest()
+            finally:
+                self._leave("interrupted" if is_stopped else "failed", ended_by, facts)
+
+    def _leave(self, status: str, ended_by: str, facts: Mapping[str, Any]) -> None:
+        """Write the model after the last whole round, and the summary."""
+        self.threads.close()
+        self.evaluator.load(self.finished)  # training may have gone on from there
+        model, codec = merged(self.setup.model), self.setup.codec_weights()
+        try:
             self.recorder.finish(model, status, ended_by, codec, facts)
+        finally:
             self.tracker.log.close(status)
-        (self.folder / FILE).unlink(missing_ok=True)
 
     def _train(self) -> None:
         experiment, before = self.experiment, self.before
@@ -205,8 +242,11 @@ class RunController:
 
     def _on_round(self, result: RoundResult) -> bool:
         """Write what the round gave; tell whether it was the last."""
-        row = self.recorder.add(result, measured(self.observers, result))
-        self.finished = result.weights
+        numbers = measured(self.observers, result)
+        with undisturbed():  # what ends a run here finds the round whole, or not begun
+            row = self.recorder.add(result, numbers)
+            self.finished = result.weights
+            self.checkpoints.keep(result)
         return any([observer.after_round(result, row) for observer in self.observers])
 
 
@@ -220,4 +260,4 @@ def _budgets(context: LocalContext) -> dict[str, Budget]:
 
 def output_folder(experiment: Experiment) -> Path:
     """Where results go: `out`, or a folder named after the time."""
-    return Path(experiment.out or time.strftime("runs/%Y%m%d-%H%M%S")).expanduser()
+    return expanded(experiment.out) if experiment.out else new_folder()

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import re
-import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fl_split.spec_errors import SpecError
+from simulations.runs.names import check_apart, check_name
+from simulations.runs.paths import placed, same_origin, written
+from simulations.runs.toml_faults import check_values, explained, read_text
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Read a configuration file; files that `plugins` names lie beside it, or where it says.
+    """Read a configuration file; its texts know its folder, see :mod:`simulations.runs.paths`.
 
     Raises
     ------
     SpecError
-        The file is missing or is no TOML.
+        The file is missing, is no TOML in UTF-8, or has a value of the wrong type.
     """
+    path = Path(path)
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        if "plugins" in values:
-            values["plugins"] = _beside(Path(path), values["plugins"])
-        return values
-    except OSError:
+        text = read_text(path)
+    except FileNotFoundError:
         raise SpecError(f"no configuration file {str(path)!r}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise SpecError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: {explained(text, error)}") from None
+    try:
+        check_values(text, values)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
+    folder = path.absolute().parent
+    if "plugins" in values:
+        files = plugin_files(values["plugins"])
+        values["plugins"] = [_plugin(name, folder) for name in files]
+    return {key: written(value, folder) for key, value in values.items()}
 
 
 def plugin_files(plugins: Any) -> list[str]:
@@ -42,10 +54,12 @@ def plugin_files(plugins: Any) -> list[str]:
     return [name for text in found if (name := str(text).strip())]
 
 
-def _beside(config: Path, plugins: Any) -> list[str]:
-    """Return absolute paths of plugins, from the folder of the configuration on."""
-    files = [Path(name).expanduser() for name in plugin_files(plugins)]
-    return [str((config.parent / file).absolute()) for file in files]
+def _plugin(name: str, folder: Path) -> str:
+    """Return the absolute path of a plugin that a configuration in `folder` names."""
+    found = placed(name, "plugins", (folder, Path.cwd()))
+    if not Path(found).is_absolute():
+        raise SpecError(f"plugins: no file {name!r} in {str(folder)!r} or {str(Path.cwd())!r}")
+    return found
 
 
 def rows_of(
@@ -64,6 +78,7 @@ def rows_of(
     base = {key: value for key, value in values.items() if key != "compare"}
     rows = values.get("compare", None)
     if rows is None:
+        check_name(Path(config).stem, config)
         yield Path(config).stem, {**base, **common}
         return
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -71,12 +86,28 @@ def rows_of(
     for number, row in enumerate(rows, start=1):
         own = dict(row)
         name = str(own.pop("name", f"run-{number}"))
-        if name in {"", ".", ".."} or Path(name).name != name:
-            raise SpecError(f"{config}: name must be usable as a folder's, got {name!r}")
+        check_name(name, config)
         for key in common:
             if key in own:
                 raise SpecError(f"{key} differs between the runs of {config}; set it there")
         yield name, {**base, **common, **own}
+
+
+def several(
+    sources: Iterable[tuple[str | Path, Mapping[str, Any]]], common: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return the keys of each run by its name, of all `sources`: what names them, and values.
+
+    Raises
+    ------
+    SpecError
+        There is no run, or two have one name; or as :func:`rows_of`.
+    """
+    rows = [row for config, values in sources for row in rows_of(config, values, common)]
+    check_apart(name for name, _ in rows)
+    if not rows:
+        raise SpecError("give at least one run, or a configuration file")
+    return dict(rows)
 
 
 def read_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -85,13 +116,15 @@ def read_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     SpecError
-        An argument without ``=``.
+        An argument without ``=``, or a key that is given twice.
     """
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
+        key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key:
             raise SpecError(f"expected key=value, got {pair!r}")
+        if key in overrides:
+            raise SpecError(f"{key} is given twice; leave one out")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -138,15 +171,6 @@ def read_values(key: str, text: str) -> list[Any]:
             values += range(first, last + 1)
             continue
         value = read_overrides([f"{key}={part}"])[key]
-        values += value if isinstance(value, list) else [value]
+        found = value if isinstance(value, list) else [value]
+        values += [same_origin(one, text) if isinstance(one, str) else one for one in found]
     return values
-
-
-def chosen_folder(*wanted: Any) -> Path:
-    """Where results go: the first that is `wanted`, or a new folder named after the time."""
-    for name in wanted:
-        if name:
-            return Path(str(name)).expanduser()
-    folder = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
-    names = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
-    return folder if not folder.exists() else next(name for name in names if not name.exists())

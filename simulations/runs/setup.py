@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,17 +13,29 @@ from torch import Tensor, nn
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
-from fl_split.models import MODELS
+from fl_split.models import MODELS, build
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
+from simulations.data.cache import Progress
 from simulations.data.ragged import Ragged, held_by
-from simulations.data.samples import Labels, Pixels, Samples
+from simulations.data.samples import Samples
 from simulations.data.skew import skewed
-from simulations.data.sources import Dataset, Source
+from simulations.data.splits import Decision
+from simulations.engines.memory import available_bytes
+from simulations.runs.demand import check_demand
 from simulations.runs.experiment import Experiment, Parts
+from simulations.runs.experiment_data import (
+    fingerprint,
+    images,
+    look,
+    named,
+    partitioned,
+    silent,
+    sized,
+)
 from simulations.runs.origins import modules
 from simulations.runs.trials import check_attention, try_link
 from strategies.server.participants import Population
@@ -36,8 +45,18 @@ from strategies.server.participants import Population
 class Setup:
     """An experiment whose data are loaded and whose model is built and cut.
 
-    `shards` are rows of `train` that clients hold back, by client, to be tested on;
-    `unheld` are rows and classes of `train` that the partition leaves to nobody.
+    Attributes
+    ----------
+    shards : dict
+        Rows of `train` that clients hold back, by client, to be tested on.
+    unheld : Unheld
+        Rows and classes of `train` that the partition leaves to nobody.
+    model_notes : list of str
+        What was decided about the model, as that its classifier was drawn anew.
+    decisions : list of Decision
+        What was decided about the data.
+    fingerprint : dict
+        Digests of images, labels, classes and partition: a run that goes on needs the same.
     """
 
     experiment: Experiment
@@ -49,6 +68,9 @@ class Setup:
     shards: dict[int, NDArray[np.int64]]
     unheld: partition.Unheld
     class_names: list[str]
+    model_notes: list[str] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    fingerprint: dict[str, str] = field(default_factory=dict)
 
     @property
     def majority_accuracy(self) -> float:
@@ -117,8 +139,10 @@ class Setup:
         return sorted({*layers, *modules(self.experiment)})
 
 
-def prepare(experiment: Experiment) -> Setup:
+def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     """Load, partition, build and cut; whatever cannot work fails here, before training.
+
+    `progress` is told of work on many images.
 
     Raises
     ------
@@ -127,125 +151,64 @@ def prepare(experiment: Experiment) -> Setup:
         cannot be built, or a cut outside it. The message names the key.
     """
     e = experiment
-    with _named("dataset"):
-        source = _open(e.parts.dataset, e.test_fraction, e.seed)
-    partitions, shards, nobodys = _partition(source, e)
+    with named("dataset"):
+        looked = look(e, progress)
+    source = looked.source
+    partitions, shards, nobodys = partitioned(source, e)
     spec, classes = e.parts.model, len(source.class_names)
-    with _named("model"):
-        model = spec.build(
-            image_size=source.image_size,
-            channels=source.channels,
+    with named("model"), sized(looked):
+        loaded = build(
+            spec,
+            image_size=e.image_size or looked.survey.side,
+            channels=e.channels or looked.survey.channels,
             num_classes=classes,
             seed=e.seed,
         )
-        mean, std = spec.normalisation()
+        model, pixels = loaded.module, spec.preprocessing()
+        mean, std = list(pixels.mean), list(pixels.std)
     if spec.is_transformers:
         config: Any = model.config
         config.id2label = dict(enumerate(source.class_names))
         config.label2id = {name: label for label, name in enumerate(source.class_names)}
     model.train()  # checkpoints come in evaluation mode
     head, tail = spec.split(model, e.cut, e.end)
+    with named("model"):
+        demand = check_demand(head, tail, e.batch_size, available_bytes())
     insert(head, tail, e.parts.codec, e.seed)
     e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
-    with _named("codec"):
+    with named("codec"):
         model_name = shortened(e.model, MODELS).partition("(")[0]
         check_attention(e.parts.codec, head, model_name)
         try_link(e.parts.link(), head, tail, classes)
     _check_strategy(e, partitions)
-    channels, size, _ = head.image_shape
-    with _named("dataset"):
-        train, test = _decode(source, size, channels)
+    notes = [*loaded.notes_on(source.class_names), *demand]
+    with named("dataset"):
+        train, test, decisions = images(looked, e, head.image_shape, pixels, progress)
     return Setup(
         experiment=e,
         model=model,
         head=head,
         tail=tail,
-        train=skewed(Samples(*train, partitions, classes, mean, std), e.parts.skew, e.seed, shards),
-        test=Samples(*test, [], classes, mean, std),
+        train=skewed(
+            Samples(train, source.train_labels, partitions, classes, mean, std),
+            e.parts.skew,
+            e.seed,
+            shards,
+        ),
+        test=Samples(test, source.test_labels, [], classes, mean, std),
         shards=shards,
         unheld=nobodys,
         class_names=source.class_names,
+        model_notes=notes,
+        decisions=[*decisions, *(Decision("model", note) for note in notes)],
+        fingerprint=fingerprint(looked, partitions),
     )
-
-
-def prepare_labels(experiment: Experiment) -> tuple[Samples, list[str], partition.Unheld]:
-    """Load and partition labels without decoding an image.
-
-    Returns
-    -------
-    table : Samples
-        Labels and who holds them; its images have no pixels.
-    names : list of str
-        Names of the classes.
-    unheld : Unheld
-        What the partition leaves to nobody.
-
-    Raises
-    ------
-    ValueError
-        Data that cannot be loaded, or a partition that cannot be satisfied.
-    """
-    e = experiment
-    with _named("dataset"):
-        source = _open(e.parts.dataset, e.test_fraction, e.seed)
-        labels = source.labels(source.train)
-    partitions, shards, nobodys = _partition(source, e)
-    names = source.class_names
-    pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
-    table = Samples(pixels, labels, partitions, len(names), [0.0], [1.0])
-    return skewed(table, e.parts.skew, e.seed, shards), names, nobodys
-
-
-def unheld(experiment: Experiment) -> partition.Unheld:
-    """Return what the partition of an experiment leaves to nobody; raise as `prepare` does."""
-    e = experiment
-    with _named("dataset"):
-        source = _open(e.parts.dataset, e.test_fraction, e.seed)
-    return _split(source, e.partition, e.clients, e.seed)[1]
-
-
-def _partition(
-    source: Source, e: Experiment
-) -> tuple[Ragged, dict[int, NDArray[np.int64]], partition.Unheld]:
-    """Rows that clients train on, those that they hold back, and what nobody holds."""
-    parts, nobodys = _split(source, e.partition, e.clients, e.seed)
-    return *partition.hold_out(parts, e.holdout, seed=e.seed), nobodys
-
-
-def forget() -> None:
-    """Forget the data that earlier runs of this process have read: files may have changed."""
-    for kept in (_split, _open, _decode):
-        kept.cache_clear()
-
-
-@lru_cache(maxsize=16)
-def _split(source: Source, spec: str, clients: int, seed: int) -> tuple[Ragged, partition.Unheld]:
-    """Return the rows of every client and what nobody holds; the cells of a study share them."""
-    with _named("dataset"):
-        labels = source.labels(source.train)
-    rows = source.train.select_columns([c for c in source.train.features if c != source.image])
-    parts = partition.split(rows, spec, clients=clients, label=source.label, seed=seed)
-    return parts, partition.unheld(parts, labels, source.class_names)
-
-
-@lru_cache(maxsize=1)
-def _open(dataset: Dataset, test_fraction: float, seed: int) -> Source:
-    """Open a data set; runs that are compared share it."""
-    return dataset.open(test_fraction, seed)
-
-
-@lru_cache(maxsize=1)
-def _decode(source: Source, size: int, channels: int) -> list[tuple[Pixels, Labels]]:
-    return [
-        (source.pixels(half, size, channels), source.labels(half))
-        for half in (source.train, source.test)
-    ]
 
 
 def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
     strategy = e.parts.strategy
-    with _named("strategy"):
+    with named("strategy"):
         strategy.check(e.parts.codec)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
@@ -257,11 +220,3 @@ def _check_strategy(e: Experiment, partitions: Ragged) -> None:
             f"aggregation: {e.aggregation} needs {least} clients or more in a round, got {clients} "
             f"(fraction={e.fraction:g} of clients={e.clients} that hold samples)"
         )
-
-
-@contextmanager
-def _named(key: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl_split.spec_errors import SpecError, nearest
+from simulations.runs.paths import expanded
 
 STUDIES = ("compare", "pareto", "sweep")
 """Tables of a configuration that ask for several runs, and the commands that make them."""
@@ -54,12 +56,16 @@ def find(name_or_path: str | Path) -> Path:
     SpecError
         There is neither.
     """
-    path = Path(name_or_path)
-    if path.is_file():
+    path = expanded(name_or_path)
+    if os.path.isfile(path):
         return path
+    if os.path.exists(path):
+        raise SpecError(f"{str(path)!r} is a folder or a device; give a configuration file")
     name, known = str(name_or_path), {one.stem: one for one in folder().glob("*.toml")}
     if name in known:
         return known[name]
+    if "=" in name:
+        raise SpecError(f"no configuration file {name!r}; the configuration comes first, then keys")
     near = nearest(path.stem, known)
     hint = f"did you mean {near!r}? " if near else ""
     raise SpecError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic.dataclasses import dataclass
 
@@ -78,10 +78,12 @@ class MLflow:
     Parameters
     ----------
     uri : str
-        Address of the tracking server or store; empty for MLflow's own default.
+        Address of the tracking server or store, or a folder; empty for MLflow's own default.
     experiment : str
         Its name there.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("uri",)
 
     uri: str = ""
     experiment: str = "fl-split"

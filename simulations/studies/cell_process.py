@@ -59,22 +59,25 @@ def run_cell(work: Work, lifeline: Connection) -> NoReturn:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
-    with (work.folder / LOG).open("a", encoding="utf-8") as log:
-        for stream in (1, 2):  # warnings and tracebacks too
-            os.dup2(log.fileno(), stream)
-        sys.exit(run_and_log(work, log))
+    log = (work.folder / LOG).open("a", encoding="utf-8", buffering=1)
+    for stream in (1, 2):  # warnings and tracebacks too
+        os.dup2(log.fileno(), stream)
+    code = run_and_log(work, log)
+    with suppress(OSError):
+        log.close()
+    sys.exit(code)
 
 
 def run_and_log(work: Work, log: TextIO) -> int:
     """Run a cell and write lines about it to `log`; return the exit code."""
-    quiet_libraries()
     try:
-        setup = prepare(work.experiment)
-        resumed = read(work.folder, work.experiment.objects())[1] if work.resumes else None
-    except ValueError as error:
-        _tell(log, f"error: {error}")
-        return 2
-    try:
+        quiet_libraries()
+        try:
+            setup = prepare(work.experiment)
+            resumed = read(work.folder, work.experiment.objects())[1] if work.resumes else None
+        except ValueError as error:
+            _tell(log, f"error: {error}")
+            return 2
         _train(setup, work, resumed, log)
     except STOPS as error:
         stop = Stop.because(error, work.folder, [work.folder])
@@ -100,9 +103,10 @@ def _train(setup: Setup, work: Work, resumed: Checkpoint | None, log: TextIO) ->
 
 
 def _tell(log: TextIO, *lines: str) -> None:
-    """Write each text as one line, at once."""
-    log.writelines(f"{' '.join(line.split())}\n" for line in lines)
-    log.flush()
+    """Write each text as one line, at once; on a full disk the run goes on without."""
+    with suppress(OSError):
+        log.writelines(f"{' '.join(line.split())}\n" for line in lines)
+        log.flush()
 
 
 def _die_with(lifeline: Connection) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from simulations.runs.budget import First, parse_last
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import sums
 from simulations.runs.experiment import Experiment
+from simulations.runs.files import DamagedError, OutputError, read_rounds, read_summary
 from simulations.runs.results import EXPERIMENT, ROUNDS, SUMMARY
 from simulations.runs.settings import read_toml
 
@@ -23,6 +24,10 @@ TOLD = ["ended_by", "final_accuracy", "best_accuracy", "client_accuracy"]
 
 LOCK = ".sweep.lock"
 """A file that a sweep locks while it runs; it stays when the sweep has ended."""
+
+
+class UnreadableRun(OutputError):
+    """A folder with a run that this version cannot read, and why."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,28 @@ def holds_run(folder: Path, experiment: Experiment) -> bool:
     ------
     SpecError
         It holds a run of another experiment.
+    DamagedError
+        What it holds cannot be told.
+    UnreadableRun
+        It holds a run that this version cannot read.
     """
-    if not (folder / EXPERIMENT).exists():
+    path = folder / EXPERIMENT
+    if not path.exists():
         return False
-    if _saved(folder / EXPERIMENT, experiment) != experiment.model_dump(exclude=FREE):
-        raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
-    return True
+    found, expected = _saved(path, experiment), experiment.model_dump(exclude=FREE)
+    if found == expected:
+        return True
+    known = _values(path)
+    lost = [key for key in expected if key not in known]
+    if lost and all(found[key] == expected[key] for key in expected.keys() & known.keys()):
+        raise DamagedError(f"{path} is torn: it has no {lost[0]}")
+    raise SpecError(f"{str(folder)!r} holds another experiment; give another --out")
 
 
 def check_others(folder: Path, settings: Mapping[str, Any], axes: Collection[str]) -> None:
     """Let a folder hold other runs only if these differ in `axes` alone, as more seeds do.
+
+    Those that cannot be read are passed over.
 
     Raises
     ------
@@ -78,7 +95,9 @@ def check_others(folder: Path, settings: Mapping[str, Any], axes: Collection[str
     like = Experiment.from_dict(settings)
     expected = like.model_dump(exclude={*FREE, *axes})
     for path in sorted(folder.glob(f"*/{EXPERIMENT}")):
-        found = _saved(path, like, axes)
+        found = expected
+        with suppress(OutputError):
+            found = _saved(path, like, axes)
         for key, value in expected.items():
             if found[key] != value:
                 raise SpecError(
@@ -89,9 +108,21 @@ def check_others(folder: Path, settings: Mapping[str, Any], axes: Collection[str
 
 def _saved(path: Path, like: Experiment, but_for: Collection[str] = ()) -> dict[str, Any]:
     """Read what matters of a saved experiment; objects in memory are those of `like`."""
-    values = {key: value for key, value in read_toml(path).items() if key not in but_for}
+    values = {key: value for key, value in _values(path).items() if key not in but_for}
     objects = {key: one for key, one in like.objects().items() if values.get(key) == one}
-    return Experiment.from_dict({**values, **objects}).model_dump(exclude={*FREE, *but_for})
+    try:
+        experiment = Experiment.from_dict({**values, **objects})
+    except SpecError as error:
+        raise UnreadableRun(f"{path}: {error}; remove the folder, or give another --out") from None
+    return experiment.model_dump(exclude={*FREE, *but_for})
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """Read the keys of a saved experiment; DamagedError if they cannot be read."""
+    try:
+        return read_toml(path)
+    except SpecError as error:
+        raise DamagedError(str(error)) from None
 
 
 def holds_cells(folder: Path) -> bool:
@@ -100,9 +131,15 @@ def holds_cells(folder: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether the run in `folder` reached its end."""
-    summary = folder / SUMMARY
-    return summary.exists() and json.loads(summary.read_text())["status"] == "complete"
+    """Tell whether the run in `folder` reached its end, and says so."""
+    return summary_of(folder).get("status") == "complete"
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """Read the summary of a run; empty without one that can be read."""
+    with suppress(DamagedError):
+        return read_summary(folder / SUMMARY)
+    return {}
 
 
 def is_finished(folder: Path, cell: Cell) -> bool:
@@ -113,11 +150,35 @@ def is_finished(folder: Path, cell: Cell) -> bool:
     SpecError
         It holds a run of another experiment.
     """
-    if not holds_run(folder, cell.experiment) or not is_complete(folder):
+    try:
+        return _is_finished(folder, cell)
+    except (DamagedError, UnreadableRun):
         return False
+
+
+def faults(found: Sequence[Cell], folder: Path) -> list[str]:
+    """Name files of cells that are not as they were written, and what becomes of the cells."""
+    told = []
+    for cell in found:
+        try:
+            _is_finished(folder / cell.name, cell)
+        except DamagedError as error:
+            told.append(f"{error.fault}; {cell.name} is run again")
+        except UnreadableRun as error:
+            told.append(f"{error}; {cell.name} is left out")
+    return told
+
+
+def _is_finished(folder: Path, cell: Cell) -> bool:
+    if not holds_run(folder, cell.experiment):
+        return False
+    summary, rounds = read_summary(folder / SUMMARY), read_rounds(folder / ROUNDS)
+    if summary.get("status") != "complete":
+        return False
+    if len(rounds) != summary.get("rounds"):
+        raise DamagedError(f"{folder / ROUNDS} has {len(rounds)} rounds, {SUMMARY} tells others")
     if not cell.until:
         return True
-    rounds = pd.read_csv(folder / ROUNDS)
     totals = {**rounds.sum(numeric_only=True), "rounds": len(rounds)}
     budget = First((cell.experiment.parts.budget, parse_last(cell.until)))
     return len(rounds) >= cell.experiment.rounds or budget.is_spent(totals)
@@ -127,8 +188,7 @@ def study_frame(found: Sequence[Cell], folder: Path, status: Mapping[str, str]) 
     """One row per cell: what differs, its status, and what it gave and cost if it has ended."""
     rows = []
     for cell in found:
-        path = folder / cell.name / SUMMARY
-        summary = json.loads(path.read_text()) if path.exists() else {}
+        summary = summary_of(folder / cell.name)
         row = {"cell": cell.name, **cell.settings, "status": status.get(cell.name, "waiting")}
         row["rounds_done"] = summary.get("rounds")
         rows.append({**row, **{key: summary.get(key) for key in TOLD}, **sums(summary)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import parse
@@ -18,6 +20,8 @@ from simulations.report.marks import Mark, in_a_row
 from simulations.report.statistics import non_dominated
 from simulations.runs.budget import BUDGETS, Limited
 from simulations.runs.columns import COLUMNS, PAYLOAD, WEIGHTS
+from simulations.runs.files import DamagedError, read_rounds, write_whole, writing
+from simulations.runs.names import check_apart, check_name
 from simulations.runs.results import ROUNDS
 from simulations.studies.cells import Cell
 
@@ -114,11 +118,13 @@ class ParetoStudy(BaseModel):
         until = [*self._limits().values()]
         for entry in self.codecs:
             for label, specs in entry.cells(self.ratios):
+                check_name(label, "pareto")
                 for seed in self.seeds:
                     name = f"{label}-seed{seed}"
                     if name in found:
                         raise SpecError(f"pareto: two codecs are called {label!r}; give a name")
                     found[name] = Cell.read(name, base, {**specs, "seed": seed}, until)
+        check_apart(found)
         return [*found.values()]
 
     def budgets(self) -> dict[str, Limited]:
@@ -133,8 +139,9 @@ class ParetoStudy(BaseModel):
 def conclude(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -> Table:
     """Write pareto.csv and pareto.svg; return what to show."""
     frame = front(cells, budgets, folder)
-    frame.to_csv(folder / FRONT, index=False)
-    pareto_figure(frame).savefig(folder / PLOT)
+    write_whole(folder / FRONT, frame.to_csv(index=False).encode())
+    with writing(folder / PLOT):
+        pareto_figure(frame).savefig(folder / PLOT)
     return pareto_table(frame)
 
 
@@ -147,9 +154,7 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
     """
     rows = []
     for cell in cells:
-        path = folder / cell.name / ROUNDS
-        found = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
-        rounds = found.assign(rounds=1)
+        rounds = _rounds(folder / cell.name / ROUNDS).assign(rounds=1)
         sent = rounds[[*PAYLOAD]].sum().sum()
         for name, budget in budgets.items():
             spent = budget.spent(rounds).cumsum()
@@ -172,6 +177,14 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _rounds(path: Path) -> pd.DataFrame:
+    """Return the rounds of a cell; none of one that failed before any, or was left out."""
+    with suppress(DamagedError):
+        if path.exists():
+            return read_rounds(path)
+    return pd.DataFrame(columns=COLUMNS)
 
 
 def pareto_summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -207,7 +220,7 @@ def pareto_table(frame: pd.DataFrame) -> Table:
     for codec, rows in found.groupby("codec", sort=False):
         by_budget = rows.set_index("budget")
         cells = [_accuracy(by_budget.loc[budget]) for budget in budgets]
-        shown.add_row(str(codec), f"{rows['ratio'].mean():.3f}", *cells)
+        shown.add_row(Text(str(codec)), f"{rows['ratio'].mean():.3f}", *cells)
     return shown
 
 
@@ -224,7 +237,9 @@ def pareto_figure(frame: pd.DataFrame) -> Figure:
     Where bytes are not what is equal, a dashed line joins what no other codec beats: by mean
     accuracy, with no more bytes. A hollow point ended before its budget was used up.
     """
-    from simulations.report.canvas import Canvas
+    from matplotlib import rc_context
+
+    from simulations.report.canvas import PLAIN, Canvas, named_legend
 
     found = pareto_summary(frame)
     found["family"] = found["codec"].str.replace(r"-[0-9.e-]+$", "", regex=True)
@@ -235,8 +250,18 @@ def pareto_figure(frame: pd.DataFrame) -> Figure:
     for axis, budget in zip(axes, budgets, strict=True):
         _panel(axis, budget, found[found["budget"] == budget], marks)
     axes[0].set_ylabel("test accuracy, %")
-    handles = axes[0].get_legend_handles_labels()
-    axes[-1].legend(*handles, fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    fronts = [line for line in axes[0].get_lines() if line.get_label() == "front"]
+    handles = [*axes[0].containers, *fronts]
+    with rc_context(PLAIN):
+        names = [str(handle.get_label()) for handle in handles]
+        named_legend(
+            axes[-1],
+            handles,
+            names,
+            fontsize="small",
+            loc="center left",
+            bbox_to_anchor=(1.01, 0.5),
+        )
     return figure
 
 

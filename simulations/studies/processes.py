@@ -19,9 +19,10 @@ from typing import Any
 from simulations.engines.memory import available_bytes, resident_bytes
 from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
-from simulations.runs.results import OutputError, make_folder
+from simulations.runs.files import DamagedError, OutputError, make_folder, read_cells
+from simulations.runs.results import ROUNDS, UNWRITTEN
 from simulations.studies.cell_process import LOG, Work, run_cell
-from simulations.studies.cells import Cell, holds_run, is_complete
+from simulations.studies.cells import Cell, holds_run, is_complete, summary_of
 
 MARGIN = 1.25
 """Free memory that a new cell must find, over the most that one has taken so far."""
@@ -81,14 +82,18 @@ class ForkServer:
         Raises
         ------
         OutputError
-            The folder cannot be made.
+            The folder cannot be made, or holds a run that this version cannot read.
         SpecError
             The folder holds a run of another experiment.
         """
         folder = self.folder / cell.name
-        resumes = False
-        if holds_run(folder, cell.experiment):
-            resumes = can_resume(folder, cell.experiment)
+        resumes, is_damaged = False, False
+        try:
+            is_there = holds_run(folder, cell.experiment)
+        except DamagedError:  # it was said before
+            is_there = is_damaged = True
+        if is_there:
+            resumes = not is_damaged and can_resume(folder, cell.experiment)
             if not resumes:
                 shutil.rmtree(folder)
         make_folder(folder)
@@ -220,8 +225,9 @@ def uses_cluster(cell: Cell) -> bool:
 
 def can_resume(folder: Path, experiment: Experiment) -> bool:
     """Tell whether the run of an experiment in `folder` has a checkpoint that can be used."""
-    with suppress(checkpoint.CheckpointError):
-        checkpoint.read(folder, experiment.objects())
+    with suppress(checkpoint.CheckpointError, DamagedError):
+        _, found = checkpoint.read(folder, experiment.objects())
+        read_cells(folder / ROUNDS, found.rounds)
         return True
     return False
 
@@ -235,4 +241,6 @@ def _reason(run: RunningCell) -> str:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
+    if summary_of(run.folder).get("ended_by") == UNWRITTEN and not errors:
+        return "it could not write its results; is the disk full?"
     return (errors or lines or [f"exit code {code}"])[-1]

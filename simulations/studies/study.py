@@ -5,20 +5,29 @@ Nothing is printed here: whoever shows a study gets a :class:`StudyState` at it 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from simulations.engines.memory import resident_bytes
+from simulations.runs.files import WriteError, write_whole
 from simulations.runs.provenance import unlike
-from simulations.runs.results import STUDY, SUMMARY, check_empty, check_folder
+from simulations.runs.results import STUDY, check_empty, check_folder
 from simulations.runs.setup import Setup, prepare
-from simulations.studies.cells import Cell, check_others, holds_cells, is_finished, study_frame
+from simulations.runs.signals import undisturbed
+from simulations.studies.cells import (
+    Cell,
+    check_others,
+    holds_cells,
+    is_finished,
+    study_frame,
+    summary_of,
+)
 from simulations.studies.processes import CellProcesses, ForkServer, uses_cluster
 from simulations.studies.watch import Pace, Snapshot, read_snapshot
 from strategies.server.threads import available_cores
@@ -118,7 +127,8 @@ def follow(
             if cell.name in changed or processes.status.get(cell.name) == "running":
                 seen[cell.name] = snapshot(cell)
         if changed:
-            write_rows(processes, found, folder)
+            with suppress(WriteError):  # the end tells it; cells may have a disk of their own
+                write_rows(processes, found, folder)
         cells = [*seen.values()]
         told = [one for one in cells if one.name in changed]
         show(StudyState(cells, told, pace.seconds_left(cells, total)))
@@ -142,15 +152,16 @@ def run_cells(
     try:
         follow(processes, found, folder, show)
     finally:
-        processes.stop()
-        rows = write_rows(processes, found, folder)
+        with undisturbed(forgets=True):  # else what the cells have would be lost
+            processes.stop()
+            rows = write_rows(processes, found, folder)
     return rows
 
 
 def write_rows(processes: CellProcesses, found: Sequence[Cell], folder: Path) -> pd.DataFrame:
     """Write a row for each cell into the study's file; return them."""
     rows = study_frame(found, folder, processes.status)
-    rows.to_csv(folder / STUDY, index=False)
+    write_whole(folder / STUDY, rows.to_csv(index=False).encode())
     return rows
 
 
@@ -170,5 +181,4 @@ def cells_that_lost_clients(rows: pd.DataFrame, folder: Path) -> str:
 
 def unlike_cpus(found: Sequence[Cell], folder: Path) -> str:
     """Say which kinds of CPU the cells ran on if there are several; else return nothing."""
-    files = [folder / cell.name / SUMMARY for cell in found]
-    return unlike(json.loads(file.read_text()) for file in files if file.is_file())
+    return unlike(summary_of(folder / cell.name) for cell in found)

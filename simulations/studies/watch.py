@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import StringIO
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from rich.filesize import decimal
 from rich.table import Table
 
+from fl_split.spec_errors import SpecError
 from simulations.report.text_table import text_table
+from simulations.runs.checkpoint import FILE
 from simulations.runs.columns import SENT
+from simulations.runs.files import (
+    DamagedError,
+    OutputError,
+    check_columns,
+    read_rounds,
+    read_summary,
+)
+from simulations.runs.lock import is_abandoned
 from simulations.runs.results import EXPERIMENT, ROUNDS, STUDY, SUMMARY
 from simulations.runs.settings import read_toml
+from simulations.studies.cells import LOCK
 
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS, CURVE = 20, "0 to 100 %"
@@ -29,12 +41,20 @@ LATE = 5
 """Number of last rounds from which the present speed of a run is taken."""
 
 GOING_ON = {"running", "waiting"}
-ORDER = ["running", "failed", "stopped", "interrupted", "complete", "waiting"]
+DEAD, DAMAGED, NOT_BEGUN = "dead", "damaged", "not begun"
+ORDER = [
+    *("running", DEAD, DAMAGED, "failed", "stopped", "interrupted", "complete"),
+    *("waiting", NOT_BEGUN),
+]
+"""What runs are, those first that are looked for first; a dead one ended without a word."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run as its folder shows it at one moment; `silent_seconds` since its last row."""
+    """A run as its folder shows it at one moment; `silent_seconds` since its last row.
+
+    `remark` is a line about what is wrong with it, and what to do; usually empty.
+    """
 
     name: str
     status: str
@@ -43,6 +63,7 @@ class Snapshot:
     sent: int = 0
     seconds_per_round: float = 0.0
     silent_seconds: float = 0.0
+    remark: str = ""
 
     @property
     def rounds(self) -> int:
@@ -54,29 +75,74 @@ def read_snapshot(folder: Path, name: str, status: str = "") -> Snapshot:
     """Read one run; `status` is what the caller knows of it."""
     if not (folder / EXPERIMENT).exists():
         return Snapshot(name, status or "waiting")
-    rows = _whole_rows(folder / ROUNDS)
-    seconds = [float(row["wall_seconds"]) for row in rows[-LATE:]]
     newest = max(p.stat().st_mtime for p in _files(folder))
+    numbers: dict[str, Any] = {}
+    fault = ""
+    try:
+        numbers = _numbers(read_rounds(folder / ROUNDS))
+        numbers["total"] = int(read_toml(folder / EXPERIMENT).get("rounds", 0))
+        found = _status(folder)
+    except (SpecError, TypeError, DamagedError) as error:
+        found, fault = DAMAGED, getattr(error, "fault", str(error))
+    told = found if status in {"", "running"} or fault else status
     return Snapshot(
-        name=name,
-        status=_status(folder) if status in {"", "running"} else status,
-        total=int(read_toml(folder / EXPERIMENT).get("rounds", 0)),
-        accuracies=[float(row["accuracy"]) for row in rows],
-        sent=sum(int(row[key]) for row in rows for key in SENT),
-        seconds_per_round=statistics.median(seconds) if seconds else 0.0,
+        name,
+        told,
+        **numbers,
         silent_seconds=max(0.0, time.time() - newest),
+        remark=fault or (_advice(folder) if told == DEAD else ""),
     )
+
+
+def _numbers(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what a run has reached, of its table."""
+    seconds = list(rows["wall_seconds"][-LATE:]) if "wall_seconds" in rows else []
+    return {
+        "accuracies": [float(value) for value in rows["accuracy"]],
+        "sent": int(rows[[*SENT]].to_numpy().sum()),
+        "seconds_per_round": statistics.median(seconds) if seconds else 0.0,
+    }
 
 
 def look_below(folder: Path) -> list[Snapshot]:
     """Read all runs in and below `folder`; those of a study also before they begin."""
     plan = folder / STUDY
-    if plan.exists():
-        with plan.open(newline="", encoding="utf-8") as file:
-            rows = [(row["cell"], row["status"]) for row in csv.DictReader(file)]
-        return [read_snapshot(folder / name, name, status) for name, status in rows]
+    with suppress(OutputError):  # a damaged one is told below
+        if plan.exists():
+            is_over = is_abandoned(folder, LOCK)
+            seen = [read_snapshot(folder / name, name, status) for name, status in _plan(plan)]
+            return [
+                replace(one, status=NOT_BEGUN) if is_over and one.status == "waiting" else one
+                for one in seen
+            ]
     found = sorted(path.parent for path in folder.rglob(EXPERIMENT))
-    return [read_snapshot(run, run.relative_to(folder).as_posix(), "") for run in found]
+    return [
+        *_damaged_plan(plan),
+        *(read_snapshot(run, run.relative_to(folder).as_posix(), "") for run in found),
+    ]
+
+
+def _plan(path: Path) -> list[tuple[str, str]]:
+    """Return name and status of each cell, of a study's file."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        check_columns(path, rows.fieldnames or [], ("cell", "status"))
+        return [(row["cell"], row["status"]) for row in rows]
+
+
+def _damaged_plan(path: Path) -> list[Snapshot]:
+    """Return a line about a study's file that cannot be read."""
+    try:
+        if path.exists():
+            _plan(path)
+    except OutputError as error:
+        return [Snapshot(path.name, DAMAGED, remark=getattr(error, "fault", str(error)))]
+    return []
+
+
+def remarks(snapshots: Sequence[Snapshot]) -> list[str]:
+    """Return a line for each run with which something is wrong."""
+    return [f"{seen.name}: {seen.remark}" for seen in snapshots if seen.remark]
 
 
 def snapshot_table(snapshots: Sequence[Snapshot], width: int, most: int | None = None) -> Table:
@@ -161,20 +227,25 @@ def _rank(status: str) -> int:
     return ORDER.index(status) if status in ORDER else len(ORDER)
 
 
-def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows that are written to their end."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return list(csv.DictReader(StringIO(text[: text.rfind("\n") + 1])))
-
-
 def _status(folder: Path) -> str:
     """Tell from its summary how a run ended, unless it has gone on since."""
     summary, rounds = folder / SUMMARY, folder / ROUNDS
-    if not summary.exists():
-        return "running"
-    if rounds.exists() and rounds.stat().st_mtime > summary.stat().st_mtime:
-        return "running"
-    return str(json.loads(summary.read_text())["status"])
+    found = read_summary(summary)
+    is_newer = rounds.exists() and found and rounds.stat().st_mtime > summary.stat().st_mtime
+    if found and not is_newer:
+        return str(found["status"])
+    return DEAD if is_abandoned(folder) else "running"
+
+
+def _advice(folder: Path) -> str:
+    """Say what to do about a run whose process ended without a word."""
+    if (folder.parent / STUDY).exists():
+        todo = "to go on: the command of the study, with the same --out"
+    elif (folder / FILE).exists():
+        todo = f"to go on: fl-split resume {folder}"
+    else:
+        todo = "it left no checkpoint: begin again in another folder"
+    return f"its process ended without a word (killed, or the machine stopped); {todo}"
 
 
 def _files(folder: Path) -> list[Path]:

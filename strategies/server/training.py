@@ -20,6 +20,10 @@ from strategies.server.tasks import Task
 from strategies.server.threads import ServerThreads
 
 
+class TrainingFailed(RuntimeError):
+    """The server's own training cannot go on, as from numbers that are not finite; and why."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a run that goes on must know beside weights.

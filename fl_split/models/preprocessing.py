@@ -1,0 +1,39 @@
+"""What is done to an image before a model sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Resize = Literal["squash", "shortest+crop", "pad", ""]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images of any size become the square input of a model.
+
+    Attributes
+    ----------
+    mean, std : tuple of float
+        What pixels p in [0, 1] are normalised by, (p - mean) / std; one number, or one per
+        channel.
+    resize : "squash", "shortest+crop", "pad" or ""
+        "squash" changes the aspect ratio. "shortest+crop" keeps it: the shorter side becomes
+        `shortest` pixels, then the centre is cut out. "pad" keeps all of the image and fills
+        up to a square. "" is the experiment's choice.
+    shortest : int
+        Pixels of the shorter side before the centre is cut out, for the `image_size` that the
+        model has. With "squash" it is both sides. 0: nothing is cut off.
+    interpolation : str
+        The filter of resizing, by Pillow's name.
+    notes : tuple of str
+        Settings that are not honoured, and what is done instead; a user should be told.
+    """
+
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    resize: Resize = ""
+    shortest: int = 0
+    interpolation: Interpolation = "bicubic"
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,108 @@
+"""Commands about data: what the program would take of them, and the cache of decoded images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from simulations.cli.data_view import counting, decided
+from simulations.cli.terminal import OVERRIDES, door, err, out, quiet
+from simulations.runs.misspelt import check_names
+from simulations.runs.settings import read_overrides, read_toml
+from simulations.runs.shipped import STUDIES, find
+
+app = typer.Typer()
+
+MOST_CLASSES = 30
+"""Classes that are shown on a terminal."""
+
+
+@app.command()
+def data(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC", help="A data set: [b]\"local(path='photos')\"[/b]; or a TOML file."
+        ),
+    ],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option("--pictures", "-o", help="Draw ten training images as they are trained on."),
+    ] = None,
+) -> None:
+    r"""Show what would be trained on: splits, columns, classes, sizes, what is left out.
+
+    Nothing is trained. Look at data before you believe a number.
+
+    Example: [b]fl-split data "local(path='photos')" image_size=64 -o photos.png[/b]
+    """
+    with door():
+        values = {**_values(spec), **read_overrides(overrides or [])}
+        check_names(values)
+    with quiet():
+        from simulations.data import showing
+        from simulations.runs.experiment import Experiment
+        from simulations.runs.experiment_data import view
+    with door(), counting(err) as told:
+        seen = view(Experiment.from_dict(values), told)
+    source = seen.looked.source
+    out.print(f"{values.get('dataset', 'digits()')}", markup=False, highlight=False)
+    out.print(decided(seen.decisions))
+    table = Table("class", box=SIMPLE)
+    for title in ("training images", "test images"):
+        table.add_column(title, justify="right")
+    rows = showing.classes(source)
+    for name, train, test in rows[:MOST_CLASSES]:
+        table.add_row(Text(name), f"{train:,}", f"{test:,}")
+    if len(rows) > MOST_CLASSES:
+        table.add_row(f"and {len(rows) - MOST_CLASSES:,} more", "", "")
+    table.add_section()
+    table.add_row(f"{len(rows):,} classes", f"{len(source.train):,}", f"{len(source.test):,}")
+    out.print(table)
+    if pictures:
+        with door():
+            showing.draw(seen, pictures)
+        out.print("Pictures:", str(pictures), markup=False, highlight=False, soft_wrap=True)
+    else:
+        out.print("-o pictures.png draws ten of the images as they are trained on.")
+
+
+def _values(spec: str) -> dict[str, object]:
+    """Take a configuration file for what it says, anything else for a data set."""
+    if spec.endswith(".toml"):
+        values = read_toml(find(Path(spec)))
+        return {key: value for key, value in values.items() if key not in STUDIES}
+    return {"dataset": spec}
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+) -> None:
+    """Show the cache of decoded images on disk, or clear it.
+
+    FL_SPLIT_CACHE names its folder; the key cache_gb limits it.
+    """
+    from simulations.data import cache as images
+
+    with door():
+        if clear:
+            freed = images.clear() / images.GB
+            out.print(f"{freed:.3g} GB freed in {images.folder()}", markup=False, soft_wrap=True)
+            return
+        table = Table("data set", "images", "GB", "how they were decoded", box=SIMPLE)
+        entries = images.entries()
+        for entry in entries:
+            cells = f"{entry.shape[0]:,}", f"{entry.bytes / images.GB:.3g}", entry.transform
+            table.add_row(Text(entry.name), *map(Text, cells))
+        if entries:
+            out.print(table)
+        total = sum(entry.bytes for entry in entries)
+        text = f"{len(entries)} entries, {total / images.GB:.3g} GB in {images.folder()}"
+        out.print(text, markup=False, highlight=False, soft_wrap=True)

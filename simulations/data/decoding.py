@@ -1,0 +1,226 @@
+"""From a source to decoded images: what they are, what is done to them, where they are kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from fl_split.models.preprocessing import Preprocessing
+from simulations.data import cache
+from simulations.data.cache import Progress
+from simulations.data.encoded import EncodedImages
+from simulations.data.images import DataError, Images, Selected, bad_images
+from simulations.data.pictures import DEEP, GREY, Fit, Transform
+from simulations.data.sources import Source
+from simulations.data.splits import Decision, Split
+from simulations.data.survey import Survey
+
+OnBad = Literal["error", "skip"]
+
+LISTED = 3
+"""Sizes, modes or images that a message names."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is done to images of other proportions, in training and in testing.
+
+    Empty texts leave it to the model.
+    """
+
+    fit: Fit | Literal[""] = ""
+    test_fit: Fit | Literal[""] = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """A source of which all images have been looked at.
+
+    Attributes
+    ----------
+    stores : list of EncodedImages
+        Images of both splits, or of each.
+    survey : Survey
+        Of all of them.
+    decisions : list of Decision
+        About images, beside those of the source.
+    """
+
+    source: Source
+    stores: list[EncodedImages]
+    digests: list[str]
+    survey: Survey
+    decisions: list[Decision] = field(default_factory=list)
+
+    def sizes(self) -> str:
+        """Say which sizes the images have, the commonest first."""
+        return _counted(Counter({f"{w}x{h}": n for (w, h), n in self.survey.sizes.items()}))
+
+
+def look_at(source: Source, on_bad: OnBad, progress: Progress) -> Surveyed:
+    """Look at all images of a source; leave those out that cannot be used, if asked to.
+
+    Raises
+    ------
+    DataError
+        Images that cannot be used, or nothing is left of a split.
+    """
+    decided: list[Decision] = []
+
+    def note(text: str) -> None:
+        decided.append(Decision("cache", text))
+
+    stores = source.stores()
+    found = [cache.surveyed(store, on_bad == "skip", progress, note) for store in stores]
+    for store, one in zip(stores, found, strict=True):
+        if one.bad and on_bad == "error":
+            raise DataError(f"{bad_images(store, one.bad)}; on_bad_image='skip' leaves them out")
+        if one.bad:
+            decided.append(
+                Decision("images", f"left out: {bad_images(store, one.bad)}", "on_bad_image")
+            )
+    digests = [f"{one.digest} {sorted(one.bad)}" for one in found]
+    if any(one.bad for one in found):
+        source = _without(source, stores, found)
+        stores = source.stores()
+    return Surveyed(source, stores, digests, _sum(found), decided)
+
+
+def decide(
+    looked: Surveyed, wishes: Wishes, size: int, channels: int, model: Preprocessing
+) -> tuple[Transform, Transform, list[Decision]]:
+    """Decide how images become arrays, to train and to test on.
+
+    Parameters
+    ----------
+    looked : Surveyed
+        What all images are.
+    wishes : Wishes
+        What was asked for.
+    size, channels : int
+        What the model takes.
+    model : Preprocessing
+        How the model wants its images.
+    """
+    survey = looked.survey
+    own = model.resize or "squash"
+    base = Transform(size, channels, own, model.shortest, model.interpolation)
+    if survey.is_deep:
+        base = replace(base, low=survey.low, high=survey.high)
+    train = _fitted(base, wishes.fit)
+    test = _fitted(train, wishes.test_fit)
+    decisions = [_on_size(looked, train, test), _on_channels(survey, channels), *_on_depth(survey)]
+    for remark, count in survey.remarks.items():
+        decisions.append(Decision("images", f"{count:,} {remark}"))
+    decisions += [Decision("model", note) for note in model.notes]
+    return train, test, [one for one in decisions if one.text]
+
+
+def decode(
+    looked: Surveyed,
+    name: str,
+    transforms: tuple[Transform, Transform],
+    limit: float,
+    progress: Progress,
+) -> tuple[Images, Images, list[Decision]]:
+    """Decode the images to train and to test on.
+
+    `name` is what the data set is called; `limit` are the bytes that the cache may have.
+    """
+    decided: list[Decision] = []
+
+    def note(text: str) -> None:
+        if not any(one.text == text for one in decided):
+            decided.append(Decision("cache", text, "cache_gb"))
+
+    halves = looked.source.train, looked.source.test
+    several = 3 - len(looked.stores)  # halves of one table share its images
+    stores, digests = looked.stores * several, looked.digests * several
+    made: dict[tuple[str, Transform], Images] = {}
+    found = []
+    for half, store, digest, transform in zip(halves, stores, digests, transforms, strict=True):
+        key = digest, transform
+        if key not in made:
+            made[key] = cache.decode(store, name, digest, transform, limit, progress, note)
+        found.append(_of(made[key], np.searchsorted(store.rows, half.rows)))
+    return found[0], found[1], decided
+
+
+def _fitted(transform: Transform, fit: Fit | Literal[""]) -> Transform:
+    """Fit images in another way if asked to; the margin that is cut off is the model's alone."""
+    return replace(transform, fit=fit, shortest=0) if fit not in {"", transform.fit} else transform
+
+
+def _of(images: Images, places: np.ndarray) -> Images:
+    """Return the images at some places; those in memory as an array again."""
+    if np.array_equal(places, np.arange(images.shape[0])):
+        return images
+    return images[places] if isinstance(images, np.ndarray) else Selected(images, places)
+
+
+def _without(source: Source, stores: list[EncodedImages], found: list[Survey]) -> Source:
+    """Leave out the rows whose images cannot be used."""
+    bad = [store.rows[sorted(one.bad)] for store, one in zip(stores, found, strict=True)]
+    train, test = bad * 2 if len(bad) == 1 else bad
+
+    def kept(half: Split, rows: np.ndarray) -> np.ndarray:
+        return ~np.isin(half.rows, rows)
+
+    left = source.take(kept(source.train, train), kept(source.test, test))
+    if not len(left.train) or not len(left.test):
+        raise DataError("without images that cannot be used none are left to train or to test on")
+    return left
+
+
+def _sum(found: list[Survey]) -> Survey:
+    total = Survey()
+    for one in found:
+        total.sizes.update(one.sizes)
+        total.modes.update(one.modes)
+        total.remarks.update(one.remarks)
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    return replace(total, low=low, high=high)
+
+
+def _on_size(looked: Surveyed, train: Transform, test: Transform) -> Decision:
+    survey, side = looked.survey, train.size
+    fits = train.fit if train.fit == test.fit else f"{train.fit}, to test on {test.fit}"
+    others = sum(n for size, n in survey.sizes.items() if size != (side, side))
+    text = f"{side}x{side}"
+    if others:
+        text += f"; the images are {looked.sizes()}: {others:,} are resized ({fits})"
+    return Decision("size", text, "image_size, resize")
+
+
+def _on_channels(survey: Survey, channels: int) -> Decision:
+    grey = sum(count for mode, count in survey.modes.items() if mode in GREY)
+    colour = survey.modes.total() - grey
+    text = f"{channels} ({'grey' if channels == 1 else 'colour'})"
+    if grey and colour:
+        text += f"; {grey:,} of {grey + colour:,} images are grey"
+    elif channels == 1 and colour:
+        text += "; colours are left out"
+    elif channels == 3 and grey:
+        text += "; grey images are repeated"
+    return Decision("channels", text, "channels")
+
+
+def _on_depth(survey: Survey) -> list[Decision]:
+    if not survey.is_deep:
+        return []
+    deep = sum(count for mode, count in survey.modes.items() if mode in DEEP)
+    text = f"{deep:,} images of more than 8 bits; {survey.low:g}..{survey.high:g} is scaled to 0..1"
+    if deep < survey.modes.total():
+        text += "; 0..255 of the others too"
+    return [Decision("depth", text)]
+
+
+def _counted(found: Mapping[str, int]) -> str:
+    ordered = sorted(found.items(), key=lambda one: -one[1])
+    rest = sum(count for _, count in ordered[LISTED:])
+    text = ", ".join(f"{name} ({count:,})" for name, count in ordered[:LISTED])
+    return text + (f" and {len(ordered) - LISTED} other sizes ({rest:,})" if rest else "")

@@ -1,0 +1,130 @@
+"""Images as they are stored: file contents, read row by row, never the whole split at once."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+PAGES = 128 * 2**20
+"""Bytes read from a mapped file until its pages are released; resident memory counts them."""
+
+CHUNK = 256
+"""Rows that are read at once when all are read."""
+
+
+class NoImage(ValueError):
+    """A row that has no image, or whose file cannot be read."""
+
+
+class EncodedImages:
+    """Images of the rows of a table, encoded; row numbers count within `rows`.
+
+    Parameters
+    ----------
+    table : datasets.Dataset
+        A whole split.
+    column : str
+        Its column of images: contents of files, or their paths.
+    rows : array
+        (n,) the rows of `table` that are used.
+    """
+
+    def __init__(self, table: datasets.Dataset, column: str, rows: NDArray[np.int64]) -> None:
+        self.rows = rows
+        self._table = table.with_format("arrow").select_columns(column)
+        self._read = 0
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.rows)
+
+    def __getitem__(self, numbers: NDArray[np.int64]) -> list[bytes | NoImage]:
+        """Return the contents of image files; an exception in the place of one that is none."""
+        cells = self._table[self.rows[numbers]].column(0).to_pylist() if len(numbers) else []
+        found = [_contents(cell) for cell in cells]
+        self._release(sum(len(one) for one in found if isinstance(one, bytes)))
+        return found
+
+    def __iter__(self) -> Iterator[bytes | NoImage]:
+        """Go through all images in their order."""
+        for start in range(0, len(self), CHUNK):
+            yield from self[np.arange(start, min(start + CHUNK, len(self)))]
+
+    def name(self, number: int) -> str:
+        """Say which image this is: its row in the split, and its file if it is one."""
+        row = int(self.rows[number])
+        path = next(self._paths([row]))
+        return f"row {row}" + (f" ({path})" if path else "")
+
+    def signature(self) -> str:
+        """Return a digest of what shows whether files have changed, without reading them.
+
+        Of each file path, size, times of change and inode; of images in memory the images.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(np.ascontiguousarray(self.rows).tobytes())
+        digest.update(repr(self._table.features).encode())
+        files = [entry["filename"] for entry in self._table.cache_files]
+        for path in files:
+            digest.update(stamp(path))
+        has_paths = False
+        for start in range(0, len(self), 2**14):
+            for path in self._paths(self.rows[start : start + 2**14]):
+                has_paths |= path is not None
+                digest.update(stamp(path) if path else b"-")
+        if not files and not has_paths:
+            for image in self:
+                digest.update(image if isinstance(image, bytes) else b"-")
+        return digest.hexdigest()
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the images are in files, which may be large and may change."""
+        return bool(self._table.cache_files) or (
+            bool(len(self)) and any(self._paths(self.rows[:1]))
+        )
+
+    def _paths(self, rows: Iterable[int]) -> Iterator[str | None]:
+        """Return paths of images that are files of their own, None for those inside the table."""
+        column = self._table[np.asarray(rows)].column(0).combine_chunks()
+        if not pa.types.is_struct(column.type):
+            yield from [None] * len(column)
+            return
+        is_inside = column.field("bytes").is_valid().to_pylist()
+        for inside, path in zip(is_inside, column.field("path").to_pylist(), strict=True):
+            yield None if inside else path
+
+    def _release(self, count: int) -> None:
+        """Open the mapped files anew after so many bytes: that lets go of the pages read."""
+        self._read += count
+        if self._read > PAGES and self._table.cache_files:
+            self._table, self._read = pickle.loads(pickle.dumps(self._table)), 0
+
+
+def _contents(cell: dict[str, bytes | str | None] | None) -> bytes | NoImage:
+    cell = cell or {}
+    if isinstance(contents := cell.get("bytes"), bytes):
+        return contents
+    if not isinstance(path := cell.get("path"), str):
+        return NoImage("no image there")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        return NoImage(f"{path}: {error.strerror}")
+
+
+def stamp(path: str) -> bytes:
+    """Return what changes when a file is replaced, even under the same name and time."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return f"{path} missing".encode()
+    parts = path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return repr(parts).encode()

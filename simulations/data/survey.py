@@ -1,0 +1,183 @@
+"""A survey of images: sizes, modes, depths, faults; of all of them, not of the first."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from simulations.data.encoded import CHUNK, EncodedImages, NoImage
+from simulations.data.pictures import DEEP, GREY, upright
+
+ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+TURNED = frozenset({5, 6, 7, 8})
+"""Orientation tags under which width and height change places."""
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Look(NamedTuple):
+    """What one image is; `fault` says why it cannot be used."""
+
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    remarks: tuple[str, ...] = ()
+    low: float = np.inf
+    high: float = -np.inf
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the images of a data set are.
+
+    Attributes
+    ----------
+    sizes : Counter
+        Images by (width, height), as they are shown: after turning.
+    modes : Counter
+        Images by mode of PIL.
+    remarks : Counter
+        Images by what is done to them beside: turned, alpha left out, first frame taken, ...
+    low, high : float
+        Smallest and largest value of images of more than 8 bits.
+    bad : dict
+        Number of an image that cannot be used, and why.
+    digest : str
+        Of the contents of all images.
+    """
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    low: float = np.inf
+    high: float = -np.inf
+    bad: dict[int, str] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def side(self) -> int:
+        """The longer side of the commonest size; of sizes equally common the larger."""
+        commonest, _ = max(self.sizes.items(), key=lambda one: (one[1], one[0]))
+        return max(commonest)
+
+    @property
+    def channels(self) -> int:
+        """1 if all images are grey, else 3."""
+        return 1 if set(self.modes) <= GREY else 3
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether there are images of more than 8 bits."""
+        return bool(DEEP & set(self.modes))
+
+    def record(self) -> dict[str, Any]:
+        """Return what :meth:`of_record` reads."""
+        sizes = [[*size, count] for size, count in self.sizes.items()]
+        low, high = (self.low, self.high) if self.is_deep else (None, None)
+        return {**vars(self), "low": low, "high": high, "sizes": sizes}
+
+    @classmethod
+    def of_record(cls, found: Mapping[str, Any]) -> Survey:
+        """Read a survey; KeyError, TypeError or ValueError if it is none."""
+        is_deep = found["low"] is not None
+        return cls(
+            Counter({(width, height): count for width, height, count in found["sizes"]}),
+            Counter(found["modes"]),
+            Counter(found["remarks"]),
+            found["low"] if is_deep else np.inf,
+            found["high"] if is_deep else -np.inf,
+            {int(number): str(fault) for number, fault in found["bad"].items()},
+            found["digest"],
+        )
+
+
+def survey(
+    images: EncodedImages,
+    decodes: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Survey:
+    """Look at all images; with `decodes` at every pixel, which finds files that end early.
+
+    `progress` is told how many images are done, of how many.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    found = Survey()
+    low, high = found.low, found.high
+    for number, (contents, look) in enumerate(_looks(images, decodes)):
+        digest.update(contents if isinstance(contents, bytes) else b"")
+        digest.update(b"|")
+        if number % CHUNK == 0:
+            progress(number, len(images))
+        if look.fault:
+            found.bad[number] = look.fault
+            continue
+        found.sizes[look.size] += 1
+        found.modes[look.mode] += 1
+        found.remarks.update(look.remarks)
+        low, high = min(low, look.low), max(high, look.high)
+    values = {**vars(found), "low": low, "high": high, "digest": digest.hexdigest()}
+    return Survey(**values)
+
+
+def _looks(images: EncodedImages, decodes: bool) -> Iterator[tuple[bytes | NoImage, Look]]:
+    with ThreadPoolExecutor(max_workers=2) as pool:  # decoding needs no lock of Python
+        for start in range(0, len(images), CHUNK):
+            chunk = images[np.arange(start, min(start + CHUNK, len(images)))]
+            looks = pool.map(lambda one: look(one, decodes), chunk)
+            yield from zip(chunk, looks, strict=True)
+
+
+def look(contents: bytes | NoImage, decodes: bool = False) -> Look:
+    """Look at one image: at its header, and at its pixels if they are deep or shall be decoded."""
+    if isinstance(contents, NoImage):
+        return Look(fault=str(contents))
+    try:
+        image = Image.open(io.BytesIO(contents))
+        turned = _orientation(image)
+        size = image.size[::-1] if turned in TURNED else image.size
+        mode, remarks = image.mode, tuple(_remarks(image, contents, turned))
+        low, high = np.inf, -np.inf
+        if decodes or mode in DEEP:
+            pixels = np.asarray(upright(contents))
+            if mode in DEEP:
+                low, high = float(pixels.min()), float(pixels.max())
+        if not np.isfinite(high - low) and mode in DEEP:
+            return Look(fault="values that are not finite")
+    except Exception as error:  # each image format fails in its own way
+        return Look(fault=str(error).replace(_buffer(error), "").strip() or repr(error))
+    return Look(size, mode, remarks, low, high)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # looking for one would decode the image
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _buffer(error: Exception) -> str:
+    """Return the address of a buffer in PIL's message, which differs each time."""
+    text = str(error)
+    start = text.find("<_io.BytesIO")
+    return text[start : text.find(">", start) + 1] if start >= 0 else "\0"
+
+
+def _remarks(image: Image.Image, contents: bytes, turned: int) -> Iterator[str]:
+    if turned != 1:
+        yield "turned as the orientation tag says"
+    if image.mode in ALPHA or "transparency" in image.info:
+        yield "with an alpha channel, which is left out"
+    if image.format in {"GIF", "TIFF", "WEBP"} and getattr(image, "is_animated", False):
+        yield "with several frames, the first is taken"
+    if contents.startswith(PNG):
+        depth, colour = struct.unpack_from("BB", contents, 24)
+        if depth == 16 and colour in {2, 6}:
+            yield "in 16-bit colour, of which the library reads the upper 8 bits only"

@@ -1,0 +1,214 @@
+"""Data of an experiment: opened, looked at, partitioned, decoded.
+
+Runs of one process that are compared share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_split.models.preprocessing import Preprocessing
+from simulations.data import partition
+from simulations.data.cache import GB, Progress
+from simulations.data.decoding import Surveyed, Wishes, decide, decode, look_at
+from simulations.data.descriptions import Dataset
+from simulations.data.images import Images
+from simulations.data.ragged import Ragged
+from simulations.data.samples import Samples
+from simulations.data.showing import View
+from simulations.data.skew import skewed
+from simulations.data.sources import Source
+from simulations.data.splits import Decision
+from simulations.runs.experiment import Experiment
+
+
+def silent(text: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def prepare_labels(experiment: Experiment) -> tuple[Samples, list[str], partition.Unheld]:
+    """Load and partition labels without decoding an image.
+
+    Returns
+    -------
+    table : Samples
+        Labels and who holds them; its images have no pixels.
+    names : list of str
+        Names of the classes.
+    unheld : Unheld
+        What the partition leaves to nobody.
+
+    Raises
+    ------
+    ValueError
+        Data that cannot be loaded, or a partition that cannot be satisfied.
+    """
+    e = experiment
+    source = opened(e)
+    partitions, shards, nobodys = partitioned(source, e)
+    labels, names = source.train_labels, source.class_names
+    pixels = np.empty((len(labels), 0, 0, 0), dtype=np.uint8)
+    table = Samples(pixels, labels, partitions, len(names), [0.0], [1.0])
+    return skewed(table, e.parts.skew, e.seed, shards), names, nobodys
+
+
+def unheld(experiment: Experiment) -> partition.Unheld:
+    """Return what the partition of an experiment leaves to nobody; raise as `prepare` does."""
+    e = experiment
+    return _split(opened(e), e.partition, e.clients, e.seed)[1]
+
+
+def partitioned(
+    source: Source, e: Experiment
+) -> tuple[Ragged, dict[int, NDArray[np.int64]], partition.Unheld]:
+    """Rows that clients train on, those that they hold back, and what nobody holds."""
+    parts, nobodys = _split(source, e.partition, e.clients, e.seed)
+    return *partition.hold_out(parts, e.holdout, seed=e.seed), nobodys
+
+
+def forget() -> None:
+    """Forget the data that earlier runs of this process have read: files may have changed."""
+    _split.cache_clear()
+    _open.cache_clear()
+    _LOOKED.clear()
+    _DECODED.clear()
+
+
+@lru_cache(maxsize=16)
+def _split(source: Source, spec: str, clients: int, seed: int) -> tuple[Ragged, partition.Unheld]:
+    """Return the rows of every client and what nobody holds; the cells of a study share them."""
+    rows = source.train.others(source.image)
+    parts = partition.split(
+        rows, spec, clients=clients, label=source.label, seed=seed, held_out=source.is_held_out
+    )
+    return parts, partition.unheld(parts, source.train_labels, source.class_names)
+
+
+@lru_cache(maxsize=1)
+def _open(dataset: Dataset, test_fraction: float, seed: int) -> Source:
+    """Open a data set; runs that are compared share it."""
+    return dataset.open(test_fraction, seed)
+
+
+class _Last:
+    """Keeps what was made last, and what for: runs that are compared share it."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, Any]] = []
+
+    def of(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what was made for `key`, or make it."""
+        if not self._kept or self._kept[0][0] != key:
+            self._kept = []  # both might not fit into memory
+            self._kept = [(key, make())]
+        return self._kept[0][1]
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._kept = []
+
+
+_LOOKED, _DECODED = _Last(), _Last()
+
+
+def opened(e: Experiment) -> Source:
+    """Open the data; if images are to be skipped that cannot be used, look at all of them."""
+    with named("dataset"):
+        if e.on_bad_image == "skip":
+            return look(e, silent).source
+        return _open(e.parts.dataset, e.test_fraction, e.seed)
+
+
+def look(e: Experiment, progress: Progress) -> Surveyed:
+    """Open the data and look at all images; DataError if some cannot be used."""
+    source = _open(e.parts.dataset, e.test_fraction, e.seed)
+    key = source, e.on_bad_image
+    found: Surveyed = _LOOKED.of(key, lambda: look_at(source, e.on_bad_image, progress))
+    return found
+
+
+def images(
+    looked: Surveyed,
+    e: Experiment,
+    shape: tuple[int, int, int],
+    wanted: Preprocessing,
+    progress: Progress,
+) -> tuple[Images, Images, list[Decision]]:
+    """Return decoded images to train and to test on, and all that was decided about the data.
+
+    Parameters
+    ----------
+    looked : Surveyed
+        From :func:`look`.
+    e : Experiment
+        Says what was asked for.
+    shape : tuple
+        (C, H, W) that the model takes.
+    wanted : Preprocessing
+        How the model wants its images; what the experiment asks for comes first.
+    progress : Callable
+        Told of work on many images.
+    """
+    train, test, decisions = decide(looked, _wishes(e), shape[1], shape[0], wanted)
+    limit = e.cache_gb * GB
+    key = looked, train, test, limit
+    make = partial(decode, looked, e.dataset, (train, test), limit, progress)
+    first, second, cached = _DECODED.of(key, make)
+    return first, second, [*looked.source.decisions, *looked.decisions, *decisions, *cached]
+
+
+def view(e: Experiment, progress: Progress = silent) -> View:
+    """Return what would be trained on, with images as large as they are or as asked for."""
+    with named("dataset"):
+        looked = look(e, progress)
+        side = e.image_size or looked.survey.side
+        channels = e.channels or looked.survey.channels
+        train, _, decisions = decide(looked, _wishes(e), side, channels, Preprocessing())
+    return View(looked, train, [*looked.source.decisions, *looked.decisions, *decisions])
+
+
+def _wishes(e: Experiment) -> Wishes:
+    return Wishes(e.resize, e.test_resize)
+
+
+def fingerprint(looked: Surveyed, partitions: Ragged) -> dict[str, str]:
+    """Return digests of what results depend on, in the order of what to look at first."""
+    source = looked.source
+    parts = {
+        "classes": "\n".join(source.class_names).encode(),
+        "images": " ".join(looked.digests).encode(),
+        "training rows": source.train.rows.tobytes(),
+        "test rows": source.test.rows.tobytes(),
+        "labels": source.train_labels.tobytes() + source.test_labels.tobytes(),
+        "partition": partitions.flat.tobytes() + partitions.bounds.tobytes(),
+    }
+    return {name: blake2b(part, digest_size=8).hexdigest() for name, part in parts.items()}
+
+
+@contextmanager
+def sized(looked: Surveyed) -> Iterator[None]:
+    """Add to a complaint about the image size which sizes there are, and what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if "image size" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}; the images are {looked.sizes()}: image_size=... resizes them"
+        ) from None
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Say which key a complaint is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None

@@ -1,0 +1,178 @@
+"""The cache of decoded images: equal pixels, safe under several fillers, a kill, a full disk."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from fl_split.models.preprocessing import Preprocessing
+from simulations.data import cache, decoding
+from simulations.data.decoding import Wishes, decide, decode, look_at
+from simulations.data.descriptions import Local
+from simulations.data.images import DataError, OnDisk, OnTheFly
+from simulations.runs.experiment_data import silent
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty cache that takes sets of any size."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "IN_MEMORY", 0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "a.parquet"
+    write(path, 0)
+    return path
+
+
+def write(path, first):
+    draw = np.random.default_rng(first)
+    images = [Image.fromarray(draw.integers(0, 255, (16, 16), dtype=np.uint8)) for _ in range(30)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 15}, features).to_parquet(path)
+    return images
+
+
+def decoded(path, limit=1e9, seed=0, progress=silent, test_fraction=0.2):
+    looked = look_at(Local(path=str(path)).open(test_fraction, seed), "error", silent)
+    train, test, _ = decide(looked, Wishes(), 16, 1, Preprocessing())
+    return looked.source, *decode(looked, "a", (train, test), limit, progress)
+
+
+def test_rows_from_disk_are_those_of_memory_and_on_the_fly(folder, data, monkeypatch):
+    source, on_disk, _, _ = decoded(data)
+    assert isinstance(on_disk.images, OnDisk)
+    kept = on_disk[:]
+    cache.clear()
+    on_the_fly = decoded(data, limit=0)
+    assert on_the_fly[3][0].text == "decoded on the fly, since cache_gb is 0"
+    monkeypatch.setattr(cache, "IN_MEMORY", 2**20)
+    in_memory = decoded(data)[1]
+    rows = np.array([5, 0, 23, 5])
+    on_the_fly[1].prefetch(rows)
+    truth = np.stack([np.asarray(source.train.table[int(k)]["image"]) for k in source.train.rows])
+    for images in (kept, on_the_fly[1], in_memory):
+        assert images.shape == (24, 1, 16, 16)
+        assert np.array_equal(images[rows][:, 0], truth[rows])
+        assert np.array_equal(images[:][:, 0], truth)
+
+
+def test_other_seeds_and_fractions_share_an_entry(folder, data):
+    decoded(data)
+    decoded(data, seed=1)
+    decoded(data, test_fraction=0.5)
+    (entry,) = cache.entries()
+    assert (entry.shape, entry.bytes) == ((30, 1, 16, 16), 30 * 256)
+    assert cache.clear() == 30 * 256 and cache.entries() == []
+
+
+def test_a_second_start_reads_no_image(folder, data, monkeypatch):
+    decoded(data)
+    monkeypatch.setattr(decoding.EncodedImages, "__getitem__", None)
+    decoded(data)
+
+
+def test_a_file_that_was_replaced_is_decoded_anew(folder, data):
+    before = data.stat()
+    first = decoded(data)[1][:]
+    write(data, 1)
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not np.array_equal(decoded(data)[1][:], first)
+    assert len(cache.entries()) == 2
+
+
+def test_beyond_its_limit_images_are_decoded_on_the_fly_and_it_is_said(folder, data):
+    _, train, _, said = decoded(data, limit=1000)
+    assert isinstance(getattr(train, "images", train), OnTheFly)
+    assert "over its limit cache_gb=1e-06" in said[0].text
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "no permission"])
+def test_where_nothing_can_be_written_images_are_decoded_on_the_fly(folder, data, obstacle):
+    if obstacle == "a file":
+        folder.write_text("in the way")
+    else:
+        folder.mkdir()
+        folder.chmod(0o500)
+        if os.access(folder, os.W_OK):
+            os.environ[cache.VARIABLE] = "/proc/no"  # root may write anywhere but there
+    said = decoded(data)[3]
+    assert "on the fly, since the cache in" in said[0].text and "cannot be written" in said[0].text
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(folder, data):
+    def fill(text, done, total):
+        raise OSError(28, "No space left on device")
+
+    said = decoded(data, progress=fill)[3]
+    assert "No space left" in said[0].text
+    assert cache.entries() == [] and not [*folder.glob("images/*.part")]
+    assert decoded(data)[3] == []
+
+
+def test_an_image_that_cannot_be_decoded_leaves_nothing_half_written(folder, tmp_path):
+    rows = [tmp_path / "d" / name / f"{k}.png" for k in range(6) for name in "ab"]
+    for row in rows:
+        row.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(0).integers(0, 255, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(row)
+    rows[3].write_bytes(rows[3].read_bytes()[:200])
+    with pytest.raises(DataError, match=r"image of row \d+ \(.*1.png\) cannot be used: .*skip"):
+        decoded(tmp_path / "d")
+    assert not [*folder.glob("images/*.part")]
+
+
+FILLER = """
+import sys, time
+from simulations.data import cache
+cache.IN_MEMORY = 0
+sys.path.insert(0, {tests!r})
+from test_cache import decoded
+def slow(text, done, total):
+    print(text, flush=True)
+    time.sleep({seconds})
+images = decoded({path!r}, progress=slow)[1]
+print("sum", int(images[:].sum()), flush=True)
+"""
+
+
+def filler(folder, data, seconds):
+    here = os.path.dirname(__file__)
+    code = FILLER.format(path=str(data), seconds=seconds, tests=here)
+    environment = {**os.environ, cache.VARIABLE: str(folder)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_filler_and_two_at_once_leave_one_whole_entry(folder, data):
+    killed = filler(folder, data, 60)
+    assert killed.stdout.readline() == "decode images\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert cache.entries() == [] and len([*folder.glob("images/*.part")]) == 1
+    first, second = (filler(folder, data, 1) for _ in range(2))
+    sums = [one.communicate()[0].splitlines() for one in (first, second)]
+    assert sorted(map(len, sums)) == [1, 2]  # one of them filled it
+    expected = int(decoded(data)[1][:].sum())
+    assert {lines[-1] for lines in sums} == {f"sum {expected}"}
+    assert len(cache.entries()) == 1 and not [*folder.glob("images/*.part")]
+    assert time.time() - cache.entries()[0].made < 600
+
+
+def test_a_cache_that_was_cleared_is_said_to_be(folder, data):
+    images = decoded(data)[1]
+    cache.clear()
+    with pytest.raises(DataError, match="was it cleared"):
+        images[np.array([0])]
