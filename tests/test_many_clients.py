@@ -277,7 +277,7 @@ def test_a_smallest_size_that_was_not_met_says_which_was():
     spec = "dirichlet(alpha=0.5, min_partition_size={})"
     with pytest.raises(PartitionError, match="min_partition_size=") as caught:
         partition.split(rows(), spec.format(55), clients=5, label="label", seed=0)
-    best = int(re.search(r"take min_partition_size=(\d+) or less", str(caught.value))[1])
+    best = int(re.search(r"take min_partition_size=(\d+),", str(caught.value))[1])
     assert f"in 11 draws the smallest partition held {best} samples at most" in str(caught.value)
     parts = partition.split(rows(), spec.format(best), clients=5, label="label", seed=0)
     assert parts.sizes.min() == best
@@ -316,7 +316,7 @@ def test_partitions_that_are_not_told_the_number_of_clients_keep_their_order():
 )
 def test_rows_without_a_value_in_the_column_are_counted(spec, missing):
     writer = [missing if i % 5 == 0 else float(i % 4) for i in range(300)]
-    message = "60 of 300 rows have no value in column 'writer'.*drop_missing='writer'"
+    message = "60 of 300 training rows have no value in column 'writer'.*drop_missing='writer'"
     with pytest.raises(PartitionError, match=message):
         partition.split(rows(writer=writer), spec, clients=2, label="label", seed=0)
 
