@@ -62,12 +62,9 @@ class Unheld:
         if self.classes:
             parts.append(f"nobody holds an image of the classes {', '.join(self.classes)}")
         if self.empty_clients:
-            many = (
-                "clients hold no image and are"
-                if self.empty_clients > 1
-                else ("client holds no image and is")
-            )
-            parts.append(f"{self.empty_clients:,} {many} never drawn")
+            is_one = self.empty_clients == 1
+            they = "client holds no image and is" if is_one else "clients hold no image and are"
+            parts.append(f"{self.empty_clients:,} {they} never drawn")
         return "; ".join(parts)
 
 
@@ -110,23 +107,7 @@ def split(
     if not heeds_selection(partitioner):
         shuffled = in_one_piece(shuffled)
     _check_values(shuffled, wanted)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # progress bars
-            warnings.simplefilter("ignore")
-            partitioner.dataset = shuffled
-            count = partitioner.num_partitions
-            parts = _rows(partitioner) if count == clients else Ragged.of([])
-    except Exception as error:  # each partitioner raises its own types
-        raise PartitionError(
-            f"partition: {spec!r} cannot be satisfied with {clients} clients: "
-            f"{_first_sentence(error)}"
-        ) from None
-    if count != clients:
-        values = len(set(shuffled.unique(wanted[0]))) if is_natural(partitioner) else 0
-        of = f" of the {values} values of column {wanted[0]!r}" if values else ""
-        raise PartitionError(
-            f"partition: {spec!r} makes {count} partitions{of}; set clients={count}"
-        )
+    parts = _determined(partitioner, shuffled, spec, clients)
     if not len(parts.flat):
         raise PartitionError(f"partition: {spec!r} gives no client any sample")
     return parts
@@ -196,8 +177,28 @@ def _shuffled(table: datasets.Dataset, wanted: Sequence[str], seed: int) -> data
     return datasets.Dataset(pa.table({**read, ROW: numbers}), fingerprint=ROW).select(order)
 
 
-def _rows(partitioner: Partitioner) -> Ragged:
-    return partitioner.row_lists() if isinstance(partitioner, Rows) else row_lists(partitioner)
+def _determined(
+    partitioner: Partitioner, table: datasets.Dataset, spec: str, clients: int
+) -> Ragged:
+    """Let a partitioner share out a table; PartitionError if it does not, or to other clients."""
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # progress bars
+            warnings.simplefilter("ignore")
+            partitioner.dataset = table
+            count = partitioner.num_partitions
+            if count == clients:
+                is_ours = isinstance(partitioner, Rows)
+                return partitioner.row_lists() if is_ours else row_lists(partitioner)
+    except Exception as error:  # each partitioner raises its own types
+        raise PartitionError(
+            f"partition: {spec!r} cannot be satisfied with {clients} clients: "
+            f"{_first_sentence(error)}"
+        ) from None
+    of = ""
+    if is_natural(partitioner):
+        (column,) = columns(partitioner)
+        of = f" of the {len(table.unique(column))} values of column {column!r}"
+    raise PartitionError(f"partition: {spec!r} makes {count} partitions{of}; set clients={count}")
 
 
 def _check_columns(spec: str, wanted: Sequence[str], known: Sequence[str]) -> None:
@@ -216,8 +217,8 @@ def _check_values(table: datasets.Dataset, wanted: Sequence[str]) -> None:
         missing = read_column(table, column).is_null(nan_is_null=True)
         if count := missing.true_count:
             raise PartitionError(
-                f"partition: {count} of {len(table)} rows have no value in column {column!r}; drop "
-                f"them with dataset=local(path=..., drop_missing={column!r})"
+                f"partition: {count} of {len(table)} training rows have no value in column "
+                f"{column!r}; drop them with dataset=local(path=..., drop_missing={column!r})"
             )
 
 

@@ -87,7 +87,7 @@ class Dirichlet(DirichletPartitioner):  # type: ignore[misc]  # has no types
         else:
             raise ValueError(
                 f"in {DRAWS} draws the smallest partition held {max(fewest)} samples at most; take "
-                f"min_partition_size={max(fewest)} or less, fewer clients, or a larger alpha"
+                f"min_partition_size={max(fewest)}, fewer clients, or a larger alpha"
             )
         if self._shuffle:
             for part in dealt:
