@@ -6,11 +6,13 @@ import hashlib
 import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # a worker that reads decoded images needs none
+    import datasets
 
 PAGES = 128 * 2**20
 """Bytes read from a mapped file until its pages are released; resident memory counts them."""
@@ -94,7 +96,7 @@ class EncodedImages:
     def _paths(self, rows: Iterable[int]) -> Iterator[str | None]:
         """Return paths of images that are files of their own, None for those inside the table."""
         column = self._table[np.asarray(rows)].column(0).combine_chunks()
-        if not pa.types.is_struct(column.type):
+        if column.type.num_fields != 2:  # not the library's {bytes, path}
             yield from [None] * len(column)
             return
         is_inside = column.field("bytes").is_valid().to_pylist()
