@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch, capsys):
         ("engine", [TINY, "empty exchange over 3", "first exchange"]),
         ("engine_only", [TINY]),
         ("scaling", [2]),
-        ("data", ["digits", "on the fly, cold", "on the fly, warm", "cache, cold", "cache, warm"]),
+        ("data", ["cache, cold", "cache, warm"]),
         ("peers", ["inline"]),
     ],
 )
