@@ -27,7 +27,8 @@ from sphinx.util.docutils import SphinxDirective
 from simulations.cli.main import app
 from simulations.data.partitioners import FILLED_IN
 from simulations.runs.columns import METRICS, SHOWN
-from simulations.runs.experiment import CHAINS, SPEC_TABLES, Experiment
+from simulations.runs.experiment import Experiment
+from simulations.runs.parts import CHAINS, SPEC_TABLES
 
 RANGES = {
     "minimum": "at least {}",

@@ -98,14 +98,14 @@ VIT = "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_siz
     ],
     ids=["vit", "u-shape", "lenet", "resnet18", "own", "function", "sized"],
 )
-def test_the_model_has_the_accuracy_that_the_run_told(tiny, keys):
+def test_the_model_has_the_accuracy_that_the_run_told(tiny, keys, decoded):
     run = tiny(**keys, dataset=images(), test_fraction=0.5)
     test = in_memory(images()).open(0.5, 0)
     size = run.summary["model_input"]["image_size"]
-    pixels = torch.from_numpy(test.pixels(test.test, size, 1)).float().sub(127.5).div(127.5)
+    pixels = torch.from_numpy(decoded(test, size)[1]).float().sub(127.5).div(127.5)
     found = run.model(pixels)
     logits = getattr(found, "logits", found)
-    right = (logits.argmax(1).numpy() == test.labels(test.test)).mean()
+    right = (logits.argmax(1).numpy() == test.test_labels).mean()
     assert run.accuracy == pytest.approx(right)
     objects = {} if isinstance(keys["model"], str) else {"model": keys["model"]}
     again = fs.load(run.folder, dataset=images(), **objects)
@@ -286,11 +286,11 @@ def test_a_fingerprint_is_the_same_in_every_process(tmp_path):
     assert told("1", "", "None") != first
 
 
-def test_a_trained_codec_is_part_of_the_model(tiny):
+def test_a_trained_codec_is_part_of_the_model(tiny, decoded):
     run = tiny(codec="bottlenet(ratio=0.5)", dataset=images(), test_fraction=0.5)
     test = in_memory(images()).open(0.5, 0)
-    pixels = torch.from_numpy(test.pixels(test.test, 8, 1)).float().sub(127.5).div(127.5)
-    right = (run.model(pixels).argmax(1).numpy() == test.labels(test.test)).mean()
+    pixels = torch.from_numpy(decoded(test, 8)[1]).float().sub(127.5).div(127.5)
+    right = (run.model(pixels).argmax(1).numpy() == test.test_labels).mean()
     assert run.accuracy == pytest.approx(right)
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import main as cli
 from simulations.cli.list_command import KEYS
-from simulations.runs.experiment import SPEC_TABLES
+from simulations.runs.parts import SPEC_TABLES
 
 ROOT = Path(__file__).parents[1]
 QUICK = "configs/quickstart.toml"

@@ -6,7 +6,8 @@ import pytest
 
 from fl_split.spec_errors import SpecError
 from fl_split.specs import parse
-from simulations.runs.experiment import TABLES, Experiment
+from simulations.runs.experiment import Experiment
+from simulations.runs.parts import TABLES
 from simulations.runs.settings import read_overrides, read_toml
 from simulations.runs.setup import prepare
 from simulations.studies.pareto import ParetoStudy

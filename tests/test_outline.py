@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from fl_split.spec_errors import SpecError
 from simulations.cli import main as cli
 from simulations.runs import outline
-from simulations.runs.experiment import SPEC_TABLES, Experiment
+from simulations.runs.experiment import Experiment
 from simulations.runs.misspelt import check_names
+from simulations.runs.parts import SPEC_TABLES
 
 HEAVY = {
     "torch", "transformers", "datasets", "flwr", "flwr_datasets", "ray", "pandas", "matplotlib",

@@ -10,7 +10,7 @@ from fl_split.checks import check_codec, check_model
 from fl_split.spec_errors import SpecError
 from fl_split.specs import parse, resolve
 from simulations.checks import check_engine, check_skew, check_strategy
-from simulations.runs.experiment import SPEC_TABLES
+from simulations.runs.parts import SPEC_TABLES
 
 LAWS: dict[str, Callable[[Any], None]] = {
     "codec": check_codec,

@@ -24,8 +24,8 @@ from fl_split.tables import Table
 from simulations.data.descriptions import Dataset
 from simulations.data.memory import in_memory
 from simulations.data.partitioners import Rows
-from simulations.runs.experiment import SPEC_TABLES
 from simulations.runs.origins import NAMED, code
+from simulations.runs.parts import SPEC_TABLES
 
 LONGEST_LABEL = 60
 

@@ -80,7 +80,7 @@ def _tables(plugins: Sequence[str]) -> Mapping[str, Mapping[str, Outline]]:
             return outline.tables()
     with quiet():
         from fl_split.foreign import origin, plug_in, told
-        from simulations.runs.experiment import SPEC_TABLES
+        from simulations.runs.parts import SPEC_TABLES
     files = [expanded(file) for file in plugins]
     plug_in([*map(str, files)])
     modules = [file.stem for file in files]

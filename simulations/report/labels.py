@@ -9,7 +9,8 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from fl_split.specs import shortened
-from simulations.runs.experiment import SPEC_TABLES, UNTOLD, Experiment
+from simulations.runs.experiment import UNTOLD, Experiment
+from simulations.runs.parts import SPEC_TABLES
 
 TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
 """Keys that describe the task (data and clients); all other keys describe the method."""

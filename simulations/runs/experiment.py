@@ -5,94 +5,22 @@ Where a spec string is expected, a :class:`~fl_split.foreign.Given` object may s
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
-from fl_split.exchange.link import Link
 from fl_split.foreign import Given, plug_in
-from fl_split.models import MODELS, Model
-from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.spec_errors import SpecError, sentence, unknown
-from fl_split.specs import canonical, located, parse, stages
-from fl_split.tables import Table
-from simulations.data import partition
+from fl_split.specs import located, parse
 from simulations.data.decoding import OnBad
-from simulations.data.descriptions import DATASETS, Dataset
-from simulations.data.partitioners import PARTITIONS
 from simulations.data.pictures import Fit
-from simulations.data.skew import SKEWS, Skew, parse_skew
-from simulations.engines import ENGINES
-from simulations.engines.local_grid import Engine
-from simulations.runs.budget import BUDGETS, Budget, parse_budget
+from simulations.runs.parts import SPEC_TABLES, Parts, build, spelt_out
 from simulations.runs.paths import Written, expanded, placed
 from simulations.runs.settings import plugin_files
-from simulations.runs.tracking import TRACKING, Tracking
-from strategies import STRATEGIES, Strategy
-from strategies.server.aggregation import AGGREGATIONS, Aggregator
-
-TABLES: dict[str, Table[Any]] = {
-    "aggregation": AGGREGATIONS,
-    "budget": BUDGETS,
-    "codec": CODECS,
-    "dataset": DATASETS,
-    "downlink": CODECS,
-    "engine": ENGINES,
-    "head_optimizer": OPTIMIZERS,
-    "model": MODELS,
-    "skew": SKEWS,
-    "strategy": STRATEGIES,
-    "tail_optimizer": OPTIMIZERS,
-    "tracking": TRACKING,
-}
-"""Keys whose value is a spec string, and the table it names an entry of."""
-
-SPEC_TABLES: Mapping[str, Table[Any]] = {**TABLES, "partition": PARTITIONS}
-"""The same with `partition`, whose entries need what the experiment fills in."""
-
-CHAINS: dict[str, Callable[[str], Any]] = {
-    "budget": parse_budget,
-    "codec": parse_codec,
-    "downlink": parse_downlink,
-    "skew": parse_skew,
-}
-"""Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an experiment's spec strings describe, by key.
-
-    Attributes
-    ----------
-    aggregation : Callable
-        Makes an aggregator, which remembers earlier rounds of one run.
-    """
-
-    codec: Codec
-    downlink: Codec
-    strategy: Strategy
-    aggregation: Callable[[], Aggregator]
-    model: Model
-    head_optimizer: Optimizer
-    tail_optimizer: Optimizer
-    dataset: Dataset
-    skew: Sequence[Skew]
-    budget: Budget
-    engine: Engine
-    tracking: Tracking
-
-    def link(self) -> Link:
-        """Return the road between clients and server."""
-        return Link(self.codec, self.downlink)
-
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -216,7 +144,7 @@ class Experiment(BaseModel):
         spec, key = check(value), info.field_name
         folders = [value.folder] if isinstance(value, Written) else []
         place = partial(placed, key=key, folders=[*folders, Path.cwd()])
-        return located(_spelt_out(key, spec), SPEC_TABLES[key], place)
+        return located(spelt_out(key, spec), SPEC_TABLES[key], place)
 
     @field_validator("cut", mode="before")
     @classmethod
@@ -240,20 +168,7 @@ class Experiment(BaseModel):
     def parts(self) -> Parts:
         """What the spec strings describe, built once."""
         plug_in(plugin_files(self.plugins))  # in another process than the one that checked them
-        return Parts(
-            codec=parse_codec(self.codec),
-            downlink=parse_downlink(self.downlink),
-            strategy=parse(self.strategy, STRATEGIES),
-            aggregation=partial(_fresh, self.aggregation),
-            model=parse(self.model, MODELS),
-            head_optimizer=parse(self.head_optimizer, OPTIMIZERS),
-            tail_optimizer=parse(self.tail_optimizer, OPTIMIZERS),
-            dataset=parse(self.dataset, DATASETS),
-            skew=parse_skew(self.skew),
-            budget=parse_budget(self.budget),
-            engine=parse(self.engine, ENGINES),
-            tracking=parse(self.tracking, TRACKING),
-        )
+        return build({key: getattr(self, key) for key in SPEC_TABLES})
 
     def objects(self) -> dict[str, Given]:
         """Return the keys whose value is an object in memory, which no file can hold."""
@@ -293,18 +208,6 @@ class Experiment(BaseModel):
         )
 
 
-def _spelt_out(key: str, spec: str) -> str:
-    """Check a spec string, and spell it out with all defaults."""
-    if key == "partition":
-        return partition.resolved(spec)
-    table, build = TABLES[key], CHAINS.get(key)
-    if build is None:
-        parse(spec, table)
-        return canonical(spec, table)
-    build(spec)
-    return " | ".join(canonical(stage, table) for stage in stages(spec))
-
-
 def _unquoted(value: Any) -> str:
     is_number = isinstance(value, str) and value.isdecimal()
     return f"; a number has no quotes: {value}" if is_number else ""
@@ -313,8 +216,3 @@ def _unquoted(value: Any) -> str:
 def _no_number(text: str) -> bool:
     """Tell whether a text names a stage: text of digits might be its number, or its name."""
     return bool(text) and not text.isdecimal()
-
-
-def _fresh(aggregation: str) -> Aggregator:
-    """Return an aggregator that remembers nothing, even where an object was given."""
-    return copy.deepcopy(parse(aggregation, AGGREGATIONS))

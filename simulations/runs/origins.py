@@ -12,7 +12,8 @@ from fl_split.foreign import OURS, Given, Origin, origin
 from fl_split.models.own import OwnModel
 from fl_split.specs import resolve, stages
 from fl_split.tables import entry
-from simulations.runs.experiment import SPEC_TABLES, Experiment
+from simulations.runs.experiment import Experiment
+from simulations.runs.parts import SPEC_TABLES
 
 NAMED = {*OURS, "builtins", "torch"}
 """Packages whose versions every summary names."""

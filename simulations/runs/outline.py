@@ -21,7 +21,7 @@ from typing import Any, TypeGuard
 
 from fl_split.tables import Table, signature
 
-EXPERIMENT = "simulations.runs.experiment"
+EXPERIMENT, PARTS = "simulations.runs.experiment", "simulations.runs.parts"
 
 WAYS = ("up", "down")
 """Constants of a codec: what goes up, what comes down."""
@@ -97,7 +97,7 @@ def tables() -> dict[str, dict[str, Outline]]:
         raise UnreadableError("there are parts of other packages")
     return {
         key: _table(*_resolve(module, value))
-        for key, (module, value) in _items(*_lookup(EXPERIMENT, "SPEC_TABLES"))
+        for key, (module, value) in _items(*_lookup(PARTS, "SPEC_TABLES"))
     }
 
 

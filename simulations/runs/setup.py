@@ -26,7 +26,7 @@ from simulations.data.skew import skewed
 from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
 from simulations.runs.demand import check_demand
-from simulations.runs.experiment import Experiment, Parts
+from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
     fingerprint,
     images,
@@ -37,6 +37,7 @@ from simulations.runs.experiment_data import (
     sized,
 )
 from simulations.runs.origins import modules
+from simulations.runs.parts import Parts
 from simulations.runs.trials import check_attention, try_link
 from strategies.server.participants import Population
 

@@ -19,7 +19,8 @@ from simulations.report.labels import SELF_EVIDENT, short
 from simulations.report.text_table import text_table
 from simulations.runs.checkpoint import FREE
 from simulations.runs.columns import PAYLOAD, WEIGHTS
-from simulations.runs.experiment import SPEC_TABLES, Experiment
+from simulations.runs.experiment import Experiment
+from simulations.runs.parts import SPEC_TABLES
 from simulations.runs.settings import read_values
 from simulations.studies.cells import Cell
 

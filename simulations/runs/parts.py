@@ -1,0 +1,116 @@
+"""Spec strings of an experiment: which table each key names an entry of, and what they describe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
+from fl_split.exchange.link import Link
+from fl_split.models import MODELS, Model
+from fl_split.optimizers import OPTIMIZERS, Optimizer
+from fl_split.specs import canonical, parse, stages
+from fl_split.tables import Table
+from simulations.data import partition
+from simulations.data.descriptions import DATASETS, Dataset
+from simulations.data.partitioners import PARTITIONS
+from simulations.data.skew import SKEWS, Skew, parse_skew
+from simulations.engines import ENGINES
+from simulations.engines.local_grid import Engine
+from simulations.runs.budget import BUDGETS, Budget, parse_budget
+from simulations.runs.tracking import TRACKING, Tracking
+from strategies import STRATEGIES, Strategy
+from strategies.server.aggregation import AGGREGATIONS, Aggregator
+
+TABLES: dict[str, Table[Any]] = {
+    "aggregation": AGGREGATIONS,
+    "budget": BUDGETS,
+    "codec": CODECS,
+    "dataset": DATASETS,
+    "downlink": CODECS,
+    "engine": ENGINES,
+    "head_optimizer": OPTIMIZERS,
+    "model": MODELS,
+    "skew": SKEWS,
+    "strategy": STRATEGIES,
+    "tail_optimizer": OPTIMIZERS,
+    "tracking": TRACKING,
+}
+"""Keys whose value is a spec string, and the table it names an entry of."""
+
+SPEC_TABLES: Mapping[str, Table[Any]] = {**TABLES, "partition": PARTITIONS}
+"""The same with `partition`, whose entries need what the experiment fills in."""
+
+CHAINS: dict[str, Callable[[str], Any]] = {
+    "budget": parse_budget,
+    "codec": parse_codec,
+    "downlink": parse_downlink,
+    "skew": parse_skew,
+}
+"""Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an experiment's spec strings describe, by key.
+
+    Attributes
+    ----------
+    aggregation : Callable
+        Makes an aggregator, which remembers earlier rounds of one run.
+    """
+
+    codec: Codec
+    downlink: Codec
+    strategy: Strategy
+    aggregation: Callable[[], Aggregator]
+    model: Model
+    head_optimizer: Optimizer
+    tail_optimizer: Optimizer
+    dataset: Dataset
+    skew: Sequence[Skew]
+    budget: Budget
+    engine: Engine
+    tracking: Tracking
+
+    def link(self) -> Link:
+        """Return the road between clients and server."""
+        return Link(self.codec, self.downlink)
+
+
+def build(specs: Mapping[str, str]) -> Parts:
+    """Build what spec strings describe, by key; SpecError if one cannot be."""
+    return Parts(
+        codec=parse_codec(specs["codec"]),
+        downlink=parse_downlink(specs["downlink"]),
+        strategy=parse(specs["strategy"], STRATEGIES),
+        aggregation=partial(_fresh, specs["aggregation"]),
+        model=parse(specs["model"], MODELS),
+        head_optimizer=parse(specs["head_optimizer"], OPTIMIZERS),
+        tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
+        dataset=parse(specs["dataset"], DATASETS),
+        skew=parse_skew(specs["skew"]),
+        budget=parse_budget(specs["budget"]),
+        engine=parse(specs["engine"], ENGINES),
+        tracking=parse(specs["tracking"], TRACKING),
+    )
+
+
+def spelt_out(key: str, spec: str) -> str:
+    """Check a spec string, and spell it out with all defaults."""
+    if key == "partition":
+        return partition.resolved(spec)
+    table, build = TABLES[key], CHAINS.get(key)
+    if build is None:
+        parse(spec, table)
+        return canonical(spec, table)
+    build(spec)
+    return " | ".join(canonical(stage, table) for stage in stages(spec))
+
+
+def _fresh(aggregation: str) -> Aggregator:
+    """Return an aggregator that remembers nothing, even where an object was given."""
+    return copy.deepcopy(parse(aggregation, AGGREGATIONS))
