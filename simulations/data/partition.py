@@ -217,8 +217,8 @@ def _check_values(table: datasets.Dataset, wanted: Sequence[str]) -> None:
         missing = read_column(table, column).is_null(nan_is_null=True)
         if count := missing.true_count:
             raise PartitionError(
-                f"partition: {count} of {len(table)} training rows have no value in column {column!r}; drop "
-                f"them with dataset=local(path=..., drop_missing={column!r})"
+                f"partition: {count} of {len(table)} training rows have no value in column "
+                f"{column!r}; drop them with dataset=local(path=..., drop_missing={column!r})"
             )
 
 
