@@ -26,6 +26,7 @@ from filelock import FileLock
 from simulations.data.encoded import CHUNK, EncodedImages
 from simulations.data.images import Decoded, Images, OnDisk, OnTheFly, decoded
 from simulations.data.pictures import Transform
+from simulations.data.raw import pixels_of
 from simulations.data.survey import Survey, survey
 
 VARIABLE = "FL_SPLIT_CACHE"
@@ -216,6 +217,10 @@ def _chunks(images: EncodedImages, transform: Transform) -> Iterator[Decoded]:
         for start in range(0, len(images), CHUNK):
             numbers = range(start, min(start + CHUNK, len(images)))
             contents = images[np.array(numbers)]
+            ready = transform.of_arrays(pixels_of(contents))
+            if ready is not None:
+                yield ready
+                continue
             arrays = pool.map(lambda one, k: decoded(one, transform, images, k), contents, numbers)
             yield np.stack([*arrays])
 

@@ -49,8 +49,12 @@ class EncodedImages:
 
     def __getitem__(self, numbers: NDArray[np.int64]) -> list[bytes | NoImage]:
         """Return the contents of image files; an exception in the place of one that is none."""
-        cells = self._table[self.rows[numbers]].column(0).to_pylist() if len(numbers) else []
-        found = [_contents(cell) for cell in cells]
+        if not len(numbers):
+            return []
+        rows = self.rows[numbers]
+        is_range = rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+        chosen = self._table[int(rows[0]) : int(rows[-1]) + 1] if is_range else self._table[rows]
+        found = [_contents(cell) for cell in chosen.column(0).to_pylist()]
         self._release(sum(len(one) for one in found if isinstance(one, bytes)))
         return found
 

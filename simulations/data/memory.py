@@ -11,9 +11,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from simulations.data import raw
 from simulations.data.images import DataError
 from simulations.data.sources import Source, source
 
@@ -178,11 +180,16 @@ def rows_of(images: Any, labels: Any) -> datasets.Dataset:
         raise DataError(f"{len(images)} images, but {len(labels)} labels")
     classes, kind = _classes(labels)
     features = datasets.Features({"image": datasets.Image(), "label": kind})
-    return datasets.Dataset.from_dict({"image": _pictures(images), "label": classes}, features)
+    pictures = _pictures(images)
+    if isinstance(pictures, list):
+        return datasets.Dataset.from_dict({"image": pictures, "label": classes}, features)
+    answers = pa.array(classes, features.arrow_schema.field("label").type)
+    table = pa.table([raw.column(pictures), answers], schema=features.arrow_schema)
+    return datasets.Dataset(table, fingerprint="arrays")
 
 
-def _pictures(images: Any) -> list[Any]:
-    """Return what the library encodes: PIL images, files, or arrays of uint8."""
+def _pictures(images: Any) -> list[Any] | NDArray[np.unsignedinteger]:
+    """Return PIL images or files, which the library encodes, or an array of pixels."""
     if not hasattr(images, "__array__") or images.dtype == object or isinstance(images, pd.Series):
         images = list(images)
         is_scalar = pd.api.types.is_scalar  # as None and NaN are, and no image
@@ -199,7 +206,7 @@ def _pictures(images: Any) -> list[Any]:
                 "arrays of images must have one shape; give PIL images, which may differ"
             )
         images = np.stack(arrays)
-    return list(as_pixels(images))
+    return as_pixels(images)
 
 
 def _copied(image: Image.Image, row: int) -> Image.Image:
@@ -212,6 +219,8 @@ def _copied(image: Image.Image, row: int) -> Image.Image:
 
 def _classes(labels: Any) -> tuple[list[Any], datasets.Value]:
     """Return one label per image, None for a missing one, and their type."""
+    if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
+        return labels.tolist(), datasets.Value("int64")
     if any(np.ndim(one) for one in labels):
         raise DataError("labels must be one number or text per image, (n,)")
     values = [one.item() if hasattr(one, "item") else one for one in labels]

@@ -75,6 +75,16 @@ class Transform:
         image = self._fitted(image.convert("L" if self.channels == 1 else "RGB"))
         return np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
 
+    def of_arrays(
+        self, pixels: NDArray[np.unsignedinteger] | None
+    ) -> NDArray[np.unsignedinteger] | None:
+        """Return images (n, H, W, C) as (n, C, H, W), if nothing else is to be done to them."""
+        shape = self.size, self.size, self.channels
+        if pixels is None or pixels.shape[1:] != shape or self.shortest not in {0, self.size}:
+            return None
+        is_ready = pixels.dtype == self.dtype == np.uint8
+        return pixels.transpose(0, 3, 1, 2) if is_ready else None
+
     def _deep(self, image: Image.Image) -> NDArray[np.unsignedinteger]:
         """Scale a deep image from low..high, one of 8 bits from 0..255, to 0..65535."""
         low, high = (self.low, self.high) if image.mode in DEEP else (0.0, float(BYTE))

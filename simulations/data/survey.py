@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from simulations.data.encoded import CHUNK, EncodedImages, NoImage
 from simulations.data.pictures import DEEP, GREY, upright
+from simulations.data.raw import pixels_of
 
 ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 TURNED = frozenset({5, 6, 7, 8})
@@ -112,28 +114,37 @@ def survey(
     digest = hashlib.blake2b(digest_size=16)
     found = Survey()
     low, high = found.low, found.high
-    for number, (contents, look) in enumerate(_looks(images, decodes)):
-        digest.update(contents if isinstance(contents, bytes) else b"")
-        digest.update(b"|")
-        if number % CHUNK == 0:
-            progress(number, len(images))
-        if look.fault:
-            found.bad[number] = look.fault
-            continue
-        found.sizes[look.size] += 1
-        found.modes[look.mode] += 1
-        found.remarks.update(look.remarks)
-        low, high = min(low, look.low), max(high, look.high)
+    with ThreadPoolExecutor(max_workers=2) as pool:  # decoding needs no lock of Python
+        for start in range(0, len(images), CHUNK):
+            progress(start, len(images))
+            chunk = images[np.arange(start, min(start + CHUNK, len(images)))]
+            for contents in chunk:
+                digest.update(contents if isinstance(contents, bytes) else b"")
+                digest.update(b"|")
+            arrays = pixels_of(chunk)
+            looks = (
+                pool.map(lambda one: look(one, decodes), chunk)
+                if arrays is None
+                else [_look_at_arrays(arrays)] * len(chunk)
+            )
+            for number, one in enumerate(looks, start):
+                if one.fault:
+                    found.bad[number] = one.fault
+                    continue
+                found.sizes[one.size] += 1
+                found.modes[one.mode] += 1
+                found.remarks.update(one.remarks)
+                low, high = min(low, one.low), max(high, one.high)
     values = {**vars(found), "low": low, "high": high, "digest": digest.hexdigest()}
     return Survey(**values)
 
 
-def _looks(images: EncodedImages, decodes: bool) -> Iterator[tuple[bytes | NoImage, Look]]:
-    with ThreadPoolExecutor(max_workers=2) as pool:  # decoding needs no lock of Python
-        for start in range(0, len(images), CHUNK):
-            chunk = images[np.arange(start, min(start + CHUNK, len(images)))]
-            looks = pool.map(lambda one: look(one, decodes), chunk)
-            yield from zip(chunk, looks, strict=True)
+def _look_at_arrays(pixels: NDArray[np.unsignedinteger[Any]]) -> Look:
+    """Look at images (n, H, W, C) that were an array; one look is that of all."""
+    height, width, bands = pixels.shape[1:]
+    if pixels.dtype == np.uint8:
+        return Look((width, height), "L" if bands == 1 else "RGB")
+    return Look((width, height), "I", low=float(pixels.min()), high=float(pixels.max()))
 
 
 def look(contents: bytes | NoImage, decodes: bool = False) -> Look:
