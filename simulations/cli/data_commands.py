@@ -51,26 +51,30 @@ def data(
         from simulations.runs.experiment_data import view
     with door(), counting(err) as told:
         seen = view(Experiment.from_dict(values), told)
-    source = seen.looked.source
     out.print(f"{values.get('dataset', 'digits()')}", markup=False, highlight=False)
     out.print(decided(seen.decisions))
-    table = Table("class", box=SIMPLE)
-    for title in ("training images", "test images"):
-        table.add_column(title, justify="right")
-    rows = showing.classes(source)
-    for name, train, test in rows[:MOST_CLASSES]:
-        table.add_row(Text(name), f"{train:,}", f"{test:,}")
-    if len(rows) > MOST_CLASSES:
-        table.add_row(f"and {len(rows) - MOST_CLASSES:,} more", "", "")
-    table.add_section()
-    table.add_row(f"{len(rows):,} classes", f"{len(source.train):,}", f"{len(source.test):,}")
-    out.print(table)
+    out.print(_classes(showing.classes(seen.looked.source)))
     if pictures:
         with door():
             showing.draw(seen, pictures)
         out.print("Pictures:", str(pictures), markup=False, highlight=False, soft_wrap=True)
     else:
         out.print("-o pictures.png draws ten of the images as they are trained on.")
+
+
+def _classes(rows: list[tuple[str, int, int]]) -> Table:
+    """Show how many images each class has."""
+    table = Table("class", box=SIMPLE)
+    for title in ("training images", "test images"):
+        table.add_column(title, justify="right")
+    for name, train, test in rows[:MOST_CLASSES]:
+        table.add_row(Text(name), f"{train:,}", f"{test:,}")
+    if len(rows) > MOST_CLASSES:
+        table.add_row(f"and {len(rows) - MOST_CLASSES:,} more", "", "")
+    table.add_section()
+    train, test = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    table.add_row(f"{len(rows):,} classes", f"{train:,}", f"{test:,}")
+    return table
 
 
 def _values(spec: str) -> dict[str, object]:

@@ -111,14 +111,7 @@ def source(
         nothing is left to train or to test on.
     """
     decided = [*decisions]
-    table, image, text = image_column(train, image)
-    decided += text
-    halves = [Split.whole(table)]
-    name, text = label_column(table, label, image)
-    decided += text
-    if test is not None:
-        halves.append(Split.whole(image_column(test, image)[0]))
-        label_column(test, name, image)
+    halves, image, name = _columns(train, test, image, label, decided)
     wanted = {one.strip() for one in (drop_missing or "").split(",")} - {""}
     whole = [_complete(half, name, wanted, decided) for half in halves]
     for half, classes in whole:
@@ -127,8 +120,8 @@ def source(
     if len(names) < 2:
         raise DataError(f"needs two classes or more, column {name!r} has {len(names)}")
     labels = [classes.codes(names) for _, classes in whole]
-    (trained, answers), is_held_out = (whole[0][0], labels[0]), test is None
-    if is_held_out:
+    trained, answers = whole[0][0], labels[0]
+    if test is None:
         kept, held = hold_out(answers, test_fraction, seed)
         tested, theirs = trained.take(held), answers[held]
         trained, answers = trained.take(kept), answers[kept]
@@ -140,8 +133,26 @@ def source(
         raise DataError(
             f"needs images to train and to test on; has {len(trained)} and {len(tested)}"
         )
-    found = Source(trained, tested, answers, theirs, image, name, names, is_held_out, decided)
+    found = Source(trained, tested, answers, theirs, image, name, names, test is None, decided)
     return _some(found, train_rows, test_rows)
+
+
+def _columns(
+    train: datasets.Dataset,
+    test: datasets.Dataset | None,
+    image: str,
+    label: str,
+    decided: list[Decision],
+) -> tuple[list[Split], str, str]:
+    """Return the splits, and the names of their columns of images and labels."""
+    table, image, text = image_column(train, image)
+    halves = [Split.whole(table)]
+    label, more = label_column(table, label, image)
+    decided += [*text, *more]
+    if test is not None:
+        halves.append(Split.whole(image_column(test, image)[0]))
+        label_column(test, label, image)
+    return halves, image, label
 
 
 def _complete(

@@ -20,6 +20,7 @@ from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
 from simulations.data.cache import Progress
+from simulations.data.decoding import Surveyed
 from simulations.data.ragged import Ragged, held_by
 from simulations.data.samples import Samples
 from simulations.data.skew import skewed
@@ -156,35 +157,13 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         looked = look(e, progress)
     source = looked.source
     partitions, shards, nobodys = partitioned(source, e)
-    spec, classes = e.parts.model, len(source.class_names)
-    with named("model"), sized(looked):
-        loaded = build(
-            spec,
-            image_size=e.image_size or looked.survey.side,
-            channels=e.channels or looked.survey.channels,
-            num_classes=classes,
-            seed=e.seed,
-        )
-        model, pixels = loaded.module, spec.preprocessing()
-        mean, std = list(pixels.mean), list(pixels.std)
-    if spec.is_transformers:
-        config: Any = model.config
-        config.id2label = dict(enumerate(source.class_names))
-        config.label2id = {name: label for label, name in enumerate(source.class_names)}
-    model.train()  # checkpoints come in evaluation mode
-    head, tail = spec.split(model, e.cut, e.end)
-    with named("model"):
-        demand = check_demand(head, tail, e.batch_size, available_bytes())
-    insert(head, tail, e.parts.codec, e.seed)
-    e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
-    with named("codec"):
-        model_name = shortened(e.model, MODELS).partition("(")[0]
-        check_attention(e.parts.codec, head, model_name)
-        try_link(e.parts.link(), head, tail, classes)
+    classes = len(source.class_names)
+    model, head, tail, notes = _halves(e, looked)
     _check_strategy(e, partitions)
-    notes = [*loaded.notes_on(source.class_names), *demand]
     with named("dataset"):
-        train, test, decisions = images(looked, e, head.image_shape, pixels, progress)
+        wanted = e.parts.model.preprocessing()
+        train, test, decisions = images(looked, e, head.image_shape, wanted, progress)
+    mean, std = list(wanted.mean), list(wanted.std)
     return Setup(
         experiment=e,
         model=model,
@@ -204,6 +183,36 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
         fingerprint=fingerprint(looked, partitions),
     )
+
+
+def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, list[str]]:
+    """Build the model and cut it; return it, both halves, and what was decided about it."""
+    spec, names = e.parts.model, looked.source.class_names
+    with named("model"), sized(looked):
+        loaded = build(
+            spec,
+            image_size=e.image_size or looked.survey.side,
+            channels=e.channels or looked.survey.channels,
+            num_classes=len(names),
+            seed=e.seed,
+        )
+        spec.preprocessing()  # which may be refused
+    model = loaded.module
+    if spec.is_transformers:
+        config: Any = model.config
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: label for label, name in enumerate(names)}
+    model.train()  # checkpoints come in evaluation mode
+    head, tail = spec.split(model, e.cut, e.end)
+    with named("model"):
+        demand = check_demand(head, tail, e.batch_size, available_bytes())
+    insert(head, tail, e.parts.codec, e.seed)
+    e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
+    with named("codec"):
+        model_name = shortened(e.model, MODELS).partition("(")[0]
+        check_attention(e.parts.codec, head, model_name)
+        try_link(e.parts.link(), head, tail, len(names))
+    return model, head, tail, [*loaded.notes_on(names), *demand]
 
 
 def _check_strategy(e: Experiment, partitions: Ragged) -> None:
