@@ -11,6 +11,7 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from simulations.cli import main as cli
+from simulations.cli import terminal
 from simulations.cli.streams import PLAIN, Terminal, notices, plain
 from simulations.runs.paths import PathNotice
 from simulations.studies.watch import BARS
@@ -54,7 +55,7 @@ def test_every_command_fits_an_encoding(tmp_path, encoding):
 
 
 def test_a_narrow_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(terminal.out, "width", 20)
     config = str(ROOT / "configs" / "quickstart.toml")
     done = CliRunner().invoke(cli.app, ["partition", config, *TINY])
     assert done.exit_code == 0
