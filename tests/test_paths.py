@@ -15,7 +15,7 @@ import fl_split as fs
 from fl_split.spec_errors import SpecError
 from fl_split.specs import located, shortened
 from fl_split.tables import Table
-from simulations.data.sources import DATASETS
+from simulations.data.descriptions import DATASETS
 from simulations.runs.experiment import Experiment
 from simulations.runs.paths import PathNotice, chosen_folder, expanded, placed
 from simulations.runs.settings import read_toml
