@@ -33,6 +33,11 @@ Purpose = Literal[
     "order",
     "sample",
     "split average",
+    # a system model: (), (round,)
+    "device speeds",
+    "device kinds",
+    "network",
+    "places",
     # the whole run
     "adapters",
     "c3sl keys",

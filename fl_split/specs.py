@@ -17,7 +17,7 @@ from pydantic import ConfigDict, ValidationError
 
 from fl_split.foreign import GIVEN, Given
 from fl_split.spec_errors import SpecError, sentence, unknown
-from fl_split.tables import ANY, Table, entry, parameters, paths, signature
+from fl_split.tables import ANY, Table, entry, parameters, paths, signature, takes_any
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, di
             raise SpecError(f"{spec!r}: {key} is given twice")
         arguments[key] = value
     for key in arguments:
-        if key not in known:
+        if key not in known and not takes_any(entry(name, table)):
             others = [other for other, one in table.items() if key in parameters(one)]
             hint = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
             raise SpecError(f"{spec!r}: {unknown('argument', key, known)}{hint if others else ''}")
@@ -173,12 +173,12 @@ def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
     name, arguments = resolve(stage, table)
     made = entry(name, table)
     known, among = signature(made).parameters, paths(made)
-    given = {key: arguments[key] for key in known if key in arguments}  # in one order
-    first = next(iter(given), None)
+    in_order = {key: arguments[key] for key in known if key in arguments} | arguments
+    first = next(iter(in_order), None)
     told = [
         f"{key}={(_last_part(value) if key in among else value)!r}"
-        for key, value in given.items()
-        if value != known[key].default or (key == first and type(value) in {int, float})
+        for key, value in in_order.items()
+        if key not in known or value != known[key].default or (key == first and type(value) in {int, float})
     ]
     return f"{name}({', '.join(told)})" if told else name
 

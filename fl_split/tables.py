@@ -112,6 +112,12 @@ def parameters(entry: Callable[..., Any]) -> list[str]:
     return [key for key, parameter in known.items() if parameter.kind not in ANY]
 
 
+def takes_any(entry: Callable[..., Any]) -> bool:
+    """Tell whether a spec may set names on `entry` that its signature does not list."""
+    kinds = {parameter.kind for parameter in signature(entry).parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
 def paths(entry: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the arguments of `entry` that are paths of files or folders.
 

@@ -14,6 +14,7 @@ from simulations.cli import (
     data_commands,
     list_command,
     study_commands,
+    time_command,
 )
 from simulations.cli.data_view import counting
 from simulations.cli.streams import Commands
@@ -53,6 +54,7 @@ app.add_typer(data_commands.app)
 app.add_typer(list_command.app)
 app.add_typer(configs_command.app)
 app.add_typer(check_command.app)
+app.add_typer(time_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
 
@@ -69,6 +71,7 @@ def main() -> None:
     [b]fl-split sweep CONFIG seed=0..4[/b]      a grid, several runs at once
     [b]fl-split watch DIR[/b]                   what runs are doing
     [b]fl-split report DIR -o report.html[/b]   tables and figures of runs
+    [b]fl-split time DIR -s SPEC[/b]            seconds and joules on devices and networks
     [b]fl-split data SPEC[/b]                   what would be trained on
     [b]fl-split partition CONFIG[/b]            who would hold which samples
     [b]fl-split cache[/b]                       decoded images on disk

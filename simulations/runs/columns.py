@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Unit = Literal["share", "bytes", "FLOP", "s", ""]
+Unit = Literal["share", "bytes", "FLOP", "s", "J", ""]
 """A share lies in 0..1, a difference of shares in -1..1; without a unit it is a mere number."""
 
 SHOWN: dict[Unit, tuple[str, float, str]] = {
@@ -18,6 +18,7 @@ SHOWN: dict[Unit, tuple[str, float, str]] = {
     "bytes": ("MB", 1e-6, ",.1f"),
     "FLOP": ("GFLOP", 1e-9, ",.1f"),
     "s": ("s", 1, ",.0f"),
+    "J": ("J", 1, ",.0f"),
     "": ("", 1, ".3f"),
 }
 """How people read a unit: its name there, the factor to it, the format of a number."""

@@ -117,6 +117,11 @@ class Experiment(BaseModel):
         description="share of every client's samples kept back to test that client on",
         json_schema_extra=UNTOLD,
     )
+    system: str = Field(
+        "none()",
+        description="devices, network and server that virtual time is computed for",
+        json_schema_extra=UNTOLD,
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
     engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
     timeout: Annotated[float, Field(gt=0)] = Field(

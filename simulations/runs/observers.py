@@ -29,7 +29,7 @@ APART = {"steps", "client_cpu_seconds"}
 
 
 class Observer:
-    """Looks at a run after each round; both methods may be left out.
+    """Looks at a run after each round; all methods may be left out.
 
     Attributes
     ----------
@@ -41,6 +41,10 @@ class Observer:
 
     def measure(self, result: RoundResult) -> Mapping[str, float | int | None]:
         """Return numbers that describe the round."""
+        return {}
+
+    def of_clients(self, result: RoundResult) -> Mapping[int, Mapping[str, float]]:
+        """Return numbers that describe clients in the round, by client."""
         return {}
 
     def after_round(self, result: RoundResult, row: Row) -> bool:
@@ -175,6 +179,17 @@ def measured(observers: Sequence[Observer], result: RoundResult) -> dict[str, An
         if twice := {"round", *found} & numbers.keys():
             raise ValueError(f"{type(observer).__name__} measures {sorted(twice)} once more")
         found |= numbers
+    return found
+
+
+def of_clients(
+    observers: Sequence[Observer], result: RoundResult
+) -> dict[int, dict[str, float]]:
+    """Return what all observers measure of each client."""
+    found: dict[int, dict[str, float]] = {}
+    for observer in observers:
+        for client, numbers in observer.of_clients(result).items():
+            found.setdefault(client, {}).update(numbers)
     return found
 
 

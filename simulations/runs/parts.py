@@ -22,6 +22,7 @@ from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
 from simulations.runs.tracking import TRACKING, Tracking
+from simulations.system.system import SYSTEM, System, parse_system
 from strategies import STRATEGIES, Strategy
 from strategies.server.aggregation import AGGREGATIONS, Aggregator
 
@@ -36,6 +37,7 @@ TABLES: dict[str, Table[Any]] = {
     "model": MODELS,
     "skew": SKEWS,
     "strategy": STRATEGIES,
+    "system": SYSTEM,
     "tail_optimizer": OPTIMIZERS,
     "tracking": TRACKING,
 }
@@ -49,6 +51,7 @@ CHAINS: dict[str, Callable[[str], Any]] = {
     "codec": parse_codec,
     "downlink": parse_downlink,
     "skew": parse_skew,
+    "system": parse_system,
 }
 """Keys whose value may be a chain, ``a(...) | b(...)``, and what builds it."""
 
@@ -75,6 +78,7 @@ class Parts:
     budget: Budget
     engine: Engine
     tracking: Tracking
+    system: System | None
 
     def link(self) -> Link:
         """Return the road between clients and server."""
@@ -96,6 +100,7 @@ def build(specs: Mapping[str, str]) -> Parts:
         budget=parse_budget(specs["budget"]),
         engine=parse(specs["engine"], ENGINES),
         tracking=parse(specs["tracking"], TRACKING),
+        system=parse_system(specs["system"]),
     )
 
 

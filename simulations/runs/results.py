@@ -15,6 +15,7 @@ import pandas as pd
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from simulations.runs import task_files
 from simulations.runs.columns import COLUMNS, METRICS, Metric
 from simulations.runs.experiment import Experiment
 from simulations.runs.files import (
@@ -74,6 +75,7 @@ class Recorder:
         if not rounds_done:
             check_folder(folder)
         make_folder(folder / CLIENTS)
+        make_folder(folder / task_files.FOLDER)
         self.folder, self.experiment = folder, experiment
         self.rows: list[dict[str, Any]] = self._keep(rounds_done) if rounds_done else []
         self.metrics = metrics
@@ -83,27 +85,41 @@ class Recorder:
         if not rounds_done:
             self._append(self.columns)
 
-    def add(self, result: RoundResult, measured: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a finished round and what was measured of it; return its row."""
+    def add(
+        self,
+        result: RoundResult,
+        measured: Mapping[str, Any],
+        of_clients: Mapping[int, Mapping[str, float]],
+    ) -> dict[str, Any]:
+        """Write a finished round and what was measured of it, and of clients; return its row."""
         found = {"round": result.round, **measured}
         if new := [key for key in found if key not in self.columns]:
             self._widen(new)
         row = {key: found.get(key) for key in self.columns}
-        part = self._write_clients(result)
+        parts = [self._write_clients(result, of_clients)]
         try:
+            parts.append(task_files.write(self.folder, result.round, result.tasks))
             self._append(list(row.values()))
         except WriteError:
-            part.unlink(missing_ok=True)  # a round is there whole or not at all
+            for part in parts:
+                part.unlink(missing_ok=True)  # a round is there whole or not at all
             raise
         self.rows.append(row)
         return row
 
-    def _write_clients(self, result: RoundResult) -> Path:
-        """Write what clients sent in a round; return the file."""
+    def _write_clients(
+        self, result: RoundResult, of_clients: Mapping[int, Mapping[str, float]]
+    ) -> Path:
+        """Write what clients sent in a round, and what was measured of each; return the file."""
         path = self.folder / CLIENTS / f"round-{result.round:06d}.parquet"
         if result.traffic:
             clients = [
-                {"round": result.round, "client": client, **traffic.row()}
+                {
+                    "round": result.round,
+                    "client": client,
+                    **traffic.row(),
+                    **of_clients.get(client, {}),
+                }
                 for client, traffic in sorted(result.traffic.items())
             ]
             frame = pd.DataFrame(clients).astype({"ratio": float})
@@ -122,9 +138,10 @@ class Recorder:
         path = self.folder / ROUNDS
         table = csv_bytes(read_cells(path, rounds))
         write_whole(path, table)
-        for part in (self.folder / CLIENTS).glob("round-*.parquet"):
-            if int(part.stem.partition("-")[2]) > rounds:
-                part.unlink()
+        for name in (CLIENTS, task_files.FOLDER):
+            for part in (self.folder / name).glob("round-*.parquet"):
+                if int(part.stem.partition("-")[2]) > rounds:
+                    part.unlink()
         frame = pd.read_csv(BytesIO(table), float_precision="round_trip").astype(object)
         kept = frame.where(frame.notna(), None).to_dict("records")
         return [{str(name): value for name, value in row.items()} for row in kept]

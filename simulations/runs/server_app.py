@@ -37,6 +37,7 @@ from simulations.runs.observers import (
     Watcher,
     measured,
     new_metrics,
+    of_clients,
 )
 from simulations.runs.paths import expanded, new_folder
 from simulations.runs.provenance import machine
@@ -44,6 +45,7 @@ from simulations.runs.results import UNWRITTEN, Recorder
 from simulations.runs.setup import Setup, prepare
 from simulations.runs.signals import undisturbed
 from simulations.runs.trials import memory_of_a_batch
+from simulations.runs.virtual_time import VirtualTime
 from strategies import NoClientsLeft, Progress, RoundResult, Training, TrainingFailed, train
 from strategies.server.threads import ServerThreads
 
@@ -123,7 +125,11 @@ class RunController:
         self.pooled = CentralisedTrainer(self.head, self.tail, self.setup)
         self.pooled.set_moments(self.before.moments)
         self.folder = output_folder(experiment)
-        new = new_metrics(context.observers)
+        system = experiment.parts.system
+        self.timers = (
+            [VirtualTime(system, experiment.clients, experiment.seed)] if system else []
+        )
+        new = new_metrics([*self.timers, *context.observers])
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         self.about_data = about_data.record(self.setup)
         write_whole(
@@ -152,6 +158,7 @@ class RunController:
             Learning(),
             Costs(self.experiment.parts.codec),
             Seconds(getattr(self.grid, "cpu_seconds", None)),
+            *self.timers,
             *context.observers,
             self.tracker,
             self.checkpoints,
@@ -244,7 +251,7 @@ class RunController:
         """Write what the round gave; tell whether it was the last."""
         numbers = measured(self.observers, result)
         with undisturbed():  # what ends a run here finds the round whole, or not begun
-            row = self.recorder.add(result, numbers)
+            row = self.recorder.add(result, numbers, of_clients(self.observers, result))
             self.finished = result.weights
             self.checkpoints.keep(result)
         return any([observer.after_round(result, row) for observer in self.observers])

@@ -17,6 +17,7 @@ from strategies.server.private_models import fetch, mean
 from strategies.server.round import Round
 from strategies.server.strategy import Strategy
 from strategies.server.tail import TrainedTail
+from strategies.server.tasks import in_order
 from strategies.server.training import Progress, RoundResult, Training
 
 
@@ -98,7 +99,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
         client_flops=round.flops.total * samples + round.flops_of_answers,
         server_flops=round.server_flops,
         drift=apart,
-        tasks=round.tasks.tasks,
+        tasks=in_order(round.tasks.tasks),
     )
 
 

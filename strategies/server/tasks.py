@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Kind = Literal[
     "sync down",  # weights, server to client
@@ -46,6 +46,28 @@ class Task(NamedTuple):
     step: int
     amount: int
     after: tuple[int, ...]
+
+
+def in_order(tasks: Sequence[Task]) -> list[Task]:
+    """Return the same graph, numbered by depth and then by client.
+
+    Tasks are recorded as messages arrive; their new numbers depend on no arrival. Every task
+    still waits for earlier ones only.
+    """
+    depth: list[int] = []
+    served: list[int] = []
+    for task in tasks:
+        depth.append(max((depth[number] for number in task.after), default=-1) + 1)
+        is_of_server = task.client == SERVER and task.after
+        served.append(served[task.after[0]] if is_of_server else task.client)
+    places = {kind: place for place, kind in enumerate(get_args(Kind))}
+    keys = [(d, k, places[task.kind]) for d, k, task in zip(depth, served, tasks, strict=True)]
+    order = sorted(range(len(tasks)), key=keys.__getitem__)
+    number = dict(zip(order, range(len(tasks)), strict=True))
+    return [
+        tasks[old]._replace(after=tuple(sorted(map(number.__getitem__, tasks[old].after))))
+        for old in order
+    ]
 
 
 @dataclass

@@ -1,0 +1,91 @@
+"""Figures of virtual time: accuracy against seconds and joules, and one round as a Gantt chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fl_split.specs import shortened, stages
+from simulations.report.marks import COLOURS, INK
+from simulations.report.timing import TimedRun
+from simulations.runs.task_files import read
+from simulations.system.clock import Conditions, time_round
+from simulations.system.graph import Graph
+from simulations.system.spending import SHARES
+from simulations.system.system import SYSTEM, parse_system
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_ROWS = 40
+"""Clients that a Gantt chart shows."""
+
+PAINTS = dict(zip(SHARES, COLOURS[1:], strict=False))
+
+
+def curves(runs: Sequence[TimedRun]) -> Figure:
+    """Draw accuracy against virtual seconds and against joules; a line for each run and system."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    labels = list(dict.fromkeys(_label(one) for one in runs))
+    for one in runs:
+        place = labels.index(_label(one))
+        colour, dash = COLOURS[place % len(COLOURS)], "-:"[place // len(COLOURS) % 2]
+        style = {"color": "black" if colour == INK else colour, "linestyle": dash, "lw": 1.2}
+        is_first = next(other for other in runs if _label(other) == labels[place]) is one
+        name = labels[place] if is_first else None
+        left.plot(one.seconds, 100 * one.accuracy, label=name, **style)
+        right.plot(one.joules, 100 * one.accuracy, **style)
+    left.set(xlabel="virtual seconds", ylabel="accuracy, %", xscale="log")
+    right.set(xlabel="energy of all clients, J", xscale="log")
+    figure.legend(loc="outside lower center", ncols=min(2, len(labels)), fontsize="small")
+    return figure
+
+
+def _label(one: TimedRun) -> str:
+    short = " | ".join(shortened(stage, SYSTEM) for stage in stages(one.system))
+    return f"{one.label}, {short}"
+
+
+def gantt(graph: Graph, now: Conditions, title: str) -> Figure:
+    """Draw one round: a row for the server and for each client, a bar for each task."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    times = time_round(graph, now)
+    clients = np.unique(graph.clients[~graph.on_server])
+    ends = {int(k): float(times.end[graph.clients == k].max()) for k in clients}
+    shown = sorted(ends, key=lambda client: -ends[client])[:MOST_ROWS]
+    rows = {client: number for number, client in enumerate([-1, *sorted(shown)])}
+    figure = Figure(figsize=(10, 1.6 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for share, kinds in SHARES.items():
+        chosen = graph.are(*kinds)
+        for client, row in rows.items():
+            mine = np.flatnonzero(chosen & (graph.clients == client))
+            spans = [(times.begin[n], times.end[n] - times.begin[n]) for n in mine]
+            axes.broken_barh(spans, (row - 0.4, 0.8), facecolors=PAINTS[share])
+    names = ["server" if client < 0 else f"client {client}" for client in rows]
+    axes.set_yticks([*rows.values()], names, fontsize="small")
+    axes.invert_yaxis()
+    left = f", the {MOST_ROWS} last of {len(clients)} clients" if len(clients) > MOST_ROWS else ""
+    axes.set(xlabel="virtual seconds", xlim=(0, times.seconds or 1), title=f"{title}{left}")
+    handles = [Patch(color=PAINTS[share], label=share) for share in SHARES]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def first_gantt(runs: Sequence[TimedRun], number: int) -> Figure:
+    """Draw a round of the first run under its first system; ValueError without such a round."""
+    one = runs[0]
+    if number > len(one.spent):
+        raise ValueError(f"round {number}: {one.run.name} has {len(one.spent)} rounds")
+    graphs = [*read(one.run.folder, number)]
+    system = parse_system(one.system)
+    assert system is not None
+    _, now = system.in_round(int(one.run.settings["clients"]), number, one.run.seed)
+    return gantt(graphs[-1], now, f"{_label(one)}: round {number}")

@@ -1,0 +1,178 @@
+"""Finished runs under systems that they did not run on: seconds and joules to an accuracy.
+
+Results of these runs do not depend on time, so that their task graphs tell what they would have
+taken anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simulations.report.finished import FinishedRun
+from simulations.report.runs import RunCollection, collect
+from simulations.runs.task_files import FOLDER
+from simulations.runs.virtual_time import timed
+from simulations.system.spending import SHARES, Spent
+from simulations.system.system import System, parse_system
+from strategies.server.tasks import SERVER
+
+OF_BEST = (0.5, 0.7, 0.8, 0.9)
+"""Shares of the best accuracy of all runs that times are given to."""
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """One run under one system, round by round.
+
+    Attributes
+    ----------
+    label, system : str
+        Of the configuration; the spec.
+    accuracy : array
+        (rounds,) after each round.
+    spent : sequence of Spent
+        What each round took.
+    """
+
+    label: str
+    system: str
+    run: FinishedRun
+    spent: Sequence[Spent]
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """(rounds,) after each round."""
+        return np.asarray(self.run.rounds["accuracy"].to_numpy(dtype=float))
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """(rounds,) virtual seconds until each round had ended."""
+        return np.cumsum([one.seconds for one in self.spent])
+
+    @cached_property
+    def joules(self) -> np.ndarray:
+        """(rounds,) of all clients together, until each round had ended."""
+        return np.cumsum([one.joules.sum() for one in self.spent])
+
+    def until(self, accuracy: float, spent: np.ndarray) -> float:
+        """Return what was spent when an accuracy was reached first; nan if it never was."""
+        reached = np.flatnonzero(self.accuracy >= accuracy)
+        return float(spent[reached[0]]) if len(reached) else math.nan
+
+    def share(self, name: str) -> float:
+        """Return the share of the virtual time that the critical path spent on something."""
+        whole = self.seconds[-1]
+        return sum(one.shares[name] for one in self.spent) / whole if whole else 0.0  # type: ignore[index]
+
+    @property
+    def waiting(self) -> float:
+        """Share of their time in rounds that clients waited, for the server or for each other."""
+        waited = sum(float((one.wait + one.idle).sum()) for one in self.spent)
+        whole = sum(one.seconds * len(one.clients) for one in self.spent)
+        return waited / whole if whole else 0.0
+
+    @property
+    def server_use(self) -> float:
+        """Share of the virtual time that a core of the server was busy."""
+        whole = self.seconds[-1] * self._cores
+        return sum(one.server_busy for one in self.spent) / whole if whole else 0.0
+
+    @property
+    def _cores(self) -> int:
+        system = parse_system(self.system)
+        return system.server.cores if system else 1
+
+    @property
+    def slowest(self) -> str:
+        """Name the party that the critical path led through for the longest."""
+        parties = [one.slowest for one in self.spent]
+        most = max(sorted(set(parties)), key=parties.count, default=SERVER)
+        return "server" if most == SERVER else f"client {most}"
+
+
+def time_runs(folders: Sequence[Path], systems: Sequence[str]) -> list[TimedRun]:
+    """Time all complete runs in and below folders under each system.
+
+    Raises
+    ------
+    ValueError
+        No run is complete, or one has no task graphs, or a spec is none of a system.
+    """
+    parsed = {spec: _system(spec) for spec in systems}
+    collection = collect(folders)
+    for run in collection.runs:
+        _check_graphs(run)
+    return [*_timed(collection, parsed)]
+
+
+def _system(spec: str) -> System:
+    system = parse_system(spec)
+    if system is None:
+        raise ValueError(f"{spec!r} is no system; give one, as \"devices('pi5') | lte()\"")
+    return system
+
+
+def _check_graphs(run: FinishedRun) -> None:
+    if not (run.folder / FOLDER).is_dir():
+        version = run.summary.get("versions", {}).get("fl-split", "unknown")
+        raise ValueError(
+            f"{run.name} has no {FOLDER}: fl-split {version} made it, which recorded no task graphs; "
+            "run it again to time it. Bytes and operations of its rounds are in rounds.csv"
+        )
+
+
+def _timed(collection: RunCollection, systems: Mapping[str, System]) -> Iterator[TimedRun]:
+    for configuration in collection.configurations:
+        for run in configuration.runs:
+            clients = int(run.settings["clients"])
+            for spec, system in systems.items():
+                spent = [*timed(run.folder, len(run.rounds), clients, run.seed, system)]
+                yield TimedRun(configuration.label, spec, run, spent)
+
+
+def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.DataFrame:
+    """Return a row for each configuration and system; numbers are means over seeds.
+
+    Columns: `run`, `system`, `seeds`, `rounds`; `accuracy`, the best; `seconds`, `joules` of the
+    whole run, all clients together; `to_50` ... `to_90`, seconds to that share of the best
+    accuracy of all runs, and `to_X` to each of `accuracies`, nan if a seed never reached it;
+    `head`, `up`, `tail`, `down`, `weights`, shares of the critical path; `waiting`, share of
+    clients' time; `server_use`; `slowest`.
+    """
+    best = max((float(one.accuracy.max()) for one in runs), default=0.0)
+    targets = {f"to_{100 * share:g}": share * best for share in OF_BEST}
+    targets |= {f"to_{accuracy:g}": accuracy for accuracy in accuracies}
+    groups: dict[tuple[str, str], list[TimedRun]] = {}
+    for one in runs:
+        groups.setdefault((one.label, one.system), []).append(one)
+    return pd.DataFrame([_row(group, targets) for group in groups.values()])
+
+
+def _row(group: list[TimedRun], targets: Mapping[str, float]) -> dict[str, object]:
+    def mean(numbers: Iterator[float]) -> float:
+        return float(np.mean([*numbers]))
+
+    return {
+        "run": group[0].label,
+        "system": group[0].system,
+        "seeds": len(group),
+        "rounds": mean(float(len(one.accuracy)) for one in group),
+        "accuracy": mean(float(one.accuracy.max()) for one in group),
+        "seconds": mean(float(one.seconds[-1]) for one in group),
+        "joules": mean(float(one.joules[-1]) for one in group),
+        **{
+            name: mean(one.until(accuracy, one.seconds) for one in group)
+            for name, accuracy in targets.items()
+        },
+        **{name: mean(one.share(name) for one in group) for name in SHARES},
+        "waiting": mean(one.waiting for one in group),
+        "server_use": mean(one.server_use for one in group),
+        "slowest": group[0].slowest,
+    }

@@ -1,0 +1,77 @@
+"""Virtual time of a run: its task graphs, read by the clock of a system.
+
+The same code times a run while it goes on and a finished one under any other system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from simulations.runs import task_files
+from simulations.runs.columns import Metric
+from simulations.runs.observers import Observer
+from simulations.system.graph import Graph
+from simulations.system.spending import Spent, spent
+from simulations.system.system import System
+from strategies import RoundResult
+
+VIRTUAL, JOULES = "virtual_seconds", "energy_joules"
+
+
+def timed(folder: Path, rounds: int, clients: int, seed: int, system: System) -> Iterator[Spent]:
+    """Yield what each of the first `rounds` rounds of a run takes under a system.
+
+    Raises
+    ------
+    DamagedError
+        A task graph is missing or torn.
+    """
+    for number, graph in enumerate(task_files.read(folder, rounds), start=1):
+        yield _time(graph, number, clients, seed, system)
+
+
+def _time(graph: Graph, number: int, clients: int, seed: int, system: System) -> Spent:
+    fleet, now = system.in_round(clients, number, seed)
+    return spent(graph, now, fleet)
+
+
+class VirtualTime(Observer):
+    """Times each round under the experiment's own system.
+
+    Parameters
+    ----------
+    clients, seed : int
+        Of the run.
+    """
+
+    metrics = (
+        Metric(VIRTUAL, "virtual time", "s", adds_up=True),
+        Metric(JOULES, "client energy", "J", adds_up=True),
+    )
+
+    def __init__(self, system: System, clients: int, seed: int) -> None:
+        self.system, self.clients, self.seed = system, clients, seed
+        self._last: tuple[int, Spent] | None = None
+
+    def measure(self, result: RoundResult) -> Mapping[str, float]:
+        """Return both, all clients together."""
+        found = self._spent(result)
+        return {VIRTUAL: found.seconds, JOULES: float(found.joules.sum())}
+
+    def of_clients(self, result: RoundResult) -> Mapping[int, Mapping[str, float]]:
+        """Return seconds until each client had ended, and its joules."""
+        found = self._spent(result)
+        until = found.seconds - found.idle
+        return {
+            int(client): {VIRTUAL: float(seconds), JOULES: float(joules)}
+            for client, seconds, joules in zip(found.clients, until, found.joules, strict=True)
+        }
+
+    def _spent(self, result: RoundResult) -> Spent:
+        """Time a round once."""
+        if self._last is None or self._last[0] != result.round:
+            graph = Graph.of(result.tasks)
+            found = _time(graph, result.round, self.clients, self.seed, self.system)
+            self._last = result.round, found
+        return self._last[1]

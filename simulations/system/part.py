@@ -1,0 +1,63 @@
+"""Parts of a system model, and the laws by which they differ between clients."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
+
+from fl_split.seeds import Purpose, generator
+from fl_split.specs import STRICT
+
+Role = Literal["devices", "network", "none", "pool", "server"]
+
+Law = Literal["equal", "lognormal", "uniform", "zipf"]
+
+Numbers = NDArray[np.float64]
+
+MOST_RANKS = 100
+"""Ranks that the law of Zipf draws from."""
+
+
+class Part:
+    """One part of a system model; `role` says which, and a system has at most one of each."""
+
+    role: ClassVar[Role]
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoSystem(Part):
+    """No time is computed."""
+
+    role: ClassVar = "none"
+
+
+def factors(law: Law, spread: float, clients: int, seed: int, *path: int | Purpose) -> Numbers:
+    """Draw what a quantity of each client is multiplied by, (clients,).
+
+    - equal: 1.
+    - lognormal: exp(spread * z), z standard normal; the median is 1.
+    - uniform: between 1 - spread and 1 + spread; the mean is 1.
+    - zipf: rank ** -spread, ranks drawn evenly from 1 to 100; the fastest have 1.
+
+    Raises
+    ------
+    ValueError
+        A spread that the law does not allow.
+    """
+    if spread < 0 or (law == "uniform" and spread >= 1):
+        raise ValueError(f"spread must be at least 0, and below 1 for uniform, got {spread:g}")
+    purpose, *place = path
+    draw = generator(seed, purpose, *place)  # type: ignore[arg-type]
+    if law == "equal" or not spread:
+        return np.ones(clients)
+    if law == "lognormal":
+        normal = torch.randn(clients, generator=draw, dtype=torch.float64).numpy()
+        return np.asarray(np.exp(spread * normal))
+    even = torch.rand(clients, generator=draw, dtype=torch.float64).numpy()
+    if law == "uniform":
+        return np.asarray(1 + spread * (2 * even - 1))
+    return np.asarray((1 + np.floor(MOST_RANKS * even)) ** -spread)

@@ -1,0 +1,90 @@
+"""A system: devices, network, server, and what they are in a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from fl_split.spec_errors import SpecError
+from fl_split.specs import parse, stages
+from fl_split.tables import Table
+from simulations.system.clock import Conditions
+from simulations.system.devices import Devices, Fleet, Mix
+from simulations.system.networks import Cell, Network, Rates, Shared
+from simulations.system.presets import LTE, LTEM, Fibre, FiveG, NBIoT, Wifi
+from simulations.system.part import NoSystem, Part
+from simulations.system.server import Server
+
+SYSTEM: Table[Any] = Table(
+    Part,
+    "fl_split.systems",
+    {
+        "cell": Cell,
+        "devices": Devices,
+        "fibre": Fibre,
+        "five_g": FiveG,
+        "lte": LTE,
+        "lte_m": LTEM,
+        "mix": Mix,
+        "nbiot": NBIoT,
+        "network": Rates,
+        "none": NoSystem,
+        "server": Server,
+        "shared": Shared,
+        "wifi": Wifi,
+    },
+)
+"""Parts of a system model by name."""
+
+
+@dataclass(frozen=True)
+class System:
+    """Devices, network and server; what a spec does not name is as by default."""
+
+    devices: Devices | Mix = field(default_factory=Devices)
+    network: Network = field(default_factory=Wifi)
+    server: Server = field(default_factory=Server)
+    pool: Shared | None = None
+
+    def in_round(self, clients: int, number: int, seed: int) -> tuple[Fleet, Conditions]:
+        """Return devices and conditions of all clients of a run, in one round."""
+        fleet = self.fleet(clients, seed)
+        return fleet, self.conditions(fleet, number, seed)
+
+    def fleet(self, clients: int, seed: int) -> Fleet:
+        """Return the device of each client of a run."""
+        return self.devices.draw(clients, seed)
+
+    def conditions(self, fleet: Fleet, number: int, seed: int) -> Conditions:
+        """Return what the system is in a round."""
+        return Conditions(
+            fleet.flops,
+            fleet.of("backward"),
+            self.network.roads(len(fleet.kinds), number, seed),
+            self.server.speed,
+            self.server.cores,
+            self.server.queue == "strategy",
+            self.pool.rate if self.pool else None,
+        )
+
+
+def parse_system(spec: str) -> System | None:
+    """Build ``"devices(...) | lte() | server(...)"``; None for ``"none"``.
+
+    Raises
+    ------
+    SpecError
+        A part is unknown or wrong, or stands there beside another one of its role.
+    """
+    found: dict[str, Part] = {}
+    for stage in stages(spec):
+        part = parse(stage, SYSTEM)
+        if part.role in found:
+            raise SpecError(f"{spec!r}: {stage} is a second part for {part.role}; keep one")
+        found[part.role] = part
+    if found.pop("none", None):
+        if found:
+            raise SpecError(f"{spec!r}: none is no part of a system; leave it out")
+        return None
+    return System(**found)  # type: ignore[arg-type]
