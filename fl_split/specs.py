@@ -178,7 +178,9 @@ def _shortened(stage: str, table: Mapping[str, Callable[..., Any]]) -> str:
     told = [
         f"{key}={(_last_part(value) if key in among else value)!r}"
         for key, value in in_order.items()
-        if key not in known or value != known[key].default or (key == first and type(value) in {int, float})
+        if key not in known
+        or value != known[key].default
+        or (key == first and type(value) in {int, float})
     ]
     return f"{name}({', '.join(told)})" if told else name
 

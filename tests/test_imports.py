@@ -46,6 +46,7 @@ FLOORS = {
     ],
     "simulations": [
         {"data"},
+        {"system"},
         {"clients"},
         {"engines"},
         {"runs"},

@@ -88,10 +88,10 @@ def test_a_row_that_does_not_fit_leaves_no_trace_of_its_round(simulate, tmp_path
     recorder = Recorder(outcome.folder, Experiment.from_dict({"rounds": 3}), 1)
 
     class Result:
-        round, traffic = 2, {}
+        round, traffic, tasks = 2, {}, []
 
     with small_files(len(before) + 5), pytest.raises(WriteError):
-        recorder.add(Result, recorder.rows[0] | {"round": 2})
+        recorder.add(Result, recorder.rows[0] | {"round": 2}, {})
     assert path.read_bytes() == before and len(recorder.rows) == 1
 
 

@@ -32,6 +32,7 @@ KEYS = {
     "models": "model",
     "optimisers": "head_optimizer",
     "engines": "engine",
+    "systems": "system",
     "tracking": "tracking",
 }
 """Categories that can be listed, and the key that names an entry of each; `keys` is one more."""
@@ -46,9 +47,12 @@ TITLES = {
     "optimisers": "Optimisers (head_optimizer, tail_optimizer)",
 }
 
+DEVICES = "devices"
+"""The kinds of devices that a system can name: numbers, no entries of a key."""
+
 WHAT = typer.Argument(
     metavar="[WHAT]",
-    help=f"One of {', '.join([*KEYS, 'keys'])}, or the name of an entry, as adc.",
+    help=f"One of {', '.join([*KEYS, 'keys', DEVICES])}, or the name of an entry, as adc.",
     show_default=False,
 )
 
@@ -103,15 +107,40 @@ def _found(what: str | None, tables: Mapping[str, Mapping[str, Outline]]) -> lis
     name = by_key.get(what, what)
     if name == "keys":
         return [_keys()]
+    if name == DEVICES:
+        return [_devices()]
     if name in categories:
         return [_category(name, categories[name], tables[categories[name]])]
     entries = {(key, what): tables[key][what] for key in categories.values() if what in tables[key]}
     if not entries:
-        known = [*categories, "keys"]
+        known = [*categories, "keys", DEVICES]
         near = nearest(what, [*known, *(name for table in tables.values() for name in table)])
         hint = f"did you mean {near!r}? " if near else ""
         raise ValueError(f"unknown category or entry {what!r}; {hint}Known: {', '.join(known)}")
     return [_entry(key, name, entry) for (key, name), entry in entries.items()]
+
+
+def _devices() -> Table:
+    """Show the table of devices; what nobody has read in a source has a star."""
+    from simulations.system.devices import known
+    from simulations.system.quantities import told
+
+    table = Table(title="Devices, for devices(name) and mix(name=share); *: assumed")
+    for title in ("name", "what it is", "sustained", "memory", "backward", "W: compute",
+                  "send", "receive", "idle"):  # fmt: skip
+        table.add_column(title, overflow="fold", justify="left" if title[0] in "nw" else "right")
+    for name, device in known().items():
+
+        def cell(key: str, text: str, assumed: Sequence[str] = device.assumed) -> str:
+            return f"{text}*" if key in assumed else text
+
+        watts = ("compute_watts", "send_watts", "receive_watts", "idle_watts")
+        table.add_row(
+            name, device.title, cell("sustained", told(device.flops, "FLOP/s")),
+            cell("memory", told(device.memory, "B")), cell("backward", f"{device.backward:g}"),
+            *(cell(key, f"{getattr(device, key):g}") for key in watts),
+        )  # fmt: skip
+    return table
 
 
 def _category(category: str, key: str, entries: Mapping[str, Outline]) -> Table:

@@ -67,7 +67,9 @@ def time(
 
 def _shown(frame: pd.DataFrame) -> Table:
     """Show a row for each run and system."""
-    found = Table(box=SIMPLE, caption="seconds to % of the best accuracy; shares of the longest path")
+    found = Table(
+        box=SIMPLE, caption="seconds to % of the best accuracy; shares of the longest path"
+    )
     found.add_column("run", overflow="fold")
     found.add_column("system", overflow="fold")
     to = [name for name in frame.columns if name.startswith("to_")]

@@ -19,7 +19,7 @@ from simulations.report.finished import FinishedRun
 from simulations.report.runs import RunCollection, collect
 from simulations.runs.task_files import FOLDER
 from simulations.runs.virtual_time import timed
-from simulations.system.spending import SHARES, Spent
+from simulations.system.spending import SHARES, Share, Spent
 from simulations.system.system import System, parse_system
 from strategies.server.tasks import SERVER
 
@@ -66,10 +66,10 @@ class TimedRun:
         reached = np.flatnonzero(self.accuracy >= accuracy)
         return float(spent[reached[0]]) if len(reached) else math.nan
 
-    def share(self, name: str) -> float:
+    def share(self, name: Share) -> float:
         """Return the share of the virtual time that the critical path spent on something."""
-        whole = self.seconds[-1]
-        return sum(one.shares[name] for one in self.spent) / whole if whole else 0.0  # type: ignore[index]
+        whole = float(self.seconds[-1])
+        return sum(one.shares[name] for one in self.spent) / whole if whole else 0.0
 
     @property
     def waiting(self) -> float:
@@ -123,7 +123,7 @@ def _check_graphs(run: FinishedRun) -> None:
     if not (run.folder / FOLDER).is_dir():
         version = run.summary.get("versions", {}).get("fl-split", "unknown")
         raise ValueError(
-            f"{run.name} has no {FOLDER}: fl-split {version} made it, which recorded no task graphs; "
+            f"{run.name} has no {FOLDER}: fl-split {version} made it, and recorded none; "
             "run it again to time it. Bytes and operations of its rounds are in rounds.csv"
         )
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT, parse, stages
 from fl_split.tables import Table
-from simulations.runs.columns import PAYLOAD, SENT
+from simulations.runs.columns import ENERGY_JOULES, PAYLOAD, SENT, VIRTUAL_SECONDS
 
 Limit = Annotated[float, Field(gt=0)]
 
@@ -32,6 +32,9 @@ class Limited:
     """A budget with a `limit` on what columns of rounds.csv count."""
 
     limit: float
+
+    needs_system: ClassVar[bool] = False
+    """Whether it counts what only a system model tells."""
 
     def spent(self, rows: Any) -> Any:
         """Return what was spent: by one row, by sums over rows, or by each row of a frame."""
@@ -107,6 +110,32 @@ class Nominal(Limited):
         return rows["nominal_samples"]
 
 
+@dataclass(frozen=True, config=STRICT)
+class VirtualSeconds(Limited):
+    """So many seconds of virtual time, under the experiment's `system`."""
+
+    limit: Limit
+
+    needs_system: ClassVar = True
+
+    def spent(self, rows: Any) -> Any:
+        """Virtual seconds passed."""
+        return rows[VIRTUAL_SECONDS]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Joules(Limited):
+    """So many joules of all clients together, under the experiment's `system`."""
+
+    limit: Limit
+
+    needs_system: ClassVar = True
+
+    def spent(self, rows: Any) -> Any:
+        """Joules taken."""
+        return rows[ENERGY_JOULES]
+
+
 @dataclass(frozen=True)
 class First:
     """Whichever of several budgets runs out first."""
@@ -135,9 +164,11 @@ BUDGETS: Table[Any] = Table(
     {
         "bytes": Bytes,
         "client_flops": ClientFlops,
+        "joules": Joules,
         "nominal": Nominal,
         "none": NoBudget,
         "rounds": Rounds,
+        "seconds": VirtualSeconds,
     },
 )
 
@@ -150,6 +181,17 @@ def parse_budget(spec: str) -> Budget:
 def each(budget: Budget) -> Sequence[Budget]:
     """Return the budgets that :func:`parse_budget` has put together, in the order of the spec."""
     return budget.budgets if isinstance(budget, First) else (budget,)
+
+
+def check_budgets(budgets: Iterable[Any], system: object) -> None:
+    """Raise ValueError if one of `budgets` needs a system and there is none."""
+    for budget in budgets:
+        if getattr(budget, "needs_system", False) and not system:
+            name = next(name for name, kind in BUDGETS.items() if kind is type(budget))
+            raise ValueError(
+                f"budget: {name} is counted by a system model; give one, as "
+                "system=\"devices('phone_mid') | lte()\""
+            )
 
 
 def parse_last(specs: Sequence[str]) -> Budget:

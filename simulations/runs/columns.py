@@ -121,6 +121,17 @@ PAYLOAD = "payload_bytes_up", "payload_bytes_down"
 WEIGHTS = "head_bytes_up", "head_bytes_down"
 SENT = PAYLOAD + WEIGHTS
 
+WATCHED = "wall_seconds", "cpu_seconds"
+"""What a watch tells of this machine."""
+
+VIRTUAL_SECONDS, ENERGY_JOULES = "virtual_seconds", "energy_joules"
+
+OF_SYSTEM = (
+    Metric(VIRTUAL_SECONDS, "virtual time", "s", adds_up=True),
+    Metric(ENERGY_JOULES, "client energy", "J", adds_up=True),
+)
+"""Columns of a run that has a `system`: the length of the round, and the energy of all clients."""
+
 
 def declared(summary: Mapping[str, Any]) -> dict[str, Metric]:
     """Return the metrics of a run by name: ours, and those that its summary says of observers."""

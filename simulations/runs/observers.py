@@ -182,9 +182,7 @@ def measured(observers: Sequence[Observer], result: RoundResult) -> dict[str, An
     return found
 
 
-def of_clients(
-    observers: Sequence[Observer], result: RoundResult
-) -> dict[int, dict[str, float]]:
+def of_clients(observers: Sequence[Observer], result: RoundResult) -> dict[int, dict[str, float]]:
     """Return what all observers measure of each client."""
     found: dict[int, dict[str, float]] = {}
     for observer in observers:

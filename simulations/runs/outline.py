@@ -283,6 +283,8 @@ def _arguments(module: str, node: ast.FunctionDef) -> list[Parameter]:
         for argument, default in zip(arguments, defaults, strict=True):
             value = inspect.Parameter.empty if default is None else _value(module, default)
             found.append(Parameter(argument.arg, kind, default=value))
+    if declared.kwarg:
+        found.append(Parameter(declared.kwarg.arg, Parameter.VAR_KEYWORD))
     return found
 
 

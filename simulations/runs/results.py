@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from simulations.runs import task_files
-from simulations.runs.columns import COLUMNS, METRICS, Metric
+from simulations.runs.columns import COLUMNS, METRICS, WATCHED, Metric
 from simulations.runs.experiment import Experiment
 from simulations.runs.files import (
     OutputError,
@@ -152,9 +152,9 @@ class Recorder:
         return {"rounds": len(self.rows), **found}
 
     def _sum(self, metric: Metric) -> Any:
-        """Add a column up; empty cells count nothing, seconds are rounded to milliseconds."""
+        """Add a column up; empty cells count nothing, a watch's seconds are told to the ms."""
         found = sum(row.get(metric.name) or 0 for row in self.rows)
-        return round(found, 3) if metric.unit == "s" else found
+        return round(found, 3) if metric.name in WATCHED else found
 
     def finish(
         self,

@@ -126,9 +126,7 @@ class RunController:
         self.pooled.set_moments(self.before.moments)
         self.folder = output_folder(experiment)
         system = experiment.parts.system
-        self.timers = (
-            [VirtualTime(system, experiment.clients, experiment.seed)] if system else []
-        )
+        self.timers = [VirtualTime(system, experiment.clients, experiment.seed)] if system else []
         new = new_metrics([*self.timers, *context.observers])
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         self.about_data = about_data.record(self.setup)

@@ -84,9 +84,14 @@ def _graph(table: pa.Table) -> Graph:
     places = {str(kind): place for place, kind in enumerate(KINDS)}
     after = table["after"].combine_chunks()
     after = after.chunk(0) if isinstance(after, pa.ChunkedArray) else after
+    clients, steps, amounts = (
+        table[key].to_numpy().astype(np.int64) for key in ("client", "step", "amount")
+    )
     return Graph(
         np.array([places[name] for name in names], np.int64),
-        *(table[key].to_numpy().astype(np.int64) for key in ("client", "step", "amount")),
+        clients,
+        steps,
+        amounts,
         after.flatten().to_numpy().astype(np.int64),
         after.offsets.to_numpy().astype(np.int64),
     )

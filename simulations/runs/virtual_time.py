@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from simulations.runs import task_files
-from simulations.runs.columns import Metric
+from simulations.runs.columns import ENERGY_JOULES, OF_SYSTEM, VIRTUAL_SECONDS
 from simulations.runs.observers import Observer
 from simulations.system.graph import Graph
 from simulations.system.spending import Spent, spent
 from simulations.system.system import System
 from strategies import RoundResult
-
-VIRTUAL, JOULES = "virtual_seconds", "energy_joules"
 
 
 def timed(folder: Path, rounds: int, clients: int, seed: int, system: System) -> Iterator[Spent]:
@@ -45,10 +43,7 @@ class VirtualTime(Observer):
         Of the run.
     """
 
-    metrics = (
-        Metric(VIRTUAL, "virtual time", "s", adds_up=True),
-        Metric(JOULES, "client energy", "J", adds_up=True),
-    )
+    metrics = OF_SYSTEM
 
     def __init__(self, system: System, clients: int, seed: int) -> None:
         self.system, self.clients, self.seed = system, clients, seed
@@ -57,14 +52,14 @@ class VirtualTime(Observer):
     def measure(self, result: RoundResult) -> Mapping[str, float]:
         """Return both, all clients together."""
         found = self._spent(result)
-        return {VIRTUAL: found.seconds, JOULES: float(found.joules.sum())}
+        return {VIRTUAL_SECONDS: found.seconds, ENERGY_JOULES: float(found.joules.sum())}
 
     def of_clients(self, result: RoundResult) -> Mapping[int, Mapping[str, float]]:
         """Return seconds until each client had ended, and its joules."""
         found = self._spent(result)
         until = found.seconds - found.idle
         return {
-            int(client): {VIRTUAL: float(seconds), JOULES: float(joules)}
+            int(client): {VIRTUAL_SECONDS: float(seconds), ENERGY_JOULES: float(joules)}
             for client, seconds, joules in zip(found.clients, until, found.joules, strict=True)
         }
 

@@ -18,8 +18,8 @@ from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import parse
 from simulations.report.marks import Mark, in_a_row
 from simulations.report.statistics import non_dominated
-from simulations.runs.budget import BUDGETS, Limited
-from simulations.runs.columns import COLUMNS, PAYLOAD, WEIGHTS
+from simulations.runs.budget import BUDGETS, Limited, check_budgets
+from simulations.runs.columns import COLUMNS, OF_SYSTEM, PAYLOAD, WEIGHTS
 from simulations.runs.files import DamagedError, read_rounds, write_whole, writing
 from simulations.runs.names import check_apart, check_name
 from simulations.runs.results import ROUNDS
@@ -36,6 +36,8 @@ LIMITED = {
     "all_bytes": "bytes({limit!r}, of='all')",
     "client_flops": "client_flops({limit!r})",
     "nominal": "nominal({limit!r})",
+    "seconds": "seconds({limit!r})",
+    "joules": "joules({limit!r})",
 }
 """Budgets under which codecs can be compared, by their key in a configuration."""
 
@@ -78,6 +80,8 @@ class ParetoStudy(BaseModel):
     all_bytes: Limit | None = None
     client_flops: Limit | None = None
     nominal: Limit | None = None
+    seconds: Limit | None = None
+    joules: Limit | None = None
     max_rounds: Annotated[int, Field(ge=1)]
 
     @classmethod
@@ -124,6 +128,8 @@ class ParetoStudy(BaseModel):
                     if name in found:
                         raise SpecError(f"pareto: two codecs are called {label!r}; give a name")
                     found[name] = Cell.read(name, base, {**specs, "seed": seed}, until)
+            for cell in found.values():
+                check_budgets(self.budgets().values(), cell.experiment.parts.system)
         check_apart(found)
         return [*found.values()]
 
@@ -184,7 +190,7 @@ def _rounds(path: Path) -> pd.DataFrame:
     with suppress(DamagedError):
         if path.exists():
             return read_rounds(path)
-    return pd.DataFrame(columns=COLUMNS)
+    return pd.DataFrame(columns=[*COLUMNS, *(metric.name for metric in OF_SYSTEM)])
 
 
 def pareto_summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -140,7 +140,9 @@ class _Run:
         self.order = np.flatnonzero(self.graph.on_server).tolist()[::-1]  # the next one last
         self.early: set[int] = set()
         self.pools = [Pool(self.now.pool), Pool(self.now.pool)] if self.now.pool else []
-        self.ways = np.where(self.graph.are(*UP), 0, np.where(self.graph.are(*DOWN), 1, -1)).tolist()
+        self.ways = np.where(
+            self.graph.are(*UP), 0, np.where(self.graph.are(*DOWN), 1, -1)
+        ).tolist()
 
     def times(self) -> Times:
         """Take events until none is left."""
@@ -161,8 +163,12 @@ class _Run:
                 heapq.heappush(self.heap, (at + latency, client, number, ENTERS))
             else:
                 self._finish(number, at, at + self.alone[number])
-        arrays = (np.array(one) for one in (self.ready, self.begin, self.end))
-        return Times(*arrays, np.array(self.cause, dtype=np.int64))
+        return Times(
+            np.array(self.ready),
+            np.array(self.begin),
+            np.array(self.end),
+            np.array(self.cause, dtype=np.int64),
+        )
 
     def _finish(self, number: int, begin: float, end: float) -> None:
         """Note when a task was done, and let those begin that waited for it alone."""

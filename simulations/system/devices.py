@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -108,9 +108,9 @@ def _device(name: str, values: Any, path: Path) -> Device:
             quantity(values["sustained"], "speed"),
             float(values["backward"]),
             quantity(values["memory"], "memory"),
-            *(float(values[key]) for key in WATTS),
-            str(values.get("source", "")),
-            tuple(values.get("assumed", ())),
+            **{key: float(values[key]) for key in WATTS},
+            source=str(values.get("source", "")),
+            assumed=tuple(values.get("assumed", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         needed = ", ".join(["sustained", "backward", "memory", *WATTS])

@@ -81,7 +81,8 @@ def _sum(graph: Graph, times: Times, fleet: Fleet) -> Spent:
     took = times.end - times.begin
 
     def of(chosen: NDArray[np.bool_]) -> Numbers:
-        return np.bincount(places, (took * chosen)[mine], minlength=len(clients))
+        found = np.bincount(places, (took * chosen)[mine], minlength=len(clients))
+        return found.astype(np.float64)
 
     is_up, is_down = graph.are(*UP), graph.are(*DOWN)
     compute, send, receive = of(~(is_up | is_down)), of(is_up), of(is_down)

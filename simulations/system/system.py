@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from fl_split.spec_errors import SpecError
@@ -12,8 +11,8 @@ from fl_split.tables import Table
 from simulations.system.clock import Conditions
 from simulations.system.devices import Devices, Fleet, Mix
 from simulations.system.networks import Cell, Network, Rates, Shared
-from simulations.system.presets import LTE, LTEM, Fibre, FiveG, NBIoT, Wifi
 from simulations.system.part import NoSystem, Part
+from simulations.system.presets import LTE, LTEM, Fibre, FiveG, NBIoT, Wifi
 from simulations.system.server import Server
 
 SYSTEM: Table[Any] = Table(

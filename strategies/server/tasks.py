@@ -54,14 +54,15 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
     Tasks are recorded as messages arrive; their new numbers depend on no arrival. Every task
     still waits for earlier ones only.
     """
-    depth: list[int] = []
-    served: list[int] = []
-    for task in tasks:
-        depth.append(max((depth[number] for number in task.after), default=-1) + 1)
-        is_of_server = task.client == SERVER and task.after
-        served.append(served[task.after[0]] if is_of_server else task.client)
+    keys: list[tuple[int, int, int]] = []  # depth, client or the first that is served, kind
     places = {kind: place for place, kind in enumerate(get_args(Kind))}
-    keys = [(d, k, places[task.kind]) for d, k, task in zip(depth, served, tasks, strict=True)]
+    for task in tasks:
+        depth = max((keys[number][0] for number in task.after), default=-1) + 1
+        client = task.client
+        if client == SERVER:
+            served = [number for number in task.after if tasks[number].client != SERVER]
+            client = min((keys[number][1] for number in served or task.after), default=SERVER)
+        keys.append((depth, client, places[task.kind]))
     order = sorted(range(len(tasks)), key=keys.__getitem__)
     number = dict(zip(order, range(len(tasks)), strict=True))
     return [

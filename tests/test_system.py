@@ -1,0 +1,274 @@
+"""Systems: quantities, devices, networks; what a run with a system records; timing afterwards."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import fl_split as fs
+from fl_split.spec_errors import SpecError
+from simulations.cli import main as cli
+from simulations.cli import terminal
+from simulations.report.timing import table, time_runs
+from simulations.runs import task_files
+from simulations.runs.experiment import Experiment
+from simulations.runs.virtual_time import timed
+from simulations.system.devices import Devices, Mix, known
+from simulations.system.networks import Cell, Rates
+from simulations.system.quantities import quantity
+from simulations.system.system import SYSTEM, parse_system
+
+SLOW = "mix(pi5=0.5, cortex_m7=0.5) | lte() | server('10GFLOP/s')"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("10Mbit/s", "rate", 10e6), ("10 Mbps", "rate", 10e6), ("10MB/s", "rate", 80e6),
+        ("50kbps", "rate", 50e3), ("1e6 bit/s", "rate", 1e6), ("40ms", "time", 0.04),
+        ("2 min", "time", 120.0), ("1.2TFLOP/s", "speed", 1.2e12), ("8GiB", "memory", 2.0**33),
+        ("512MB", "memory", 512e6), (".5s", "time", 0.5),
+    ],
+)  # fmt: skip
+def test_quantities_are_read_with_their_units(text, kind, value):
+    assert quantity(text, kind) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "fault"),
+    [
+        ("10", "rate", "has no unit"), (10, "rate", "has no unit"),
+        ("10Mbit", "rate", "no unit of rate"), ("-1Mbit/s", "rate", "must not be negative"),
+        ("3 fortnights", "time", "units are s, ms, us, min, h, d"),
+        ("1e400s", "time", "must not be negative"), ("fast", "rate", "bit/s, bps"),
+    ],
+)  # fmt: skip
+def test_a_wrong_quantity_is_refused_with_the_units(text, kind, fault):
+    with pytest.raises(ValueError, match=fault):
+        quantity(text, kind)
+
+
+@pytest.mark.parametrize(
+    ("spec", "fault"),
+    [
+        ("devices('pi6')", "did you mean 'pi"),
+        ("mix(pi5=0.5, phone=1)", "unknown device 'phone'"),
+        ("mix()", "give shares"),
+        ("mix(pi5=-1)", "a share must be a number from 0"),
+        ("lte() | wifi()", "second part for network"),
+        ("lte() | none()", "none is no part"),
+        ("network(up='-3Mbit/s')", "must not be negative"),
+        ("network(up='0bit/s')", "never ends"),
+        ("network(up='3')", "has no unit"),
+        ("server(flops='1GHz')", "no unit of speed"),
+        ("devices(law='uniform', spread=1.0)", "below 1 for uniform"),
+        ("cell(nearest_km=2.0)", "nearest_km must not be above"),
+        ("devices(table='nowhere.toml')", "no table of devices"),
+    ],
+)
+def test_a_wrong_system_is_refused_in_one_line(spec, fault):
+    with pytest.raises(SpecError, match=fault) as raised:
+        Experiment.from_dict({"system": spec})
+    assert "\n" not in str(raised.value)
+
+
+def test_time_budgets_need_a_system(simulate):
+    for budget in ("seconds(1.0)", "joules(1.0)"):
+        with pytest.raises(ValueError, match="is counted by a system model; give one"):
+            simulate(budget=budget)
+
+
+def test_a_table_of_devices_of_ones_own(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        "[toy]\nsustained = '2GFLOP/s'\nbackward = 3\nmemory = '1MB'\ncompute_watts = 1\n"
+        "send_watts = 2\nreceive_watts = 3\nidle_watts = 4\n"
+    )
+    fleet = parse_system(f"mix(toy=1, pi5=1, table={str(file)!r})").fleet(4, 0)
+    assert sorted(fleet.flops.tolist()) == [2e9, 2e9, 35.169e9, 35.169e9]
+    saved = Experiment.from_dict({"system": f"devices('toy', table={str(file)!r})"}).system
+    assert str(file) in saved
+    file.with_name("other.toml").write_text("[toy]\nsustained = '2GFLOP/s'\n")
+    with pytest.raises(ValueError, match="device 'toy' needs sustained, backward, memory"):
+        known(str(file.with_name("other.toml")))
+
+
+def test_shares_of_a_mix_are_exact_and_who_has_which_is_drawn():
+    mix = Mix(pi5=0.5, phone_mid=0.3, jetson_nano=0.2)
+    first, again, other = (mix.draw(10, seed).kinds for seed in (0, 0, 1))
+    assert np.bincount(first).tolist() == [5, 3, 2]
+    assert first.tolist() == again.tolist() != other.tolist()
+    assert np.bincount(Mix(pi5=1, pi4=1, laptop=1).draw(100, 0).kinds).tolist() in (
+        [33, 34, 33], [33, 33, 34], [34, 33, 33],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("law", "spread", "low", "median", "high"),
+    [("lognormal", 0.5, 0, 1.0, 99), ("uniform", 0.5, 0.5, 1.0, 1.5), ("zipf", 1.0, 0.01, 0.02, 1)],
+)
+def test_laws_have_their_medians_and_ends(law, spread, low, median, high):
+    """Zipf's ranks 1..100 have the median 50.5."""
+    speeds = Devices("pi5", law, spread).draw(20_000, 0).flops / known()["pi5"].flops
+    assert np.median(speeds) == pytest.approx(median, rel=0.04)
+    assert low <= speeds.min() and speeds.max() <= high
+
+
+def test_rates_differ_by_client_or_by_round():
+    by_client = Rates("1Mbit/s", "2Mbit/s", "5ms", "lognormal", 0.5)
+    first, second = (by_client.roads(50, number, 0).up for number in (1, 2))
+    assert first.tolist() == second.tolist() and len({*first.tolist()}) == 50
+    by_round = Rates("1Mbit/s", "2Mbit/s", "5ms", "lognormal", 0.5, "round")
+    first, second = (by_round.roads(50, number, 0) for number in (1, 2))
+    assert first.up.tolist() != second.up.tolist()
+    assert (first.down / first.up).tolist() == pytest.approx([2.0] * 50)
+
+
+def test_fading_has_a_mean_of_one_in_power():
+    """SNR is (2^(rate / W) - 1), so that the gain can be read off the rate."""
+    still, faded = Cell(), Cell(fading=True)
+    snr = [2 ** (cell.roads(20_000, 1, 0).up / 1e7) - 1 for cell in (still, faded)]
+    assert float(np.mean(snr[1] / snr[0])) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEM if name not in {"mix", "none", "shared"}])
+def test_every_part_alone_is_a_system_by_its_defaults(name):
+    system = parse_system(name)
+    fleet, now = system.in_round(3, 1, 0)
+    for numbers in (now.flops, now.roads.up, now.roads.down):
+        assert numbers.shape == (3,) and (numbers > 0).all()
+    assert all((fleet.of(key) > 0).all() for key in ("memory", "compute_watts", "idle_watts"))
+
+
+@pytest.mark.parametrize("name", list(known()))
+def test_every_device_says_where_its_numbers_are_from(name):
+    device = known()[name]
+    keys = {"sustained", "backward", "memory", "compute_watts", "send_watts", "receive_watts",
+            "idle_watts"}  # fmt: skip
+    assert {*device.assumed} <= keys | {"peak"}
+    for key in keys - {*device.assumed} - {"sustained", "backward", "memory"}:
+        assert key in device.source or "watts" in device.source, key
+
+
+# What a run records.
+
+
+def test_a_system_changes_no_result_and_replay_equals_the_online_clock(simulate, reference):
+    plain, outcome = reference(), simulate(system=SLOW)
+    assert outcome.equals(plain)
+    assert outcome.rounds["accuracy"].tolist() == plain.rounds["accuracy"].tolist()
+    assert "virtual_seconds" not in plain.rounds
+    replayed = [*timed(outcome.folder, 2, 6, 0, parse_system(SLOW))]
+    assert outcome.rounds["virtual_seconds"].tolist() == [one.seconds for one in replayed]
+    assert outcome.rounds["energy_joules"].tolist() == [one.joules.sum() for one in replayed]
+    clients = outcome.clients
+    for number, one in enumerate(replayed, start=1):
+        mine = clients[clients["round"] == number]
+        assert mine["energy_joules"].tolist() == one.joules.tolist()
+        assert mine["virtual_seconds"].max() == one.seconds
+    assert outcome.summary["virtual_seconds"] == pytest.approx(
+        sum(one.seconds for one in replayed), abs=1e-3
+    )
+
+
+def test_budgets_of_time_and_energy_end_a_run(simulate, reference):
+    rounds = simulate(system=SLOW, rounds=4).rounds
+    for budget, column in (("seconds", "virtual_seconds"), ("joules", "energy_joules")):
+        limit = float(rounds[column][:2].sum())
+        outcome = simulate(system=SLOW, rounds=4, budget=f"{budget}({limit!r})")
+        assert len(outcome.rounds) == 2
+        assert outcome.summary["ended_by"] == f"{budget}(limit={limit!r})"
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2", "sequential", "fedavg"])
+def test_graphs_on_disk_are_those_of_any_engine(simulate, shared_ray, strategy):
+    changes = {"strategy": strategy, "rounds": 2, "local_steps": 2}
+    alone = simulate(**changes)
+    many = simulate(session=shared_ray.session(2), **changes)
+    for number in (1, 2):
+        mine, others = (task_files.file_of(one.folder, number) for one in (alone, many))
+        assert mine.read_bytes() == others.read_bytes()
+
+
+def test_a_resumed_run_leaves_the_graphs_of_one_that_was_never_stopped(
+    simulate, reference, tmp_path
+):
+    """It is stopped after round 3, and goes on from the checkpoint of round 2."""
+    changes = {"rounds": 4, "checkpoint_every": 2}
+
+    def stop(row, result):
+        if row["round"] == 3:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        simulate(watch=stop, **changes)
+    (folder,) = {path.parent for path in tmp_path.rglob("experiment.toml")}
+    fs.resume(folder)
+    whole = reference(**changes)
+    for number in range(1, 5):
+        mine, theirs = (task_files.file_of(one, number) for one in (whole.folder, folder))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+# Afterwards.
+
+
+def test_a_finished_run_is_timed_under_other_systems(simulate, tmp_path):
+    """Ten times the rate, without latency, is a tenth of the time that is sent."""
+    outcome = simulate(rounds=3)
+    base = "devices('laptop') | network('1Mbit/s', '1Mbit/s', latency='0s') | server('1TFLOP/s')"
+    slow, fast = base, base.replace("1Mbit/s", "10Mbit/s")
+    frame = table(time_runs([outcome.folder], [slow, fast]), [0.0, 2.0]).set_index("system")
+    sent = ["up", "down", "weights"]
+    seconds = frame[sent].sum(axis=1) * frame["seconds"]
+    assert seconds[slow] == pytest.approx(10 * seconds[fast], rel=1e-9)
+    shares = frame[["head", "tail", *sent]].sum(axis=1)
+    assert shares.tolist() == pytest.approx([1.0, 1.0])
+    assert frame["to_0"].tolist() == [
+        next(timed(outcome.folder, 1, 6, 0, parse_system(spec))).seconds for spec in (slow, fast)
+    ]
+    assert frame["to_2"].isna().all(), "an accuracy of 200 % is never reached"
+    accuracy = outcome.rounds["accuracy"]
+    rounds = [one.seconds for one in timed(outcome.folder, 3, 6, 0, parse_system(slow))]
+    reached = int((accuracy >= 0.9 * accuracy.max()).idxmax())
+    assert frame["to_90"][slow] == pytest.approx(sum(rounds[: reached + 1]))
+
+
+def test_the_command_shows_times_and_writes_figures(simulate, tmp_path):
+    folder = str(simulate().folder)
+    command = ["time", folder, "-s", SLOW, "-s", "wifi", "--accuracy", "0.1", "--out"]
+    done = CliRunner().invoke(cli.app, [*command, str(tmp_path / "o")], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    frame = pd.read_csv(tmp_path / "o" / "time.csv")
+    assert frame["system"].tolist() == [SLOW, "wifi"] and (frame["seconds"] > 0).all()
+    for name in ("time.svg", "gantt.svg"):
+        text = (tmp_path / "o" / name).read_text()
+        assert "virtual seconds" in text or "<svg" in text
+
+
+def test_what_cannot_be_timed_is_said_in_one_line(simulate, tmp_path):
+    outcome = simulate()
+
+    def said(*arguments):
+        done = CliRunner().invoke(cli.app, ["time", *map(str, arguments)])
+        assert done.exit_code == 2 and "Traceback" not in done.output
+        return " ".join(done.stderr.split())
+
+    assert "is no system" in said(outcome.folder, "-s", "none")
+    assert "round 9" in said(outcome.folder, "-s", "lte", "--round", "9", "--out", tmp_path / "x")
+    file = task_files.file_of(outcome.folder, 2)
+    file.write_bytes(file.read_bytes()[:100])
+    assert "round-000002.parquet is torn or no task graph" in said(outcome.folder, "-s", "lte")
+    file.unlink()
+    assert "is missing" in said(outcome.folder, "-s", "lte")
+    folder = outcome.folder / task_files.FOLDER
+    (folder / "round-000001.parquet").unlink()
+    folder.rmdir()
+    assert "recorded no task graphs; run it again" in said(outcome.folder, "-s", "lte")
+
+
+def test_devices_are_listed_with_what_is_assumed(monkeypatch):
+    monkeypatch.setattr(terminal.out, "width", 200)
+    done = CliRunner().invoke(cli.app, ["list", "devices"])
+    assert done.exit_code == 0 and "cortex_m7" in done.output and "35.2 GFLOP/s" in done.output
+    assert "4.8 GFLOP/s*" in done.output, "assumed"
