@@ -40,7 +40,13 @@ RANGES = {
 
 KINDS = {"integer": "whole number", "number": "number", "string": "text"}
 
-UNITS = {"share": "share", "FLOP": "floating-point operations", "s": "seconds", "": "number"}
+UNITS = {
+    "share": "share",
+    "FLOP": "floating-point operations",
+    "s": "seconds",
+    "J": "joules",
+    "": "number",
+}
 """Units of columns as files hold them; others name themselves."""
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         resume,
         run,
         sweep,
+        time,
     )
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "resume",
     "run",
     "sweep",
+    "time",
 ]
 
 

@@ -264,7 +264,7 @@ def test_what_cannot_be_timed_is_said_in_one_line(simulate, tmp_path):
     folder = outcome.folder / task_files.FOLDER
     (folder / "round-000001.parquet").unlink()
     folder.rmdir()
-    assert "recorded no task graphs; run it again" in said(outcome.folder, "-s", "lte")
+    assert "recorded none; run it again" in said(outcome.folder, "-s", "lte")
 
 
 def test_devices_are_listed_with_what_is_assumed(monkeypatch):
@@ -272,3 +272,14 @@ def test_devices_are_listed_with_what_is_assumed(monkeypatch):
     done = CliRunner().invoke(cli.app, ["list", "devices"])
     assert done.exit_code == 0 and "cortex_m7" in done.output and "35.2 GFLOP/s" in done.output
     assert "4.8 GFLOP/s*" in done.output, "assumed"
+
+
+def test_a_mix_is_written_on_the_command_line(tmp_path):
+    tiny = ["clients=2", "rounds=1", "engine=inline", "batch_size=256", "local_steps=1"]
+    command = ["run", "quickstart", *tiny, "system=mix(pi5=1, pi4=1) | wifi()", "--out"]
+    done = CliRunner().invoke(cli.app, [*command, str(tmp_path / "r")])
+    assert done.exit_code == 0, done.output
+    saved = (tmp_path / "r" / "experiment.toml").read_text()
+    assert "mix(table='', pi5=1, pi4=1) | wifi(" in saved
+    wrong = CliRunner().invoke(cli.app, [*command[:-2], "system=mix(pi9=1)"])
+    assert wrong.exit_code == 2 and "unknown device 'pi9'; did you mean" in wrong.stderr

@@ -7,7 +7,7 @@ run.rounds, run.summary, run.model
 
 from simulations.api.one import resume, run
 from simulations.api.results import Comparison, NoResultsError, Run, Study, load
-from simulations.api.several import compare, pareto, report, sweep
+from simulations.api.several import compare, pareto, report, sweep, time
 
 __all__ = [
     "Comparison",
@@ -21,4 +21,5 @@ __all__ = [
     "resume",
     "run",
     "sweep",
+    "time",
 ]

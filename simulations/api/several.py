@@ -17,6 +17,7 @@ from simulations.api.progress import counting, is_watched, watching
 from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
 from simulations.report.page import build, form_of, older_marks, write
+from simulations.report.timing import table, time_runs
 from simulations.runs.experiment_data import forget
 from simulations.runs.lock import alone
 from simulations.runs.paths import chosen_folder, expanded
@@ -176,6 +177,37 @@ def report(
     path, runs = expanded(output), [expanded(one) for one in several]
     write(build(runs, baseline, older_marks(path)), path, form_of(path))
     return path
+
+
+def time(
+    folders: str | Path | Iterable[str | Path],
+    system: str | Sequence[str],
+    accuracies: Sequence[float] = (),
+) -> pd.DataFrame:
+    """Tell what finished runs would have taken on other devices and networks, without training.
+
+    Parameters
+    ----------
+    folders : str, Path or several
+        Folders of runs, at any depth.
+    system : str or several
+        As ``"devices('pi5') | lte()"``: see the guide on time.
+    accuracies : sequence of float
+        Shares in 0..1 that times are told to, beside shares of the best accuracy.
+
+    Returns
+    -------
+    DataFrame
+        A row for each configuration and system, see :func:`simulations.report.timing.table`.
+
+    Raises
+    ------
+    ValueError
+        No run is complete or recorded its tasks, or a system is wrong.
+    """
+    several = [folders] if isinstance(folders, str | Path) else folders
+    paths, systems = [expanded(one) for one in several], _listed(system)
+    return table(time_runs(paths, systems), accuracies)
 
 
 def _study(
