@@ -46,6 +46,11 @@ class Payload:
     side: dict[str, Tensor] = field(default_factory=dict)
 
     @property
+    def values(self) -> int:
+        """How many values there are."""
+        return sum(tensor.numel() for tensor in self.carried.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes on the wire, by serialising."""
         return len(self.to_bytes())

@@ -41,13 +41,13 @@ def check_tasks(result: RoundResult) -> None:
 
 
 def _check_served(tasks: list[Task]) -> None:
-    served = [before for task in tasks if task.kind == "serve" for before in task.after]
+    served = [before for task in tasks if task.kind in {"serve", "decode"} for before in task.after]
     for number, task in enumerate(tasks):
         if task.kind == "serve":
-            came = any(tasks[before].kind in UP for before in task.after)
+            came = any(tasks[before].kind in {*UP, "decode"} for before in task.after)
             hold(came, f"{task} must wait for a payload")
         if task.kind == "down":
-            made = any(tasks[before].kind == "serve" for before in task.after)
+            made = any(tasks[before].kind in {"serve", "pack"} for before in task.after)
             hold(made, f"{task} must wait for the task that made the cut gradient")
             steps = [n for n in range(number) if tasks[n].client == task.client]
             payload = max(n for n in steps if tasks[n].kind in UP)

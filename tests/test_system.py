@@ -1,11 +1,14 @@
 """Systems: quantities, devices, networks; what a run with a system records; timing afterwards."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 import fl_split as fs
+from fl_split.codecs import CODECS
 from fl_split.spec_errors import SpecError
 from simulations.cli import main as cli
 from simulations.cli import terminal
@@ -13,10 +16,16 @@ from simulations.report.timing import table, time_runs
 from simulations.runs import task_files
 from simulations.runs.experiment import Experiment
 from simulations.runs.virtual_time import timed
+from simulations.system.coding import coding, operations
 from simulations.system.devices import Devices, Mix, known
+from simulations.system.graph import KINDS, Graph
 from simulations.system.networks import Cell, Rates
 from simulations.system.quantities import quantity
-from simulations.system.system import SYSTEM, parse_system
+from simulations.system.system import SYSTEM, Timed, parse_system
+
+ROOT = Path(__file__).parents[1]
+
+RUN = Timed(clients=6, seed=0)
 
 SLOW = "mix(pi5=0.5, cortex_m7=0.5) | lte() | server('10GFLOP/s')"
 
@@ -134,7 +143,7 @@ def test_fading_has_a_mean_of_one_in_power():
 @pytest.mark.parametrize("name", [name for name in SYSTEM if name not in {"mix", "none", "shared"}])
 def test_every_part_alone_is_a_system_by_its_defaults(name):
     system = parse_system(name)
-    fleet, now = system.in_round(3, 1, 0)
+    fleet, now = system.in_round(Timed(3, 0), 1)
     for numbers in (now.flops, now.roads.up, now.roads.down):
         assert numbers.shape == (3,) and (numbers > 0).all()
     assert all((fleet.of(key) > 0).all() for key in ("memory", "compute_watts", "idle_watts"))
@@ -158,7 +167,7 @@ def test_a_system_changes_no_result_and_replay_equals_the_online_clock(simulate,
     assert outcome.equals(plain)
     assert outcome.rounds["accuracy"].tolist() == plain.rounds["accuracy"].tolist()
     assert "virtual_seconds" not in plain.rounds
-    replayed = [*timed(outcome.folder, 2, 6, 0, parse_system(SLOW))]
+    replayed = [*timed(outcome.folder, 2, RUN, parse_system(SLOW))]
     assert outcome.rounds["virtual_seconds"].tolist() == [one.seconds for one in replayed]
     assert outcome.rounds["energy_joules"].tolist() == [one.joules.sum() for one in replayed]
     clients = outcome.clients
@@ -225,11 +234,11 @@ def test_a_finished_run_is_timed_under_other_systems(simulate, tmp_path):
     shares = frame[["head", "tail", *sent]].sum(axis=1)
     assert shares.tolist() == pytest.approx([1.0, 1.0])
     assert frame["to_0"].tolist() == [
-        next(timed(outcome.folder, 1, 6, 0, parse_system(spec))).seconds for spec in (slow, fast)
+        next(timed(outcome.folder, 1, RUN, parse_system(spec))).seconds for spec in (slow, fast)
     ]
     assert frame["to_2"].isna().all(), "an accuracy of 200 % is never reached"
     accuracy = outcome.rounds["accuracy"]
-    rounds = [one.seconds for one in timed(outcome.folder, 3, 6, 0, parse_system(slow))]
+    rounds = [one.seconds for one in timed(outcome.folder, 3, RUN, parse_system(slow))]
     reached = int((accuracy >= 0.9 * accuracy.max()).idxmax())
     assert frame["to_90"][slow] == pytest.approx(sum(rounds[: reached + 1]))
 
@@ -283,3 +292,44 @@ def test_a_mix_is_written_on_the_command_line(tmp_path):
     assert "mix(table='', pi5=1, pi4=1) | wifi(" in saved
     wrong = CliRunner().invoke(cli.app, [*command[:-2], "system=mix(pi9=1)"])
     assert wrong.exit_code == 2 and "unknown device 'pi9'; did you mean" in wrong.stderr
+
+
+def test_codecs_cost_what_the_table_says(simulate):
+    """One step of 8 samples: 8 x 5 x 16 numbers, of which adc leaves the values of 3 tokens."""
+    chain, found = "adc(ratio=0.5) | uniform(bits=4)", []
+    simulate(
+        watch=lambda row, result: found.append(result.tasks), codec=chain, downlink="fp16()",
+        clients=1, rounds=1, local_steps=1, batch_size=8,
+    )  # fmt: skip
+    amounts = {task.kind: task.amount for task in found[0]}
+    whole, left = amounts["encode"], amounts["decode"]
+    assert whole == 8 * 5 * 16 and 0 < left < whole
+    assert amounts["pack"] == amounts["unpack"] == left
+    graph = Graph.of(found[0])
+    costs = operations(graph, coding(chain), coding("fp16()"))
+    by_kind = {KINDS[kind]: cost for kind, cost in zip(graph.kinds, costs, strict=True) if cost}
+    assert by_kind == pytest.approx(
+        {
+            "encode": 198.6 * whole + 163.9 * left,
+            "decode": 11.6 * whole + 52.1 * left,
+            "pack": 40.5 * left,
+            "unpack": 13.5 * left,
+        }
+    )
+
+
+def test_the_table_of_costs_is_that_of_the_benchmark():
+    """Shares of the head's time on a ViT-Tiny: 43,875 operations of the head for each number."""
+    measured = pd.read_csv(ROOT / "docs" / "results" / "codecs_vit_tiny.csv").set_index("codec")
+    head = ((measured["client_ms"] + measured["server_ms"]) / measured["share"]).median()
+    for name in CODECS:
+        costs = coding(name)
+        if name != "identity":
+            expected = measured.loc[name, ["client_ms", "server_ms"]] / head * 43875.015
+            assert costs.first == pytest.approx([*expected], rel=1e-2)
+        assert not costs.unknown
+
+
+def test_a_codec_that_the_table_does_not_have_counts_nothing_and_is_named():
+    found = coding("topk(ratio=0.1) | my_pkg.codecs:Mine()")
+    assert found.unknown == ("my_pkg.codecs:Mine",) and found.first == (277.6, 161.9)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_split.codecs import Codec, Received
+from fl_split.codecs import Codec, Identity, Received
 from fl_split.models.cut import Tail
 from fl_split.payload import Payload
 from fl_split.seeds import Purpose, StepId
@@ -35,6 +35,11 @@ class Arrival:
     def rows(self) -> int:
         """Rows K that run through the tail."""
         return len(self.received.tokens)
+
+    @property
+    def values(self) -> int:
+        """Numbers through which gradients flow."""
+        return sum(leaf.numel() for leaf in self.leaves.values())
 
     @property
     def tokens(self) -> int:
@@ -61,6 +66,16 @@ class Link:
     def __init__(self, codec: Codec, downlink: Codec) -> None:
         self.codec, self.downlink = codec, downlink
         self._owed: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def encodes(self) -> bool:
+        """Whether smashed data are changed before they are sent."""
+        return not isinstance(self.codec, Identity)
+
+    @property
+    def packs_down(self) -> bool:
+        """Whether cut gradients are."""
+        return not isinstance(self.downlink, Identity)
 
     def renewed(self) -> Link:
         """Return a link like this one that owes nobody anything, as at the start of a round."""

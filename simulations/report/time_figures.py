@@ -14,7 +14,7 @@ from simulations.runs.task_files import read
 from simulations.system.clock import Conditions, time_round
 from simulations.system.graph import Graph
 from simulations.system.spending import SHARES
-from simulations.system.system import SYSTEM, parse_system
+from simulations.system.system import SYSTEM, Timed, parse_system
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,5 +87,5 @@ def first_gantt(runs: Sequence[TimedRun], number: int) -> Figure:
     graphs = [*read(one.run.folder, number)]
     system = parse_system(one.system)
     assert system is not None
-    _, now = system.in_round(int(one.run.settings["clients"]), number, one.run.seed)
+    _, now = system.in_round(Timed.of(one.run.settings), number)
     return gantt(graphs[-1], now, f"{_label(one)}: round {number}")

@@ -20,7 +20,7 @@ from simulations.report.runs import RunCollection, collect
 from simulations.runs.task_files import FOLDER
 from simulations.runs.virtual_time import timed
 from simulations.system.spending import SHARES, Share, Spent
-from simulations.system.system import System, parse_system
+from simulations.system.system import System, Timed, parse_system
 from strategies.server.tasks import SERVER
 
 OF_BEST = (0.5, 0.7, 0.8, 0.9)
@@ -131,9 +131,8 @@ def _check_graphs(run: FinishedRun) -> None:
 def _timed(collection: RunCollection, systems: Mapping[str, System]) -> Iterator[TimedRun]:
     for configuration in collection.configurations:
         for run in configuration.runs:
-            clients = int(run.settings["clients"])
             for spec, system in systems.items():
-                spent = [*timed(run.folder, len(run.rounds), clients, run.seed, system)]
+                spent = [*timed(run.folder, len(run.rounds), Timed.of(run.settings), system)]
                 yield TimedRun(configuration.label, spec, run, spent)
 
 

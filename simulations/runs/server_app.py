@@ -46,6 +46,7 @@ from simulations.runs.setup import Setup, prepare
 from simulations.runs.signals import undisturbed
 from simulations.runs.trials import memory_of_a_batch
 from simulations.runs.virtual_time import VirtualTime
+from simulations.system.system import Timed
 from strategies import NoClientsLeft, Progress, RoundResult, Training, TrainingFailed, train
 from strategies.server.threads import ServerThreads
 
@@ -126,7 +127,7 @@ class RunController:
         self.pooled.set_moments(self.before.moments)
         self.folder = output_folder(experiment)
         system = experiment.parts.system
-        self.timers = [VirtualTime(system, experiment.clients, experiment.seed)] if system else []
+        self.timers = [VirtualTime(system, Timed.of(experiment.model_dump()))] if system else []
         new = new_metrics([*self.timers, *context.observers])
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         self.about_data = about_data.record(self.setup)

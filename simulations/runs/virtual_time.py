@@ -13,11 +13,11 @@ from simulations.runs.columns import ENERGY_JOULES, OF_SYSTEM, VIRTUAL_SECONDS
 from simulations.runs.observers import Observer
 from simulations.system.graph import Graph
 from simulations.system.spending import Spent, spent
-from simulations.system.system import System
+from simulations.system.system import System, Timed
 from strategies import RoundResult
 
 
-def timed(folder: Path, rounds: int, clients: int, seed: int, system: System) -> Iterator[Spent]:
+def timed(folder: Path, rounds: int, run: Timed, system: System) -> Iterator[Spent]:
     """Yield what each of the first `rounds` rounds of a run takes under a system.
 
     Raises
@@ -26,11 +26,11 @@ def timed(folder: Path, rounds: int, clients: int, seed: int, system: System) ->
         A task graph is missing or torn.
     """
     for number, graph in enumerate(task_files.read(folder, rounds), start=1):
-        yield _time(graph, number, clients, seed, system)
+        yield _time(graph, number, run, system)
 
 
-def _time(graph: Graph, number: int, clients: int, seed: int, system: System) -> Spent:
-    fleet, now = system.in_round(clients, number, seed)
+def _time(graph: Graph, number: int, run: Timed, system: System) -> Spent:
+    fleet, now = system.in_round(run, number)
     return spent(graph, now, fleet)
 
 
@@ -39,14 +39,16 @@ class VirtualTime(Observer):
 
     Parameters
     ----------
-    clients, seed : int
-        Of the run.
+    system : System
+        Its own.
+    run : Timed
+        What the clock must know of it.
     """
 
     metrics = OF_SYSTEM
 
-    def __init__(self, system: System, clients: int, seed: int) -> None:
-        self.system, self.clients, self.seed = system, clients, seed
+    def __init__(self, system: System, run: Timed) -> None:
+        self.system, self.run = system, run
         self._last: tuple[int, Spent] | None = None
 
     def measure(self, result: RoundResult) -> Mapping[str, float]:
@@ -67,6 +69,6 @@ class VirtualTime(Observer):
         """Time a round once."""
         if self._last is None or self._last[0] != result.round:
             graph = Graph.of(result.tasks)
-            found = _time(graph, result.round, self.clients, self.seed, self.system)
+            found = _time(graph, result.round, self.run, self.system)
             self._last = result.round, found
         return self._last[1]

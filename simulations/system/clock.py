@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from simulations.system.coding import FREE, Coding, operations
 from simulations.system.graph import DOWN, UP, Graph
 from simulations.system.networks import Roads
 from simulations.system.part import Numbers
 from simulations.system.pools import Pool
+from strategies.server.tasks import VALUES
 
 FORWARD_SHARE = 1 / 3
 """Of the operations of a whole step: by count a backward pass has twice those of a forward one."""
@@ -32,6 +34,8 @@ class Conditions:
         (clients,) operations per second, and time of backward over that of forward.
     pool : float, optional
         Bit/s that all clients share, each way.
+    codec, downlink : Coding
+        What coding payloads and cut gradients costs.
     server_flops, cores : float, int
         Operations per second of a core of the server, and how many it has.
     in_order : bool
@@ -45,6 +49,8 @@ class Conditions:
     cores: int = 1
     in_order: bool = False
     pool: float | None = None
+    codec: Coding = FREE
+    downlink: Coding = FREE
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,12 @@ def alone(graph: Graph, now: Conditions) -> Numbers:
     """Return how long each task takes by itself, (n,) in seconds.
 
     Work of a client: operations over its device's speed, times the device's own ratio of backward
-    to forward over the usual 2. What crosses: latency, and bits over the rate of the road. Work
-    of the server: operations over the speed of a core.
+    to forward over the usual 2; of coding: those of the codec. What crosses: latency, and bits
+    over the rate of the road. Work of the server: operations over the speed of a core.
     """
     client, amount = graph.clients, graph.amounts.astype(float)
+    codes = graph.are(*VALUES)
+    amount[codes] = operations(graph, now.codec, now.downlink)[codes]
     backward = now.backward[client] / 2
     whole = FORWARD_SHARE + (1 - FORWARD_SHARE) * backward
     stretch = np.select(

@@ -18,9 +18,9 @@ from strategies.server.tasks import SERVER, Kind
 Share = Literal["head", "up", "tail", "down", "weights"]
 
 SHARES: Mapping[Share, tuple[Kind, ...]] = {
-    "head": ("forward", "backward", "end", "train"),
+    "head": ("forward", "encode", "unpack", "backward", "end", "train"),
     "up": ("up", "output gradient up"),
-    "tail": ("middle", "serve", "step"),
+    "tail": ("decode", "middle", "serve", "step", "pack"),
     "down": ("output down", "down"),
     "weights": ("sync down", "sync up"),
 }

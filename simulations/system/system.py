@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fl_split.spec_errors import SpecError
 from fl_split.specs import parse, stages
 from fl_split.tables import Table
 from simulations.system.clock import Conditions
+from simulations.system.coding import coding
 from simulations.system.devices import Devices, Fleet, Mix
 from simulations.system.networks import Cell, Network, Rates, Shared
 from simulations.system.part import NoSystem, Part
@@ -38,6 +40,21 @@ SYSTEM: Table[Any] = Table(
 
 
 @dataclass(frozen=True)
+class Timed:
+    """What the clock must know of a run beside its task graphs: keys of its experiment."""
+
+    clients: int
+    seed: int
+    codec: str = "identity()"
+    downlink: str = "identity()"
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Timed:
+        """Take these keys from all of them."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
 class System:
     """Devices, network and server; what a spec does not name is as by default."""
 
@@ -46,25 +63,27 @@ class System:
     server: Server = field(default_factory=Server)
     pool: Shared | None = None
 
-    def in_round(self, clients: int, number: int, seed: int) -> tuple[Fleet, Conditions]:
+    def in_round(self, run: Timed, number: int) -> tuple[Fleet, Conditions]:
         """Return devices and conditions of all clients of a run, in one round."""
-        fleet = self.fleet(clients, seed)
-        return fleet, self.conditions(fleet, number, seed)
+        fleet = self.fleet(run.clients, run.seed)
+        return fleet, self.conditions(fleet, run, number)
 
     def fleet(self, clients: int, seed: int) -> Fleet:
         """Return the device of each client of a run."""
         return self.devices.draw(clients, seed)
 
-    def conditions(self, fleet: Fleet, number: int, seed: int) -> Conditions:
+    def conditions(self, fleet: Fleet, run: Timed, number: int) -> Conditions:
         """Return what the system is in a round."""
         return Conditions(
             fleet.flops,
             fleet.of("backward"),
-            self.network.roads(len(fleet.kinds), number, seed),
+            self.network.roads(run.clients, number, run.seed),
             self.server.speed,
             self.server.cores,
             self.server.queue == "strategy",
             self.pool.rate if self.pool else None,
+            coding(run.codec),
+            coding(run.downlink),
         )
 
 

@@ -23,6 +23,7 @@ from fl_split.exchange.records import (
     PAYLOAD,
     ROUND,
     SAMPLES,
+    SMASHED_BYTES,
     Record,
     Weights,
     check_weights,
@@ -33,6 +34,9 @@ from strategies.server.mailbox import PUSH_AT, Mailbox
 from strategies.server.participants import Assignment
 from strategies.server.tasks import SERVER, TaskGraph
 from strategies.server.training import Training
+
+FLOAT_BYTES = 4
+"""Of a number of uncompressed smashed data."""
 
 MOST_GROUPS, LARGEST_GROUP = 8, 16
 """Clients are served together in groups: enough of them for several cores, none so large that
@@ -184,7 +188,12 @@ class Conversation:
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
             size, samples = payload_bytes(record), self.batch_samples[client]
+            numbers = cut.values if self.link.packs_down else 0
+            if numbers:
+                self.tasks.pack(client, at.step, numbers)
             self.tasks.follow("down", client, at.step, size, *self.tasks.served(client))
+            if numbers:
+                self.tasks.follow("unpack", client, at.step, numbers)
             self.tasks.follow("backward", client, at.step, self.flops.backward * samples)
             self.steps[client] += 1
             self.mailbox.send(client, record)
@@ -249,8 +258,14 @@ class Conversation:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
         self.tasks.follow("forward", client, at.step, size * self.flops.forward)
+        if self.link.encodes:
+            numbers = int(record.number(SMASHED_BYTES)) // FLOAT_BYTES
+            self.tasks.follow("encode", client, at.step, numbers)
         self.tasks.follow("up", client, at.step, payload_bytes(record))
-        return self.link.arrive(data, at, self.training.tail.module)
+        arrival = self.link.arrive(data, at, self.training.tail.module)
+        if self.link.encodes:
+            self.tasks.decode(client, at.step, arrival.values)
+        return arrival
 
     def _end(self, client: int, record: Record) -> None:
         check_weights(record.weights, self._expected[client])

@@ -14,21 +14,29 @@ from typing import Literal, NamedTuple, get_args
 Kind = Literal[
     "sync down",  # weights, server to client
     "forward",  # head, client
+    "encode",  # smashed data, client
     "up",  # payload, client to server
+    "decode",  # payload, server
     "middle",  # tail of a U-shape as far as its output, server
     "output down",  # server to client
     "end",  # end of a U-shape and its gradient, client
     "output gradient up",  # client to server
     "serve",  # tail, forward and backward; in a U-shape its backward; server
     "step",  # of the tail's optimiser, after all gradients of a joint step; server
+    "pack",  # cut gradient, server
     "down",  # cut gradient, server to client
+    "unpack",  # cut gradient, client
     "backward",  # head, client
     "train",  # whole model, one round on the client, or pooled data on the server
     "sync up",  # weights, client to server
 ]
 
 BYTES: set[Kind] = {"sync down", "up", "output down", "output gradient up", "down", "sync up"}
-"""Kinds whose amount is bytes; of all others it is operations."""
+"""Kinds whose amount is bytes."""
+
+VALUES: set[Kind] = {"encode", "decode", "pack", "unpack"}
+"""Kinds whose amount is numbers: of smashed data to encode, of values that came to decode, of a
+cut gradient. Of all others it is operations. The identity codec has none of these tasks."""
 
 SERVER = -1
 """The server, where a task has no client."""
@@ -60,7 +68,7 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
         depth = max((keys[number][0] for number in task.after), default=-1) + 1
         client = task.client
         if client == SERVER:
-            served = [number for number in task.after if tasks[number].client != SERVER]
+            served = [number for number in task.after if tasks[number].kind != "step"]
             client = min((keys[number][1] for number in served or task.after), default=SERVER)
         keys.append((depth, client, places[task.kind]))
     order = sorted(range(len(tasks)), key=keys.__getitem__)
@@ -83,6 +91,7 @@ class TaskGraph:
     _last: dict[int, int] = field(default_factory=dict)
     _tails: dict[int, int] = field(default_factory=dict)
     _served: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _decoded: dict[int, int] = field(default_factory=dict)
     _unstepped: dict[int, list[int]] = field(default_factory=dict)
 
     def add(self, kind: Kind, client: int, step: int, amount: int, *after: int) -> int:
@@ -97,12 +106,21 @@ class TaskGraph:
         self._last[client] = self.add(kind, client, step, amount, *before)
         return self._last[client]
 
+    def decode(self, client: int, step: int, amount: int) -> None:
+        """Record that the server decodes what came from a client; its tail waits for that."""
+        self._decoded[client] = self.add("decode", SERVER, step, amount, self._last[client])
+
+    def pack(self, client: int, step: int, amount: int) -> None:
+        """Record that the server packs what a client is sent, which waits for that."""
+        made = self.add("pack", SERVER, step, amount, *self._served[client])
+        self._served[client] = (made,)
+
     def serve(self, kind: Kind, owner: int, clients: Sequence[int], step: int, amount: int) -> None:
         """Record work of a tail for `clients`, after their last tasks and the tail's last step.
 
         `owner` is the client whose tail it is, or SERVER for the shared one.
         """
-        ups = [self._last[client] for client in clients]
+        ups = [self._decoded.pop(client, self._last[client]) for client in clients]
         last = self._tails.get(owner)
         number = self.add(kind, SERVER, step, amount, *ups, *([] if last is None else [last]))
         self._served |= dict.fromkeys(clients, (number,))
