@@ -11,22 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow.parquet as parquet
 
-from simulations.data import cache, folders, spreadsheets
+from simulations.data import arrays, cache, folders, spreadsheets
 from simulations.data.encoded import stamp
 from simulations.data.images import DataError
-from simulations.data.memory import rows_of
 from simulations.data.splits import Decision, kind
+from simulations.data.walking import Pictures, below, is_picture, listed
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-PICTURES = frozenset({"x", "image", "images", "data", "pixels"})
-ANSWERS = frozenset({"y", "label", "labels", "target", "targets"})
-"""Words in names of arrays of images, and of labels."""
-
-LISTED = 5
-"""Files that a message names."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +72,59 @@ def _folder(place: Path, image: str, label: str) -> Found:
     if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
         return _saved(place)
     listing = folders.listing(place)
-    if any(file.stem == "metadata" and file.suffix in METADATA for file in listing.others):
-        return load(str(place), str(place))
-    tables = [file for file in listing.others if file.suffix.lower() in spreadsheets.SUFFIXES]
-    if found := [file for file in listing.others if file.suffix.lower() == ".parquet"]:
-        return _parquet(found, place)
-    if listing.by_class and (len(listing.classes) > 1 or not tables):
-        splits, decisions = folders.by_class(listing, tables)
-        return Found(splits, decisions)
+    if metadata := [file for file in listing.others if _is_metadata(file)]:
+        return _metadata(metadata, listing)
+    files = Pictures(place, listing.pictures)
+    tables = _ending(listing, spreadsheets.SUFFIXES)
+    rows = _ending(listing, (".parquet",)) or _ending(listing, (".arrow",))
+    named = {file: spreadsheets.images_named(file, files, image, label) for file in tables}
+    names_most = 2 * len(set().union(*named.values())) > len(listing.pictures)
+    are_classes = not listing.fault and len(listing.classes) > 1
+    if tables and names_most and listing.pictures:
+        used = [file for file in tables if named[file]]
+        return _tables(used, [file for file in tables if file not in used], files, image, label)
+    if listing.by_class and (are_classes or not (tables or rows)):
+        return Found(*folders.by_class(listing, [*tables, *rows]))
+    if rows:
+        return _rows(rows, place)
     if tables:
-        return _tables(tables, place, image, label)
-    raise DataError(f"no images in {str(place)!r}; it holds {_listed(listing.others) or 'nothing'}")
+        return _tables(tables, [], files, image, label)
+    others = [file for file in listing.others if file.name.lower().endswith((".npz", *ARCHIVES))]
+    if len(others) == 1 and not listing.pictures:
+        return read(str(others[0]), image=image, label=label)
+    held = listed(listing.others or listing.loose) or "nothing"
+    what = "folders of classes" if listing.pictures else "images"
+    raise DataError(f"no {what} in {str(place)!r}; it holds {held}")
+
+
+def _ending(listing: folders.Listing, suffixes: tuple[str, ...]) -> list[Path]:
+    return [file for file in listing.others if file.suffix.lower() in suffixes]
 
 
 METADATA = frozenset({".csv", ".jsonl", ".parquet"})
 """Of files ``metadata.*``, which the library reads beside images."""
+
+
+def _is_metadata(file: Path) -> bool:
+    """Tell files that the library reads beside images; its CSV names them in one column."""
+    if file.stem != "metadata" or file.suffix not in METADATA:
+        return False
+    return file.suffix != ".csv" or b"file_name" in file.open("rb").readline()
+
+
+def _metadata(files: Sequence[Path], listing: folders.Listing) -> Found:
+    """Read images that the library's own tables name; say how many they do not."""
+    data = {"data_dir": str(listing.place)}
+    found = load("imagefolder", str(listing.place), f"files-{_marks(files)}", **data)
+    rest = len(listing.pictures) - sum(map(len, found.splits.values()))
+    text = f"{rest:,} images that {files[0].name} does not name are left out"
+    return Found(found.splits, [Decision("files", text)] if rest > 0 else [])
+
+
+def _marks(files: Sequence[Path]) -> str:
+    """Return what changes with files: the library looks at names and times only."""
+    stamps = b"".join(stamp(str(file)) for file in files)
+    return hashlib.blake2b(stamps, digest_size=8).hexdigest()
 
 
 def _saved(place: Path) -> Found:
@@ -103,6 +134,21 @@ def _saved(place: Path) -> Found:
     except Exception as error:  # the library raises a different type for every fault
         raise DataError(f"cannot load {str(place)!r}: {error}") from None
     return Found({**found} if isinstance(found, datasets.DatasetDict) else {"train": found})
+
+
+def _rows(files: Sequence[Path], place: Path) -> Found:
+    """Read files that hold images: Parquet or Arrow."""
+    if files[0].suffix.lower() != ".arrow":
+        return _parquet(files, place)
+    found = {}
+    for split, several in _by_split(files, place).items():
+        try:
+            parts = [datasets.Dataset.from_file(str(file)) for file in several]
+            found[split] = datasets.concatenate_datasets(parts)
+        except Exception as error:  # of Arrow, of the system
+            shown = str(several[0] if len(several) == 1 else place)
+            raise DataError(f"cannot load {shown!r}: {error}") from None
+    return Found(found)
 
 
 def _parquet(files: Sequence[Path], place: Path) -> Found:
@@ -116,10 +162,8 @@ def _parquet(files: Sequence[Path], place: Path) -> Found:
                     f"{file.name} and {several[0].name} list other classes, or in another order; "
                     "write them with the same features"
                 )
-        # The library looks at names and times only; a file may change without either.
-        marks = hashlib.blake2b(b"".join(stamp(str(file)) for file in several), digest_size=8)
         data_files = {"data_files": {"train": [str(file) for file in several]}}
-        name = f"files-{marks.hexdigest()}"
+        name = f"files-{_marks(several)}"
         found[split] = load("parquet", str(place), name, **data_files).splits["train"]
     return Found(found)
 
@@ -154,48 +198,13 @@ def _is_parquet(place: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _parquet_file(place: Path, image: str, label: str) -> Found:
+def _rows_file(place: Path, image: str, label: str) -> Found:
     del image, label
-    return _parquet([place], place)
+    return _rows([place], place)
 
 
-def _arrow_file(place: Path, image: str, label: str) -> Found:
-    del image, label
-    try:
-        return Found({"train": datasets.Dataset.from_file(str(place))})
-    except Exception as error:  # of Arrow, of the system
-        raise DataError(f"cannot load {str(place)!r}: {error}") from None
-
-
-def _arrays(place: Path, image: str, label: str) -> Found:
-    """Read arrays of images and of labels, as x_train and y_train, or test_images, test_labels."""
-    del image, label
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        with np.load(place, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                words = set(name.lower().replace("_", " ").split())
-                role = "images" if words & PICTURES else "labels" if words & ANSWERS else ""
-                if role:
-                    found.setdefault(kind(name) or "train", {})[role] = arrays[name]
-            names = ", ".join(arrays.files)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot load {str(place)!r}: {error}") from None
-    whole = {split: halves for split, halves in found.items() if len(halves) == 2}
-    if "train" not in whole:
-        raise DataError(
-            f"{str(place)!r} has the arrays {names}; it needs two called images and labels, or "
-            "x_train and y_train, and perhaps x_test and y_test"
-        )
-    return Found(
-        {
-            split: rows_of(
-                halves["images"],
-                np.asarray(halves["labels"]).reshape(len(halves["labels"]), -1).squeeze(1),
-            )
-            for split, halves in whole.items()
-        }
-    )
+def _arrays_file(place: Path, image: str, label: str) -> Found:
+    return Found(*arrays.read(place, image, label), "image", "label")
 
 
 def _archive(place: Path, image: str, label: str) -> Found:
@@ -209,10 +218,11 @@ def _archive(place: Path, image: str, label: str) -> Found:
             safe = {} if place.suffix.lower() == ".zip" else {"filter": "data"}
             shutil.unpack_archive(place, part, **safe)  # type: ignore[arg-type]
             part.replace(folder)
-        except (OSError, shutil.ReadError, ValueError) as error:
+        except Exception as error:  # of each packer, of the system
             if not folder.exists():  # another process may have been first
+                reason = str(error).strip().partition("\n")[0] or repr(error)
                 raise DataError(
-                    f"cannot unpack {str(place)!r}: {error}; unpack it yourself"
+                    f"cannot unpack {str(place)!r}: {reason}; unpack it yourself"
                 ) from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -220,41 +230,42 @@ def _archive(place: Path, image: str, label: str) -> Found:
 
 
 def _table_file(place: Path, image: str, label: str) -> Found:
-    return _tables([place], place.parent, image, label)
+    root = place.parent
+    files = Pictures(root, sorted(filter(is_picture, below(root)), key=str))
+    return _tables([place], [], files, image, label)
 
 
-def _tables(files: Sequence[Path], place: Path, image: str, label: str) -> Found:
+def _tables(
+    tables: Sequence[Path], others: Sequence[Path], files: Pictures, image: str, label: str
+) -> Found:
     """Read spreadsheets: of file names and labels beside images, or of pixels."""
-    by_split = _by_split(files, place)
+    by_split = _by_split(tables, files.root)
     several = [name for name, some in by_split.items() if len(some) > 1]
     if several or (len(by_split) > 1 and "train" not in by_split):
         raise DataError(
-            f"{str(place)!r} holds the tables {_listed(files)}; "
-            f"name one: local(path='.../{files[0].name}')"
+            f"{str(files.root)!r} holds the tables {listed(tables)}; "
+            f"name one: local(path='.../{tables[0].name}')"
         )
     found: dict[str, datasets.Dataset] = {}
-    decisions: list[Decision] = []
+    text = f"not read: {listed(others)}"
+    decisions = [Decision("files", text, "dataset=local(path='...')")] if others else []
     columns = "", ""
     for split, (file,) in by_split.items():
-        table = spreadsheets.read(file, image, label)
+        table = spreadsheets.read(file, files, image, label)
         decisions += table.decisions
         columns = table.image, table.label
+        if len(by_split) > 1 and {*table.splits} != {"train"}:
+            raise DataError(f"{file.name} is a split by its name and has a column of splits too")
         found |= table.splits if len(by_split) == 1 else {split: table.splits["train"]}
     return Found(found, decisions, *columns)
-
-
-def _listed(files: Sequence[Path]) -> str:
-    rest = len(files) - LISTED
-    names = ", ".join(file.name for file in files[:LISTED])
-    return names + (f" and {rest:,} more files" if rest > 0 else "")
 
 
 Reader = Callable[[Path, str, str], Found]
 
 FILES: Mapping[tuple[str, ...], Reader] = {
-    (".parquet",): _parquet_file,
-    (".arrow",): _arrow_file,
-    (".npz",): _arrays,
+    (".parquet",): _rows_file,
+    (".arrow",): _rows_file,
+    (".npz",): _arrays_file,
     ARCHIVES: _archive,
     spreadsheets.SUFFIXES: _table_file,
 }
