@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from simulations.data.candidates import LABELS, chosen, usual
+from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
 from simulations.data.pixels import KEY, clear_shape, first_of, from_columns, from_lists, scale_of
 from simulations.data.splits import Decision
@@ -34,6 +34,7 @@ def image_columns(
     else:
         found = [name for name, one in features.items() if isinstance(one, datasets.Image)]
         found = found or [name for name, one in features.items() if _form(tables[0], name, one)]
+        found = [*dict.fromkeys([*usual(found, IMAGES), *found])]
     if not found:
         return from_columns(tables)
     name, text = chosen(found, "images", "column", KEY)

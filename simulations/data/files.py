@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +76,26 @@ def _folder(place: Path, image: str, label: str) -> Found:
     listing = folders.listing(place)
     if metadata := [file for file in listing.others if _is_metadata(file)]:
         return _metadata(metadata, listing)
-    files = Pictures(place, listing.pictures)
     tables = _ending(listing, spreadsheets.SUFFIXES)
     rows = _ending(listing, (".parquet",)) or _ending(listing, (".arrow",))
+    files = Pictures(place, listing.pictures)
     named = {file: spreadsheets.images_named(file, files, image, label) for file in tables}
     names_most = 2 * len(set().union(*named.values())) > len(listing.pictures)
     are_classes = not listing.fault and len(listing.classes) > 1
-    if tables and names_most and listing.pictures:
-        used = [file for file in tables if named[file]]
-        return _tables(used, [file for file in tables if file not in used], files, image, label)
+    if names_most and (used := [file for file in tables if named[file]]):
+        with _or_folders(used, are_classes):
+            found = _tables(used, files, image, label)
+        return _with_unread(found, used, listing)
     if listing.by_class and (are_classes or not (tables or rows)):
         return Found(*folders.by_class(listing, [*tables, *rows]))
     if rows:
-        return _rows(rows, place)
+        return _with_unread(_rows(rows, place), rows, listing)
     if tables:
-        return _tables(tables, [], files, image, label)
+        return _with_unread(_tables(tables, files, image, label), tables, listing)
     others = [file for file in listing.others if file.name.lower().endswith((".npz", *ARCHIVES))]
     if len(others) == 1 and not listing.pictures:
-        return read(str(others[0]), image=image, label=label)
+        found = read(str(others[0]), image=image, label=label)
+        return _with_unread(found, others, listing)
     held = listed(listing.others or listing.loose) or "nothing"
     what = "folders of classes" if listing.pictures else "images"
     raise DataError(f"no {what} in {str(place)!r}; it holds {held}")
@@ -99,6 +103,25 @@ def _folder(place: Path, image: str, label: str) -> Found:
 
 def _ending(listing: folders.Listing, suffixes: tuple[str, ...]) -> list[Path]:
     return [file for file in listing.others if file.suffix.lower() in suffixes]
+
+
+@contextmanager
+def _or_folders(tables: Sequence[Path], are_classes: bool) -> Iterator[None]:
+    """Add to what is wrong with tables that the folders beside them may be classes."""
+    try:
+        yield
+    except DataError as error:
+        more = f"; or move {listed(tables)} away, and the folders are the classes"
+        raise DataError(f"{error}{more if are_classes else ''}") from None
+
+
+def _with_unread(found: Found, used: Sequence[Path], listing: folders.Listing) -> Found:
+    """Say which files beside those used are not read; it warns if they could have been."""
+    rest = [file for file in listing.others if file not in used]
+    could = any(file.name.lower().endswith((*chain(*FILES),)) for file in rest)
+    text = f"{len(rest):,} files are not read: {listed(rest)}"
+    said = [Decision("files", text, "dataset=local(path='...')", could)] if rest else []
+    return replace(found, decisions=[*found.decisions, *said])
 
 
 METADATA = frozenset({".csv", ".jsonl", ".parquet"})
@@ -118,7 +141,8 @@ def _metadata(files: Sequence[Path], listing: folders.Listing) -> Found:
     found = load("imagefolder", str(listing.place), f"files-{_marks(files)}", **data)
     rest = len(listing.pictures) - sum(map(len, found.splits.values()))
     text = f"{rest:,} images that {files[0].name} does not name are left out"
-    return Found(found.splits, [Decision("files", text)] if rest > 0 else [])
+    said = [Decision("files", text)] if rest > 0 else []
+    return _with_unread(Found(found.splits, said), files, listing)
 
 
 def _marks(files: Sequence[Path]) -> str:
@@ -232,12 +256,10 @@ def _archive(place: Path, image: str, label: str) -> Found:
 def _table_file(place: Path, image: str, label: str) -> Found:
     root = place.parent
     files = Pictures(root, sorted(filter(is_picture, below(root)), key=str))
-    return _tables([place], [], files, image, label)
+    return _tables([place], files, image, label)
 
 
-def _tables(
-    tables: Sequence[Path], others: Sequence[Path], files: Pictures, image: str, label: str
-) -> Found:
+def _tables(tables: Sequence[Path], files: Pictures, image: str, label: str) -> Found:
     """Read spreadsheets: of file names and labels beside images, or of pixels."""
     by_split = _by_split(tables, files.root)
     several = [name for name, some in by_split.items() if len(some) > 1]
@@ -247,16 +269,18 @@ def _tables(
             f"name one: local(path='.../{tables[0].name}')"
         )
     found: dict[str, datasets.Dataset] = {}
-    text = f"not read: {listed(others)}"
-    decisions = [Decision("files", text, "dataset=local(path='...')")] if others else []
-    columns = "", ""
+    decisions: list[Decision] = []
+    columns, paths = ("", ""), []
     for split, (file,) in by_split.items():
         table = spreadsheets.read(file, files, image, label)
         decisions += table.decisions
         columns = table.image, table.label
+        paths += table.paths
         if len(by_split) > 1 and {*table.splits} != {"train"}:
             raise DataError(f"{file.name} is a split by its name and has a column of splits too")
         found |= table.splits if len(by_split) == 1 else {split: table.splits["train"]}
+    if paths:
+        decisions += spreadsheets.left(paths, files, tables)
     return Found(found, decisions, *columns)
 
 

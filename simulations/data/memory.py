@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -20,7 +20,7 @@ from simulations.data import raw
 from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
 from simulations.data.sources import Source, source
-from simulations.data.splits import Decision
+from simulations.data.splits import Decision, choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +83,20 @@ def in_memory(given: Any) -> InMemory:
     DataError
         It is none of these, or its images cannot be read.
     """
+    said: list[Decision] = []
     if isinstance(given, datasets.DatasetDict):
         if "train" not in given:
             raise DataError(f"a DatasetDict needs a split 'train'; it has {', '.join(given)}")
-        given = (given["train"], given["test"]) if "test" in given else given["train"]
+        train, test, said = choose(given, "train", "", "the DatasetDict")
+        said = [replace(one, key="dataset=(splits['...'], splits['...'])") for one in said]
+        given = (given[train], given[test]) if test else given[train]
     if isinstance(given, tuple | list) and len(given) == 2 and all(map(_is_split, given)):
         halves = [*map(_split, given)]
     else:
         halves = [_split(given)]
-    decided = {one: None for _, some in halves for one in some}
-    train, *test = [table for table, _ in halves]
-    return InMemory(train, test[0] if test else None, decisions=(*decided,))
+    decided = {one: None for one in [*said, *(one for _, some in halves for one in some)]}
+    first, *second = [table for table, _ in halves]
+    return InMemory(first, second[0] if second else None, decisions=(*decided,))
 
 
 def as_pixels(images: Any) -> NDArray[np.unsignedinteger]:

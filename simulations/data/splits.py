@@ -121,7 +121,7 @@ def choose(
     Raises
     ------
     DataError
-        There is no such split, or several that would do.
+        There is no such split, or several that would do, or one is to be both.
     """
     sizes = {name: f"{name!r} ({len(split):,})" for name, split in found.items()}
     for name in filter(None, (train, test)):
@@ -132,6 +132,8 @@ def choose(
         raise DataError(
             f"{of!r} has the splits {', '.join(sizes.values())}; name one with train='...'"
         )
+    if test == chosen:
+        raise DataError(f"{of!r}: {chosen!r} is trained on, so it cannot be tested on too")
     rest = {name: split for name, split in found.items() if name != chosen}
     tested = test or _one(rest, ["test", "validation"], "test", of)
     unused = [sizes[name] for name in rest if name != tested]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
 from simulations.data.splits import Decision, kind
-from simulations.data.walking import Pictures, listed
+from simulations.data.walking import Pictures, is_picture, listed
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
 SPLITS = ("split", "set", "subset", "fold", "partition", "usage", "phase")
@@ -26,12 +26,13 @@ TRIED = 20
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a spreadsheet holds: splits by name, columns, and what was decided."""
+    """What a spreadsheet holds: splits, columns, what was decided, images that rows name."""
 
     splits: dict[str, datasets.Dataset]
     image: str
     label: str
     decisions: list[Decision] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
 
 def read(file: Path, files: Pictures, image: str, label: str) -> Sheet:
@@ -46,7 +47,7 @@ def read(file: Path, files: Pictures, image: str, label: str) -> Sheet:
     found = {name: _table(file, sheet, files, image, label) for name, sheet in sheets.items()}
     if len(found) == 1:
         (only,) = found.values()
-        return Sheet(only.splits, only.image, only.label, [*decisions, *only.decisions])
+        return replace(only, decisions=[*decisions, *only.decisions])
     for name, one in found.items():
         decisions += [one for one in one.decisions if one not in decisions]
         if {*one.splits} != {"train"}:
@@ -55,7 +56,8 @@ def read(file: Path, files: Pictures, image: str, label: str) -> Sheet:
             )
     first = next(iter(found.values()))
     splits = {name: one.splits["train"] for name, one in found.items()}
-    return Sheet(splits, first.image, first.label, decisions)
+    paths = [path for one in found.values() for path in one.paths]
+    return Sheet(splits, first.image, first.label, decisions, paths)
 
 
 def images_named(file: Path, files: Pictures, image: str, label: str) -> set[Path]:
@@ -91,7 +93,7 @@ def _sheets(file: Path) -> tuple[dict[str, Reader], list[Decision]]:
         raise DataError(f"{file.name} has the sheets {listed([*names])}; leave one for each split")
     said = ", ".join(map(repr, taken))
     rest = [name for name in names if name not in taken]
-    text = f"sheet {said} of {file.name}" + (f"; not read: {listed(rest)}" if rest else "")
+    text = f"sheets {said} of {file.name}" + (f"; not read: {listed(rest)}" if rest else "")
     decisions = [Decision("files", text, is_warning=bool(rest))] if len(names) > 1 else []
     return {split[name]: partial(_frame, file, sheet_name=name) for name in taken}, decisions
 
@@ -125,11 +127,19 @@ def _naming(sheet: Reader, files: Pictures, file: Path, image: str, label: str) 
     if image:
         return [image]
 
-    def names_files(name: str) -> bool:
+    def names_files(name: str, looks: bool) -> bool:
         tried = head[name].dropna().head(TRIED)
-        return sum(bool(files.find(value, file.parent)) for value in tried) > len(tried) / 2
+        return (
+            sum(
+                is_picture(Path(value)) if looks else bool(files.find(value, file.parent))
+                for value in tried
+            )
+            > len(tried) / 2
+        )
 
-    found = [name for name in columns if name != label and names_files(name)]
+    others = [name for name in columns if name != label]
+    found = [name for name in others if names_files(name, False)]
+    found = found or [name for name in others if names_files(name, True)]  # said to be missing
     first = usual(found, IMAGES)
     answers = usual(found, LABELS)
     rest = [name for name in found if name not in {*first, *answers}]
@@ -145,7 +155,7 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     picture, first = chosen(named, "files", "column", "dataset=local(image='...')")
     paths = _paths(_text(sheet, picture), files, file)
     text = f"{len(frame):,} images are named in {file.name}, {first.text}"
-    decisions = [Decision("files", text, first.key, first.is_warning), *_left(paths, files, file)]
+    decisions = [Decision("files", text, first.key, first.is_warning)]
     split, more = _split_column(frame, [picture, label], file)
     label = label or _label(frame, [picture, split], file)
     frame = frame.assign(**{picture: paths})
@@ -155,7 +165,7 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     tables = {
         name: _packed(some).cast_column(picture, datasets.Image()) for name, some in parts.items()
     }
-    return Sheet(tables, picture, label, [*decisions, *more])
+    return Sheet(tables, picture, label, [*decisions, *more], paths)
 
 
 def _packed(frame: pd.DataFrame) -> datasets.Dataset:
@@ -180,13 +190,13 @@ def _paths(column: pd.Series[Any], files: Pictures, sheet: Path) -> list[str]:
     return [str(path) for (path,) in found]
 
 
-def _left(paths: list[str], files: Pictures, file: Path) -> Iterator[Decision]:
+def left(paths: list[str], files: Pictures, tables: Sequence[Path]) -> Iterator[Decision]:
     """Say how many images no row names, and how many rows name an image again."""
     if rest := len({*map(str, files.paths)} - {*paths}):
-        text = f"{rest:,} images that {file.name} does not name are left out"
+        text = f"{rest:,} images that {listed(tables)} does not name are left out"
         yield Decision("files", text)
     if twice := len(paths) - len({*paths}):
-        text = f"{twice:,} rows of {file.name} name an image that an earlier row names"
+        text = f"{twice:,} rows of {listed(tables)} name an image that an earlier row names"
         yield Decision("files", text, is_warning=True)
 
 
