@@ -249,7 +249,9 @@ def _classes(labels: Any) -> tuple[list[Any], Any]:
         kinds = {type(value) for row in rows for value in row}
         if not kinds <= {bool, int, float}:
             raise DataError("several labels per image must be numbers, one-hot (n, k)")
-        return rows, datasets.List(datasets.Value("float64" if float in kinds else "int64"))
+        kind = float if float in kinds else int
+        values = [[kind(value) for value in row] for row in rows]
+        return values, datasets.List(datasets.Value(f"{kind.__name__}64"))
     values = [one.item() if hasattr(one, "item") else one for one in labels]
     values = [None if pd.isna(one) else one for one in values]
     kinds = {type(one) for one in values if one is not None}
