@@ -232,6 +232,7 @@ def test_one_hot_labels_of_arrays_are_classes(tmp_path, labels):
     for source in (
         opened(tmp_path / "a.npz"),
         in_memory((pixels, labels[codes])).open(0.25, 0),
+        in_memory(((pixels, labels[codes]), (pixels, labels[codes]))).open(0.25, 0),
     ):
         assert source.train_labels.tolist() == codes[source.train.rows].tolist()
 

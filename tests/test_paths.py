@@ -15,7 +15,7 @@ import fl_split as fs
 from fl_split.spec_errors import SpecError
 from fl_split.specs import located, shortened
 from fl_split.tables import Table
-from simulations.data.sources import DATASETS
+from simulations.data.descriptions import DATASETS
 from simulations.runs.experiment import Experiment
 from simulations.runs.paths import PathNotice, chosen_folder, expanded, placed
 from simulations.runs.settings import read_toml
@@ -119,6 +119,11 @@ def test_a_part_declares_its_paths_and_a_label_tells_their_last_part():
     assert located(spec, table, "/{}".format) == "mine(name='x', place='/x') | mine(place='/x')"
     assert shortened("local(path='/home/me/images')", DATASETS) == "local(path='images')"
     assert shortened("local(path='my/images')", DATASETS) == "local(path='my/images')"
+
+
+@pytest.mark.parametrize("name", ["写真\u30002024", "Photos\u00a02024", "a\u200bb", "\U0001f600"])
+def test_letters_that_are_no_controls_may_stand_in_a_path(name):
+    assert str(expanded(name)) == name
 
 
 @pytest.mark.parametrize(

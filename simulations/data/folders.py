@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def by_class(
     """
     if found.fault:
         raise DataError(f"{str(found.place)!r}: {found.fault}")
-    splits, decisions = {}, []
+    splits = {}
     for split, classes in found.by_class.items():
         names = sorted(classes)
         rows = sorted(
@@ -127,22 +127,26 @@ def by_class(
         )
         table = {"image": [path for path, _ in rows], "label": [label for _, label in rows]}
         splits[_called(split, found)] = datasets.Dataset.from_dict(table, features)
+    return splits, [*_said(found, tables)]
+
+
+def _said(found: Listing, tables: Sequence[Path]) -> Iterator[Decision]:
+    """Say which folders are splits, and what is left out."""
     folders = [name for name in found.by_class if name != _called(name, found)]
     if folders or found.splits_are == BELOW:
         where = ", below those of classes" if found.splits_are == BELOW else ""
         shown = ", ".join(map(repr, folders or found.by_class))
-        decisions.append(Decision("splits", f"folders {shown}{where}"))
+        yield Decision("splits", f"folders {shown}{where}")
     if found.loose:
         text = f"{len(found.loose):,} images in no folder of a class are left out"
-        decisions.append(Decision("files", f"{text}: {listed(found.loose)}"))
+        yield Decision("files", f"{text}: {listed(found.loose)}")
     if tables:
         text = f"classes are the names of folders; not read: {listed(tables)}"
         key = f"dataset=local(path='{tables[0]}')"
-        decisions.append(Decision("files", text, key, is_warning=True))
+        yield Decision("files", text, key, is_warning=True)
     rest = [file for file in found.others if file not in tables]
     if rest:
-        decisions.append(Decision("files", f"{len(rest):,} files are no images: {listed(rest)}"))
-    return splits, decisions
+        yield Decision("files", f"{len(rest):,} files are no images: {listed(rest)}")
 
 
 def _called(split: str, found: Listing) -> str:

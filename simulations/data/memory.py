@@ -138,6 +138,8 @@ def _is_split(given: Any) -> bool:
     """Tell a data set, or images with labels in one dimension, from images alone."""
     if isinstance(given, tuple | list) and len(given) == 2:
         labels = given[1]
+        if getattr(labels, "ndim", 0) == 2:  # one-hot
+            return getattr(given[0], "ndim", 0) > 2 and len(labels) == len(given[0])
         return hasattr(labels, "__len__") and not _is_split(labels) and np.ndim(labels) == 1
     return isinstance(given, datasets.Dataset | pd.DataFrame) or _is_torch(given)
 
@@ -250,8 +252,8 @@ def _classes(labels: Any) -> tuple[list[Any], Any]:
         if not kinds <= {bool, int, float}:
             raise DataError("several labels per image must be numbers, one-hot (n, k)")
         kind = float if float in kinds else int
-        values = [[kind(value) for value in row] for row in rows]
-        return values, datasets.List(datasets.Value(f"{kind.__name__}64"))
+        numbers = [[kind(value) for value in row] for row in rows]
+        return numbers, datasets.List(datasets.Value(f"{kind.__name__}64"))
     values = [one.item() if hasattr(one, "item") else one for one in labels]
     values = [None if pd.isna(one) else one for one in values]
     kinds = {type(one) for one in values if one is not None}
