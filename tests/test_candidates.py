@@ -424,3 +424,45 @@ def test_images_in_memory_keep_their_orientation(tmp_path, decoded):
         given.append(Image.open(path))
     source = in_memory((given, [0, 1] * 4)).open(0.25, 0)
     assert np.array_equal(decoded(source)[0][0, 0], half.T)
+
+
+def test_a_table_beside_folders_of_splits_keeps_them(tmp_path, decoded):
+    write(tmp_path / "train", range(9))
+    write(tmp_path / "test", range(9, 15))
+    table(tmp_path / "l.csv", [f"{k:03d}.png,{A_B[k]}" for k in range(15)])
+    source = opened(tmp_path)
+    assert pairs(source, decoded) == [sub(range(9)), sub(range(9, 15))]
+    assert "as the folders of the images say: train (9), test (6)" in decisions(source, "splits")
+    assert "folders would do too: ant, bee, cat" in decisions(source, "classes")
+
+
+def test_a_table_without_names_of_columns_is_refused(tmp_path):
+    loose(tmp_path, range(6))
+    path = table(tmp_path / "l.csv", rows(range(1, 6)), "0.png,a")
+    with pytest.raises(DataError, match=r"'0.png' is no name of a column; the first row names"):
+        opened(path)
+
+
+def test_images_beside_a_file_of_rows_are_counted(tmp_path):
+    hub_table(range(12)).to_parquet(tmp_path / "data.parquet")
+    loose(tmp_path / "assets", range(2))
+    table(tmp_path / "notes.csv", ["a,1"], "word,count")
+    text = "3 files are not read: 0.png, 1.png, notes.csv"
+    assert text in decisions(opened(tmp_path), "files")
+
+
+def test_tables_of_the_library_may_lie_in_folders_of_splits(tmp_path, decoded):
+    for split, numbers in (("train", range(8)), ("test", range(8, 12))):
+        loose(tmp_path / split, numbers)
+        table(tmp_path / split / "metadata.csv", rows(numbers), "file_name,label")
+    source = opened(tmp_path)
+    assert pairs(source, decoded) == [sub(range(8)), sub(range(8, 12))]
+    assert not decisions(source, "files")
+
+
+def test_a_zip_of_images_with_a_table_is_read(tmp_path, decoded, monkeypatch):
+    monkeypatch.setenv("FL_SPLIT_CACHE", str(tmp_path / "cache"))
+    loose(tmp_path / "d" / "images", range(12))
+    table(tmp_path / "d" / "labels.csv", [f"images/{row}" for row in rows(range(12))])
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "d")
+    assert both(opened(archive), decoded) == sub(range(12))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,13 +13,11 @@ from typing import Any
 import datasets
 import pyarrow.parquet as parquet
 
-from simulations.data import arrays, cache, folders, spreadsheets
+from simulations.data import archives, arrays, folders, spreadsheets
 from simulations.data.encoded import stamp
 from simulations.data.images import DataError
 from simulations.data.splits import Decision, kind
 from simulations.data.walking import Pictures, below, is_picture, listed
-
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,9 @@ def _folder(place: Path, image: str, label: str) -> Found:
     if names_most and (used := [file for file in tables if named[file]]):
         with _or_folders(used, are_classes):
             found = _tables(used, files, image, label)
+        if are_classes:
+            text = f"those of {listed(used)}; folders would do too: {listed(listing.classes)}"
+            found.decisions.append(Decision("classes", text, "moving the table away", True))
         return _with_unread(found, used, listing)
     if listing.by_class and (are_classes or not (tables or rows)):
         return Found(*folders.by_class(listing, [*tables, *rows]))
@@ -92,7 +91,9 @@ def _folder(place: Path, image: str, label: str) -> Found:
         return _with_unread(_rows(rows, place), rows, listing)
     if tables:
         return _with_unread(_tables(tables, files, image, label), tables, listing)
-    others = [file for file in listing.others if file.name.lower().endswith((".npz", *ARCHIVES))]
+    others = [
+        file for file in listing.others if file.name.lower().endswith((".npz", *archives.SUFFIXES))
+    ]
     if len(others) == 1 and not listing.pictures:
         found = read(str(others[0]), image=image, label=label)
         return _with_unread(found, others, listing)
@@ -116,8 +117,9 @@ def _or_folders(tables: Sequence[Path], are_classes: bool) -> Iterator[None]:
 
 
 def _with_unread(found: Found, used: Sequence[Path], listing: folders.Listing) -> Found:
-    """Say which files beside those used are not read; it warns if they could have been."""
-    rest = [file for file in listing.others if file not in used]
+    """Say which files are not read, and images if no table names them; warn if they could be."""
+    there = [*listing.others, *([] if found.image else listing.pictures)]
+    rest = sorted({*there} - {*used}, key=str)
     could = any(file.name.lower().endswith((*chain(*FILES),)) for file in rest)
     text = f"{len(rest):,} files are not read: {listed(rest)}"
     said = [Decision("files", text, "dataset=local(path='...')", could)] if rest else []
@@ -142,7 +144,7 @@ def _metadata(files: Sequence[Path], listing: folders.Listing) -> Found:
     rest = len(listing.pictures) - sum(map(len, found.splits.values()))
     text = f"{rest:,} images that {files[0].name} does not name are left out"
     said = [Decision("files", text)] if rest > 0 else []
-    return _with_unread(Found(found.splits, said), files, listing)
+    return _with_unread(Found(found.splits, said), [*files, *listing.pictures], listing)
 
 
 def _marks(files: Sequence[Path]) -> str:
@@ -232,25 +234,7 @@ def _arrays_file(place: Path, image: str, label: str) -> Found:
 
 
 def _archive(place: Path, image: str, label: str) -> Found:
-    """Unpack an archive into the cache, once, and read the folder."""
-    marks = hashlib.blake2b(stamp(str(place.absolute())), digest_size=12).hexdigest()
-    folder = cache.folder() / "archives" / marks
-    if not folder.exists():
-        part = folder.with_suffix(f".{os.getpid()}{cache.PART}")
-        try:
-            part.mkdir(parents=True)
-            safe = {} if place.suffix.lower() == ".zip" else {"filter": "data"}
-            shutil.unpack_archive(place, part, **safe)  # type: ignore[arg-type]
-            part.replace(folder)
-        except Exception as error:  # of each packer, of the system
-            if not folder.exists():  # another process may have been first
-                reason = str(error).strip().partition("\n")[0] or repr(error)
-                raise DataError(
-                    f"cannot unpack {str(place)!r}: {reason}; unpack it yourself"
-                ) from None
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return _folder(folder, image, label)
+    return _folder(archives.unpacked(place), image, label)
 
 
 def _table_file(place: Path, image: str, label: str) -> Found:
@@ -290,7 +274,7 @@ FILES: Mapping[tuple[str, ...], Reader] = {
     (".parquet",): _rows_file,
     (".arrow",): _rows_file,
     (".npz",): _arrays_file,
-    ARCHIVES: _archive,
+    archives.SUFFIXES: _archive,
     spreadsheets.SUFFIXES: _table_file,
 }
 """What reads a file, by how its name ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -107,8 +108,9 @@ def _frame(file: Path, **how: Any) -> Any:
             f"{file.name} needs openpyxl: pip install 'fl-split[xlsx]', or save it as CSV"
         ) from None
     except Exception as error:  # readers raise a different type for every fault
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"cannot load {str(file)!r}: {reason or repr(error)}") from None
+        reason = str(error).strip().partition("\n")[0] or repr(error)
+        advice = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
+        raise DataError(f"cannot load {str(file)!r}: {reason}{advice}") from None
     return found if isinstance(found, dict) else found.rename(columns=str)
 
 
@@ -127,15 +129,15 @@ def _naming(sheet: Reader, files: Pictures, file: Path, image: str, label: str) 
     if image:
         return [image]
 
+    if bare := [name for name in columns if is_picture(Path(name))]:
+        raise DataError(
+            f"{file.name}: {bare[0]!r} is no name of a column; the first row names them"
+        )
+
     def names_files(name: str, looks: bool) -> bool:
         tried = head[name].dropna().head(TRIED)
-        return (
-            sum(
-                is_picture(Path(value)) if looks else bool(files.find(value, file.parent))
-                for value in tried
-            )
-            > len(tried) / 2
-        )
+        found = [is_picture(Path(v)) if looks else files.find(v, file.parent) for v in tried]
+        return sum(map(bool, found)) > len(tried) / 2
 
     others = [name for name in columns if name != label]
     found = [name for name in others if names_files(name, False)]
@@ -159,13 +161,27 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     split, more = _split_column(frame, [picture, label], file)
     label = label or _label(frame, [picture, split], file)
     frame = frame.assign(**{picture: paths})
-    parts = {"train": frame}
-    if split:
-        parts = dict(iter(frame.groupby(frame[split].map(lambda name: kind(str(name))))))
+    names = frame[split].map(lambda name: kind(str(name))) if split else _folders(paths, files)
+    if not split and names.nunique() > 1:
+        said = ", ".join(f"{name} ({n:,})" for name, n in names.value_counts().items())
+        more = [Decision("splits", f"as the folders of the images say: {said}")]
     tables = {
-        name: _packed(some).cast_column(picture, datasets.Image()) for name, some in parts.items()
+        str(name): _packed(some).cast_column(picture, datasets.Image())
+        for name, some in frame.groupby(names.to_numpy(), sort=False)
     }
     return Sheet(tables, picture, label, [*decisions, *more], paths)
+
+
+def _folders(paths: list[str], files: Pictures) -> pd.Series[Any]:
+    """Return the split of each image by the folder it lies in, if all folders say one."""
+    root = str(files.root.absolute())
+    kinds = {
+        folder: next((what for part in Path(folder).parts if (what := kind(part))), "")
+        for folder in {os.path.dirname(os.path.relpath(path, root)) for path in paths}
+    }
+    are_splits = "train" in kinds.values() and all(kinds.values())
+    found = [kinds[os.path.dirname(os.path.relpath(path, root))] for path in paths]
+    return pd.Series(found if are_splits else ["train"] * len(paths))
 
 
 def _packed(frame: pd.DataFrame) -> datasets.Dataset:
