@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from simulations.data.decoding import look_at
 from simulations.data.images import DataError
 from simulations.data.memory import in_memory
 from simulations.runs.experiment import Experiment
-from simulations.runs.experiment_data import prepare_labels
+from simulations.runs.experiment_data import prepare_labels, silent
 from tests.test_files import both, decisions, hub_table, opened, pairs, picture, png, truth
 from tests.test_files import write_folder as write
 
@@ -424,6 +425,8 @@ def test_images_in_memory_keep_their_orientation(tmp_path, decoded):
         given.append(Image.open(path))
     source = in_memory((given, [0, 1] * 4)).open(0.25, 0)
     assert np.array_equal(decoded(source)[0][0, 0], half.T)
+    looked = look_at(source, "error", silent)
+    assert looked.survey.remarks["turned as the orientation tag says"] == 8
 
 
 def test_a_table_beside_folders_of_splits_keeps_them(tmp_path, decoded):
@@ -466,3 +469,14 @@ def test_a_zip_of_images_with_a_table_is_read(tmp_path, decoded, monkeypatch):
     table(tmp_path / "d" / "labels.csv", [f"images/{row}" for row in rows(range(12))])
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "d")
     assert both(opened(archive), decoded) == sub(range(12))
+
+
+def test_links_to_nowhere_are_refused_or_named(tmp_path, decoded):
+    write(tmp_path, range(12))
+    (tmp_path / "labels.csv").symlink_to(tmp_path / "gone")
+    source = opened(tmp_path)
+    assert both(source, decoded) == truth(range(12))
+    assert "not read: labels.csv" in decisions(source, "files")
+    (tmp_path / "metadata.csv").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"cannot read .*metadata.csv': No such file"):
+        opened(tmp_path)

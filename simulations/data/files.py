@@ -41,6 +41,14 @@ def read(path: str, *, image: str = "", label: str = "") -> Found:
     place = Path(path).expanduser()
     if not path or not place.exists():
         raise DataError(f"no file or folder {path!r}")
+    try:
+        return _read(place, image, label)
+    except OSError as error:
+        shown = error.filename or path
+        raise DataError(f"cannot read {str(shown)!r}: {error.strerror or error}") from None
+
+
+def _read(place: Path, image: str, label: str) -> Found:
     if place.is_dir():
         return _folder(place, image, label)
     for suffixes, reader in FILES.items():
@@ -50,8 +58,8 @@ def read(path: str, *, image: str = "", label: str = "") -> Found:
         return _parquet([place], place)
     known = ", ".join(suffix for suffixes in FILES for suffix in suffixes)
     raise DataError(
-        f"cannot load {path!r}: {place.suffix or 'this'} is none of {known}; a folder of images by "
-        "class, or fl_split.run(dataset=(images, labels)), can be made of anything"
+        f"cannot load {str(place)!r}: {place.suffix or 'this'} is none of {known}; a folder of "
+        "images by class, or fl_split.run(dataset=(images, labels)), can be made of anything"
     )
 
 
@@ -74,7 +82,7 @@ def _folder(place: Path, image: str, label: str) -> Found:
         return _metadata(metadata, listing)
     tables = _ending(listing, spreadsheets.SUFFIXES)
     rows = _ending(listing, (".parquet",)) or _ending(listing, (".arrow",))
-    files = Pictures(place, listing.pictures)
+    files = Pictures(place, listing.pictures if tables else [])
     named = {file: spreadsheets.images_named(file, files, image, label) for file in tables}
     names_most = 2 * len(set().union(*named.values())) > len(listing.pictures)
     are_classes = not listing.fault and len(listing.classes) > 1
@@ -95,7 +103,7 @@ def _folder(place: Path, image: str, label: str) -> Found:
         file for file in listing.others if file.name.lower().endswith((".npz", *archives.SUFFIXES))
     ]
     if len(others) == 1 and not listing.pictures:
-        found = read(str(others[0]), image=image, label=label)
+        found = _read(others[0], image, label)
         return _with_unread(found, others, listing)
     held = listed(listing.others or listing.loose) or "nothing"
     what = "folders of classes" if listing.pictures else "images"

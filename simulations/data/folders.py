@@ -139,7 +139,7 @@ def _said(found: Listing, tables: Sequence[Path]) -> Iterator[Decision]:
         yield Decision("splits", f"folders {shown}{where}")
     if found.loose:
         text = f"{len(found.loose):,} images in no folder of a class are left out"
-        yield Decision("files", f"{text}: {listed(found.loose)}")
+        yield Decision("files", f"{text}: {listed(found.loose)}", is_warning=True)
     if tables:
         text = f"classes are the names of folders; not read: {listed(tables)}"
         key = f"dataset=local(path='{tables[0]}')"

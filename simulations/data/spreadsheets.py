@@ -70,7 +70,7 @@ def images_named(file: Path, files: Pictures, image: str, label: str) -> set[Pat
             for name in _naming(sheet, files, file, image, label)[:1]:
                 for value in _text(sheet, name).dropna():
                     found.update(files.find(value, file.parent))
-    except DataError:
+    except (DataError, OSError):
         return set()
     return found & {*files.paths}
 
