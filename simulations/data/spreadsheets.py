@@ -248,5 +248,8 @@ def _label(frame: pd.DataFrame, others: list[str], file: Path) -> str:
             f"{file.name}: any of {', '.join(rest)} may be the label; name one with label='...'"
         )
     if not rest:
-        raise DataError(f"{file.name} has no column of labels beside {others[0]!r}")
+        raise DataError(
+            f"{file.name} has no column of labels beside {others[0]!r}; if another table has, name "
+            "it: local(path='.../train.csv')"
+        )
     return rest[0]

@@ -85,7 +85,9 @@ class Pictures:
             return []
         named = self._named.get(parts[-1], [])
         exact = [path for path in named if path.name == parts[-1]]
-        found = [path for path in exact or named if self._ends(path, parts)]
+        found = exact or named
+        if len(parts) > 1:
+            found = [path for path in found if self._ends(path, parts)]
         if len(found) == 1 and parts[0] not in {"/", ".."}:
             return found
         for folder in (beside, self.root):
