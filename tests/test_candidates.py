@@ -222,6 +222,10 @@ def test_arrays_that_would_do_too_are_named_and_can_be_chosen(tmp_path):
     assert len(opened(path, label="fine_labels").class_names) == 4
     with pytest.raises(DataError, match="none is called 'finer'"):
         opened(path, label="finer")
+    np.savez(path, label_names=np.array(["a", "b"]), images=pixels, labels=coarse)
+    source = opened(path)
+    assert source.train_labels.tolist() == coarse[source.train.rows].tolist()
+    assert "'label_names' would do too" in decisions(source, "labels")
     np.savez(path, x_train=pixels, y_train=coarse, x_test=pixels[:4])
     assert "x_test without the other half" in decisions(opened(path), "files")
 

@@ -49,40 +49,39 @@ def _pairs(
     names: list[str], place: Path, wanted: dict[str, str]
 ) -> tuple[dict[str, tuple[str, str]], list[Decision]]:
     """Return the arrays of images and labels of each split; say what else is there."""
-    found: dict[str, dict[str, str]] = {}
-    decisions = []
-    for role, wish in wanted.items():
-        alike = [name for name in names if _is(name, role, wish)]
-        if not alike:
-            raise DataError(
-                f"{str(place)!r} has the arrays {', '.join(names)}; it needs two called images and "
-                "labels, or x_train and y_train, and perhaps x_test and y_test"
-                + (f"; none is called {wish!r}" if wish else "")
-            )
-        base = ""
-        for split in sorted({_split(name) for name in alike}, key=lambda name: name != "train"):
-            several = [name for name in alike if _split(name) == split]
-            several.sort(key=lambda name: _base(name) != base)  # as of the training split
-            name, said = chosen(several, f"{role}s", "array", f"dataset=...({role}='...')")
-            base = base or _base(name)
-            found.setdefault(split, {})[role] = name
-            decisions += [said] if len(several) > 1 else []
-    whole = {
-        split: (both["image"], both["label"]) for split, both in found.items() if len(both) == 2
-    }
-    if "train" not in whole:
+    decisions: list[Decision] = []
+    found = {role: _by_split(names, role, wish, decisions) for role, wish in wanted.items()}
+    images, labels = found["image"], found["label"]
+    if "train" not in images or "train" not in labels:
+        missing = [wish for role, wish in wanted.items() if wish and not found[role]]
         raise DataError(
-            f"{str(place)!r} has the arrays {', '.join(names)}; it needs images and labels to "
-            "train on, as x_train and y_train"
+            f"{str(place)!r} has the arrays {', '.join(names)}; it needs two called images and "
+            "labels, or x_train and y_train, and perhaps x_test and y_test"
+            + (f"; none is called {missing[0]!r}" if missing else "")
         )
-    halves = [name for split, both in found.items() if split not in whole for name in both.values()]
+    whole = {split: (images[split], labels[split]) for split in images if split in labels}
     used = {name for both in whole.values() for name in both}
-    rest = [name for name in names if name not in used]
-    if rest:
+    halves = [name for name in (*images.values(), *labels.values()) if name not in used]
+    if rest := [name for name in names if name not in used]:
         why = f"; {listed(halves)} without the other half" if halves else ""
         text = f"arrays that are not read: {listed(rest)}{why}"
         decisions.append(Decision("files", text, is_warning=bool(halves)))
     return whole, decisions
+
+
+def _by_split(names: list[str], role: str, wish: str, decisions: list[Decision]) -> dict[str, str]:
+    """Return the array of a role for each split, all called alike where they can be."""
+    alike = [name for name in names if _is(name, role, wish)]
+    found: dict[str, str] = {}
+    base = ""
+    for split in sorted({*map(_split, alike)}, key=lambda name: name != "train"):
+        several = [name for name in alike if _split(name) == split]
+        # As of the training split; "labels" before "label_names".
+        several.sort(key=lambda name: (_base(name) != base, len(_words(_base(name)))))
+        found[split], said = chosen(several, f"{role}s", "array", f"dataset=...({role}='...')")
+        base = base or _base(found[split])
+        decisions += [said] if len(several) > 1 else []
+    return found
 
 
 def _words(name: str) -> list[str]:

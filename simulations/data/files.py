@@ -151,7 +151,7 @@ def _metadata(files: Sequence[Path], listing: folders.Listing) -> Found:
     found = load("imagefolder", str(listing.place), f"files-{_marks(files)}", **data)
     rest = len(listing.pictures) - sum(map(len, found.splits.values()))
     text = f"{rest:,} images that {files[0].name} does not name are left out"
-    said = [Decision("files", text)] if rest > 0 else []
+    said = [Decision("files", text, is_warning=True)] if rest > 0 else []
     return _with_unread(Found(found.splits, said), [*files, *listing.pictures], listing)
 
 

@@ -210,7 +210,7 @@ def left(paths: list[str], files: Pictures, tables: Sequence[Path]) -> Iterator[
     """Say how many images no row names, and how many rows name an image again."""
     if rest := len({*map(str, files.paths)} - {*paths}):
         text = f"{rest:,} images that {listed(tables)} does not name are left out"
-        yield Decision("files", text)
+        yield Decision("files", text, is_warning=True)
     if twice := len(paths) - len({*paths}):
         text = f"{twice:,} rows of {listed(tables)} name an image that an earlier row names"
         yield Decision("files", text, is_warning=True)
