@@ -318,7 +318,12 @@ def test_links_are_followed_but_not_in_circles(tmp_path, decoded):
     (tmp_path / "data" / "ant" / "up").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "bee").rename(tmp_path / "data" / "__bee__")
     names = ["ant", "__bee__", "cat"]
-    assert both(opened(tmp_path / "data"), decoded) == truth(range(12), names)
+    source = opened(tmp_path / "data")
+    assert both(source, decoded) == truth(range(12), names)
+    assert not decisions(source, "files")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "elsewhere")
+    text = "1 folders are links to others that are read too: their images count twice"
+    assert text in decisions(opened(tmp_path / "data"), "files")
 
 
 def test_empty_cells_before_the_first_image_are_read_over(tmp_path, decoded):

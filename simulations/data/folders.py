@@ -140,6 +140,10 @@ def _said(found: Listing, tables: Sequence[Path]) -> Iterator[Decision]:
     if found.loose:
         text = f"{len(found.loose):,} images in no folder of a class are left out"
         yield Decision("files", f"{text}: {listed(found.loose)}", is_warning=True)
+    places = {path.parent for path in found.pictures}
+    if twice := len(places) - len({os.path.realpath(place) for place in places}):
+        text = f"{twice:,} folders are links to others that are read too: their images count twice"
+        yield Decision("files", text, is_warning=True)
     if tables:
         text = f"classes are the names of folders; not read: {listed(tables)}"
         key = f"dataset=local(path='{tables[0]}')"
