@@ -84,7 +84,7 @@ def forget() -> None:
 @lru_cache(maxsize=16)
 def _split(source: Source, spec: str, clients: int, seed: int) -> tuple[Ragged, partition.Unheld]:
     """Return the rows of every client and what nobody holds; the cells of a study share them."""
-    rows = source.train.others(source.image)
+    rows = source.train.others(source.image, source.label, source.train_labels)
     parts = partition.split(
         rows, spec, clients=clients, label=source.label, seed=seed, held_out=source.is_held_out
     )
