@@ -16,6 +16,7 @@ from simulations.data import cache, decoding
 from simulations.data.decoding import Wishes, decide, decode, look_at
 from simulations.data.descriptions import Local
 from simulations.data.images import DataError, OnDisk, OnTheFly
+from simulations.data.memory import in_memory
 from simulations.runs.experiment_data import silent
 
 
@@ -176,3 +177,60 @@ def test_a_cache_that_was_cleared_is_said_to_be(folder, data):
     cache.clear()
     with pytest.raises(DataError, match="was it cleared"):
         images[np.array([0])]
+
+
+SELECTIONS = {
+    "take": (lambda table: table.take(10), range(10)),
+    "skip": (lambda table: table.skip(10), range(10, 20)),
+    "one in three": (lambda table: table.select(range(0, 20, 3)), range(0, 20, 3)),
+    "scattered": (lambda table: table.select([19, 4, 6, 1]), [19, 4, 6, 1]),
+    "repeated": (lambda table: table.select([2, 2, 4, 4]), [2, 2, 4, 4]),
+    "shard 0": (lambda table: table.shard(4, 0, contiguous=True), range(5)),
+    "shard 1": (lambda table: table.shard(4, 1, contiguous=True), range(5, 10)),
+    "slice of indices": (lambda table: table.select([5, 9, 7, 8, 3]).skip(1), [9, 7, 8, 3]),
+    "beside another": (
+        lambda table: datasets.concatenate_datasets([table.take(4), table.skip(16)]),
+        [*range(4), *range(16, 20)],
+    ),
+    "beside one in memory": (
+        lambda table: datasets.concatenate_datasets([table.take(4), painted([30, 33])]),
+        [*range(4), 30, 33],
+    ),
+    "beside another in memory": (
+        lambda table: datasets.concatenate_datasets([table.take(4), painted([40, 41])]),
+        [*range(4), 40, 41],
+    ),
+}
+
+
+def painted(values):
+    """Return a table of images, each of one grey."""
+    pixels = [np.full((8, 8), value, dtype=np.uint8) for value in values]
+    kinds = {"image": datasets.Image(), "label": datasets.Value("int64")}
+    labels = [value // 2 % 2 for value in values]
+    return datasets.Dataset.from_dict({"image": pixels, "label": labels}, datasets.Features(kinds))
+
+
+def test_selections_of_one_table_on_disk_are_told_apart(folder, tmp_path):
+    painted(range(20)).save_to_disk(tmp_path / "saved")
+    table = datasets.load_from_disk(tmp_path / "saved")
+    signatures = set()
+    for select, truth in SELECTIONS.values():
+        looked = look_at(in_memory((select(table), select(table))).open(0.2, 0), "error", silent)
+        transforms = decide(looked, Wishes(), 8, 1, Preprocessing())[:2]
+        for images in decode(looked, "a", transforms, 1e9, silent)[:2]:
+            assert images[:][:, 0, 0, 0].tolist() == [*truth]
+        again = in_memory((select(table), select(table))).open(0.2, 0)
+        assert again.stores()[0].signature() == looked.stores[0].signature()
+        signatures.add(looked.stores[0].signature())
+    assert len(signatures) == len(SELECTIONS)
+
+
+def test_two_selections_of_one_table_train_and_test_on_their_own_images(folder, tmp_path):
+    painted(range(20)).save_to_disk(tmp_path / "saved")
+    table = datasets.load_from_disk(tmp_path / "saved")
+    looked = look_at(in_memory((table.take(10), table.skip(10))).open(0.2, 0), "error", silent)
+    transforms = decide(looked, Wishes(), 8, 1, Preprocessing())[:2]
+    train, test, _ = decode(looked, "a", transforms, 1e9, silent)
+    assert train[:][:, 0, 0, 0].tolist() == [*range(10)]
+    assert test[:][:, 0, 0, 0].tolist() == [*range(10, 20)]
