@@ -1,6 +1,7 @@
 """Images of every kind: what is done to them is what the rule says, and it is said."""
 
 import io
+import struct
 import zlib
 
 import numpy as np
@@ -115,17 +116,55 @@ def test_eight_bits_among_deep_images_keep_their_range():
     assert white.dtype == np.uint16 and (white == 65_535).all()
 
 
-def png_of_sixteen_bit_colour():
-    """A PNG header that says 16 bits and colour; its pixels are not needed to look at it."""
-    file = bytearray(contents(plain(np.zeros((8, 8, 3)))))
+def png_of_sixteen_bits(image):
+    """A PNG header that says 16 bits; its pixels are not needed to look at it."""
+    file = bytearray(contents(image))
     file[24] = 16
     file[29:33] = zlib.crc32(file[12:29]).to_bytes(4)
     return bytes(file)
 
 
-def test_colour_of_sixteen_bits_is_said_to_lose_levels():
-    remarks = look(png_of_sixteen_bit_colour()).remarks
-    assert any("upper 8 bits" in remark for remark in remarks)
+def ppm_of_sixteen_bits(header=b"P6\n8 8\n65535\n"):
+    """Red, green and blue of a file of Netpbm: its upper bytes are 200, 100 and 7."""
+    values = np.full((8, 8, 3), np.array([200, 100, 7]) * 257, dtype=">u2")
+    return header + values.tobytes()
+
+
+def tiff_of_sixteen_bits():
+    """A TIFF of one pixel in 16-bit colour, which PIL does not write: tags, then 200, 100, 7."""
+    tags = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 3, 110), (262, 3, 1, 2), (273, 4, 1, 116)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 6)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    file = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+    return file.ljust(110, b"\0") + struct.pack("<6H", 16, 16, 16, 51400, 25700, 1799)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        png_of_sixteen_bits(plain(np.zeros((8, 8, 3)))),
+        png_of_sixteen_bits(plain(GRADIENT).convert("LA")),
+        ppm_of_sixteen_bits(),
+        ppm_of_sixteen_bits(b"P6 # of a camera\n8 8\n# 12 bits\n4095\n"),
+        tiff_of_sixteen_bits(),
+    ],
+)
+def test_colour_of_sixteen_bits_is_said_to_lose_levels(file):
+    assert any("upper 8 bits" in remark for remark in look(file).remarks)
+
+
+@pytest.mark.parametrize("file", [ppm_of_sixteen_bits(), tiff_of_sixteen_bits()])
+def test_colour_of_sixteen_bits_stays_colour(file):
+    images = [{"bytes": file, "path": None}] * 10
+    setup = run_on(images, image_size=8)
+    assert np.array_equal(setup.train.pixels[:1][0, :, 0, 0], [200, 100, 7])
+    assert said(setup, "channels") == "3 (colour)"
+    assert "10 of more than 8 bits a colour" in said(setup, "images")
+
+
+def test_eight_bits_are_not_said_to_lose_levels():
+    for how in ({}, {"format": "TIFF"}, {"format": "PPM"}):
+        assert not look(contents(plain(np.zeros((8, 8, 3))), **how)).remarks
 
 
 def run_on(images, labels=None, **keys):

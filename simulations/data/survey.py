@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +24,11 @@ TURNED = frozenset({5, 6, 7, 8})
 """Orientation tags under which width and height change places."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
+NETPBM = re.compile(rb"P[36](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)")
+"""Colours of Netpbm, and the number that is white."""
+
+BITS, BITS_PER_SAMPLE = 8, 258
+"""Of a colour where nothing else is said; the tag of TIFF that says it."""
 
 
 class Look(NamedTuple):
@@ -188,7 +193,16 @@ def _remarks(image: Image.Image, contents: bytes, turned: int) -> Iterator[str]:
         yield "with an alpha channel, which is left out"
     if image.format in {"GIF", "TIFF", "WEBP"} and getattr(image, "is_animated", False):
         yield "with several frames, the first is taken"
+    if image.mode not in DEEP and _bits(image, contents) > BITS:
+        yield "of more than 8 bits a colour, of which the library reads the upper 8 bits only"
+
+
+def _bits(image: Image.Image, contents: bytes) -> int:
+    """Return how many bits a colour has in the file, for the formats that may have more than 8."""
     if contents.startswith(PNG):
-        depth, colour = struct.unpack_from("BB", contents, 24)
-        if depth == 16 and colour in {2, 6}:
-            yield "in 16-bit colour, of which the library reads the upper 8 bits only"
+        return contents[24]
+    if image.format == "TIFF":
+        return max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (BITS,)))
+    if white := NETPBM.match(contents):
+        return int(white.group(1)).bit_length()
+    return BITS
