@@ -131,7 +131,7 @@ def _selection(table: datasets.Dataset) -> bytes | None:
     digest = hashlib.blake2b(pickle.dumps(marks))
     if table._indices is not None:
         for chunk in table._indices.column(0).chunks:
-            digest.update(np.ascontiguousarray(chunk.to_numpy()))
+            digest.update(chunk.to_numpy().tobytes())
     return digest.digest()
 
 
