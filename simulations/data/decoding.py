@@ -27,13 +27,19 @@ LISTED = 3
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is done to images of other proportions, in training and in testing.
+    """What was asked for: empty texts and 0 leave it to the model and the data.
 
-    Empty texts leave it to the model.
+    Attributes
+    ----------
+    fit, test_fit : str
+        What is done to images of other proportions, in training and in testing.
+    channels : int
+        1 for grey, 3 for colour.
     """
 
     fit: Fit | Literal[""] = ""
     test_fit: Fit | Literal[""] = ""
+    channels: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +118,12 @@ def decide(
     if survey.is_deep:
         base = replace(base, low=survey.low, high=survey.high)
     train = _fitted(base, wishes.fit)
-    test = _fitted(train, wishes.test_fit)
-    decisions = [_on_size(looked, train, test), _on_channels(survey, channels), *_on_depth(survey)]
+    test = _fitted(base, wishes.test_fit or wishes.fit)
+    decisions = [
+        _on_size(looked, train, test),
+        _on_channels(survey, channels, channels not in {wishes.channels, survey.channels}),
+        *_on_depth(survey),
+    ]
     for remark, count in survey.remarks.items():
         decisions.append(Decision("images", f"{count:,} {remark}"))
     decisions += [Decision("model", note) for note in model.notes]
@@ -187,26 +197,28 @@ def _sum(found: list[Survey]) -> Survey:
 
 
 def _on_size(looked: Surveyed, train: Transform, test: Transform) -> Decision:
-    survey, side = looked.survey, train.size
-    fits = train.fit if train.fit == test.fit else f"{train.fit}, to test on {test.fit}"
-    others = sum(n for size, n in survey.sizes.items() if size != (side, side))
+    side, ways = train.size, list(dict.fromkeys([train.way, test.way]))
+    left = {(side, side)} if {train.shortest, test.shortest} <= {0, side} else set()
+    others = sum(n for size, n in looked.survey.sizes.items() if size not in left)
     text = f"{side}x{side}"
     if others:
-        text += f"; the images are {looked.sizes()}: {others:,} are resized ({fits})"
+        text += f"; the images are {looked.sizes()}: {others:,} are resized "
+        text += f"({', to test on '.join(ways)})"
     return Decision("size", text, "image_size, resize")
 
 
-def _on_channels(survey: Survey, channels: int) -> Decision:
+def _on_channels(survey: Survey, channels: int, is_of_model: bool) -> Decision:
     grey = sum(count for mode, count in survey.modes.items() if mode in GREY)
     colour = survey.modes.total() - grey
     text = f"{channels} ({'grey' if channels == 1 else 'colour'})"
+    text += ", as the model takes" if is_of_model else ""
     if grey and colour:
         text += f"; {grey:,} of {grey + colour:,} images are grey"
     elif channels == 1 and colour:
         text += "; colours are left out"
     elif channels == 3 and grey:
         text += "; grey images are repeated"
-    return Decision("channels", text, "channels")
+    return Decision("channels", text, "model" if is_of_model else "channels")
 
 
 def _on_depth(survey: Survey) -> list[Decision]:

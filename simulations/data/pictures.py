@@ -67,6 +67,13 @@ class Transform:
         """uint8, or uint16 where data have more than 8 bits."""
         return np.dtype(np.uint16 if self.high > self.low else np.uint8)
 
+    @property
+    def way(self) -> str:
+        """Say how images of another size are brought to this one."""
+        if self.shortest in {0, self.size}:
+            return self.fit
+        return f"{self.fit}: to {self.shortest}, of which the middle {self.size} are cut out"
+
     def apply(self, contents: bytes) -> NDArray[np.unsignedinteger]:
         """Decode an image; whatever PIL raises means that it cannot be used."""
         image = upright(contents)
