@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simulations.data.decoding import look_at
+from simulations.data.depth import Depth
 from simulations.data.encoded import EncodedImages
 from simulations.data.memory import in_memory
 from simulations.data.pictures import Transform
 from simulations.data.survey import Survey, look, survey
 from simulations.runs.experiment import Experiment
+from simulations.runs.experiment_data import silent
 from simulations.runs.setup import prepare
 
 
@@ -110,6 +113,55 @@ def test_deep_images_are_scaled_from_the_range_of_the_data_and_keep_all_levels(k
     assert np.allclose(found / 65_535, ramp / high, atol=1 / 65_535)
 
 
+def deep_runs(train, test, kind="I;16"):
+    """Return what becomes of images of one value each, and what is said of them."""
+    halves = []
+    for values in (train, test):
+        files = [
+            {"bytes": deep(np.full((8, 8), value), kind), "path": None}
+            if value > 255
+            else {"bytes": contents(plain(np.full((8, 8), value))), "path": None}
+            for value in values
+        ]
+        halves.append((files, ["a", "b"] * (len(values) // 2)))
+    setup = run_on_splits(*halves)
+    (depth,) = [one for one in setup.decisions if one.about == "depth"]
+    return *[half.pixels[:][:, 0, 0, 0].tolist() for half in (setup.train, setup.test)], depth
+
+
+def test_deep_images_are_scaled_from_the_training_images_and_others_are_clipped():
+    """1000..3000 becomes 0..65535; of the test images 500 and 4000 lie outside."""
+    train, test, said = deep_runs([1000, 3000, 2000, 1500], [500, 4000, 2000, 3000])
+    assert train == [0, 65535, 32768, 16384]
+    assert test == [0, 65535, 32768, 65535]
+    assert said.text == (
+        "8 images of more than 8 bits; 1000..3000 is scaled to 0..1; 2 test images have values "
+        "outside, which are clipped"
+    )
+    assert said.is_warning
+
+
+def test_deep_images_held_out_do_not_shift_the_scale():
+    values = np.arange(2000, 2010, dtype=np.uint16).repeat(64).reshape(10, 8, 8)
+    looked = look_at(in_memory((values, ["a", "b"] * 5)).open(0.4, 0), "error", silent)
+    train, test = (2000 + half.rows for half in (looked.source.train, looked.source.test))
+    outside = int(((test < train.min()) | (test > train.max())).sum())
+    assert outside > 0
+    assert looked.depth == Depth(train.min(), train.max(), 10, 10, outside, is_of_test=False)
+
+
+def test_deep_images_of_one_value_are_black():
+    train, test, said = deep_runs([700] * 4, [700, 701])
+    assert train == [0] * 4 and test == [0, 94]  # 65535 / 700
+    assert "700..1400 is scaled to 0..1; 1 test images" in said.text
+
+
+def test_deep_images_to_test_on_alone_have_their_own_range():
+    train, test, said = deep_runs([0, 255] * 2, [1000, 2000])
+    assert (train, test) == ([0, 65535] * 2, [0, 65535])
+    assert "range of the test images" in said.text and said.is_warning
+
+
 def test_eight_bits_among_deep_images_keep_their_range():
     transform = Transform(8, 3, low=0, high=4095)
     white = transform.apply(contents(plain(np.full((8, 8, 3), 255))))
@@ -169,13 +221,15 @@ def test_eight_bits_are_not_said_to_lose_levels():
 
 def run_on(images, labels=None, **keys):
     labels = labels or ["a", "b"] * (len(images) // 2)
+    return run_on_splits(images, labels, **keys)
+
+
+def run_on_splits(*data, **keys):
     tiny = "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)"
     from simulations.api.objects import with_specs
 
     values = {"clients": 2, "partition": "iid()", "model": tiny, "cut": 1, "engine": "inline()"}
-    return prepare(
-        Experiment.from_dict(with_specs({**values, "dataset": (images, labels), **keys}))
-    )
+    return prepare(Experiment.from_dict(with_specs({**values, "dataset": data, **keys})))
 
 
 def said(setup, about):

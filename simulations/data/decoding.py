@@ -12,9 +12,10 @@ import numpy as np
 from fl_split.models.preprocessing import Preprocessing
 from simulations.data import cache
 from simulations.data.cache import Progress
+from simulations.data.depth import Depth, Ranges, depth
 from simulations.data.encoded import EncodedImages
 from simulations.data.images import DataError, Images, Selected, bad_images
-from simulations.data.pictures import DEEP, GREY, Fit, Transform
+from simulations.data.pictures import GREY, Fit, Transform
 from simulations.data.sources import Source
 from simulations.data.splits import Decision, Split
 from simulations.data.survey import Survey
@@ -52,6 +53,8 @@ class Surveyed:
         Images of both splits, or of each.
     survey : Survey
         Of all of them.
+    depth : Depth, optional
+        Where there are images of more than 8 bits.
     decisions : list of Decision
         About images, beside those of the source.
     """
@@ -60,6 +63,7 @@ class Surveyed:
     stores: list[EncodedImages]
     digests: list[str]
     survey: Survey
+    depth: Depth | None = None
     decisions: list[Decision] = field(default_factory=list)
 
     def sizes(self) -> str:
@@ -90,10 +94,12 @@ def look_at(source: Source, on_bad: OnBad, progress: Progress) -> Surveyed:
                 Decision("images", f"left out: {bad_images(store, one.bad)}", "on_bad_image")
             )
     digests = [f"{one.digest} {sorted(one.bad)}" for one in found]
+    looked_at = stores
     if any(one.bad for one in found):
         source = _without(source, stores, found)
         stores = source.stores()
-    return Surveyed(source, stores, digests, _sum(found), decided)
+    deep = depth(*_ranges(source, looked_at, found))
+    return Surveyed(source, stores, digests, _sum(found), deep, decided)
 
 
 def decide(
@@ -115,15 +121,16 @@ def decide(
     survey = looked.survey
     own = model.resize or "squash"
     base = Transform(size, channels, own, model.shortest, model.interpolation)
-    if survey.is_deep:
-        base = replace(base, low=survey.low, high=survey.high)
+    if looked.depth:
+        base = replace(base, low=looked.depth.low, high=looked.depth.high)
     train = _fitted(base, wishes.fit)
     test = _fitted(base, wishes.test_fit or wishes.fit)
     decisions = [
         _on_size(looked, train, test),
         _on_channels(survey, channels, channels not in {wishes.channels, survey.channels}),
-        *_on_depth(survey),
     ]
+    if looked.depth:
+        decisions.append(looked.depth.decision())
     for remark, count in survey.remarks.items():
         decisions.append(Decision("images", f"{count:,} {remark}"))
     decisions += [Decision("model", note) for note in model.notes]
@@ -192,8 +199,14 @@ def _sum(found: list[Survey]) -> Survey:
         total.sizes.update(one.sizes)
         total.modes.update(one.modes)
         total.remarks.update(one.remarks)
-    low, high = min(one.low for one in found), max(one.high for one in found)
-    return replace(total, low=low, high=high)
+    return total
+
+
+def _ranges(source: Source, stores: list[EncodedImages], found: list[Survey]) -> list[Ranges]:
+    """Return the range of values of each image to train on, and of each to test on."""
+    several = 3 - len(stores)  # halves of one table share its images
+    halves = zip((source.train, source.test), stores * several, found * several, strict=True)
+    return [one.ranges(np.searchsorted(store.rows, half.rows)) for half, store, one in halves]
 
 
 def _on_size(looked: Surveyed, train: Transform, test: Transform) -> Decision:
@@ -219,16 +232,6 @@ def _on_channels(survey: Survey, channels: int, is_of_model: bool) -> Decision:
     elif channels == 3 and grey:
         text += "; grey images are repeated"
     return Decision("channels", text, "model" if is_of_model else "channels")
-
-
-def _on_depth(survey: Survey) -> list[Decision]:
-    if not survey.is_deep:
-        return []
-    deep = sum(count for mode, count in survey.modes.items() if mode in DEEP)
-    text = f"{deep:,} images of more than 8 bits; {survey.low:g}..{survey.high:g} is scaled to 0..1"
-    if deep < survey.modes.total():
-        text += "; 0..255 of the others too"
-    return [Decision("depth", text)]
 
 
 def _counted(found: Mapping[str, int]) -> str:

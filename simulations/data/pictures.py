@@ -8,7 +8,8 @@ Palette, CMYK, YCbCr, alpha
     Colours are converted to RGB; an alpha channel is left out.
 Depth
     8 bits stay as they are. Images of more bits (16-bit, 32-bit, floats) are scaled linearly from
-    the range of all training images to 0..65535, so that no level is lost.
+    the range of all training images to 0..65535, so that no level of 16 bits is lost; values of
+    test images outside the range are clipped. Colours of more than 8 bits are read in 8.
 Size
     ``squash`` changes the proportions, ``shortest+crop`` scales the shorter side and cuts out the
     middle, ``pad`` scales the longer side and fills up with black. A checkpoint may say how large
@@ -100,8 +101,8 @@ class Transform:
             bands = bands if len(bands) == 1 else [image.convert("L")]
         planes = []
         for band in bands:
-            values = (np.asarray(band, dtype=np.float32) - low) * (WORD / (high - low))
-            fitted = np.asarray(self._fitted(Image.fromarray(values)))
+            values = (np.asarray(band, dtype=np.float64) - low) * (WORD / (high - low))
+            fitted = np.asarray(self._fitted(Image.fromarray(values.astype(np.float32))))
             planes.append(np.rint(fitted).clip(0, WORD).astype(np.uint16))
         return np.stack(planes * (self.channels // len(planes)))
 
