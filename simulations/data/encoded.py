@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # a worker that reads decoded images needs none
 PAGES = 128 * 2**20
 """Bytes read from a mapped file until its pages are released; resident memory counts them."""
 
-CHUNK = 256
-"""Rows that are read at once when all are read."""
+CHUNK, CHUNK_BYTES = 256, 64 * 2**20
+"""Rows that are read at once when all are read, and bytes: fewer rows where they are large."""
 
 
 class NoImage(ValueError):
@@ -53,13 +53,27 @@ class EncodedImages:
         if not len(numbers):
             return []
         found = [_contents(cell) for cell in self._cells(self.rows[numbers]).to_pylist()]
-        self._release(sum(len(one) for one in found if isinstance(one, bytes)))
+        self._release(sum(map(_length, found)))
         return found
 
-    def __iter__(self) -> Iterator[bytes | NoImage]:
-        """Go through all images in their order."""
-        for start in range(0, len(self), CHUNK):
-            yield from self[np.arange(start, min(start + CHUNK, len(self)))]
+    def chunks(self, most: int = CHUNK) -> Iterator[tuple[int, list[bytes | NoImage]]]:
+        """Go through all images: yield the number of the first of some, and their contents.
+
+        They are at most `most`, and fewer if they are large.
+        """
+        start = 0
+        while start < len(self):
+            cells = self._cells(self.rows[start : start + most])
+            fitting = CHUNK_BYTES * len(cells) // max(1, cells.nbytes)
+            found, size = list[bytes | NoImage](), 0
+            for cell in cells[: max(1, fitting)].to_pylist():
+                found.append(_contents(cell))
+                size += _length(found[-1])
+                if size > CHUNK_BYTES:  # files beside the table
+                    break
+            self._release(size)
+            yield start, found
+            start += len(found)
 
     def name(self, number: int) -> str:
         """Say which image this is: its row in the split, and its file if it is one."""
@@ -153,7 +167,11 @@ def _contents(cell: dict[str, bytes | str | None] | None) -> bytes | NoImage:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        return NoImage(f"{path}: {error.strerror}")
+        return NoImage(f"{path}: {error.strerror or error}")
+
+
+def _length(contents: bytes | NoImage) -> int:
+    return len(contents) if isinstance(contents, bytes) else 0
 
 
 def stamp(path: str) -> bytes:

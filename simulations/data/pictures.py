@@ -34,6 +34,10 @@ DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 GREY = frozenset({"1", "L", "LA", "La"}) | DEEP
 """Modes without colour."""
 
+RULES = 1
+"""Number of the rules above: raise it when a :class:`Transform` comes to give other pixels, so that
+no cache keeps the old ones."""
+
 BYTE, WORD = np.iinfo(np.uint8).max, np.iinfo(np.uint16).max
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from simulations.data.encoded import CHUNK, EncodedImages, NoImage
+from simulations.data.encoded import EncodedImages, NoImage
 from simulations.data.pictures import DEEP, GREY, upright
 from simulations.data.raw import pixels_of
 
@@ -125,9 +125,8 @@ def survey(
     digest = hashlib.blake2b(digest_size=16)
     found = Survey()
     with ThreadPoolExecutor(max_workers=2) as pool:  # decoding needs no lock of Python
-        for start in range(0, len(images), CHUNK):
+        for start, chunk in images.chunks():
             progress(start, len(images))
-            chunk = images[np.arange(start, min(start + CHUNK, len(images)))]
             for contents in chunk:
                 digest.update(contents if isinstance(contents, bytes) else b"")
                 digest.update(b"|")
