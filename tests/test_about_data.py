@@ -103,6 +103,19 @@ def test_a_run_does_not_go_on_with_other_data(folder, tmp_path, change, said):
     assert fs.resume(tmp_path / "r", progress=False).summary["status"] == "complete"
 
 
+@pytest.mark.parametrize("torn", ['{"fingerprint": null}', '{"fingerprint": [1]}', "[]", "{", ""])
+def test_a_damaged_note_of_the_data_is_named(folder, tmp_path, torn):
+    def stop(row, result):
+        raise KeyboardInterrupt
+
+    values = {**TINY, "dataset": f"local(path={str(folder)!r})"}
+    with pytest.raises(KeyboardInterrupt):
+        fs.run(**values, out=tmp_path / "r", callback=stop, progress=False)
+    (tmp_path / "r" / "data.json").write_text(torn)
+    with pytest.raises(ValueError, match=r"data\.json cannot be read \(.*begin the run anew"):
+        fs.resume(tmp_path / "r", progress=False)
+
+
 def shown(*arguments):
     done = CliRunner().invoke(cli.app, [*map(str, arguments)])
     assert done.exit_code == 0, done.output

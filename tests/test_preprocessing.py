@@ -188,6 +188,33 @@ def test_what_is_not_honoured_is_said(tmp_path, edit, note):
     assert any(note in text for text in read(tmp_path, **edit).notes)
 
 
+def timm(path, **settings):
+    """Make the config.json of a plain ViT of timm for 16 pixels, which is all that is read."""
+    own = {"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3, **settings}
+    config = {"architecture": "vit_tiny_patch4_16", "pretrained_cfg": own}
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "size", [224, [3, None, None], [3, 224], ["3", 16, 16], [3, 0, 0], [3, 16, 24], {}, "224"]
+)
+def test_an_input_size_of_timm_that_makes_no_sense_is_an_error(tmp_path, size):
+    path = timm(tmp_path, input_size=size)
+    with pytest.raises(ValueError, match=r"config\.json: input_size must be channels, height") as e:
+        Pretrained(path).preprocessing()
+    assert str(e.value).endswith(f"got {size!r}") and "\n" not in str(e.value)
+
+
+def test_without_an_input_size_timms_architecture_says_it(tmp_path):
+    """16 pixels: to floor(16 / 0.8) = 20; for 32 to 40."""
+    path = timm(tmp_path, crop_pct=0.8)
+    assert Pretrained(path).preprocessing().shortest == 20
+    assert Pretrained(path, image_size=32).preprocessing().shortest == 40
+    found = Pretrained(timm(tmp_path, crop_mode=["center"])).preprocessing()
+    assert "crop_mode=['center'], crop_pct=0.875 are not honoured" in found.notes[0]
+
+
 def test_old_names_of_processors_are_known(tmp_path):
     """A feature extractor of CLIP cuts 224 of 224 pixels."""
     old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224}

@@ -97,7 +97,7 @@ def surveyed(
         return survey(images, decodes)
     marks = f"{images.signature()}-{VERSION}{'-decoded' if decodes else ''}"
     known = folder() / KNOWN / f"{marks}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return Survey.of_record(json.loads(known.read_text()))
     found = survey(images, decodes, partial(progress, "look at images"))
     try:
