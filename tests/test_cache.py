@@ -1,6 +1,7 @@
 """The cache of decoded images: equal pixels, safe under several fillers, a kill, a full disk."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -68,7 +69,9 @@ def test_rows_from_disk_are_those_of_memory_and_on_the_fly(folder, data, monkeyp
     rows = np.array([5, 0, 23, 5])
     on_the_fly[1].prefetch(rows)
     truth = np.stack([np.asarray(source.train.table[int(k)]["image"]) for k in source.train.rows])
-    for images in (kept, on_the_fly[1], in_memory):
+    elsewhere = pickle.loads(pickle.dumps(on_the_fly[1]))  # as in a worker
+    elsewhere.prefetch(rows)
+    for images in (kept, on_the_fly[1], elsewhere, in_memory):
         assert images.shape == (24, 1, 16, 16)
         assert np.array_equal(images[rows][:, 0], truth[rows])
         assert np.array_equal(images[:][:, 0], truth)

@@ -9,13 +9,13 @@ from typing import Literal
 
 import numpy as np
 
-from fl_split.models.preprocessing import Preprocessing
+from fl_split.models.preprocessing import Preprocessing, Resize
 from simulations.data import cache
 from simulations.data.cache import Progress
 from simulations.data.depth import Depth, Ranges, depth
 from simulations.data.encoded import EncodedImages
 from simulations.data.images import DataError, Images, Selected, bad_images
-from simulations.data.pictures import GREY, Fit, Transform
+from simulations.data.pictures import GREY, Transform
 from simulations.data.sources import Source
 from simulations.data.splits import Decision, Split
 from simulations.data.survey import Survey
@@ -38,8 +38,8 @@ class Wishes:
         1 for grey, 3 for colour.
     """
 
-    fit: Fit | Literal[""] = ""
-    test_fit: Fit | Literal[""] = ""
+    fit: Resize = ""
+    test_fit: Resize = ""
     channels: int = 0
 
 
@@ -167,7 +167,7 @@ def decode(
     return found[0], found[1], decided
 
 
-def _fitted(transform: Transform, fit: Fit | Literal[""]) -> Transform:
+def _fitted(transform: Transform, fit: Resize) -> Transform:
     """Fit images in another way if asked to; the margin that is cut off is the model's alone."""
     return replace(transform, fit=fit, shortest=0) if fit not in {"", transform.fit} else transform
 

@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-Fit = Literal["squash", "shortest+crop", "pad"]
+from fl_split.models.preprocessing import Fit
 
 DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 """Modes of more than 8 bits."""
