@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_split.models import Loaded, build
+from fl_split.models import MODELS, Loaded, build
 from fl_split.models.preprocessing import Preprocessing
+from fl_split.specs import shortened
 from simulations.data import partition
 from simulations.data.cache import GB, Progress
 from simulations.data.decoding import Surveyed, Wishes, decide, decode, look_at
@@ -205,8 +206,8 @@ def check_input(e: Experiment, shape: tuple[int, ...]) -> None:
     ):
         if asked not in {0, taken}:
             raise ValueError(
-                f"{key}={asked}, but {e.model} takes {taken}: leave {key} out, or name a model "
-                f"of {asked}"
+                f"{key}={asked}, but {shortened(e.model, MODELS)} takes {taken}: leave {key} out, "
+                f"or name a model of {asked}"
             )
 
 

@@ -109,7 +109,8 @@ class Mailbox:
         """Drop a client that gave an error; TrainingFailed if others would hide that data lack."""
         _, is_of_data, text = reason.partition(DATA_ERROR)
         if is_of_data:
-            raise TrainingFailed(f"client {client} cannot read its data: {text}")
+            fault = text.removesuffix("'>")  # of Flower's own runtime
+            raise TrainingFailed(f"client {client} cannot read its data: {fault}")
         self.drop(client, reason)
 
     def _is_owed(self, client: int) -> bool:
