@@ -103,6 +103,19 @@ def test_a_run_does_not_go_on_with_other_data(folder, tmp_path, change, said):
     assert fs.resume(tmp_path / "r", progress=False).summary["status"] == "complete"
 
 
+@pytest.mark.parametrize("torn", ['{"fingerprint": null}', '{"fingerprint": [1]}', "[]", "{", ""])
+def test_a_damaged_note_of_the_data_is_named(folder, tmp_path, torn):
+    def stop(row, result):
+        raise KeyboardInterrupt
+
+    values = {**TINY, "dataset": f"local(path={str(folder)!r})"}
+    with pytest.raises(KeyboardInterrupt):
+        fs.run(**values, out=tmp_path / "r", callback=stop, progress=False)
+    (tmp_path / "r" / "data.json").write_text(torn)
+    with pytest.raises(ValueError, match=r"data\.json cannot be read \(.*begin the run anew"):
+        fs.resume(tmp_path / "r", progress=False)
+
+
 def shown(*arguments):
     done = CliRunner().invoke(cli.app, [*map(str, arguments)])
     assert done.exit_code == 0, done.output
@@ -136,3 +149,30 @@ def test_the_cache_is_shown_and_cleared(folder, tmp_path, monkeypatch):
     assert "1 entries" in shown("cache")
     assert "GB freed" in shown("cache", "--clear")
     assert "0 entries" in shown("cache")
+
+
+@pytest.mark.parametrize("keys", [{}, {"strategy": "centralised()"}, {"engine": "ray(workers=1)"}])
+def test_an_image_that_ends_early_ends_a_run_that_decodes_on_the_fly(
+    folder, tmp_path, monkeypatch, keys
+):
+    monkeypatch.setattr(cache, "IN_MEMORY", 0)
+    for torn in (folder / "ant").iterdir():
+        draw = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+        Image.fromarray(draw).save(torn)
+        torn.write_bytes(torn.read_bytes()[:2000])
+    with pytest.raises(
+        RuntimeError, match=r"image of row \d+ \(.*ant.*png\) cannot be used: .*skip"
+    ):
+        run(folder, tmp_path / "r", cache_gb=0.0, image_size=8, **keys)
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert (summary["status"], summary["ended_by"]) == ("failed", "training failed")
+
+
+def test_an_image_that_ends_early_ends_a_run_that_is_tested_on_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "IN_MEMORY", 0)
+    shutil.copytree(folder, tmp_path / "both" / "train")
+    shutil.copytree(folder, tmp_path / "both" / "test")
+    torn = tmp_path / "both" / "test" / "bee" / "odd.png"
+    torn.write_bytes(torn.read_bytes()[:120])
+    with pytest.raises(RuntimeError, match=r"image of row \d+ \(.*odd.png\) cannot be used"):
+        run(tmp_path / "both", tmp_path / "r", cache_gb=0.0, image_size=8)

@@ -1,6 +1,8 @@
 """The cache of decoded images: equal pixels, safe under several fillers, a kill, a full disk."""
 
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,14 +10,19 @@ import time
 
 import datasets
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from fl_split.models.preprocessing import Preprocessing
-from simulations.data import cache, decoding
+from simulations.cli import main as cli
+from simulations.data import cache, decoding, encoded
 from simulations.data.decoding import Wishes, decide, decode, look_at
 from simulations.data.descriptions import Local
 from simulations.data.images import DataError, OnDisk, OnTheFly
+from simulations.data.memory import in_memory
+from simulations.data.pictures import RULES
 from simulations.runs.experiment_data import silent
 
 
@@ -62,7 +69,9 @@ def test_rows_from_disk_are_those_of_memory_and_on_the_fly(folder, data, monkeyp
     rows = np.array([5, 0, 23, 5])
     on_the_fly[1].prefetch(rows)
     truth = np.stack([np.asarray(source.train.table[int(k)]["image"]) for k in source.train.rows])
-    for images in (kept, on_the_fly[1], in_memory):
+    elsewhere = pickle.loads(pickle.dumps(on_the_fly[1]))  # as in a worker
+    elsewhere.prefetch(rows)
+    for images in (kept, on_the_fly[1], elsewhere, in_memory):
         assert images.shape == (24, 1, 16, 16)
         assert np.array_equal(images[rows][:, 0], truth[rows])
         assert np.array_equal(images[:][:, 0], truth)
@@ -74,12 +83,15 @@ def test_other_seeds_and_fractions_share_an_entry(folder, data):
     decoded(data, test_fraction=0.5)
     (entry,) = cache.entries()
     assert (entry.shape, entry.bytes) == ((30, 1, 16, 16), 30 * 256)
-    assert cache.clear() == 30 * 256 and cache.entries() == []
+    files = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    assert files > 30 * 256
+    assert cache.clear() == files and cache.entries() == []
 
 
 def test_a_second_start_reads_no_image(folder, data, monkeypatch):
     decoded(data)
     monkeypatch.setattr(decoding.EncodedImages, "__getitem__", None)
+    monkeypatch.setattr(decoding.EncodedImages, "chunks", None)
     decoded(data)
 
 
@@ -92,10 +104,68 @@ def test_a_file_that_was_replaced_is_decoded_anew(folder, data):
     assert len(cache.entries()) == 2
 
 
+def test_unpacked_archives_are_counted_shown_and_cleared(folder, data, tmp_path):
+    for name in "ab":
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for number in range(10):
+            noise = np.random.default_rng(number).integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "d" / name / f"{number}.png")
+    archive = shutil.make_archive(str(tmp_path / "d"), "zip", tmp_path / "d")
+    unpacked = sum(file.stat().st_size for file in (tmp_path / "d").rglob("*.png"))
+    _, _, _, said = decoded(archive, limit=unpacked + 5000)  # 20 images take 5,120 bytes
+    assert "over its limit" in said[0].text
+    assert cache.size_of(cache.ARCHIVES) == unpacked
+    text = CliRunner().invoke(cli.app, ["cache"]).output
+    assert f"and {unpacked / 1e9:.3g} GB of unpacked archives" in " ".join(text.split())
+    assert cache.clear() >= unpacked and cache.size_of(cache.ARCHIVES) == 0
+
+
+@pytest.mark.parametrize("part", ["VERSION", "none"])
+def test_other_rules_of_decoding_make_another_entry(folder, data, monkeypatch, part):
+    decoded(data)
+    if part == "VERSION":
+        monkeypatch.setattr(cache, part, "2-99.0")
+    decoded(data)
+    expected = 2 if part == "VERSION" else 1
+    assert len(cache.entries()) == len([*folder.glob("known/*.json")]) == expected
+
+
+def test_rules_and_pillow_are_the_version_of_decoding():
+    assert f"{RULES}-{PIL.__version__}" == cache.VERSION
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_large_images_are_read_a_few_at_a_time(tmp_path, monkeypatch, beside):
+    """Of 100 bytes each, 250 allowed: three files (the third goes beyond), two inside a table."""
+    files = []
+    for number in range(7):
+        (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 100)
+        inside = {"bytes": bytes([number]) * 100, "path": None}
+        files.append({"bytes": None, "path": str(tmp_path / f"{number}.bin")} if beside else inside)
+    table = datasets.Dataset.from_dict(
+        {"image": files}, datasets.Features({"image": datasets.Image(decode=False)})
+    )
+    monkeypatch.setattr(encoded, "CHUNK_BYTES", 250)
+    images = encoded.EncodedImages(table, "image", np.array([6, 1, 2, 3, 4, 5]))
+    chunks = [*images.chunks()]
+    assert [contents[0] for _, some in chunks for contents in some] == [6, 1, 2, 3, 4, 5]
+    assert max(len(some) for _, some in chunks) == (3 if beside else 2)
+    assert [start for start, _ in chunks] == ([0, 3] if beside else [0, 2, 4])
+    assert [len(some) for _, some in images.chunks(most=1)] == [1] * 6
+
+
 def test_beyond_its_limit_images_are_decoded_on_the_fly_and_it_is_said(folder, data):
     _, train, _, said = decoded(data, limit=1000)
     assert isinstance(getattr(train, "images", train), OnTheFly)
     assert "over its limit cache_gb=1e-06" in said[0].text
+
+
+def test_an_error_without_a_number_says_what_it_is(folder, data, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(cache, "FileLock", fail)
+    assert decoded(data)[3][0].text.endswith("cannot be written: no locks here")
 
 
 @pytest.mark.parametrize("obstacle", ["a file", "no permission"])
@@ -176,3 +246,60 @@ def test_a_cache_that_was_cleared_is_said_to_be(folder, data):
     cache.clear()
     with pytest.raises(DataError, match="was it cleared"):
         images[np.array([0])]
+
+
+SELECTIONS = {
+    "take": (lambda table: table.take(10), range(10)),
+    "skip": (lambda table: table.skip(10), range(10, 20)),
+    "one in three": (lambda table: table.select(range(0, 20, 3)), range(0, 20, 3)),
+    "scattered": (lambda table: table.select([19, 4, 6, 1]), [19, 4, 6, 1]),
+    "repeated": (lambda table: table.select([2, 2, 4, 4]), [2, 2, 4, 4]),
+    "shard 0": (lambda table: table.shard(4, 0, contiguous=True), range(5)),
+    "shard 1": (lambda table: table.shard(4, 1, contiguous=True), range(5, 10)),
+    "slice of indices": (lambda table: table.select([5, 9, 7, 8, 3]).skip(1), [9, 7, 8, 3]),
+    "beside another": (
+        lambda table: datasets.concatenate_datasets([table.take(4), table.skip(16)]),
+        [*range(4), *range(16, 20)],
+    ),
+    "beside one in memory": (
+        lambda table: datasets.concatenate_datasets([table.take(4), painted([30, 33])]),
+        [*range(4), 30, 33],
+    ),
+    "beside another in memory": (
+        lambda table: datasets.concatenate_datasets([table.take(4), painted([40, 41])]),
+        [*range(4), 40, 41],
+    ),
+}
+
+
+def painted(values):
+    """Return a table of images, each of one grey."""
+    pixels = [np.full((8, 8), value, dtype=np.uint8) for value in values]
+    kinds = {"image": datasets.Image(), "label": datasets.Value("int64")}
+    labels = [value // 2 % 2 for value in values]
+    return datasets.Dataset.from_dict({"image": pixels, "label": labels}, datasets.Features(kinds))
+
+
+def test_selections_of_one_table_on_disk_are_told_apart(folder, tmp_path):
+    painted(range(20)).save_to_disk(tmp_path / "saved")
+    table = datasets.load_from_disk(tmp_path / "saved")
+    signatures = set()
+    for select, truth in SELECTIONS.values():
+        looked = look_at(in_memory((select(table), select(table))).open(0.2, 0), "error", silent)
+        transforms = decide(looked, Wishes(), 8, 1, Preprocessing())[:2]
+        for images in decode(looked, "a", transforms, 1e9, silent)[:2]:
+            assert images[:][:, 0, 0, 0].tolist() == [*truth]
+        again = in_memory((select(table), select(table))).open(0.2, 0)
+        assert again.stores()[0].signature() == looked.stores[0].signature()
+        signatures.add(looked.stores[0].signature())
+    assert len(signatures) == len(SELECTIONS)
+
+
+def test_two_selections_of_one_table_train_and_test_on_their_own_images(folder, tmp_path):
+    painted(range(20)).save_to_disk(tmp_path / "saved")
+    table = datasets.load_from_disk(tmp_path / "saved")
+    looked = look_at(in_memory((table.take(10), table.skip(10))).open(0.2, 0), "error", silent)
+    transforms = decide(looked, Wishes(), 8, 1, Preprocessing())[:2]
+    train, test, _ = decode(looked, "a", transforms, 1e9, silent)
+    assert train[:][:, 0, 0, 0].tolist() == [*range(10)]
+    assert test[:][:, 0, 0, 0].tolist() == [*range(10, 20)]

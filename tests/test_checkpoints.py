@@ -103,6 +103,27 @@ def test_a_config_that_does_not_fit_is_refused_with_tensors_and_shapes(tmp_path,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        ({"image_size": None}, "image_size must be a whole number above 0, got None"),
+        ({"image_size": "16"}, "image_size must be a whole number above 0, got '16'"),
+        ({"image_size": []}, "only square images"),
+        ({"image_size": 0}, "image_size must"),
+        ({"patch_size": 0}, "patch_size must"),
+        ({"num_channels": "3"}, "num_channels must"),
+        ({"hidden_size": None}, "makes no sense: Validation error for field 'hidden_size'"),
+        ({"model_type": ["vit"]}, "of model_type"),
+    ],
+)
+def test_a_config_of_wrong_types_is_refused_in_one_line(tmp_path, edit, named):
+    vit(tmp_path, edit)
+    with pytest.raises(ValueError, match=r"config\.json|model_type") as error:
+        load(tmp_path)
+    assert all(part in str(error.value) for part in (named, str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
 def test_positions_of_another_grid_are_interpolated_and_said(tmp_path):
     model = vit(tmp_path, {"image_size": 32})
     loaded = load(tmp_path)
@@ -312,6 +333,11 @@ def test_a_timm_vit_that_is_not_plain_is_refused(tmp_path):
         load(tmp_path)
     timm(tmp_path, model, global_pool="avg")
     with pytest.raises(ValueError, match="classifies by 'avg'"):
+        load(tmp_path)
+    timm(tmp_path, model, pretrained_cfg={"input_size": 224})
+    with pytest.raises(
+        ValueError, match=r"cannot load a ViT from .*: input_size must be .* got 224"
+    ):
         load(tmp_path)
     model.norm_pre = nn.LayerNorm(24)
     timm(tmp_path, model)

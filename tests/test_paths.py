@@ -121,6 +121,11 @@ def test_a_part_declares_its_paths_and_a_label_tells_their_last_part():
     assert shortened("local(path='my/images')", DATASETS) == "local(path='my/images')"
 
 
+@pytest.mark.parametrize("name", ["写真\u30002024", "Photos\u00a02024", "a\u200bb", "\U0001f600"])
+def test_letters_that_are_no_controls_may_stand_in_a_path(name):
+    assert str(expanded(name)) == name
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [

@@ -1,17 +1,21 @@
 """Images of every kind: what is done to them is what the rule says, and it is said."""
 
 import io
+import struct
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from simulations.data.decoding import look_at
+from simulations.data.depth import Depth
 from simulations.data.encoded import EncodedImages
 from simulations.data.memory import in_memory
 from simulations.data.pictures import Transform
 from simulations.data.survey import Survey, look, survey
 from simulations.runs.experiment import Experiment
+from simulations.runs.experiment_data import silent
 from simulations.runs.setup import prepare
 
 
@@ -109,34 +113,123 @@ def test_deep_images_are_scaled_from_the_range_of_the_data_and_keep_all_levels(k
     assert np.allclose(found / 65_535, ramp / high, atol=1 / 65_535)
 
 
+def deep_runs(train, test, kind="I;16"):
+    """Return what becomes of images of one value each, and what is said of them."""
+    halves = []
+    for values in (train, test):
+        files = [
+            {"bytes": deep(np.full((8, 8), value), kind), "path": None}
+            if value > 255
+            else {"bytes": contents(plain(np.full((8, 8), value))), "path": None}
+            for value in values
+        ]
+        halves.append((files, ["a", "b"] * (len(values) // 2)))
+    setup = run_on_splits(*halves)
+    (depth,) = [one for one in setup.decisions if one.about == "depth"]
+    return *[half.pixels[:][:, 0, 0, 0].tolist() for half in (setup.train, setup.test)], depth
+
+
+def test_deep_images_are_scaled_from_the_training_images_and_others_are_clipped():
+    """1000..3000 becomes 0..65535; of the test images 500 and 4000 lie outside."""
+    train, test, said = deep_runs([1000, 3000, 2000, 1500], [500, 4000, 2000, 3000])
+    assert train == [0, 65535, 32768, 16384]
+    assert test == [0, 65535, 32768, 65535]
+    assert said.text == (
+        "8 images of more than 8 bits; 1000..3000 is scaled to 0..1; 2 test images have values "
+        "outside, which are clipped"
+    )
+    assert said.is_warning
+
+
+def test_deep_images_held_out_do_not_shift_the_scale():
+    values = np.arange(2000, 2010, dtype=np.uint16).repeat(64).reshape(10, 8, 8)
+    looked = look_at(in_memory((values, ["a", "b"] * 5)).open(0.4, 0), "error", silent)
+    train, test = (2000 + half.rows for half in (looked.source.train, looked.source.test))
+    outside = int(((test < train.min()) | (test > train.max())).sum())
+    assert outside > 0
+    assert looked.depth == Depth(train.min(), train.max(), 10, 10, outside, is_of_test=False)
+
+
+def test_deep_images_of_one_value_are_black():
+    train, test, said = deep_runs([700] * 4, [700, 701])
+    assert train == [0] * 4 and test == [0, 94]  # 65535 / 700
+    assert "700..1400 is scaled to 0..1; 1 test images" in said.text
+
+
+def test_deep_images_to_test_on_alone_have_their_own_range():
+    train, test, said = deep_runs([0, 255] * 2, [1000, 2000])
+    assert (train, test) == ([0, 65535] * 2, [0, 65535])
+    assert "range of the test images" in said.text and said.is_warning
+
+
 def test_eight_bits_among_deep_images_keep_their_range():
     transform = Transform(8, 3, low=0, high=4095)
     white = transform.apply(contents(plain(np.full((8, 8, 3), 255))))
     assert white.dtype == np.uint16 and (white == 65_535).all()
 
 
-def png_of_sixteen_bit_colour():
-    """A PNG header that says 16 bits and colour; its pixels are not needed to look at it."""
-    file = bytearray(contents(plain(np.zeros((8, 8, 3)))))
+def png_of_sixteen_bits(image):
+    """A PNG header that says 16 bits; its pixels are not needed to look at it."""
+    file = bytearray(contents(image))
     file[24] = 16
     file[29:33] = zlib.crc32(file[12:29]).to_bytes(4)
     return bytes(file)
 
 
-def test_colour_of_sixteen_bits_is_said_to_lose_levels():
-    remarks = look(png_of_sixteen_bit_colour()).remarks
-    assert any("upper 8 bits" in remark for remark in remarks)
+def ppm_of_sixteen_bits(header=b"P6\n8 8\n65535\n"):
+    """Red, green and blue of a file of Netpbm: its upper bytes are 200, 100 and 7."""
+    values = np.full((8, 8, 3), np.array([200, 100, 7]) * 257, dtype=">u2")
+    return header + values.tobytes()
+
+
+def tiff_of_sixteen_bits():
+    """A TIFF of one pixel in 16-bit colour, which PIL does not write: tags, then 200, 100, 7."""
+    tags = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 3, 110), (262, 3, 1, 2), (273, 4, 1, 116)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 1), (279, 4, 1, 6)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    file = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+    return file.ljust(110, b"\0") + struct.pack("<6H", 16, 16, 16, 51400, 25700, 1799)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        png_of_sixteen_bits(plain(np.zeros((8, 8, 3)))),
+        png_of_sixteen_bits(plain(GRADIENT).convert("LA")),
+        ppm_of_sixteen_bits(),
+        ppm_of_sixteen_bits(b"P6 # of a camera\n8 8\n# 12 bits\n4095\n"),
+        tiff_of_sixteen_bits(),
+    ],
+)
+def test_colour_of_sixteen_bits_is_said_to_lose_levels(file):
+    assert any("upper 8 bits" in remark for remark in look(file).remarks)
+
+
+@pytest.mark.parametrize("file", [ppm_of_sixteen_bits(), tiff_of_sixteen_bits()])
+def test_colour_of_sixteen_bits_stays_colour(file):
+    images = [{"bytes": file, "path": None}] * 10
+    setup = run_on(images, image_size=8)
+    assert np.array_equal(setup.train.pixels[:1][0, :, 0, 0], [200, 100, 7])
+    assert said(setup, "channels") == "3 (colour)"
+    assert "10 of more than 8 bits a colour" in said(setup, "images")
+
+
+def test_eight_bits_are_not_said_to_lose_levels():
+    for how in ({}, {"format": "TIFF"}, {"format": "PPM"}):
+        assert not look(contents(plain(np.zeros((8, 8, 3))), **how)).remarks
 
 
 def run_on(images, labels=None, **keys):
     labels = labels or ["a", "b"] * (len(images) // 2)
+    return run_on_splits(images, labels, **keys)
+
+
+def run_on_splits(*data, **keys):
     tiny = "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)"
     from simulations.api.objects import with_specs
 
     values = {"clients": 2, "partition": "iid()", "model": tiny, "cut": 1, "engine": "inline()"}
-    return prepare(
-        Experiment.from_dict(with_specs({**values, "dataset": (images, labels), **keys}))
-    )
+    return prepare(Experiment.from_dict(with_specs({**values, "dataset": data, **keys})))
 
 
 def said(setup, about):

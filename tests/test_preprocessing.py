@@ -9,10 +9,14 @@ import torch
 import transformers
 from PIL import Image
 
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.resnet import ResNet18
+from simulations.data.decoding import Wishes, decide, look_at
+from simulations.data.descriptions import Digits
 from simulations.data.pictures import Transform
 from simulations.runs.experiment import Experiment
+from simulations.runs.experiment_data import silent, view
 from simulations.runs.setup import prepare
 
 BASE = {
@@ -184,6 +188,33 @@ def test_what_is_not_honoured_is_said(tmp_path, edit, note):
     assert any(note in text for text in read(tmp_path, **edit).notes)
 
 
+def timm(path, **settings):
+    """Make the config.json of a plain ViT of timm for 16 pixels, which is all that is read."""
+    own = {"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3, **settings}
+    config = {"architecture": "vit_tiny_patch4_16", "pretrained_cfg": own}
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "size", [224, [3, None, None], [3, 224], ["3", 16, 16], [3, 0, 0], [3, 16, 24], {}, "224"]
+)
+def test_an_input_size_of_timm_that_makes_no_sense_is_an_error(tmp_path, size):
+    path = timm(tmp_path, input_size=size)
+    with pytest.raises(ValueError, match=r"config\.json: input_size must be channels, height") as e:
+        Pretrained(path).preprocessing()
+    assert str(e.value).endswith(f"got {size!r}") and "\n" not in str(e.value)
+
+
+def test_without_an_input_size_timms_architecture_says_it(tmp_path):
+    """16 pixels: to floor(16 / 0.8) = 20; for 32 to 40."""
+    path = timm(tmp_path, crop_pct=0.8)
+    assert Pretrained(path).preprocessing().shortest == 20
+    assert Pretrained(path, image_size=32).preprocessing().shortest == 40
+    found = Pretrained(timm(tmp_path, crop_mode=["center"])).preprocessing()
+    assert "crop_mode=['center'], crop_pct=0.875 are not honoured" in found.notes[0]
+
+
 def test_old_names_of_processors_are_known(tmp_path):
     """A feature extractor of CLIP cuts 224 of 224 pixels."""
     old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224}
@@ -208,16 +239,94 @@ def test_a_resnet_without_a_size_keeps_that_of_the_data_and_says_so(tmp_path):
     assert (sized.resize, sized.shortest, sized.notes) == ("shortest+crop", 256, ())
 
 
-def test_pixels_of_a_run_are_those_settings(tmp_path):
+def checkpoint(path, channels=3, side=8, **settings):
+    """Save a tiny ViT whose images have `side` pixels; return its spec."""
     config = transformers.ViTConfig(
         hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
-        image_size=8, patch_size=4, num_channels=1, num_labels=10,
+        image_size=side, patch_size=4, num_channels=channels, num_labels=10,
     )  # fmt: skip
-    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTForImageClassification(config).save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(json.dumps(settings))
+    return f"pretrained(path={str(path)!r})"
+
+
+def prepared(model, **keys):
+    return prepare(Experiment.from_dict({"model": model, "cut": 1, "clients": 2, **keys}))
+
+
+def said(decisions, about):
+    return " | ".join(one.text for one in decisions if one.about == about)
+
+
+def test_a_checkpoint_adapts_to_the_size_that_is_asked_for(tmp_path):
+    model = checkpoint(tmp_path, size=8)
+    setup = prepared(model, image_size=16)
+    assert setup.train.pixels.shape[1:] == setup.head.image_shape == (3, 16, 16)
+    assert said(setup.decisions, "size").startswith("16x16; the images are 8x8 (1,797)")
+    assert "interpolated from 2 x 2 to 4 x 4 patches" in said(setup.decisions, "model")
+    assert prepared(model).head.image_shape == (3, 8, 8)
+
+
+def test_a_size_or_channels_that_the_model_does_not_take_are_refused(tmp_path):
+    model = checkpoint(tmp_path, size=8)
+    with pytest.raises(ValueError, match=r"channels=1, but pretrained\(.* takes 3: leave channels"):
+        prepared(model, channels=1)
+    with pytest.raises(ValueError, match=r"image_size=16, but .* takes 8: leave image_size out"):
+        prepared(model.replace(")", ", image_size=8)"), image_size=16)
+    with pytest.raises(ValueError, match=r"image_size=16, but .* takes 8: leave image_size out"):
+        prepared("vit(patch_size=4, image_size=8)", image_size=16)
+    assert "3 (colour), as the model takes" in said(prepared(model).decisions, "channels")
+
+
+def test_a_margin_that_is_cut_off_is_said_though_the_images_have_the_size(tmp_path):
+    """To 10 pixels, of which 8 are left."""
+    clip = {"image_processor_type": "CLIPImageProcessor", "size": 10, "crop_size": 8}
+    setup = prepared(checkpoint(tmp_path, **clip))
+    assert said(setup.decisions, "size") == (
+        "8x8; the images are 8x8 (1,797): 1,797 are resized (shortest+crop: to 10, of which the "
+        "middle 8 are cut out)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "margins"),
+    [
+        ({}, (10, 10)),
+        ({"test_resize": "shortest+crop"}, (10, 10)),
+        ({"resize": "pad"}, (0, 0)),
+        ({"resize": "pad", "test_resize": "shortest+crop"}, (0, 10)),
+        ({"test_resize": "pad"}, (10, 0)),
+    ],
+)
+def test_the_checkpoints_own_way_keeps_its_margin(keys, margins):
+    looked = look_at(Digits().open(0.2, 0), "error", silent)
+    model = Preprocessing(resize="shortest+crop", shortest=10)
+    wishes = Wishes(keys.get("resize", ""), keys.get("test_resize", ""))
+    train, test, _ = decide(looked, wishes, 8, 1, model)
+    assert (train.shortest, test.shortest) == margins
+
+
+def test_a_look_at_data_shows_what_the_model_takes(tmp_path):
+    clip = {"image_processor_type": "CLIPImageProcessor", "size": 10, "crop_size": 8}
+    model = checkpoint(tmp_path, **clip)
+    seen = view(Experiment.from_dict({"model": model, "cut": 1}))
+    setup = prepared(model)
+    assert [one for one in setup.decisions if one.about != "cache"] == seen.decisions
+    pictures, _ = seen.pictures()
+    assert pictures.shape[1:] == (3, 8, 8)
+    assert np.array_equal(pictures[0], setup.train.pixels[:1][0])
+    with pytest.raises(ValueError, match="channels=1, but pretrained"):
+        view(Experiment.from_dict({"model": model, "cut": 1, "channels": 1}))
+
+
+def test_a_look_at_data_builds_no_model_that_was_not_named(monkeypatch):
+    monkeypatch.setattr("simulations.runs.experiment_data.built", None)
+    assert view(Experiment.from_dict({"image_size": 12})).transform.size == 12
+
+
+def test_pixels_of_a_run_are_those_settings(tmp_path):
     own = {"do_rescale": False, "do_normalize": False, "size": 8}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
-    model = f"pretrained(path={str(tmp_path)!r})"
-    setup = prepare(Experiment.from_dict({"model": model, "cut": 1, "clients": 2}))
+    setup = prepared(checkpoint(tmp_path, 1, **own))
     pixels, _ = setup.test.batch(slice(0, 3))
     wanted = torch.from_numpy(setup.test.pixels[:3].astype(np.float32))
     torch.testing.assert_close(pixels, wanted, atol=1e-3, rtol=1e-5)

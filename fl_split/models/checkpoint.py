@@ -73,9 +73,8 @@ def settings(path: str, what: str) -> dict[str, Any]:
     try:
         if file := files.find(path, "config.json"):
             found = files.read_json(file)
-            for key in ("image_size", "patch_size"):
-                found |= _square(found, key)
-            return found
+            counts = {"image_size", "patch_size", "num_channels"} & set(found)
+            return found | {key: _count(key, found[key]) for key in counts}
         adapter = files.find(path, "adapter_config.json")
         base = files.read_json(adapter).get("base_model_name_or_path") if adapter else None
         reason = "" if adapter else files.explain(path, "config.json")
@@ -92,18 +91,35 @@ def settings(path: str, what: str) -> dict[str, Any]:
     )
 
 
-def _square(found: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return a size that is given as two equal numbers as one."""
-    if not isinstance(size := found.get(key), list):
-        return {}
-    if len(set(size)) != 1:
-        raise ValueError(f"config.json: {key} is {size}, only square images can be used")
-    return {key: size[0]}
+def _count(key: str, value: Any) -> int:
+    """Return a number above 0; of a size that is given as two equal ones the one."""
+    if isinstance(value, list):
+        if not value or value.count(value[0]) != len(value):
+            raise ValueError(f"config.json: {key} is {value}, only square images can be used")
+        value = value[0]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"config.json: {key} must be a whole number above 0, got {value!r}")
+    return value
+
+
+def configured(kind: type[Any], found: Mapping[str, Any], path: str, classes: int) -> Any:
+    """Return the settings of a model of transformers, for so many classes.
+
+    Raises
+    ------
+    ValueError
+        Those of its config.json make no sense.
+    """
+    try:
+        return kind.config_class.from_dict(dict(found), num_labels=classes)
+    except Exception as error:  # of several libraries
+        fault = " ".join(str(error).split())
+        raise ValueError(f"config.json of {path!r} makes no sense: {fault}") from None
 
 
 def described(found: Mapping[str, Any]) -> str:
     """Say what the checkpoint of a config.json is."""
-    names = ", ".join(found.get("architectures") or ())
+    names = ", ".join(map(str, found.get("architectures") or ()))
     if is_timm(found):
         return f"a timm checkpoint of architecture {found['architecture']!r}"
     if not found.get("model_type"):

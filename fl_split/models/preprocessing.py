@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Resize = Literal["squash", "shortest+crop", "pad", ""]
+Fit = Literal["squash", "shortest+crop", "pad"]
+"""How an image that is not square becomes one."""
+
+Resize = Literal[Fit, ""]
+"""The same; empty leaves it to somebody else."""
+
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 

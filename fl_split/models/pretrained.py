@@ -71,7 +71,7 @@ class Pretrained:
         found, weights = _read(self.path)
         kind = _kind(self.path, found)
         own = {key: value for key, value in found.items() if key != "model_type"}
-        config = kind.config_class.from_dict(own, num_labels=num_classes)
+        config = checkpoint.configured(kind, own, self.path, num_classes)
         if hasattr(config, "use_mask_token"):
             config.use_mask_token = False  # no image is masked: it would never be trained
         size = self.image_size or config.image_size
@@ -134,7 +134,7 @@ def _kind(path: str, found: Mapping[str, Any]) -> type[Any]:
     """
     import transformers
 
-    kind = found.get("model_type", "vit")
+    kind = str(found.get("model_type", "vit"))
     if kind in VITS:
         return transformers.ViTForImageClassification
     if kind == "dinov2":

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from fl_split.models import files
+from fl_split.models import files, timm_vit
 from fl_split.models.preprocessing import Interpolation, Preprocessing
 from fl_split.models.resizing import Resizing, resizing
 
@@ -86,11 +86,15 @@ def of_timm(path: str, config: Mapping[str, Any], image_size: int) -> Preprocess
             notes=("config.json has no pretrained_cfg: pixels are normalised by 0.5 and 0.5",)
         )
     file = str(files.find(path, "config.json"))
-    channels, _, side = own.get("input_size") or (3, 0, image_size)
+    try:
+        channels, side = timm_vit.input_size(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    side = side or image_size
     values = {"image_mean": own.get("mean", 0.5), "image_std": own.get("std", 0.5)}
     mean, std = _scale(file, {**values, "do_normalize": True, "do_rescale": False}, channels, 1.0)
     mode, part = own.get("crop_mode") or "center", own.get("crop_pct") or 0.875
-    size = {"center": {"shortest_edge": 0}, "squash": {"height": 0, "width": 0}}.get(mode)
+    size = {"center": {"shortest_edge": 0}, "squash": {"height": 0, "width": 0}}.get(str(mode))
     notes = []
     if size is None or not _is_number(part) or not 0 < part <= 1:
         notes.append(f"config.json: crop_mode={mode!r}, crop_pct={part!r} are not honoured")

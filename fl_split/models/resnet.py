@@ -105,7 +105,7 @@ class ResNet18:
                 f"cannot load a ResNet from {self.path!r}: it is {checkpoint.described(found)}; "
                 "of a ViT and its relatives use pretrained(path=...)"
             )
-        config = ResNetModel.config_class.from_dict(found, num_labels=num_classes)
+        config = checkpoint.configured(ResNetModel, found, self.path, num_classes)
         return checkpoint.load(ResNetModel, self.path, config, "ResNet", seed)
 
     def _from_scratch(self, channels: int, num_classes: int, seed: int) -> ResNetModel:

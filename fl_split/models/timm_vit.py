@@ -64,7 +64,6 @@ def converted(
     mlp = state.get("vit.layers.0.mlp.fc1.weight")
     if kernel is None or mlp is None:
         raise ValueError(f"the file of {name} lacks patch_embed.proj or blocks.0.mlp.fc1")
-    size = (found.get("pretrained_cfg") or {}).get("input_size") or [0, 0, int(known[3])]
     heads = int(given.get("num_heads", HEADS[known[1]]))
     return {
         "hidden_size": kernel.shape[0],
@@ -73,10 +72,33 @@ def converted(
         "intermediate_size": mlp.shape[0],
         "num_channels": kernel.shape[1],
         "patch_size": kernel.shape[2],
-        "image_size": int(given.get("img_size", size[-1])),
+        "image_size": int(given.get("img_size", input_size(found)[1])),
         "qkv_bias": "vit.layers.0.attention.q_proj.bias" in state,
         "layer_norm_eps": 1e-6,
     }, state
+
+
+def input_size(found: Mapping[str, Any]) -> tuple[int, int]:
+    """Return channels and pixels a side of the images that timm's config.json is for.
+
+    Where it has no input_size they are those of the architecture; 0 pixels are any.
+
+    Raises
+    ------
+    ValueError
+        Its input_size makes no sense.
+    """
+    given = (found.get("pretrained_cfg") or {}).get("input_size")
+    if given is None:
+        known = ARCHITECTURE.fullmatch(str(found.get("architecture")))
+        return 3, int(known[3]) if known else 0
+    is_list = isinstance(given, list | tuple) and len(given) == 3
+    if not is_list or given[1] != given[2] or not all(type(n) is int and n > 0 for n in given):
+        raise ValueError(
+            "input_size must be channels, height and width of squares, such as [3, 224, 224], got "
+            f"{given!r}"
+        )
+    return given[0], given[2]
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

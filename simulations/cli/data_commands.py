@@ -89,7 +89,7 @@ def _values(spec: str) -> dict[str, object]:
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
 ) -> None:
-    """Show the cache of decoded images on disk, or clear it.
+    """Show the cache of decoded images and unpacked archives on disk, or clear it.
 
     FL_SPLIT_CACHE names its folder; the key cache_gb limits it.
     """
@@ -107,6 +107,8 @@ def cache(
             table.add_row(Text(entry.name), *map(Text, cells))
         if entries:
             out.print(table)
-        total = sum(entry.bytes for entry in entries)
-        text = f"{len(entries)} entries, {total / images.GB:.3g} GB in {images.folder()}"
+        total, unpacked = (images.size_of(part) for part in (images.IMAGES, images.ARCHIVES))
+        text = f"{len(entries)} entries, {total / images.GB:.3g} GB"
+        text += f", and {unpacked / images.GB:.3g} GB of unpacked archives" if unpacked else ""
+        text += f" in {images.folder()}"
         out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -20,12 +20,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import PIL
 import platformdirs
 from filelock import FileLock
 
-from simulations.data.encoded import CHUNK, EncodedImages
+from simulations.data.encoded import CHUNK, CHUNK_BYTES, EncodedImages
 from simulations.data.images import Decoded, Images, OnDisk, OnTheFly, decoded
-from simulations.data.pictures import Transform
+from simulations.data.pictures import RULES, Transform
 from simulations.data.raw import pixels_of
 from simulations.data.survey import Survey, survey
 
@@ -33,6 +34,12 @@ VARIABLE = "FL_SPLIT_CACHE"
 """Environment variable that names the folder."""
 
 PIXELS, NOTES, PART = "pixels.bin", "entry.json", ".part"
+
+IMAGES, KNOWN, ARCHIVES = "images", "known", "archives"
+"""Folders of the cache: decoded images, surveys, what archives held."""
+
+VERSION = f"{RULES}-{PIL.__version__}"
+"""Of what decodes images: part of every key."""
 
 IN_MEMORY = 64 * 2**20
 """Bytes of decoded images up to which they are kept in memory."""
@@ -88,8 +95,9 @@ def surveyed(
     """Return the survey of `images`, from the cache if their files are what they were then."""
     if not images.is_on_disk:
         return survey(images, decodes)
-    known = folder() / "known" / f"{images.signature()}{'-decoded' if decodes else ''}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    marks = f"{images.signature()}-{VERSION}{'-decoded' if decodes else ''}"
+    known = folder() / KNOWN / f"{marks}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return Survey.of_record(json.loads(known.read_text()))
     found = survey(images, decodes, partial(progress, "look at images"))
     try:
@@ -98,7 +106,7 @@ def surveyed(
         part.write_text(json.dumps(found.record()))
         part.replace(known)
     except OSError as error:
-        note(f"what the images are cannot be noted in {known.parent}: {error.strerror}")
+        note(f"what the images are cannot be noted in {known.parent}: {error.strerror or error}")
     return found
 
 
@@ -155,9 +163,8 @@ def _entry(
     progress: Progress,
 ) -> Entry:
     """Return an entry of the cache; fill it if it is not there."""
-    place = (
-        folder() / "images" / blake2b(f"{digest} {transform}".encode(), digest_size=12).hexdigest()
-    )
+    marks = f"{digest} {transform} {VERSION}".encode()
+    place = folder() / IMAGES / blake2b(marks, digest_size=12).hexdigest()
     with suppress(OSError, ValueError, KeyError, TypeError):
         return _read(place)
     if limit <= 0:
@@ -173,12 +180,14 @@ def _entry(
     except OSError as error:
         if isinstance(error, NoRoom):
             raise
-        raise NoRoom(f"the cache in {folder()} cannot be written: {error.strerror}") from None
+        raise NoRoom(
+            f"the cache in {folder()} cannot be written: {error.strerror or error}"
+        ) from None
 
 
 def _check_room(place: Path, size: int, limit: float) -> None:
     """Raise NoRoom if the cache would grow beyond its limit, or the disk has no space."""
-    held = sum(entry.bytes for entry in entries())
+    held = size_of(IMAGES) + size_of(ARCHIVES)
     if held + size > limit:
         raise NoRoom(
             f"{_gb(size)} more than the {_gb(held)} in the cache are over its limit cache_gb="
@@ -213,10 +222,10 @@ def _fill(
 
 def _chunks(images: EncodedImages, transform: Transform) -> Iterator[Decoded]:
     """Decode images, some at a time, on two threads: decoding needs no lock of Python."""
+    size = transform.channels * transform.size**2 * transform.dtype.itemsize
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for start in range(0, len(images), CHUNK):
-            numbers = range(start, min(start + CHUNK, len(images)))
-            contents = images[np.array(numbers)]
+        for start, contents in images.chunks(max(1, min(CHUNK, CHUNK_BYTES // size))):
+            numbers = range(start, start + len(contents))
             ready = transform.of_arrays(pixels_of(contents))
             if ready is not None:
                 yield ready
@@ -244,18 +253,28 @@ def _read(place: Path) -> Entry:
 def entries() -> list[Entry]:
     """Return what is in the cache, what was made last first."""
     found = []
-    for notes in folder().glob(f"images/*/{NOTES}"):
+    for notes in folder().glob(f"{IMAGES}/*/{NOTES}"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             found.append(_read(notes.parent))
     return sorted(found, key=lambda entry: -entry.made)
 
 
+def size_of(part: str) -> int:
+    """Return how many bytes the files in a folder of the cache have."""
+    found = 0
+    for place, _, files in os.walk(folder() / part):
+        for name in files:
+            with suppress(OSError):  # which another process has removed meanwhile
+                found += os.lstat(os.path.join(place, name)).st_size
+    return found
+
+
 def clear() -> int:
     """Empty the cache; return how many bytes that frees."""
-    freed = sum(entry.bytes for entry in entries())
-    for name in ("images", "known", "archives"):
-        shutil.rmtree(folder() / name, ignore_errors=True)
-    return freed
+    before = sum(map(size_of, (IMAGES, KNOWN, ARCHIVES)))
+    for part in (IMAGES, KNOWN, ARCHIVES):
+        shutil.rmtree(folder() / part, ignore_errors=True)
+    return before - sum(map(size_of, (IMAGES, KNOWN, ARCHIVES)))
 
 
 def _gb(size: float) -> str:

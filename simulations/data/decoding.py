@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 
-from fl_split.models.preprocessing import Preprocessing
+from fl_split.models.preprocessing import Preprocessing, Resize
 from simulations.data import cache
 from simulations.data.cache import Progress
+from simulations.data.depth import Depth, Ranges, depth
 from simulations.data.encoded import EncodedImages
 from simulations.data.images import DataError, Images, Selected, bad_images
-from simulations.data.pictures import DEEP, GREY, Fit, Transform
+from simulations.data.pictures import GREY, Transform
 from simulations.data.sources import Source
 from simulations.data.splits import Decision, Split
 from simulations.data.survey import Survey
@@ -27,13 +28,19 @@ LISTED = 3
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is done to images of other proportions, in training and in testing.
+    """What was asked for: empty texts and 0 leave it to the model and the data.
 
-    Empty texts leave it to the model.
+    Attributes
+    ----------
+    fit, test_fit : str
+        What is done to images of other proportions, in training and in testing.
+    channels : int
+        1 for grey, 3 for colour.
     """
 
-    fit: Fit | Literal[""] = ""
-    test_fit: Fit | Literal[""] = ""
+    fit: Resize = ""
+    test_fit: Resize = ""
+    channels: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,8 @@ class Surveyed:
         Images of both splits, or of each.
     survey : Survey
         Of all of them.
+    depth : Depth, optional
+        Where there are images of more than 8 bits.
     decisions : list of Decision
         About images, beside those of the source.
     """
@@ -54,6 +63,7 @@ class Surveyed:
     stores: list[EncodedImages]
     digests: list[str]
     survey: Survey
+    depth: Depth | None = None
     decisions: list[Decision] = field(default_factory=list)
 
     def sizes(self) -> str:
@@ -84,10 +94,12 @@ def look_at(source: Source, on_bad: OnBad, progress: Progress) -> Surveyed:
                 Decision("images", f"left out: {bad_images(store, one.bad)}", "on_bad_image")
             )
     digests = [f"{one.digest} {sorted(one.bad)}" for one in found]
+    looked_at = stores
     if any(one.bad for one in found):
         source = _without(source, stores, found)
         stores = source.stores()
-    return Surveyed(source, stores, digests, _sum(found), decided)
+    deep = depth(*_ranges(source, looked_at, found))
+    return Surveyed(source, stores, digests, _sum(found), deep, decided)
 
 
 def decide(
@@ -109,11 +121,16 @@ def decide(
     survey = looked.survey
     own = model.resize or "squash"
     base = Transform(size, channels, own, model.shortest, model.interpolation)
-    if survey.is_deep:
-        base = replace(base, low=survey.low, high=survey.high)
+    if looked.depth:
+        base = replace(base, low=looked.depth.low, high=looked.depth.high)
     train = _fitted(base, wishes.fit)
-    test = _fitted(train, wishes.test_fit)
-    decisions = [_on_size(looked, train, test), _on_channels(survey, channels), *_on_depth(survey)]
+    test = _fitted(base, wishes.test_fit or wishes.fit)
+    decisions = [
+        _on_size(looked, train, test),
+        _on_channels(survey, channels, channels not in {wishes.channels, survey.channels}),
+    ]
+    if looked.depth:
+        decisions.append(looked.depth.decision())
     for remark, count in survey.remarks.items():
         decisions.append(Decision("images", f"{count:,} {remark}"))
     decisions += [Decision("model", note) for note in model.notes]
@@ -150,7 +167,7 @@ def decode(
     return found[0], found[1], decided
 
 
-def _fitted(transform: Transform, fit: Fit | Literal[""]) -> Transform:
+def _fitted(transform: Transform, fit: Resize) -> Transform:
     """Fit images in another way if asked to; the margin that is cut off is the model's alone."""
     return replace(transform, fit=fit, shortest=0) if fit not in {"", transform.fit} else transform
 
@@ -182,41 +199,39 @@ def _sum(found: list[Survey]) -> Survey:
         total.sizes.update(one.sizes)
         total.modes.update(one.modes)
         total.remarks.update(one.remarks)
-    low, high = min(one.low for one in found), max(one.high for one in found)
-    return replace(total, low=low, high=high)
+    return total
+
+
+def _ranges(source: Source, stores: list[EncodedImages], found: list[Survey]) -> list[Ranges]:
+    """Return the range of values of each image to train on, and of each to test on."""
+    several = 3 - len(stores)  # halves of one table share its images
+    halves = zip((source.train, source.test), stores * several, found * several, strict=True)
+    return [one.ranges(np.searchsorted(store.rows, half.rows)) for half, store, one in halves]
 
 
 def _on_size(looked: Surveyed, train: Transform, test: Transform) -> Decision:
-    survey, side = looked.survey, train.size
-    fits = train.fit if train.fit == test.fit else f"{train.fit}, to test on {test.fit}"
-    others = sum(n for size, n in survey.sizes.items() if size != (side, side))
+    side, ways = train.size, list(dict.fromkeys([train.way, test.way]))
+    left = {(side, side)} if {train.shortest, test.shortest} <= {0, side} else set()
+    others = sum(n for size, n in looked.survey.sizes.items() if size not in left)
     text = f"{side}x{side}"
     if others:
-        text += f"; the images are {looked.sizes()}: {others:,} are resized ({fits})"
+        text += f"; the images are {looked.sizes()}: {others:,} are resized "
+        text += f"({', to test on '.join(ways)})"
     return Decision("size", text, "image_size, resize")
 
 
-def _on_channels(survey: Survey, channels: int) -> Decision:
+def _on_channels(survey: Survey, channels: int, is_of_model: bool) -> Decision:
     grey = sum(count for mode, count in survey.modes.items() if mode in GREY)
     colour = survey.modes.total() - grey
     text = f"{channels} ({'grey' if channels == 1 else 'colour'})"
+    text += ", as the model takes" if is_of_model else ""
     if grey and colour:
         text += f"; {grey:,} of {grey + colour:,} images are grey"
     elif channels == 1 and colour:
         text += "; colours are left out"
     elif channels == 3 and grey:
         text += "; grey images are repeated"
-    return Decision("channels", text, "channels")
-
-
-def _on_depth(survey: Survey) -> list[Decision]:
-    if not survey.is_deep:
-        return []
-    deep = sum(count for mode, count in survey.modes.items() if mode in DEEP)
-    text = f"{deep:,} images of more than 8 bits; {survey.low:g}..{survey.high:g} is scaled to 0..1"
-    if deep < survey.modes.total():
-        text += "; 0..255 of the others too"
-    return [Decision("depth", text)]
+    return Decision("channels", text, "model" if is_of_model else "channels")
 
 
 def _counted(found: Mapping[str, int]) -> str:

@@ -119,8 +119,8 @@ def _open(found: files.Found, name: str, spec: Any, test_fraction: float, seed: 
     return source(
         found.splits[train],
         found.splits[test] if test else None,
-        spec.image or found.image,
-        spec.label or found.label,
+        found.image or spec.image,
+        found.label or spec.label,
         test_fraction,
         seed,
         drop_missing=spec.drop_missing,

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # a worker that reads decoded images needs none
     import datasets
+    import pyarrow as pa
 
 PAGES = 128 * 2**20
 """Bytes read from a mapped file until its pages are released; resident memory counts them."""
 
-CHUNK = 256
-"""Rows that are read at once when all are read."""
+CHUNK, CHUNK_BYTES = 256, 64 * 2**20
+"""Rows that are read at once when all are read, and bytes: fewer rows where they are large."""
 
 
 class NoImage(ValueError):
@@ -51,43 +52,57 @@ class EncodedImages:
         """Return the contents of image files; an exception in the place of one that is none."""
         if not len(numbers):
             return []
-        rows = self.rows[numbers]
-        is_range = rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-        chosen = self._table[int(rows[0]) : int(rows[-1]) + 1] if is_range else self._table[rows]
-        found = [_contents(cell) for cell in chosen.column(0).to_pylist()]
-        self._release(sum(len(one) for one in found if isinstance(one, bytes)))
+        found = [_contents(cell) for cell in self._cells(self.rows[numbers]).to_pylist()]
+        self._release(sum(map(_length, found)))
         return found
 
-    def __iter__(self) -> Iterator[bytes | NoImage]:
-        """Go through all images in their order."""
-        for start in range(0, len(self), CHUNK):
-            yield from self[np.arange(start, min(start + CHUNK, len(self)))]
+    def chunks(self, most: int = CHUNK) -> Iterator[tuple[int, list[bytes | NoImage]]]:
+        """Go through all images: yield the number of the first of some, and their contents.
+
+        They are at most `most`, and fewer if they are large.
+        """
+        start = 0
+        while start < len(self):
+            cells = self._cells(self.rows[start : start + most])
+            fitting = CHUNK_BYTES * len(cells) // max(1, cells.nbytes)
+            found, size = list[bytes | NoImage](), 0
+            for cell in cells[: max(1, fitting)].to_pylist():
+                found.append(_contents(cell))
+                size += _length(found[-1])
+                if size > CHUNK_BYTES:  # files beside the table
+                    break
+            self._release(size)
+            yield start, found
+            start += len(found)
 
     def name(self, number: int) -> str:
         """Say which image this is: its row in the split, and its file if it is one."""
         row = int(self.rows[number])
-        path = next(self._paths([row]))
+        path = next(self._paths(self.rows[number : number + 1]))
         return f"row {row}" + (f" ({path})" if path else "")
 
     def signature(self) -> str:
-        """Return a digest of what shows whether files have changed, without reading them.
+        """Return a digest of what shows whether images have changed, without reading mapped ones.
 
-        Of each file path, size, times of change and inode; of images in memory the images.
+        Of each file path, size, times of change and inode; of a table which of its rows are
+        selected; of images in memory the images.
         """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(np.ascontiguousarray(self.rows).tobytes())
         digest.update(repr(self._table.features).encode())
-        files = [entry["filename"] for entry in self._table.cache_files]
-        for path in files:
-            digest.update(stamp(path))
-        has_paths = False
-        for start in range(0, len(self), 2**14):
-            for path in self._paths(self.rows[start : start + 2**14]):
-                has_paths |= path is not None
+        for entry in self._table.cache_files:
+            digest.update(stamp(entry["filename"]))
+        marks = _selection(self._table)
+        digest.update(marks or b"in memory")
+        for start in range(0, len(self), CHUNK):
+            numbers = np.arange(start, min(start + CHUNK, len(self)))
+            paths = [*self._paths(self.rows[numbers])]
+            for path in paths:
                 digest.update(stamp(path) if path else b"-")
-        if not files and not has_paths:
-            for image in self:
-                digest.update(image if isinstance(image, bytes) else b"-")
+            inside = [number for number, path in zip(numbers, paths, strict=True) if path is None]
+            for image in self[np.array(inside)] if marks is None else ():
+                contents = image if isinstance(image, bytes) else b"-"
+                digest.update(len(contents).to_bytes(8) + contents)
         return digest.hexdigest()
 
     @property
@@ -97,21 +112,50 @@ class EncodedImages:
             bool(len(self)) and any(self._paths(self.rows[:1]))
         )
 
-    def _paths(self, rows: Iterable[int]) -> Iterator[str | None]:
+    def _paths(self, rows: NDArray[np.int64]) -> Iterator[str | None]:
         """Return paths of images that are files of their own, None for those inside the table."""
-        column = self._table[np.asarray(rows)].column(0).combine_chunks()
-        if column.type.num_fields != 2:  # not the library's {bytes, path}
-            yield from [None] * len(column)
-            return
-        is_inside = column.field("bytes").is_valid().to_pylist()
-        for inside, path in zip(is_inside, column.field("path").to_pylist(), strict=True):
-            yield None if inside else path
+        for column in self._cells(rows).chunks:
+            if column.type.num_fields != 2:  # not the library's {bytes, path}
+                yield from [None] * len(column)
+                continue
+            is_inside = column.field("bytes").is_valid().to_pylist()
+            for inside, path in zip(is_inside, column.field("path").to_pylist(), strict=True):
+                yield None if inside else path
+
+    def _cells(self, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+        """Return rows of the table; those in a row are not copied."""
+        is_range = rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+        chosen = self._table[int(rows[0]) : int(rows[-1]) + 1] if is_range else self._table[rows]
+        return chosen.column(0)
 
     def _release(self, count: int) -> None:
         """Open the mapped files anew after so many bytes: that lets go of the pages read."""
         self._read += count
         if self._read > PAGES and self._table.cache_files:
             self._table, self._read = pickle.loads(pickle.dumps(self._table)), 0
+
+
+def _selection(table: datasets.Dataset) -> bytes | None:
+    """Return which rows of its mapped files a table holds; None if some of it is in memory."""
+    marks = []
+    for block in _blocks(table.data):
+        if not hasattr(block, "replays"):
+            return None
+        marks.append((block.path, block.replays))  # what was done since it was mapped, as slicing
+    digest = hashlib.blake2b(pickle.dumps(marks))
+    if table._indices is not None:
+        for chunk in table._indices.column(0).chunks:
+            digest.update(chunk.to_numpy().tobytes())
+    return digest.digest()
+
+
+def _blocks(table: Any) -> Iterator[Any]:
+    """Return the parts of a table of the library, each mapped from a file or in memory."""
+    for row in getattr(table, "blocks", [[]]):
+        for block in row:
+            yield from _blocks(block)
+    if not hasattr(table, "blocks"):
+        yield table
 
 
 def _contents(cell: dict[str, bytes | str | None] | None) -> bytes | NoImage:
@@ -123,7 +167,11 @@ def _contents(cell: dict[str, bytes | str | None] | None) -> bytes | NoImage:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        return NoImage(f"{path}: {error.strerror}")
+        return NoImage(f"{path}: {error.strerror or error}")
+
+
+def _length(contents: bytes | NoImage) -> int:
+    return len(contents) if isinstance(contents, bytes) else 0
 
 
 def stamp(path: str) -> bytes:

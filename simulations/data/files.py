@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow.parquet as parquet
 
-from simulations.data import cache, folders, spreadsheets
+from simulations.data import archives, arrays, folders, spreadsheets
 from simulations.data.encoded import stamp
 from simulations.data.images import DataError
-from simulations.data.memory import rows_of
 from simulations.data.splits import Decision, kind
-
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-PICTURES = frozenset({"x", "image", "images", "data", "pixels"})
-ANSWERS = frozenset({"y", "label", "labels", "target", "targets"})
-"""Words in names of arrays of images, and of labels."""
-
-LISTED = 5
-"""Files that a message names."""
+from simulations.data.walking import Pictures, below, is_picture, listed
 
 
 @dataclass(frozen=True)
@@ -50,6 +41,14 @@ def read(path: str, *, image: str = "", label: str = "") -> Found:
     place = Path(path).expanduser()
     if not path or not place.exists():
         raise DataError(f"no file or folder {path!r}")
+    try:
+        return _read(place, image, label)
+    except OSError as error:
+        shown = error.filename or path
+        raise DataError(f"cannot read {str(shown)!r}: {error.strerror or error}") from None
+
+
+def _read(place: Path, image: str, label: str) -> Found:
     if place.is_dir():
         return _folder(place, image, label)
     for suffixes, reader in FILES.items():
@@ -59,8 +58,8 @@ def read(path: str, *, image: str = "", label: str = "") -> Found:
         return _parquet([place], place)
     known = ", ".join(suffix for suffixes in FILES for suffix in suffixes)
     raise DataError(
-        f"cannot load {path!r}: {place.suffix or 'this'} is none of {known}; a folder of images by "
-        "class, or fl_split.run(dataset=(images, labels)), can be made of anything"
+        f"cannot load {str(place)!r}: {place.suffix or 'this'} is none of {known}; a folder of "
+        "images by class, or fl_split.run(dataset=(images, labels)), can be made of anything"
     )
 
 
@@ -79,21 +78,87 @@ def _folder(place: Path, image: str, label: str) -> Found:
     if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
         return _saved(place)
     listing = folders.listing(place)
-    if any(file.stem == "metadata" and file.suffix in METADATA for file in listing.others):
-        return load(str(place), str(place))
-    tables = [file for file in listing.others if file.suffix.lower() in spreadsheets.SUFFIXES]
-    if found := [file for file in listing.others if file.suffix.lower() == ".parquet"]:
-        return _parquet(found, place)
-    if listing.by_class and (len(listing.classes) > 1 or not tables):
-        splits, decisions = folders.by_class(listing, tables)
-        return Found(splits, decisions)
+    if metadata := [file for file in listing.others if _is_metadata(file)]:
+        return _metadata(metadata, listing)
+    tables = _ending(listing, spreadsheets.SUFFIXES)
+    rows = _ending(listing, (".parquet",)) or _ending(listing, (".arrow",))
+    files = Pictures(place, listing.pictures if tables else [])
+    named = {file: spreadsheets.images_named(file, files, image, label) for file in tables}
+    names_most = 2 * len(set().union(*named.values())) > len(listing.pictures)
+    are_classes = not listing.fault and len(listing.classes) > 1
+    if names_most and (used := [file for file in tables if named[file]]):
+        with _or_folders(used, are_classes):
+            found = _tables(used, files, image, label)
+        if are_classes:
+            text = f"those of {listed(used)}; folders would do too: {listed(listing.classes)}"
+            found.decisions.append(Decision("classes", text, "moving the table away", True))
+        return _with_unread(found, used, listing)
+    if listing.by_class and (are_classes or not (tables or rows)):
+        return Found(*folders.by_class(listing, [*tables, *rows]))
+    if rows:
+        return _with_unread(_rows(rows, place), rows, listing)
     if tables:
-        return _tables(tables, place, image, label)
-    raise DataError(f"no images in {str(place)!r}; it holds {_listed(listing.others) or 'nothing'}")
+        return _with_unread(_tables(tables, files, image, label), tables, listing)
+    others = [
+        file for file in listing.others if file.name.lower().endswith((".npz", *archives.SUFFIXES))
+    ]
+    if len(others) == 1 and not listing.pictures:
+        found = _read(others[0], image, label)
+        return _with_unread(found, others, listing)
+    held = listed(listing.others or listing.loose) or "nothing"
+    what = "folders of classes" if listing.pictures else "images"
+    raise DataError(f"no {what} in {str(place)!r}; it holds {held}")
+
+
+def _ending(listing: folders.Listing, suffixes: tuple[str, ...]) -> list[Path]:
+    return [file for file in listing.others if file.suffix.lower() in suffixes]
+
+
+@contextmanager
+def _or_folders(tables: Sequence[Path], are_classes: bool) -> Iterator[None]:
+    """Add to what is wrong with tables that the folders beside them may be classes."""
+    try:
+        yield
+    except DataError as error:
+        more = f"; or move {listed(tables)} away, and the folders are the classes"
+        raise DataError(f"{error}{more if are_classes else ''}") from None
+
+
+def _with_unread(found: Found, used: Sequence[Path], listing: folders.Listing) -> Found:
+    """Say which files are not read, and images if no table names them; warn if they could be."""
+    there = [*listing.others, *([] if found.image else listing.pictures)]
+    rest = sorted({*there} - {*used}, key=str)
+    could = any(file.name.lower().endswith((*chain(*FILES),)) for file in rest)
+    text = f"{len(rest):,} files are not read: {listed(rest)}"
+    said = [Decision("files", text, "dataset=local(path='...')", could)] if rest else []
+    return replace(found, decisions=[*found.decisions, *said])
 
 
 METADATA = frozenset({".csv", ".jsonl", ".parquet"})
 """Of files ``metadata.*``, which the library reads beside images."""
+
+
+def _is_metadata(file: Path) -> bool:
+    """Tell files that the library reads beside images; its CSV names them in one column."""
+    if file.stem != "metadata" or file.suffix not in METADATA:
+        return False
+    return file.suffix != ".csv" or b"file_name" in file.open("rb").readline()
+
+
+def _metadata(files: Sequence[Path], listing: folders.Listing) -> Found:
+    """Read images that the library's own tables name; say how many they do not."""
+    data = {"data_dir": str(listing.place)}
+    found = load("imagefolder", str(listing.place), f"files-{_marks(files)}", **data)
+    rest = len(listing.pictures) - sum(map(len, found.splits.values()))
+    text = f"{rest:,} images that {files[0].name} does not name are left out"
+    said = [Decision("files", text, is_warning=True)] if rest > 0 else []
+    return _with_unread(Found(found.splits, said), [*files, *listing.pictures], listing)
+
+
+def _marks(files: Sequence[Path]) -> str:
+    """Return what changes with files: the library looks at names and times only."""
+    stamps = b"".join(stamp(str(file)) for file in files)
+    return hashlib.blake2b(stamps, digest_size=8).hexdigest()
 
 
 def _saved(place: Path) -> Found:
@@ -103,6 +168,21 @@ def _saved(place: Path) -> Found:
     except Exception as error:  # the library raises a different type for every fault
         raise DataError(f"cannot load {str(place)!r}: {error}") from None
     return Found({**found} if isinstance(found, datasets.DatasetDict) else {"train": found})
+
+
+def _rows(files: Sequence[Path], place: Path) -> Found:
+    """Read files that hold images: Parquet or Arrow."""
+    if files[0].suffix.lower() != ".arrow":
+        return _parquet(files, place)
+    found = {}
+    for split, several in _by_split(files, place).items():
+        try:
+            parts = [datasets.Dataset.from_file(str(file)) for file in several]
+            found[split] = datasets.concatenate_datasets(parts)
+        except Exception as error:  # of Arrow, of the system
+            shown = str(several[0] if len(several) == 1 else place)
+            raise DataError(f"cannot load {shown!r}: {error}") from None
+    return Found(found)
 
 
 def _parquet(files: Sequence[Path], place: Path) -> Found:
@@ -116,10 +196,8 @@ def _parquet(files: Sequence[Path], place: Path) -> Found:
                     f"{file.name} and {several[0].name} list other classes, or in another order; "
                     "write them with the same features"
                 )
-        # The library looks at names and times only; a file may change without either.
-        marks = hashlib.blake2b(b"".join(stamp(str(file)) for file in several), digest_size=8)
         data_files = {"data_files": {"train": [str(file) for file in several]}}
-        name = f"files-{marks.hexdigest()}"
+        name = f"files-{_marks(several)}"
         found[split] = load("parquet", str(place), name, **data_files).splits["train"]
     return Found(found)
 
@@ -154,108 +232,57 @@ def _is_parquet(place: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _parquet_file(place: Path, image: str, label: str) -> Found:
+def _rows_file(place: Path, image: str, label: str) -> Found:
     del image, label
-    return _parquet([place], place)
+    return _rows([place], place)
 
 
-def _arrow_file(place: Path, image: str, label: str) -> Found:
-    del image, label
-    try:
-        return Found({"train": datasets.Dataset.from_file(str(place))})
-    except Exception as error:  # of Arrow, of the system
-        raise DataError(f"cannot load {str(place)!r}: {error}") from None
-
-
-def _arrays(place: Path, image: str, label: str) -> Found:
-    """Read arrays of images and of labels, as x_train and y_train, or test_images, test_labels."""
-    del image, label
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        with np.load(place, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                words = set(name.lower().replace("_", " ").split())
-                role = "images" if words & PICTURES else "labels" if words & ANSWERS else ""
-                if role:
-                    found.setdefault(kind(name) or "train", {})[role] = arrays[name]
-            names = ", ".join(arrays.files)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot load {str(place)!r}: {error}") from None
-    whole = {split: halves for split, halves in found.items() if len(halves) == 2}
-    if "train" not in whole:
-        raise DataError(
-            f"{str(place)!r} has the arrays {names}; it needs two called images and labels, or "
-            "x_train and y_train, and perhaps x_test and y_test"
-        )
-    return Found(
-        {
-            split: rows_of(
-                halves["images"],
-                np.asarray(halves["labels"]).reshape(len(halves["labels"]), -1).squeeze(1),
-            )
-            for split, halves in whole.items()
-        }
-    )
+def _arrays_file(place: Path, image: str, label: str) -> Found:
+    return Found(*arrays.read(place, image, label), "image", "label")
 
 
 def _archive(place: Path, image: str, label: str) -> Found:
-    """Unpack an archive into the cache, once, and read the folder."""
-    marks = hashlib.blake2b(stamp(str(place.absolute())), digest_size=12).hexdigest()
-    folder = cache.folder() / "archives" / marks
-    if not folder.exists():
-        part = folder.with_suffix(f".{os.getpid()}{cache.PART}")
-        try:
-            part.mkdir(parents=True)
-            safe = {} if place.suffix.lower() == ".zip" else {"filter": "data"}
-            shutil.unpack_archive(place, part, **safe)  # type: ignore[arg-type]
-            part.replace(folder)
-        except (OSError, shutil.ReadError, ValueError) as error:
-            if not folder.exists():  # another process may have been first
-                raise DataError(
-                    f"cannot unpack {str(place)!r}: {error}; unpack it yourself"
-                ) from None
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    return _folder(folder, image, label)
+    return _folder(archives.unpacked(place), image, label)
 
 
 def _table_file(place: Path, image: str, label: str) -> Found:
-    return _tables([place], place.parent, image, label)
+    root = place.parent
+    files = Pictures(root, sorted(filter(is_picture, below(root)), key=str))
+    return _tables([place], files, image, label)
 
 
-def _tables(files: Sequence[Path], place: Path, image: str, label: str) -> Found:
+def _tables(tables: Sequence[Path], files: Pictures, image: str, label: str) -> Found:
     """Read spreadsheets: of file names and labels beside images, or of pixels."""
-    by_split = _by_split(files, place)
+    by_split = _by_split(tables, files.root)
     several = [name for name, some in by_split.items() if len(some) > 1]
     if several or (len(by_split) > 1 and "train" not in by_split):
         raise DataError(
-            f"{str(place)!r} holds the tables {_listed(files)}; "
-            f"name one: local(path='.../{files[0].name}')"
+            f"{str(files.root)!r} holds the tables {listed(tables)}; "
+            f"name one: local(path='.../{tables[0].name}')"
         )
     found: dict[str, datasets.Dataset] = {}
     decisions: list[Decision] = []
-    columns = "", ""
+    columns, paths = ("", ""), []
     for split, (file,) in by_split.items():
-        table = spreadsheets.read(file, image, label)
+        table = spreadsheets.read(file, files, image, label)
         decisions += table.decisions
         columns = table.image, table.label
+        paths += table.paths
+        if len(by_split) > 1 and {*table.splits} != {"train"}:
+            raise DataError(f"{file.name} is a split by its name and has a column of splits too")
         found |= table.splits if len(by_split) == 1 else {split: table.splits["train"]}
+    if paths:
+        decisions += spreadsheets.left(paths, files, tables)
     return Found(found, decisions, *columns)
-
-
-def _listed(files: Sequence[Path]) -> str:
-    rest = len(files) - LISTED
-    names = ", ".join(file.name for file in files[:LISTED])
-    return names + (f" and {rest:,} more files" if rest > 0 else "")
 
 
 Reader = Callable[[Path, str, str], Found]
 
 FILES: Mapping[tuple[str, ...], Reader] = {
-    (".parquet",): _parquet_file,
-    (".arrow",): _arrow_file,
-    (".npz",): _arrays,
-    ARCHIVES: _archive,
+    (".parquet",): _rows_file,
+    (".arrow",): _rows_file,
+    (".npz",): _arrays_file,
+    archives.SUFFIXES: _archive,
     spreadsheets.SUFFIXES: _table_file,
 }
 """What reads a file, by how its name ends."""

@@ -1,20 +1,20 @@
-"""Folders of images: a folder per class, perhaps below a folder per split."""
+"""Folders of images: a folder per class, above or below folders of splits."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from PIL import Image
 
 from simulations.data.images import DataError
-from simulations.data.splits import Decision, are_splits, kind
+from simulations.data.splits import Decision, kind
+from simulations.data.walking import below, is_picture, listed
 
-LISTED = 3
-"""Files that a message names."""
+ABOVE, BELOW = "above", "below"
+"""Where folders of splits lie: above those of classes, or below them."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,21 @@ class Listing:
     ----------
     by_class : dict
         By split and class: image files, sorted.
-    loose, others : list of Path
-        Images in no folder of a class; files that are no images.
+    pictures, loose, others : list of Path
+        All images; those in no folder of a class; files that are no images.
+    splits_are : str
+        ABOVE or BELOW the folders of classes; empty if there are none.
+    fault : str
+        Why the folders are no classes; empty if they are.
     """
 
     place: Path
     by_class: dict[str, dict[str, list[Path]]]
+    pictures: list[Path]
+    others: list[Path]
+    splits_are: str
+    fault: str
     loose: list[Path] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
 
     @property
     def classes(self) -> list[str]:
@@ -42,28 +49,56 @@ class Listing:
 
 def listing(place: Path) -> Listing:
     """List a folder and sort its images by split and class."""
-    Image.init()
-    pictures: list[Path] = []
-    others: list[Path] = []
-    for folder, below, names in os.walk(place):
-        below[:] = [name for name in below if not _is_hidden(name)]
-        for name in filter(lambda one: not _is_hidden(one), names):
-            path = Path(folder, name)
-            is_image = Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN
-            (pictures if is_image else others).append(path)
-    pictures.sort(key=str)
+    files = sorted(below(place), key=str)
+    pictures = [file for file in files if is_picture(file)]
+    others = [file for file in files if not is_picture(file)]
     root = _root(place, pictures)
-    found = Listing(place, {}, others=sorted(others, key=str))
     parts = {path: path.relative_to(root).parts for path in pictures}
-    tops = sorted({one[0] for one in parts.values() if len(one) > 1})
-    has_splits = are_splits(tops) and any(len(one) > 2 for one in parts.values())
-    for path, one in parts.items():
-        split, inside = (one[0], one[1:]) if has_splits and len(one) > 1 else ("train", one)
-        if len(inside) < 2:
-            found.loose.append(path)
+    where = _splits(list(parts.values()))
+    fault = _fault(list(parts.values()), where)
+    found = Listing(place, {}, pictures, others, where, fault)
+    for path, (*folders, _) in parts.items():
+        split = "train"
+        if where == ABOVE and folders:
+            split, *folders = folders
+        elif where == BELOW:
+            split = folders.pop(1)
+        if folders:
+            found.by_class.setdefault(split, {}).setdefault(folders[0], []).append(path)
         else:
-            found.by_class.setdefault(split, {}).setdefault(inside[0], []).append(path)
+            found.loose.append(path)
     return found
+
+
+def _splits(parts: Sequence[tuple[str, ...]]) -> str:
+    """Say where folders of splits lie; with one to train on above classes, all above are splits."""
+    deep = [one for one in parts if len(one) > 2]
+    tops = {one[0] for one in parts if len(one) > 1}
+    if any(kind(one[0]) == "train" for one in deep) or (deep and all(map(kind, tops))):
+        return ABOVE
+    kinds = {kind(one[1]) for one in deep}
+    return BELOW if len(deep) == len(parts) and "train" in kinds and "" not in kinds else ""
+
+
+def _fault(parts: Sequence[tuple[str, ...]], where: str) -> str:
+    """Say why folders are no classes, and what to do."""
+    tops = sorted({one[0] for one in parts if len(one) > 1})
+    deep = [one for one in parts if len(one) > 2]
+    if where == BELOW and all(len(one) > 3 for one in parts):
+        first = "/".join(parts[0][:3])
+        return f"folders of splits lie between others, as {first!r}; read one of {listed(tops)}"
+    if not where and len(tops) > 1 and all(map(kind, tops)):
+        return (
+            f"the folders {listed(tops)} are splits and hold no folders of classes; make a folder "
+            "for each class in them, or a table of file names and labels beside them"
+        )
+    inner = {kind(one[1]): one for one in deep}
+    if not where and "train" in inner and {"test", "validation"} & {*inner}:
+        return (
+            f"some classes hold folders of splits, as {'/'.join(inner['train'][:2])!r}, and others "
+            "do not, or hold other folders too; put all images as train/CLASS and test/CLASS"
+        )
+    return ""
 
 
 def by_class(
@@ -71,10 +106,17 @@ def by_class(
 ) -> tuple[dict[str, datasets.Dataset], list[Decision]]:
     """Return a table of paths and classes for each split; classes are sorted by name.
 
-    Splits are called as the library calls them where their names mean that: train, test,
-    validation.
+    Splits are called as the library calls them where their names mean that, and no other's does
+    too: train, test, validation. `tables` are files that could have been read instead.
+
+    Raises
+    ------
+    DataError
+        The folders are no classes.
     """
-    splits, decisions = {}, []
+    if found.fault:
+        raise DataError(f"{str(found.place)!r}: {found.fault}")
+    splits = {}
     for split, classes in found.by_class.items():
         names = sorted(classes)
         rows = sorted(
@@ -84,24 +126,36 @@ def by_class(
             {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
         )
         table = {"image": [path for path, _ in rows], "label": [label for _, label in rows]}
-        splits[_called(split, found.by_class)] = datasets.Dataset.from_dict(table, features)
-    folders = [name for name in found.by_class if name != _called(name, found.by_class)]
-    if folders:
-        decisions.append(Decision("splits", f"folders {', '.join(map(repr, folders))}"))
+        splits[_called(split, found)] = datasets.Dataset.from_dict(table, features)
+    return splits, [*_said(found, tables)]
+
+
+def _said(found: Listing, tables: Sequence[Path]) -> Iterator[Decision]:
+    """Say which folders are splits, and what is left out."""
+    folders = [name for name in found.by_class if name != _called(name, found)]
+    if folders or found.splits_are == BELOW:
+        where = ", below those of classes" if found.splits_are == BELOW else ""
+        shown = ", ".join(map(repr, folders or found.by_class))
+        yield Decision("splits", f"folders {shown}{where}")
     if found.loose:
         text = f"{len(found.loose):,} images in no folder of a class are left out"
-        decisions.append(Decision("files", f"{text}: {_listed(found.loose)}"))
+        yield Decision("files", f"{text}: {listed(found.loose)}", is_warning=True)
+    places = {path.parent for path in found.pictures}
+    if twice := len(places) - len({os.path.realpath(place) for place in places}):
+        text = f"{twice:,} folders are links to others that are read too: their images count twice"
+        yield Decision("files", text, is_warning=True)
     if tables:
-        text = f"classes are the names of folders; not read: {_listed(tables)}"
-        decisions.append(Decision("files", text, f"dataset=local(path='{tables[0]}')"))
+        text = f"classes are the names of folders; not read: {listed(tables)}"
+        key = f"dataset=local(path='{tables[0]}')"
+        yield Decision("files", text, key, is_warning=True)
     rest = [file for file in found.others if file not in tables]
     if rest:
-        decisions.append(Decision("files", f"{len(rest):,} files are no images: {_listed(rest)}"))
-    return splits, decisions
+        yield Decision("files", f"{len(rest):,} files are no images: {listed(rest)}")
 
 
-def _called(split: str, splits: dict[str, dict[str, list[Path]]]) -> str:
-    return kind(split) if are_splits([*splits]) else split
+def _called(split: str, found: Listing) -> str:
+    alike = [name for name in found.by_class if kind(name) == kind(split)]
+    return kind(split) if found.splits_are and kind(split) and len(alike) == 1 else split
 
 
 def _root(place: Path, pictures: Sequence[Path]) -> Path:
@@ -109,38 +163,6 @@ def _root(place: Path, pictures: Sequence[Path]) -> Path:
     if not pictures:
         return place
     common = Path(os.path.commonpath([str(path.parent) for path in pictures]))
-    below = {path.relative_to(common).parts for path in pictures}
-    is_flat = all(len(parts) == 1 for parts in below)
+    inside = {path.relative_to(common).parts for path in pictures}
+    is_flat = all(len(parts) == 1 for parts in inside)
     return common.parent if is_flat and common != place else common if not is_flat else place
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__"))
-
-
-def _listed(files: Sequence[Path]) -> str:
-    rest = len(files) - LISTED
-    return ", ".join(file.name for file in files[:LISTED]) + (
-        f" and {rest:,} more" if rest > 0 else ""
-    )
-
-
-def index(place: Path) -> dict[str, Path | None]:
-    """Return images below a folder by path, by name, and by name without its ending.
-
-    None stands where two images would answer to a name.
-    """
-    found: dict[str, Path | None] = {}
-    Image.init()
-    for folder, below, names in os.walk(place):
-        below[:] = [name for name in below if not _is_hidden(name)]
-        for name in names:
-            path = Path(folder, name)
-            if Image.EXTENSION.get(path.suffix.lower()) not in Image.OPEN:
-                continue
-            relative = path.relative_to(place).as_posix()
-            for key in {relative, name, relative.removesuffix(path.suffix), path.stem}:
-                found[key] = None if key in found else path
-    if not found:
-        raise DataError(f"no images in {str(place)!r}")
-    return found

@@ -77,6 +77,9 @@ class OnTheFly:
     encoded: EncodedImages
     transform: Transform
     _ahead: dict[bytes, Future[Decoded]] = field(default_factory=dict, compare=False)
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "decode ahead"), compare=False, repr=False
+    )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +103,7 @@ class OnTheFly:
         while len(self._ahead) >= MOST_AHEAD:  # their clients may have been dropped
             self._ahead.pop(next(iter(self._ahead)), None)
         numbers = np.asarray(rows)
-        self._ahead[numbers.tobytes()] = _pool().submit(self._decode, numbers)
+        self._ahead[numbers.tobytes()] = self._thread.submit(self._decode, numbers)
 
     def _decode(self, numbers: NDArray[np.int64]) -> Decoded:
         found: Decoded = np.empty((len(numbers), *self.shape[1:]), self.dtype)
@@ -108,22 +111,13 @@ class OnTheFly:
             found[place] = decoded(contents, self.transform, self.encoded, int(numbers[place]))
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type[OnTheFly], tuple[EncodedImages, Transform]]:
         """Leave behind what is being decoded; another process begins anew."""
-        return {**vars(self), "_ahead": {}}
+        return OnTheFly, (self.encoded, self.transform)
 
 
 MOST_AHEAD = 4
 """Batches that may wait, decoded, until they are asked for."""
-
-_POOLS: list[ThreadPoolExecutor] = []
-
-
-def _pool() -> ThreadPoolExecutor:
-    """Return the thread of this process that decodes ahead."""
-    if not _POOLS:
-        _POOLS.append(ThreadPoolExecutor(1, "decode ahead"))
-    return _POOLS[0]
 
 
 @dataclass(frozen=True)

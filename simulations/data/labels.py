@@ -91,14 +91,18 @@ def read(split: Split, column: str) -> Classes:
 
 
 def _one_each(values: list[Any], column: str) -> tuple[list[Any], str]:
-    """Return one label per row of lists: the only one, or the place of the only 1."""
+    """Return one label per row of lists: the only one, or the place of the only 1.
+
+    Empty lists are missing labels.
+    """
+    values = [None if value is None or not len(value) else value for value in values]
     lists = [value for value in values if value is not None]
     lengths = {len(one) for one in lists}
-    if lengths == {1}:
+    if lengths <= {1}:
         return [None if one is None else one[0] for one in values], "lists of one label are read"
-    rows = [one for one in lists if sorted(one) == [0] * (len(one) - 1) + [1]]
-    if len(lengths) == 1 and len(rows) == len(lists) and lists:
-        found = [None if one is None else [*one].index(1) for one in values]
+    rows = [one for one in lists if one.count(1) == 1 and one.count(0) == len(one) - 1]
+    if len(lengths) == 1 and len(rows) == len(lists):
+        found = [None if one is None else one.index(1) for one in values]
         return found, f"lists with a single 1 in column {column!r} are read as classes (one-hot)"
     several = sum(len(one) > 1 for one in lists)
     raise DataError(

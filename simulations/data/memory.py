@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -13,17 +14,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from simulations.data import raw
+from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
 from simulations.data.sources import Source, source
-
-PATHS = ("image", "path", "file", "file_name", "filename", "image_path")
-"""Names of the column of images in a table, the first that is there."""
-
-LABELS = ("label", "labels", "class", "target")
-"""The same of classes."""
+from simulations.data.splits import Decision, choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +35,15 @@ class InMemory:
         Without it a part of `train` is held out, the experiment's `test_fraction`.
     image, label : str
         Names of the columns; empty finds them.
+    decisions : tuple of Decision
+        What was decided about the data.
     """
 
     train: datasets.Dataset
     test: datasets.Dataset | None = None
     image: str = ""
     label: str = ""
+    decisions: tuple[Decision, ...] = ()
 
     def __repr__(self) -> str:
         """Say how many images there are."""
@@ -62,7 +62,9 @@ class InMemory:
 
     def open(self, test_fraction: float, seed: int) -> Source:
         """Return the data set."""
-        return source(self.train, self.test, self.image, self.label, test_fraction, seed)
+        columns = self.image, self.label
+        decided = self.decisions
+        return source(self.train, self.test, *columns, test_fraction, seed, decisions=decided)
 
 
 def in_memory(given: Any) -> InMemory:
@@ -81,13 +83,20 @@ def in_memory(given: Any) -> InMemory:
     DataError
         It is none of these, or its images cannot be read.
     """
+    said: list[Decision] = []
     if isinstance(given, datasets.DatasetDict):
         if "train" not in given:
             raise DataError(f"a DatasetDict needs a split 'train'; it has {', '.join(given)}")
-        given = (given["train"], given["test"]) if "test" in given else given["train"]
+        train, test, said = choose(given, "train", "", "the DatasetDict")
+        said = [replace(one, key="dataset=(splits['...'], splits['...'])") for one in said]
+        given = (given[train], given[test]) if test else given[train]
     if isinstance(given, tuple | list) and len(given) == 2 and all(map(_is_split, given)):
-        return InMemory(*map(_split, given))
-    return InMemory(_split(given))
+        halves = [*map(_split, given)]
+    else:
+        halves = [_split(given)]
+    decided = {one: None for one in [*said, *(one for _, some in halves for one in some)]}
+    first, *second = [table for table, _ in halves]
+    return InMemory(first, second[0] if second else None, decisions=(*decided,))
 
 
 def as_pixels(images: Any) -> NDArray[np.unsignedinteger]:
@@ -129,6 +138,8 @@ def _is_split(given: Any) -> bool:
     """Tell a data set, or images with labels in one dimension, from images alone."""
     if isinstance(given, tuple | list) and len(given) == 2:
         labels = given[1]
+        if getattr(labels, "ndim", 0) == 2:  # one-hot
+            return getattr(given[0], "ndim", 0) > 2 and len(labels) == len(given[0])
         return hasattr(labels, "__len__") and not _is_split(labels) and np.ndim(labels) == 1
     return isinstance(given, datasets.Dataset | pd.DataFrame) or _is_torch(given)
 
@@ -139,36 +150,39 @@ def _is_torch(given: Any) -> bool:
     return has_rows and not (isinstance(given, Sequence | Mapping) or hasattr(given, "__array__"))
 
 
-def _split(given: Any) -> datasets.Dataset:
-    """Make one split of any form."""
+def _split(given: Any) -> tuple[datasets.Dataset, list[Decision]]:
+    """Make one split of any form, and say what was decided."""
     if isinstance(given, datasets.Dataset):
         if given.format["type"] == "custom":
             raise DataError("a datasets.Dataset has a transform; apply it, with map(), or drop it")
-        return given.with_format(None)
+        return given.with_format(None), []
     if isinstance(given, pd.DataFrame):
         return _table(given)
     if isinstance(given, tuple | list) and len(given) == 2:
-        return rows_of(*given)
+        return rows_of(*given), []
     if _is_torch(given):
         pairs = [given[row] for row in range(len(given))]  # iterating might never end
         if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
             raise DataError(f"rows of {type(given).__name__} must be (image, label)")
-        return rows_of([image for image, _ in pairs], [label for _, label in pairs])
+        return rows_of([image for image, _ in pairs], [label for _, label in pairs]), []
     raise DataError(
         f"{type(given).__name__} is no data set; give (images, labels), a datasets.Dataset, a "
         "pandas.DataFrame with columns image and label, or a torch data set with a length"
     )
 
 
-def _table(frame: pd.DataFrame) -> datasets.Dataset:
-    image = next((name for name in PATHS if name in frame), "")
-    label = next((name for name in LABELS if name in frame), "")
-    if not image or not label:
+def _table(frame: pd.DataFrame) -> tuple[datasets.Dataset, list[Decision]]:
+    frame = frame.rename(columns=str)
+    images, labels = usual(frame, IMAGES), usual(frame, LABELS)
+    if not images or not labels:
         raise DataError(
-            f"a table needs a column of images ({', '.join(PATHS)}) and one of labels "
+            f"a table needs a column of images ({', '.join(IMAGES)}) and one of labels "
             f"({', '.join(LABELS)}); it has {', '.join(map(str, frame))}"
         )
-    return rows_of(frame[image], frame[label])
+    image, first = chosen(images, "images", "column", "a table without the others")
+    label, second = chosen(labels, "labels", "column", "a table without the others")
+    said = [one for one in (first, second) if one.is_warning]
+    return rows_of(frame[image], frame[label]), said
 
 
 def rows_of(images: Any, labels: Any) -> datasets.Dataset:
@@ -209,20 +223,37 @@ def _pictures(images: Any) -> list[Any] | NDArray[np.unsignedinteger]:
     return as_pixels(images)
 
 
-def _copied(image: Image.Image, row: int) -> Image.Image:
-    """Return an image that remembers no file: what it shows is stored, without loss."""
+def _copied(image: Image.Image, row: int) -> Image.Image | dict[str, Any]:
+    """Return an image that remembers no file: what it shows is stored, without loss.
+
+    The library would lose an orientation tag: such an image is stored with it.
+    """
     try:
-        return image.copy()
+        if (turned := image.getexif().get(ExifTags.Base.Orientation, 1)) == 1:
+            return image.copy()
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[ExifTags.Base.Orientation] = turned
+        stored = image.convert("RGB") if image.mode in {"CMYK", "YCbCr", "LAB", "HSV"} else image
+        stored.save(file, "PNG", exif=exif)
     except Exception as error:  # each image format fails in its own way
         raise DataError(f"image {row} cannot be used: {error}") from None
+    return {"bytes": file.getvalue(), "path": None}
 
 
-def _classes(labels: Any) -> tuple[list[Any], datasets.Value]:
-    """Return one label per image, None for a missing one, and their type."""
+def _classes(labels: Any) -> tuple[list[Any], Any]:
+    """Return the label of each image, or the row of a table; None if missing; and their type."""
     if isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iu":
         return labels.tolist(), datasets.Value("int64")
     if any(np.ndim(one) for one in labels):
-        raise DataError("labels must be one number or text per image, (n,)")
+        if not all(np.ndim(one) == 1 for one in labels):
+            raise DataError("labels must be one number or text per image, (n,), or one-hot (n, k)")
+        rows = [np.asarray(one).tolist() for one in labels]
+        kinds = {type(value) for row in rows for value in row}
+        if not kinds <= {bool, int, float}:
+            raise DataError("several labels per image must be numbers, one-hot (n, k)")
+        kind = float if float in kinds else int
+        numbers = [[kind(value) for value in row] for row in rows]
+        return numbers, datasets.List(datasets.Value(f"{kind.__name__}64"))
     values = [one.item() if hasattr(one, "item") else one for one in labels]
     values = [None if pd.isna(one) else one for one in values]
     kinds = {type(one) for one in values if one is not None}

@@ -8,7 +8,8 @@ Palette, CMYK, YCbCr, alpha
     Colours are converted to RGB; an alpha channel is left out.
 Depth
     8 bits stay as they are. Images of more bits (16-bit, 32-bit, floats) are scaled linearly from
-    the range of all training images to 0..65535, so that no level is lost.
+    the range of all training images to 0..65535, so that no level of 16 bits is lost; values of
+    test images outside the range are clipped. Colours of more than 8 bits are read in 8.
 Size
     ``squash`` changes the proportions, ``shortest+crop`` scales the shorter side and cuts out the
     middle, ``pad`` scales the longer side and fills up with black. A checkpoint may say how large
@@ -19,19 +20,22 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-Fit = Literal["squash", "shortest+crop", "pad"]
+from fl_split.models.preprocessing import Fit
 
 DEEP = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 """Modes of more than 8 bits."""
 
 GREY = frozenset({"1", "L", "LA", "La"}) | DEEP
 """Modes without colour."""
+
+RULES = 1
+"""Number of the rules above: raise it when a :class:`Transform` comes to give other pixels, so that
+no cache keeps the old ones."""
 
 BYTE, WORD = np.iinfo(np.uint8).max, np.iinfo(np.uint16).max
 
@@ -67,6 +71,13 @@ class Transform:
         """uint8, or uint16 where data have more than 8 bits."""
         return np.dtype(np.uint16 if self.high > self.low else np.uint8)
 
+    @property
+    def way(self) -> str:
+        """Say how images of another size are brought to this one."""
+        if self.shortest in {0, self.size}:
+            return self.fit
+        return f"{self.fit}: to {self.shortest}, of which the middle {self.size} are cut out"
+
     def apply(self, contents: bytes) -> NDArray[np.unsignedinteger]:
         """Decode an image; whatever PIL raises means that it cannot be used."""
         image = upright(contents)
@@ -93,8 +104,8 @@ class Transform:
             bands = bands if len(bands) == 1 else [image.convert("L")]
         planes = []
         for band in bands:
-            values = (np.asarray(band, dtype=np.float32) - low) * (WORD / (high - low))
-            fitted = np.asarray(self._fitted(Image.fromarray(values)))
+            values = (np.asarray(band, dtype=np.float64) - low) * (WORD / (high - low))
+            fitted = np.asarray(self._fitted(Image.fromarray(values.astype(np.float32))))
             planes.append(np.rint(fitted).clip(0, WORD).astype(np.uint16))
         return np.stack(planes * (self.channels // len(planes)))
 

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-HEADER = re.compile(rb"P([56])\n(\d+) (\d+)\n(255|65535)\n")
+HEADER = re.compile(rb"P(5|6(?=\n\d+ \d+\n255\n))\n(\d+) (\d+)\n(255|65535)\n")
+"""What :func:`column` writes; colour of 16 bits is left to the library."""
 
 
 def column(images: NDArray[np.unsignedinteger[Any]]) -> pa.Array:

@@ -83,4 +83,4 @@ def draw(view: View, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}") from None
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None

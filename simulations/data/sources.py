@@ -10,16 +10,14 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from simulations.data.columns import image_column, label_column
+from simulations.data.columns import image_columns, label_column
 from simulations.data.encoded import EncodedImages
 from simulations.data.images import DataError
 from simulations.data.labels import Classes, Codes, read
 from simulations.data.splits import Decision, Split, hold_out
+from simulations.data.walking import listed
 
 __all__ = ["DataError", "Source", "source"]
-
-MOST_NAMES = 5
-"""Classes that a message names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +143,12 @@ def _columns(
     decided: list[Decision],
 ) -> tuple[list[Split], str, str]:
     """Return the splits, and the names of their columns of images and labels."""
-    table, image, text = image_column(train, image)
-    halves = [Split.whole(table)]
-    label, more = label_column(table, label, image)
+    tables, image, text = image_columns([train] if test is None else [train, test], image)
+    label, more = label_column(train, label, image)
     decided += [*text, *more]
     if test is not None:
-        halves.append(Split.whole(image_column(test, image)[0]))
         label_column(test, label, image)
+    halves = [Split.whole(table) for table in tables]
     return halves, image, label
 
 
@@ -197,20 +194,15 @@ def _class_names(found: list[Classes], decided: list[Decision]) -> list[str]:
         strange = [name for name in test.names if name not in first.names]
         unseen = [name for name in first.names if name not in test.names]
         if strange:
-            raise DataError(f"only the test split has the classes {_listed(strange)}")
+            raise DataError(f"only the test split has the classes {listed(strange)}")
         if unseen and first.are_declared and test.are_declared:
-            raise DataError(f"only the training split has the classes {_listed(unseen)}")
+            raise DataError(f"only the training split has the classes {listed(unseen)}")
         if unseen:
-            decided.append(Decision("classes", f"no test image is of {_listed(unseen)}"))
+            decided.append(Decision("classes", f"no test image is of {listed(unseen)}"))
         if not strange and not unseen and test.names != first.names:
             text = "the test split lists the classes in another order; they are matched by name"
             decided.append(Decision("classes", text))
     return first.names
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - MOST_NAMES
-    return ", ".join(names[:MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _some(found: Source, train_rows: int, test_rows: int) -> Source:

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from simulations.data.images import DataError
@@ -72,12 +73,18 @@ class Split:
         chosen = self.table.with_format("arrow").select_columns(name)[:].column(0)
         return chosen.take(self.rows).to_pylist()
 
-    def others(self, image: str) -> datasets.Dataset:
-        """Return the rows of all columns but that of images, as a table in memory."""
-        names = [name for name in self.table.features if name != image]
+    def others(self, image: str, label: str, codes: NDArray[np.int64]) -> datasets.Dataset:
+        """Return the rows of all columns but that of images, as a table in memory.
+
+        The column `label` holds classes by their numbers, in whatever form it was written.
+        """
+        names = [name for name in self.table.features if name not in {image, label}]
+        numbers = pa.array(codes)
+        if not names:
+            return datasets.Dataset(pa.table({label: numbers}), fingerprint="rows")
         chosen = self.table.with_format("arrow").select_columns(names)[:]
-        taken = chosen.take(self.rows).combine_chunks()
-        return datasets.Dataset(taken, fingerprint="rows")
+        taken = chosen.take(self.rows).combine_chunks().append_column(label, numbers)
+        return datasets.Dataset(taken.replace_schema_metadata(None), fingerprint="rows")
 
 
 def kind(name: str) -> str:
@@ -89,12 +96,6 @@ def kind(name: str) -> str:
         if words & usual
     ]
     return found[0] if len(found) == 1 else ""
-
-
-def are_splits(names: Sequence[str]) -> bool:
-    """Tell whether names, as of folders, all mean a split, one of them that to train on."""
-    kinds = [kind(name) for name in names]
-    return "train" in kinds and all(kinds) and len(set(kinds)) == len(kinds)
 
 
 def choose(
@@ -120,7 +121,7 @@ def choose(
     Raises
     ------
     DataError
-        There is no such split, or several that would do.
+        There is no such split, or several that would do, or one is to be both.
     """
     sizes = {name: f"{name!r} ({len(split):,})" for name, split in found.items()}
     for name in filter(None, (train, test)):
@@ -131,6 +132,8 @@ def choose(
         raise DataError(
             f"{of!r} has the splits {', '.join(sizes.values())}; name one with train='...'"
         )
+    if test == chosen:
+        raise DataError(f"{of!r}: {chosen!r} is trained on, so it cannot be tested on too")
     rest = {name: split for name, split in found.items() if name != chosen}
     tested = test or _one(rest, ["test", "validation"], "test", of)
     unused = [sizes[name] for name in rest if name != tested]

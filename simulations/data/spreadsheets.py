@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
 
-from simulations.data.columns import LABELS, also_there
-from simulations.data.folders import index
+from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
 from simulations.data.splits import Decision, kind
+from simulations.data.walking import Pictures, is_picture, listed
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
 SPLITS = ("split", "set", "subset", "fold", "partition", "usage", "phase")
@@ -26,15 +27,16 @@ TRIED = 20
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a spreadsheet holds: splits by name, columns, and what was decided."""
+    """What a spreadsheet holds: splits, columns, what was decided, images that rows name."""
 
     splits: dict[str, datasets.Dataset]
     image: str
     label: str
     decisions: list[Decision] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
 
-def read(file: Path, image: str, label: str) -> Sheet:
+def read(file: Path, files: Pictures, image: str, label: str) -> Sheet:
     """Read a spreadsheet; `image` and `label` name its columns, empty ones are found.
 
     Raises
@@ -42,121 +44,212 @@ def read(file: Path, image: str, label: str) -> Sheet:
     DataError
         No column names images, or some names fit no file, or several columns may be the label.
     """
-    frame = _frame(file)
-    for what, name in (("image", image), ("label", label)):
-        if name and name not in frame:
-            raise DataError(f"no column {name!r} for {what}; columns: {', '.join(map(str, frame))}")
-    try:
-        files = index(file.parent)
-    except DataError:
-        files = {}
-    names = [*map(str, frame)]
-    named = [image] if image else [name for name in names if _names_files(frame[name], files)]
-    if not named:
-        return _pixels(file, frame, label)
-    picture = named[0]
-    paths = _paths(frame[picture], files, file)
-    split = next((k for k in names if k.lower() in SPLITS and _are_kinds(frame[k])), "")
-    label, text = _label(frame, label, [picture, split], file)
-    frame = frame.assign(**{picture: paths})
-    decisions = [
-        Decision(
-            "files",
-            f"{len(frame):,} images are named in column {picture!r} of {file.name}"
-            f"{also_there(named)}",
-            "dataset=local(image='...')",
-        ),
-        *text,
-    ]
-    known = {path for path in files.values() if path}
-    if rest := len(known) - len(known & {Path(path) for path in paths}):
-        decisions.append(
-            Decision("files", f"{rest:,} images that {file.name} does not name are left out")
-        )
-    parts = {"train": frame}
-    if split:
-        parts = {kind(str(name)): some for name, some in frame.groupby(split, sort=False)}
-        decisions.append(Decision("splits", f"as column {split!r} says"))
-    return Sheet(
-        {name: _table(some, picture) for name, some in parts.items()}, picture, label, decisions
-    )
+    sheets, decisions = _sheets(file)
+    found = {name: _table(file, sheet, files, image, label) for name, sheet in sheets.items()}
+    if len(found) == 1:
+        (only,) = found.values()
+        return replace(only, decisions=[*decisions, *only.decisions])
+    for name, one in found.items():
+        decisions += [one for one in one.decisions if one not in decisions]
+        if {*one.splits} != {"train"}:
+            raise DataError(
+                f"{file.name}: sheet {name!r} is a split and has a column of splits too"
+            )
+    first = next(iter(found.values()))
+    splits = {name: one.splits["train"] for name, one in found.items()}
+    paths = [path for one in found.values() for path in one.paths]
+    return Sheet(splits, first.image, first.label, decisions, paths)
 
 
-def _frame(file: Path) -> pd.DataFrame:
+def images_named(file: Path, files: Pictures, image: str, label: str) -> set[Path]:
+    """Return the images that a spreadsheet names; none if it cannot be read."""
     try:
-        if file.suffix.lower() == ".xlsx":
-            return pd.read_excel(file).rename(columns=str)
-        with open(file, encoding="utf-8-sig", newline="") as lines:
+        sheets, _ = _sheets(file)
+        found: set[Path] = set()
+        for sheet in sheets.values():
+            for name in _naming(sheet, files, file, image, label)[:1]:
+                for value in _text(sheet, name).dropna():
+                    found.update(files.find(value, file.parent))
+    except (DataError, OSError):
+        return set()
+    return found & {*files.paths}
+
+
+Reader = partial[pd.DataFrame]
+"""Reads a sheet, or some of its rows and columns."""
+
+
+def _sheets(file: Path) -> tuple[dict[str, Reader], list[Decision]]:
+    """Return what reads each sheet: those called like splits, else the first one."""
+    if file.suffix.lower() != ".xlsx":
+        with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
             first = lines.readline()
         comma = max(",;\t", key=first.count)
-        return pd.read_csv(file, sep=comma, encoding="utf-8-sig").rename(columns=str)
+        return {"train": partial(_frame, file, sep=comma, encoding="utf-8-sig")}, []
+    names = _frame(file, sheet_name=None, nrows=0)
+    kinds = {name: kind(name) for name in names}
+    taken = [name for name in kinds if kinds[name]] if "train" in kinds.values() else [*kinds][:1]
+    split = {name: kinds[name] if len(taken) > 1 else "train" for name in taken}
+    if len({*split.values()}) < len(split):
+        raise DataError(f"{file.name} has the sheets {listed([*names])}; leave one for each split")
+    said = ", ".join(map(repr, taken))
+    rest = [name for name in names if name not in taken]
+    text = f"sheets {said} of {file.name}" + (f"; not read: {listed(rest)}" if rest else "")
+    decisions = [Decision("files", text, is_warning=bool(rest))] if len(names) > 1 else []
+    return {split[name]: partial(_frame, file, sheet_name=name) for name in taken}, decisions
+
+
+def _frame(file: Path, **how: Any) -> Any:
+    read = pd.read_excel if file.suffix.lower() == ".xlsx" else pd.read_csv
+    try:
+        found: Any = read(file, **how)
     except ImportError:
         raise DataError(
             f"{file.name} needs openpyxl: pip install 'fl-split[xlsx]', or save it as CSV"
         ) from None
-    except (OSError, ValueError, csv.Error, KeyError) as error:  # BadZipFile is none of these
-        raise DataError(f"cannot load {str(file)!r}: {error}") from None
+    except Exception as error:  # readers raise a different type for every fault
+        reason = str(error).strip().partition("\n")[0] or repr(error)
+        advice = "; save it as UTF-8" if isinstance(error, UnicodeError) else ""
+        raise DataError(f"cannot load {str(file)!r}: {reason}{advice}") from None
+    return found if isinstance(found, dict) else found.rename(columns=str)
 
 
-def _key(value: object) -> str:
-    """Return a file name as the index has it: with slashes, without a leading dot."""
-    text = str(value).strip()
-    parts = PureWindowsPath(text).parts if "\\" in text else PurePosixPath(text).parts
-    return "/".join(part for part in parts if part not in {".", "/"})
+def _text(sheet: Reader, name: str) -> pd.Series[Any]:
+    """Read a column as text, as its cells are written: 0001 is no 1."""
+    return sheet(dtype=str, usecols=[[*sheet(nrows=0)].index(name)]).iloc[:, 0]
 
 
-def _file(value: object, files: Mapping[str, Path | None]) -> Path | None:
-    """Find the image that a cell names, by its path or its name."""
-    key = _key(value)
-    return files.get(key) or files.get(key.rpartition("/")[2])
+def _naming(sheet: Reader, files: Pictures, file: Path, image: str, label: str) -> list[str]:
+    """Return the columns that name images, the likeliest first; labels do so last."""
+    head = sheet(dtype=str, nrows=50 * TRIED)
+    columns = [*map(str, head)]
+    for what, name in (("image", image), ("label", label)):
+        if name and name not in columns:
+            raise DataError(f"no column {name!r} for {what}; columns: {', '.join(columns)}")
+    if image:
+        return [image]
+
+    if bare := [name for name in columns if is_picture(Path(name))]:
+        raise DataError(
+            f"{file.name}: {bare[0]!r} is no name of a column; the first row names them"
+        )
+
+    def names_files(name: str, looks: bool) -> bool:
+        tried = head[name].dropna().head(TRIED)
+        found = [is_picture(Path(v)) if looks else files.find(v, file.parent) for v in tried]
+        return sum(map(bool, found)) > len(tried) / 2
+
+    others = [name for name in columns if name != label]
+    found = [name for name in others if names_files(name, False)]
+    found = found or [name for name in others if names_files(name, True)]  # said to be missing
+    first = usual(found, IMAGES)
+    answers = usual(found, LABELS)
+    rest = [name for name in found if name not in {*first, *answers}]
+    return [*first, *rest] or answers
 
 
-def _names_files(column: pd.Series[Any], files: Mapping[str, Path | None]) -> bool:
-    tried = column.dropna().head(TRIED)
-    found = sum(_file(value, files) is not None for value in tried)
-    return found > len(tried) / 2
+def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -> Sheet:
+    """Read a sheet of names and labels, or of pixels: others fail where columns are found."""
+    named = _naming(sheet, files, file, image, label)
+    frame = sheet()
+    if not named:
+        return Sheet({"train": _packed(frame)}, "", label)
+    picture, first = chosen(named, "files", "column", "dataset=local(image='...')")
+    paths = _paths(_text(sheet, picture), files, file)
+    text = f"{len(frame):,} images are named in {file.name}, {first.text}"
+    decisions = [Decision("files", text, first.key, first.is_warning)]
+    split, more = _split_column(frame, [picture, label], file)
+    label = label or _label(frame, [picture, split], file)
+    frame = frame.assign(**{picture: paths})
+    names = frame[split].map(lambda name: kind(str(name))) if split else _folders(paths, files)
+    if not split and names.nunique() > 1:
+        said = ", ".join(f"{name} ({n:,})" for name, n in names.value_counts().items())
+        more = [Decision("splits", f"as the folders of the images say: {said}")]
+    tables = {
+        str(name): _packed(some).cast_column(picture, datasets.Image())
+        for name, some in frame.groupby(names.to_numpy(), sort=False)
+    }
+    return Sheet(tables, picture, label, [*decisions, *more], paths)
 
 
-def _paths(column: pd.Series[Any], files: Mapping[str, Path | None], sheet: Path) -> list[str]:
-    found = [_file(value, files) for value in column]
-    missing = [str(value) for value, path in zip(column, found, strict=True) if path is None]
+def _folders(paths: list[str], files: Pictures) -> pd.Series[Any]:
+    """Return the split of each image by the folder it lies in, if all folders say one."""
+    root = str(files.root.absolute())
+    kinds = {
+        folder: next((what for part in Path(folder).parts if (what := kind(part))), "")
+        for folder in {os.path.dirname(os.path.relpath(path, root)) for path in paths}
+    }
+    are_splits = "train" in kinds.values() and all(kinds.values())
+    found = [kinds[os.path.dirname(os.path.relpath(path, root))] for path in paths]
+    return pd.Series(found if are_splits else ["train"] * len(paths))
+
+
+def _packed(frame: pd.DataFrame) -> datasets.Dataset:
+    return datasets.Dataset.from_pandas(frame, preserve_index=False)
+
+
+def _paths(column: pd.Series[Any], files: Pictures, sheet: Path) -> list[str]:
+    found = [[] if pd.isna(one) else files.find(one, sheet.parent) for one in column]
+    missing = {row: len(some) for row, some in enumerate(found) if len(some) != 1}
     if missing:
-        twice = [name for name in missing if _key(name) in files]
-        why = "fits several images: write its path" if twice else "is no image below it"
+        twice = [row for row, count in missing.items() if count]
+        row = (twice or [*missing])[0]
+        why = (
+            "fits several images: write its path"
+            if twice
+            else "is no image below it: write paths as they are from there"
+        )
         raise DataError(
             f"{sheet.name}: {len(missing):,} of {len(column):,} rows name no image in "
-            f"{str(sheet.parent)!r}; the first, {(twice or missing)[0]!r}, {why}"
+            f"{str(files.root)!r}; the first, {str(column.iloc[row])!r}, {why}"
         )
-    return [str(path) for path in found]
+    return [str(path) for (path,) in found]
 
 
-def _are_kinds(column: pd.Series[Any]) -> bool:
-    kinds = {kind(str(value)) for value in column.unique()}
-    return "train" in kinds and "" not in kinds
+def left(paths: list[str], files: Pictures, tables: Sequence[Path]) -> Iterator[Decision]:
+    """Say how many images no row names, and how many rows name an image again."""
+    if rest := len({*map(str, files.paths)} - {*paths}):
+        text = f"{rest:,} images that {listed(tables)} does not name are left out"
+        yield Decision("files", text, is_warning=True)
+    if twice := len(paths) - len({*paths}):
+        text = f"{twice:,} rows of {listed(tables)} name an image that an earlier row names"
+        yield Decision("files", text, is_warning=True)
 
 
-def _label(
-    frame: pd.DataFrame, wanted: str, others: list[str], file: Path
-) -> tuple[str, list[Decision]]:
-    """Find the column of labels: the named one, one usually so called, or the only one left."""
-    if wanted:
-        return wanted, []
+def _split_column(frame: pd.DataFrame, others: list[str], file: Path) -> tuple[str, list[Decision]]:
+    """Find the column that says which split a row is of; DataError for rows of none."""
+    kinds: Mapping[str, pd.Series[Any]] = {
+        name: frame[name].map(lambda value: kind(str(value)))
+        for name in usual([name for name in frame if name not in others], SPLITS)
+    }
+    found = [name for name, some in kinds.items() if (some == "train").any()]
+    if not found:
+        return "", []
+    name, text = chosen(found, "splits", "as column", "")
+    said = ", ".join(f"{value!r} ({n:,})" for value, n in frame[name].value_counts().items())
+    strange = frame[name][kinds[name] == ""]
+    if len(strange):
+        counts = strange.fillna("").astype(str).value_counts()
+        shown = listed([f"{value!r} ({count:,})" for value, count in counts.items()])
+        raise DataError(
+            f"{file.name}: column {name!r} holds for {len(strange):,} of {len(frame):,} rows what "
+            f"is no split: {shown}; write train, test or validation, or rename the column"
+        )
+    return name, [replace(text, text=f"{text.text} says: {said}")]
+
+
+def _label(frame: pd.DataFrame, others: list[str], file: Path) -> str:
+    """Name the only column left; nothing if one is usually so called, which is found later."""
     rest = [name for name in map(str, frame) if name not in others]
-    usual = [name for name in rest if name.lower() in LABELS]
-    if len(rest) > 1 and not usual:
+    if usual(rest, LABELS):
+        return ""
+    if len(rest) > 1:
         raise DataError(
             f"{file.name}: any of {', '.join(rest)} may be the label; name one with label='...'"
         )
     if not rest:
-        raise DataError(f"{file.name} has no column of labels beside {others[0]!r}")
-    return (usual or rest)[0], []
-
-
-def _table(frame: pd.DataFrame, image: str) -> datasets.Dataset:
-    table = datasets.Dataset.from_pandas(frame, preserve_index=False)
-    return table.cast_column(image, datasets.Image())
-
-
-def _pixels(file: Path, frame: pd.DataFrame, label: str) -> Sheet:
-    """Take a table whose numbered columns are pixels; others fail where columns are found."""
-    return Sheet({"train": datasets.Dataset.from_pandas(frame, preserve_index=False)}, "", label)
+        raise DataError(
+            f"{file.name} has no column of labels beside {others[0]!r}; if another table has, name "
+            "it: local(path='.../train.csv')"
+        )
+    return rest[0]

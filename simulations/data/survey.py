@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
+import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from simulations.data.encoded import CHUNK, EncodedImages, NoImage
+from simulations.data.encoded import EncodedImages, NoImage
 from simulations.data.pictures import DEEP, GREY, upright
 from simulations.data.raw import pixels_of
 
@@ -24,6 +25,11 @@ TURNED = frozenset({5, 6, 7, 8})
 """Orientation tags under which width and height change places."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
+NETPBM = re.compile(rb"P[36](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)")
+"""Colours of Netpbm, and the number that is white."""
+
+BITS, BITS_PER_SAMPLE = 8, 258
+"""Of a colour where nothing else is said; the tag of TIFF that says it."""
 
 
 class Look(NamedTuple):
@@ -49,8 +55,9 @@ class Survey:
         Images by mode of PIL.
     remarks : Counter
         Images by what is done to them beside: turned, alpha left out, first frame taken, ...
-    low, high : float
-        Smallest and largest value of images of more than 8 bits.
+    lows, highs : array
+        Smallest and largest value of each image; infinite for those of 8 bits, and empty where
+        there are no others.
     bad : dict
         Number of an image that cannot be used, and why.
     digest : str
@@ -60,8 +67,8 @@ class Survey:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
-    low: float = np.inf
-    high: float = -np.inf
+    lows: array[float] = field(default_factory=lambda: array("d"))
+    highs: array[float] = field(default_factory=lambda: array("d"))
     bad: dict[int, str] = field(default_factory=dict)
     digest: str = ""
 
@@ -84,19 +91,23 @@ class Survey:
     def record(self) -> dict[str, Any]:
         """Return what :meth:`of_record` reads."""
         sizes = [[*size, count] for size, count in self.sizes.items()]
-        low, high = (self.low, self.high) if self.is_deep else (None, None)
-        return {**vars(self), "low": low, "high": high, "sizes": sizes}
+        return {**vars(self), "lows": [*self.lows], "highs": [*self.highs], "sizes": sizes}
+
+    def ranges(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return smallest and largest value (n, 2) of some images."""
+        if not self.is_deep:
+            return np.full((len(numbers), 2), np.inf)
+        return np.stack([np.array(self.lows)[numbers], np.array(self.highs)[numbers]], axis=1)
 
     @classmethod
     def of_record(cls, found: Mapping[str, Any]) -> Survey:
         """Read a survey; KeyError, TypeError or ValueError if it is none."""
-        is_deep = found["low"] is not None
         return cls(
             Counter({(width, height): count for width, height, count in found["sizes"]}),
             Counter(found["modes"]),
             Counter(found["remarks"]),
-            found["low"] if is_deep else np.inf,
-            found["high"] if is_deep else -np.inf,
+            array("d", found["lows"]),
+            array("d", found["highs"]),
             {int(number): str(fault) for number, fault in found["bad"].items()},
             found["digest"],
         )
@@ -113,11 +124,9 @@ def survey(
     """
     digest = hashlib.blake2b(digest_size=16)
     found = Survey()
-    low, high = found.low, found.high
     with ThreadPoolExecutor(max_workers=2) as pool:  # decoding needs no lock of Python
-        for start in range(0, len(images), CHUNK):
+        for start, chunk in images.chunks():
             progress(start, len(images))
-            chunk = images[np.arange(start, min(start + CHUNK, len(images)))]
             for contents in chunk:
                 digest.update(contents if isinstance(contents, bytes) else b"")
                 digest.update(b"|")
@@ -125,26 +134,32 @@ def survey(
             looks = (
                 pool.map(lambda one: look(one, decodes), chunk)
                 if arrays is None
-                else [_look_at_arrays(arrays)] * len(chunk)
+                else _look_at_arrays(arrays)
             )
             for number, one in enumerate(looks, start):
+                found.lows.append(one.low)
+                found.highs.append(one.high)
                 if one.fault:
                     found.bad[number] = one.fault
                     continue
                 found.sizes[one.size] += 1
                 found.modes[one.mode] += 1
                 found.remarks.update(one.remarks)
-                low, high = min(low, one.low), max(high, one.high)
-    values = {**vars(found), "low": low, "high": high, "digest": digest.hexdigest()}
-    return Survey(**values)
+    if not found.is_deep:
+        del found.lows[:], found.highs[:]
+    return replace(found, digest=digest.hexdigest())
 
 
-def _look_at_arrays(pixels: NDArray[np.unsignedinteger[Any]]) -> Look:
-    """Look at images (n, H, W, C) that were an array; one look is that of all."""
+def _look_at_arrays(pixels: NDArray[np.unsignedinteger[Any]]) -> list[Look]:
+    """Look at images (n, H, W, C) that were an array."""
     height, width, bands = pixels.shape[1:]
     if pixels.dtype == np.uint8:
-        return Look((width, height), "L" if bands == 1 else "RGB")
-    return Look((width, height), "I", low=float(pixels.min()), high=float(pixels.max()))
+        return [Look((width, height), "L" if bands == 1 else "RGB")] * len(pixels)
+    lows, highs = (edge(pixels, axis=(1, 2, 3)).tolist() for edge in (np.min, np.max))
+    return [
+        Look((width, height), "I", low=low, high=high)
+        for low, high in zip(lows, highs, strict=True)
+    ]
 
 
 def look(contents: bytes | NoImage, decodes: bool = False) -> Look:
@@ -188,7 +203,16 @@ def _remarks(image: Image.Image, contents: bytes, turned: int) -> Iterator[str]:
         yield "with an alpha channel, which is left out"
     if image.format in {"GIF", "TIFF", "WEBP"} and getattr(image, "is_animated", False):
         yield "with several frames, the first is taken"
+    if image.mode not in DEEP and _bits(image, contents) > BITS:
+        yield "of more than 8 bits a colour, of which the library reads the upper 8 bits only"
+
+
+def _bits(image: Image.Image, contents: bytes) -> int:
+    """Return how many bits a colour has in the file, for the formats that may have more than 8."""
     if contents.startswith(PNG):
-        depth, colour = struct.unpack_from("BB", contents, 24)
-        if depth == 16 and colour in {2, 6}:
-            yield "in 16-bit colour, of which the library reads the upper 8 bits only"
+        return contents[24]
+    if image.format == "TIFF":
+        return max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (BITS,)))
+    if white := NETPBM.match(contents):
+        return int(white.group(1)).bit_length()
+    return BITS

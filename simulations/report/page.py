@@ -181,7 +181,7 @@ def write(page: Page, path: Path, form: str) -> None:
             write_whole(folder / name, text.encode())
         write_whole(path, markdown(page, folder.name).encode())
     except OSError as error:
-        raise ValueError(f"output: cannot write {str(path)!r}: {error.strerror}") from None
+        raise ValueError(f"output: cannot write {str(path)!r}: {error.strerror or error}") from None
 
 
 def older_marks(path: Path) -> dict[str, Mark]:

@@ -46,7 +46,9 @@ def check(setup: Setup, folder: Path) -> None:
         They differ; the message says in what.
     """
     try:
-        before: Mapping[str, str] = json.loads((folder / FILE).read_text())["fingerprint"]
+        before = json.loads((folder / FILE).read_text())["fingerprint"]
+        if not isinstance(before, Mapping):
+            raise ValueError(f"its fingerprint is {before!r}")
     except FileNotFoundError:
         return  # of a version that stored none
     except (OSError, ValueError, KeyError, TypeError) as error:

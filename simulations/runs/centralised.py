@@ -16,6 +16,7 @@ from fl_split.flat import Flat, descend
 from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.optimizers import moments, set_moments
 from fl_split.seeds import StepId
+from simulations.data.images import DataError
 from simulations.runs.setup import Setup
 from strategies.server.training import PooledWork, TrainingFailed
 
@@ -82,6 +83,8 @@ def _told(at: StepId) -> Iterator[None]:
     """Say in which step training on pooled data failed; elsewhere a client would be dropped."""
     try:
         yield
+    except DataError:
+        raise  # which says enough
     except ValueError as error:
         raise TrainingFailed(
             f"round {at.round}: step {at.step + 1} on the pooled data gave {error}; a smaller "

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fl_split.foreign import Given, plug_in
+from fl_split.models.preprocessing import Resize
 from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import located, parse
 from simulations.data.decoding import OnBad
-from simulations.data.pictures import Fit
 from simulations.runs.parts import SPEC_TABLES, Parts, build, spelt_out
 from simulations.runs.paths import Written, expanded, placed
 from simulations.runs.settings import plugin_files
@@ -60,13 +60,13 @@ class Experiment(BaseModel):
         description="1 for grey images, 3 for colour; 0: grey if all images are",
         json_schema_extra=UNTOLD,
     )
-    resize: Fit | Literal[""] = Field(
+    resize: Resize = Field(
         "",
         description="how images become squares: squash, shortest+crop or pad; empty: as the "
         "checkpoint says, else squash",
         json_schema_extra=UNTOLD,
     )
-    test_resize: Fit | Literal[""] = Field(
+    test_resize: Resize = Field(
         "", description="the same of test images; empty: as in training", json_schema_extra=UNTOLD
     )
     on_bad_image: OnBad = Field(
@@ -173,7 +173,7 @@ class Experiment(BaseModel):
     def parts(self) -> Parts:
         """What the spec strings describe, built once."""
         plug_in(plugin_files(self.plugins))  # in another process than the one that checked them
-        return build({key: getattr(self, key) for key in SPEC_TABLES})
+        return build({key: getattr(self, key) for key in SPEC_TABLES}, self.image_size)
 
     def objects(self) -> dict[str, Given]:
         """Return the keys whose value is an object in memory, which no file can hold."""

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_split.models import MODELS, Loaded, build
 from fl_split.models.preprocessing import Preprocessing
+from fl_split.specs import shortened
 from simulations.data import partition
 from simulations.data.cache import GB, Progress
 from simulations.data.decoding import Surveyed, Wishes, decide, decode, look_at
@@ -84,7 +86,7 @@ def forget() -> None:
 @lru_cache(maxsize=16)
 def _split(source: Source, spec: str, clients: int, seed: int) -> tuple[Ragged, partition.Unheld]:
     """Return the rows of every client and what nobody holds; the cells of a study share them."""
-    rows = source.train.others(source.image)
+    rows = source.train.others(source.image, source.label, source.train_labels)
     parts = partition.split(
         rows, spec, clients=clients, label=source.label, seed=seed, held_out=source.is_held_out
     )
@@ -165,17 +167,52 @@ def images(
 
 
 def view(e: Experiment, progress: Progress = silent) -> View:
-    """Return what would be trained on, with images as large as they are or as asked for."""
+    """Return what would be trained on: images as the model takes them, if one is named."""
     with named("dataset"):
         looked = look(e, progress)
-        side = e.image_size or looked.survey.side
-        channels = e.channels or looked.survey.channels
-        train, _, decisions = decide(looked, _wishes(e), side, channels, Preprocessing())
+    survey, wanted = looked.survey, Preprocessing()
+    notes: tuple[str, ...] = ()
+    shape = (e.channels or survey.channels, *[e.image_size or survey.side] * 2)
+    if "model" in e.model_fields_set:  # else no checkpoint is read, no model built
+        loaded, spec = built(e, looked), e.parts.model
+        shape = spec.split(loaded.module, e.cut, e.end)[0].image_shape
+        check_input(e, shape)
+        wanted, notes = spec.preprocessing(), loaded.notes_on(looked.source.class_names)
+    with named("dataset"):
+        train, _, decisions = decide(looked, _wishes(e), shape[1], shape[0], wanted)
+    decisions += [Decision("model", note) for note in notes]
     return View(looked, train, [*looked.source.decisions, *looked.decisions, *decisions])
 
 
+def built(e: Experiment, looked: Surveyed) -> Loaded:
+    """Build the model for the images and classes that there are."""
+    spec = e.parts.model
+    with named("model"), sized(looked):
+        loaded = build(
+            spec,
+            image_size=e.image_size or looked.survey.side,
+            channels=e.channels or looked.survey.channels,
+            num_classes=len(looked.source.class_names),
+            seed=e.seed,
+        )
+        spec.preprocessing()  # which may be refused
+    return loaded
+
+
+def check_input(e: Experiment, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if the model takes images (C, H, W) other than were asked for."""
+    for key, asked, taken in zip(
+        ("channels", "image_size"), (e.channels, e.image_size), shape, strict=False
+    ):
+        if asked not in {0, taken}:
+            raise ValueError(
+                f"{key}={asked}, but {shortened(e.model, MODELS)} takes {taken}: leave {key} out, "
+                f"or name a model of {asked}"
+            )
+
+
 def _wishes(e: Experiment) -> Wishes:
-    return Wishes(e.resize, e.test_resize)
+    return Wishes(e.resize, e.test_resize, e.channels)
 
 
 def fingerprint(looked: Surveyed, partitions: Ragged) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -85,14 +85,20 @@ class Parts:
         return Link(self.codec, self.downlink)
 
 
-def build(specs: Mapping[str, str]) -> Parts:
-    """Build what spec strings describe, by key; SpecError if one cannot be."""
+def build(specs: Mapping[str, str], image_size: int = 0) -> Parts:
+    """Build what spec strings describe, by key; SpecError if one cannot be.
+
+    `image_size`, if it is not 0, is handed to a model that takes one and was given none.
+    """
+    model = parse(specs["model"], MODELS)
+    if image_size and is_dataclass(model) and getattr(model, "image_size", None) == 0:
+        model = replace(model, image_size=image_size)
     return Parts(
         codec=parse_codec(specs["codec"]),
         downlink=parse_downlink(specs["downlink"]),
         strategy=parse(specs["strategy"], STRATEGIES),
         aggregation=partial(_fresh, specs["aggregation"]),
-        model=parse(specs["model"], MODELS),
+        model=model,
         head_optimizer=parse(specs["head_optimizer"], OPTIMIZERS),
         tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
         dataset=parse(specs["dataset"], DATASETS),

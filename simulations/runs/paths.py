@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from fl_split.spec_errors import SpecError
 
@@ -71,7 +72,7 @@ def expanded(text: str | Path) -> Path:
     shown = str(text)
     if not shown:
         raise SpecError("an empty path; give a name")
-    if strange := next((letter for letter in shown if not letter.isprintable()), ""):
+    if strange := next((one for one in shown if category(one) in {"Cc", "Cs"}), ""):
         kind = "a byte that is not UTF-8" if "\ud800" <= strange <= "\udfff" else repr(strange)
         advice = "; write / in place of \\" if strange in "\a\b\f\n\r\t\v" else ""
         raise SpecError(f"{_end_of(shown)!a}: {kind} cannot stand in a path{advice}")

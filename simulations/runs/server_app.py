@@ -18,6 +18,7 @@ from fl_split.flat import Flat
 from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
+from simulations.data.images import DataError
 from simulations.engines.local_grid import LocalGrid, WorkersLost
 from simulations.runs import about_data
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
@@ -216,14 +217,17 @@ class RunController:
     def _train(self) -> None:
         experiment, before = self.experiment, self.before
         patience = PATIENCE if isinstance(self.grid, LocalGrid) else 1
-        train(
-            experiment.parts.strategy,
-            self.grid,
-            before.weights,
-            before.rounds if self.budgets.spent() else experiment.rounds,
-            experiment.timeout * patience,
-            self._training(),
-        )
+        try:
+            train(
+                experiment.parts.strategy,
+                self.grid,
+                before.weights,
+                before.rounds if self.budgets.spent() else experiment.rounds,
+                experiment.timeout * patience,
+                self._training(),
+            )
+        except DataError as error:
+            raise TrainingFailed(str(error)) from None
 
     def _training(self) -> Training:
         experiment, moments = self.experiment, self.before.moments

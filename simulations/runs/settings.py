@@ -28,7 +28,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SpecError(f"no configuration file {str(path)!r}") from None
     except OSError as error:
-        raise SpecError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+        raise SpecError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
-from fl_split.models import MODELS, build
+from fl_split.models import MODELS
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
@@ -30,13 +30,14 @@ from simulations.runs.budget import check_budgets, each
 from simulations.runs.demand import check_demand
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
+    built,
+    check_input,
     fingerprint,
     images,
     look,
     named,
     partitioned,
     silent,
-    sized,
 )
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
@@ -189,15 +190,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
 def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, list[str]]:
     """Build the model and cut it; return it, both halves, and what was decided about it."""
     spec, names = e.parts.model, looked.source.class_names
-    with named("model"), sized(looked):
-        loaded = build(
-            spec,
-            image_size=e.image_size or looked.survey.side,
-            channels=e.channels or looked.survey.channels,
-            num_classes=len(names),
-            seed=e.seed,
-        )
-        spec.preprocessing()  # which may be refused
+    loaded = built(e, looked)
     model = loaded.module
     if spec.is_transformers:
         config: Any = model.config
@@ -205,6 +198,7 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
         config.label2id = {name: label for label, name in enumerate(names)}
     model.train()  # checkpoints come in evaluation mode
     head, tail = spec.split(model, e.cut, e.end)
+    check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())
     insert(head, tail, e.parts.codec, e.seed)

@@ -14,6 +14,7 @@ from fl_split.exchange.link import UNREADABLE
 from fl_split.exchange.records import Record
 from strategies.server import flower_messages
 from strategies.server.threads import ServerThreads
+from strategies.server.training import TrainingFailed
 
 PULL_INTERVAL = 0.01
 """Seconds between two looks for replies, on runtimes that do not wait themselves."""
@@ -24,13 +25,17 @@ WAIT_SECONDS = 60.0
 PUSH_AT = 8
 """Queued messages that are pushed while other replies still wait to be served."""
 
+DATA_ERROR = "DataError: "
+"""What the error of a client says whose data cannot be read: without it results would be others."""
+
 
 @dataclass
 class Mailbox:
     """Send to clients by partition id, receive in any order, never more than one message per node.
 
     A client that answers with an error, or not within `timeout` seconds, is dropped: it
-    gets no further message and its reason stands in its traffic row.
+    gets no further message and its reason stands in its traffic row. One whose data cannot be read
+    ends the run (TrainingFailed).
     """
 
     grid: Grid
@@ -100,6 +105,14 @@ class Mailbox:
         traffic = self.account.traffic.get(client)
         return traffic is not None and bool(traffic.dropped)
 
+    def _lose(self, client: int, reason: str) -> None:
+        """Drop a client that gave an error; TrainingFailed if others would hide that data lack."""
+        _, is_of_data, text = reason.partition(DATA_ERROR)
+        if is_of_data:
+            fault = text.removesuffix("'>")  # of Flower's own runtime
+            raise TrainingFailed(f"client {client} cannot read its data: {fault}")
+        self.drop(client, reason)
+
     def _is_owed(self, client: int) -> bool:
         return client in self._awaited or any(client == queued for queued, _ in self._outbox)
 
@@ -127,7 +140,7 @@ class Mailbox:
             client = self._pending.pop(reply.metadata.reply_to_message_id)
             self._awaited.discard(client)
             if reply.has_error():
-                self.drop(client, _last_line(reply.error.reason))
+                self._lose(client, _last_line(reply.error.reason))
                 continue
             try:
                 record = flower_messages.read(reply)

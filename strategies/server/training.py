@@ -21,7 +21,7 @@ from strategies.server.threads import ServerThreads
 
 
 class TrainingFailed(RuntimeError):
-    """The server's own training cannot go on, as from numbers that are not finite; and why."""
+    """Training cannot go on, as from numbers that are not finite or images lost; and why."""
 
 
 @dataclass(frozen=True)
