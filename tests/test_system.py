@@ -1,5 +1,6 @@
 """Systems: quantities, devices, networks; what a run with a system records; timing afterwards."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from simulations.cli import main as cli
 from simulations.cli import terminal
 from simulations.report.timing import table, time_runs
 from simulations.runs import task_files
+from simulations.runs.calibration import calibrate
 from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
 from simulations.runs.virtual_time import timed
 from simulations.system.coding import coding, operations
 from simulations.system.devices import Devices, Mix, known
@@ -27,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 RUN = Timed(clients=6, seed=0)
 
-SLOW = "mix(pi5=0.5, cortex_m7=0.5) | lte() | server('10GFLOP/s')"
+SLOW = "mix(pi5=0.5, esp32_s3=0.5) | lte() | server('10GFLOP/s')"
 
 
 @pytest.mark.parametrize(
@@ -333,3 +336,35 @@ def test_the_table_of_costs_is_that_of_the_benchmark():
 def test_a_codec_that_the_table_does_not_have_counts_nothing_and_is_named():
     found = coding("topk(ratio=0.1) | my_pkg.codecs:Mine()")
     assert found.unknown == ("my_pkg.codecs:Mine",) and found.first == (277.6, 161.9)
+
+
+def test_a_device_with_too_little_memory_is_named(simulate):
+    with pytest.raises(
+        ValueError, match=r"system: a client needs about .*cortex_m7 has 1 MB \(3 c"
+    ):
+        simulate(system="mix(pi5=0.5, cortex_m7=0.5)", batch_size=512)
+    outcome = simulate(batch_size=512, rounds=1)
+    with pytest.raises(ValueError, match=r"under .*cortex_m7.*: a client needs about"):
+        time_runs([outcome.folder], ["devices('cortex_m7')"])
+
+
+def test_memory_of_a_client_is_four_times_its_weights_and_the_activations(simulate):
+    outcome = simulate(rounds=1)
+    summary, weights = outcome.summary, outcome.rounds["head_bytes_up"].sum() / 6
+    kept = summary["activation_bytes"]["head"]
+    assert summary["client_bytes"] == pytest.approx(4 * weights + kept, rel=0.1)
+
+
+def test_a_calibrated_device_takes_the_times_that_were_measured(tmp_path):
+    """By a watch that is read before and after forward and after backward: 0.5 and 1.5 s."""
+    setup = prepare(Experiment.from_dict({"clients": 2, "batch_size": 8, "engine": "inline()"}))
+    ticks = itertools.accumulate(itertools.cycle([0.0, 0.5, 1.5]))
+    found = calibrate(setup, 3, lambda: next(ticks))
+    assert (found.forward_seconds, found.backward_seconds) == (0.5, 1.5)
+    file = tmp_path / "mine.toml"
+    file.write_text(found.row("mine").replace("watts = 0.0", "watts = 1.0"))
+    device = known(str(file))["mine"]
+    work = setup.exchange.flops(setup.head, setup.tail)
+    assert 8 * work.forward / device.flops == pytest.approx(found.forward_seconds, rel=0.01)
+    backward = 8 * work.backward / 2 * device.backward / device.flops
+    assert backward == pytest.approx(found.backward_seconds, rel=0.01)

@@ -72,6 +72,7 @@ def main() -> None:
     [b]fl-split watch DIR[/b]                   what runs are doing
     [b]fl-split report DIR -o report.html[/b]   tables and figures of runs
     [b]fl-split time DIR -s SPEC[/b]            seconds and joules on devices and networks
+    [b]fl-split calibrate CONFIG[/b]            this machine as a device
     [b]fl-split data SPEC[/b]                   what would be trained on
     [b]fl-split partition CONFIG[/b]            who would hold which samples
     [b]fl-split cache[/b]                       decoded images on disk

@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from simulations.cli.terminal import door, existing, out, quiet
+from simulations.cli.terminal import CONFIG, OVERRIDES, door, existing, out, quiet
 from simulations.runs.paths import expanded
 
 if TYPE_CHECKING:
@@ -63,6 +63,36 @@ def time(
         out.print(_shown(frame))
         if output:
             _write(runs, frame, expanded(output), round_number)
+
+
+@app.command()
+def calibrate(
+    config: Annotated[Path, CONFIG],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    name: Annotated[str, typer.Option(help="What to call the device.")] = "mine",
+) -> None:
+    r"""Time the head of an experiment on this machine; print it as a device for [b]system[/b].
+
+    Put what it prints into a file, fill in the watts, and name both in a system.
+
+    Example: [b]fl-split calibrate quickstart > mine.toml[/b], then
+    [b]system="devices('mine', table='mine.toml')"[/b]
+    """
+    with door():
+        from simulations.runs.misspelt import check_names
+        from simulations.runs.settings import read_overrides, read_toml
+        from simulations.runs.shipped import STUDIES, find
+
+        values = {**read_toml(find(config)), **read_overrides(overrides or [])}
+        values = {key: value for key, value in values.items() if key not in STUDIES}
+        check_names(values)
+    with quiet():
+        from simulations.runs.calibration import calibrate as measured
+        from simulations.runs.experiment import Experiment
+        from simulations.runs.setup import prepare
+    with door():
+        found = measured(prepare(Experiment.from_dict(values)))
+    out.print(found.row(name), markup=False, highlight=False, soft_wrap=True, end="")
 
 
 def _shown(frame: pd.DataFrame) -> Table:

@@ -19,6 +19,7 @@ from simulations.report.finished import FinishedRun
 from simulations.report.runs import RunCollection, collect
 from simulations.runs.task_files import FOLDER
 from simulations.runs.virtual_time import timed
+from simulations.system.devices import check_memory
 from simulations.system.spending import SHARES, Share, Spent
 from simulations.system.system import System, Timed, parse_system
 from strategies.server.tasks import SERVER
@@ -132,7 +133,13 @@ def _timed(collection: RunCollection, systems: Mapping[str, System]) -> Iterator
     for configuration in collection.configurations:
         for run in configuration.runs:
             for spec, system in systems.items():
-                spent = [*timed(run.folder, len(run.rounds), Timed.of(run.settings), system)]
+                keys = Timed.of(run.settings)
+                fleet = system.fleet(keys.clients, keys.seed)
+                try:
+                    check_memory(fleet, int(run.summary.get("client_bytes", 0)))
+                except ValueError as error:
+                    raise ValueError(f"{run.name} under {spec!r}: {error}") from None
+                spent = [*timed(run.folder, len(run.rounds), keys, system)]
                 yield TimedRun(configuration.label, spec, run, spent)
 
 

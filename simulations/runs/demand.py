@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fl_split.models.cut import Head, Tail, whole_activation_bytes, whole_flops
 
+FLOAT_BYTES = 4
+
 MANY_TOKENS = 4096
 """Tokens of an image from which on a step takes minutes, as attention grows with their square."""
 
@@ -39,6 +41,25 @@ def check_demand(head: Head, tail: Tail, batch_size: int, free: int) -> list[str
     if head.has_attention and tokens > MANY_TOKENS:
         return [f"{image}; {step}; {less} take less"]
     return []
+
+
+COPIES = 4
+"""Of each weight that a client holds: itself, its gradient, and two moments of Adam."""
+
+
+def client_bytes(head: Head, tail: Tail, batch_size: int, is_whole: bool) -> int:
+    """Estimate the memory of a client: weights, gradients, moments, and what autograd keeps.
+
+    `is_whole` says that it trains the whole model. Images, code and buffers come on top.
+    """
+    weights = sum(one.numel() for one in head.parameters())
+    kept = head.activation_bytes(batch_size)
+    if head.end is not None:
+        kept += head.end.activation_bytes(batch_size, head.end.num_tokens or head.smashed_shape[0])
+    if is_whole:
+        weights += sum(one.numel() for one in tail.parameters())
+        kept = whole_activation_bytes(head, tail, batch_size)
+    return kept + COPIES * FLOAT_BYTES * weights
 
 
 def _short(number: float) -> str:

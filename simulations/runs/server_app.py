@@ -175,6 +175,7 @@ class RunController:
             "activation_bytes": memory_of_a_batch(
                 *halves, self.experiment.batch_size, setup.train.num_classes
             ),
+            "client_bytes": setup.client_bytes,
             "majority_accuracy": setup.majority_accuracy,
             "model_input": setup.model_input,
             "model_notes": setup.model_notes,

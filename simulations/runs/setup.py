@@ -27,7 +27,7 @@ from simulations.data.skew import skewed
 from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
 from simulations.runs.budget import check_budgets, each
-from simulations.runs.demand import check_demand
+from simulations.runs.demand import check_demand, client_bytes
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
     built,
@@ -42,6 +42,7 @@ from simulations.runs.experiment_data import (
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
 from simulations.runs.trials import check_attention, try_link
+from simulations.system.devices import check_memory
 from strategies.server.participants import Population
 
 
@@ -61,6 +62,8 @@ class Setup:
         What was decided about the data.
     fingerprint : dict
         Digests of images, labels, classes and partition: a run that goes on needs the same.
+    client_bytes : int
+        Memory that a client needs, estimated.
     """
 
     experiment: Experiment
@@ -75,6 +78,7 @@ class Setup:
     model_notes: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
+    client_bytes: int = 0
 
     @property
     def majority_accuracy(self) -> float:
@@ -162,6 +166,12 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     classes = len(source.class_names)
     model, head, tail, notes = _halves(e, looked)
     _check_strategy(e, partitions)
+    needed = client_bytes(
+        head, tail, e.batch_size, e.parts.strategy.exchange(head).trains_whole_models
+    )
+    if e.parts.system:
+        with named("system"):
+            check_memory(e.parts.system.fleet(e.clients, e.seed), needed)
     with named("dataset"):
         wanted = e.parts.model.preprocessing()
         train, test, decisions = images(looked, e, head.image_shape, wanted, progress)
@@ -184,6 +194,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         model_notes=notes,
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
         fingerprint=fingerprint(looked, partitions),
+        client_bytes=needed,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,7 @@ from fl_split.seeds import generator
 from fl_split.spec_errors import unknown
 from fl_split.specs import STRICT
 from simulations.system.part import Law, Numbers, Part, factors
-from simulations.system.quantities import quantity
+from simulations.system.quantities import quantity, told
 
 TABLE = Path(__file__).with_name("devices.toml")
 
@@ -197,6 +198,21 @@ class Mix(Part):
         kinds = kinds[order]
         speeds = np.array([device.flops for device in devices])
         return Fleet(devices, kinds, speeds[kinds])
+
+
+def check_memory(fleet: Fleet, needed: int) -> None:
+    """Raise ValueError that names the devices with less than `needed` bytes of memory."""
+    clients = Counter(fleet.devices[kind].name for kind in fleet.kinds.tolist())
+    small = {one.name: one for one in fleet.devices if one.memory < needed and clients[one.name]}
+    if small:
+        each = ", ".join(
+            f"{name} has {told(device.memory, 'B')} ({clients[name]:,} clients)"
+            for name, device in small.items()
+        )
+        raise ValueError(
+            f"a client needs about {told(needed, 'B')} of memory, but {each}; take larger devices, "
+            "an earlier cut, a smaller batch_size, or say another memory in a table of your own"
+        )
 
 
 def find(name: str, table: str = "") -> Device:
