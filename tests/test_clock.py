@@ -14,6 +14,7 @@ from simulations.system.devices import Device, Fleet
 from simulations.system.graph import Graph
 from simulations.system.networks import Cell, Roads, fair_shares
 from simulations.system.spending import spent
+from simulations.system.traces import Trace
 from strategies.server.tasks import SERVER, Task, in_order
 
 FLOPS, BACKWARD = np.array([2e6, 1e6]), np.array([2.0, 4.0])
@@ -301,3 +302,22 @@ def test_ties_go_to_the_lower_client():
     roads = Roads(np.full(2, 1e3), np.full(2, 1e3), np.zeros(2))
     found = time_round(Graph.of(in_order(tasks)), conditions(roads=roads, server_flops=1e3))
     assert found.begin.tolist() == [0.0, 0.0, 0.8, 1.8]
+
+
+def test_a_trace_carries_bits_as_its_rates_change():
+    """100 bit/s for 1 s, none for 1 s, 50 bit/s for 1 s, and so on: 150 bits in 3 s."""
+    trace = Trace([0.0, 1.0, 2.0], [100.0, 0.0, 50.0], 3.0)
+    cases = {(0.0, 50): 0.5, (0.0, 100): 1.0, (0.0, 125): 2.5, (0.5, 75): 2.5, (0.0, 150): 3.0,
+             (0.0, 200): 3.5, (0.0, 1500): 30.0, (0.0, 1525): 30.25, (30.5, 50): 31.0,
+             (1.5, 1): 2.02}  # fmt: skip
+    for (begin, bits), end in cases.items():
+        assert trace.end(begin, bits) == pytest.approx(end)
+
+
+def test_transfers_over_traced_roads_begin_where_the_round_does():
+    road = Trace([0.0, 1.0], [1000.0, 10.0], 2.0)
+    roads = Roads(np.ones(2), np.ones(2), np.array([0.0, 0.5]), [road] * 2, [road] * 2)
+    found = time_round(transfers(100, 50), conditions(roads=roads, begin=4.0))
+    assert found.end.tolist() == pytest.approx([0.8, 0.9])
+    late = time_round(transfers(1, 1), conditions(roads=roads, begin=5.0))
+    assert late.end.tolist() == pytest.approx([0.8, 1.003])  # 5 of 8 bits by 1 s, then 1,000 a s

@@ -143,10 +143,12 @@ def test_fading_has_a_mean_of_one_in_power():
     assert float(np.mean(snr[1] / snr[0])) == pytest.approx(1.0, abs=0.03)
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEM if name not in {"mix", "none", "shared"}])
+@pytest.mark.parametrize(
+    "name", [name for name in SYSTEM if name not in {"mix", "none", "shared", "traces"}]
+)
 def test_every_part_alone_is_a_system_by_its_defaults(name):
     system = parse_system(name)
-    fleet, now = system.in_round(Timed(3, 0), 1)
+    fleet, now = system.in_round(Timed(3, 0), 1, 0.0)
     for numbers in (now.flops, now.roads.up, now.roads.down):
         assert numbers.shape == (3,) and (numbers > 0).all()
     assert all((fleet.of(key) > 0).all() for key in ("memory", "compute_watts", "idle_watts"))
@@ -368,3 +370,41 @@ def test_a_calibrated_device_takes_the_times_that_were_measured(tmp_path):
     assert 8 * work.forward / device.flops == pytest.approx(found.forward_seconds, rel=0.01)
     backward = 8 * work.backward / 2 * device.backward / device.flops
     assert backward == pytest.approx(found.backward_seconds, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        ("time,client,up_bps\n0,0,1\n", "has no column down_bps"),
+        ("time,client,up_bps,down_bps\n0,0,1,\n", "line 2 has an empty cell"),
+        ("time,client,up_bps,down_bps\n0,0,1,-3\n", "line 2 has an empty cell, a negative"),
+        ("time,client,up_bps,down_bps\n1,0,1,1\n", "must begin at 0 and rise"),
+        ("time,client,up_bps,down_bps\n0,0,1,1\n0,0,2,2\n", "must begin at 0 and rise"),
+        ("time,client,up_bps,down_bps\n0,0,0,1\n5,0,0,1\n", "always 0: it would never end"),
+    ],
+)
+def test_a_damaged_trace_is_refused_in_one_line(tmp_path, rows, fault):
+    file = tmp_path / f"{abs(hash(rows))}.csv"
+    file.write_text(rows)
+    with pytest.raises(SpecError, match=fault):
+        Experiment.from_dict({"system": f"traces({str(file)!r})"})
+
+
+def test_a_run_over_traces_goes_on_with_its_time(simulate, tmp_path):
+    """Rates fall a hundredfold when the first round has ended: later rounds take so much longer."""
+    fast = simulate(system="devices('laptop') | network('1Mbit/s', '1Mbit/s', latency='0s')")
+    until = fast.rounds["virtual_seconds"][0]
+    file, rows = tmp_path / "roads.csv", ["time,client,up_bps,down_bps"]
+    for client in range(6):
+        rows += [f"{t},{client},{r},{r}" for t, r in ((0, 1e6), (until, 1e4), (1e3 * until, 1e4))]
+    file.write_text("\n".join(rows) + "\n")
+    spec = f"devices('laptop') | traces({str(file)!r})"
+    outcome = simulate(system=spec)
+    first, second = outcome.rounds["virtual_seconds"]
+    assert first == pytest.approx(until)
+    assert second / first == pytest.approx(100, rel=0.01)
+    frame = table(time_runs([outcome.folder], [spec]))
+    assert frame["seconds"][0] == pytest.approx(outcome.rounds["virtual_seconds"].sum())
+    few = simulate(rounds=1, clients=7)
+    with pytest.raises(ValueError, match=r"1 of 7 clients are not in it \(6\)"):
+        time_runs([few.folder], [spec])

@@ -87,5 +87,6 @@ def first_gantt(runs: Sequence[TimedRun], number: int) -> Figure:
     graphs = [*read(one.run.folder, number)]
     system = parse_system(one.system)
     assert system is not None
-    _, now = system.in_round(Timed.of(one.run.settings), number)
+    before = sum(spent.seconds for spent in one.spent[: number - 1])
+    _, now = system.in_round(Timed.of(one.run.settings), number, before)
     return gantt(graphs[-1], now, f"{_label(one)}: round {number}")

@@ -24,6 +24,7 @@ from simulations.runs import about_data
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
+from simulations.runs.columns import VIRTUAL_SECONDS
 from simulations.runs.evaluator import Evaluator
 from simulations.runs.experiment import Experiment
 from simulations.runs.fairness import Fairness
@@ -131,6 +132,8 @@ class RunController:
         self.timers = [VirtualTime(system, Timed.of(experiment.model_dump()))] if system else []
         new = new_metrics([*self.timers, *context.observers])
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
+        for timer in self.timers:
+            timer.elapsed = sum(row[VIRTUAL_SECONDS] for row in self.recorder.rows)
         self.about_data = about_data.record(self.setup)
         write_whole(
             self.folder / about_data.FILE, json.dumps(self.about_data, indent=2).encode() + b"\n"

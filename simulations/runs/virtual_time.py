@@ -25,12 +25,15 @@ def timed(folder: Path, rounds: int, run: Timed, system: System) -> Iterator[Spe
     DamagedError
         A task graph is missing or torn.
     """
+    elapsed = 0.0
     for number, graph in enumerate(task_files.read(folder, rounds), start=1):
-        yield _time(graph, number, run, system)
+        found = _time(graph, number, elapsed, run, system)
+        elapsed += found.seconds
+        yield found
 
 
-def _time(graph: Graph, number: int, run: Timed, system: System) -> Spent:
-    fleet, now = system.in_round(run, number)
+def _time(graph: Graph, number: int, elapsed: float, run: Timed, system: System) -> Spent:
+    fleet, now = system.in_round(run, number, elapsed)
     return spent(graph, now, fleet)
 
 
@@ -43,12 +46,17 @@ class VirtualTime(Observer):
         Its own.
     run : Timed
         What the clock must know of it.
+
+    Attributes
+    ----------
+    elapsed : float
+        Virtual seconds so far; a run that goes on sets it.
     """
 
     metrics = OF_SYSTEM
 
     def __init__(self, system: System, run: Timed) -> None:
-        self.system, self.run = system, run
+        self.system, self.run, self.elapsed = system, run, 0.0
         self._last: tuple[int, Spent] | None = None
 
     def measure(self, result: RoundResult) -> Mapping[str, float]:
@@ -69,6 +77,7 @@ class VirtualTime(Observer):
         """Time a round once."""
         if self._last is None or self._last[0] != result.round:
             graph = Graph.of(result.tasks)
-            found = _time(graph, result.round, self.run, self.system)
+            found = _time(graph, result.round, self.elapsed, self.run, self.system)
+            self.elapsed += found.seconds
             self._last = result.round, found
         return self._last[1]

@@ -34,6 +34,8 @@ class Conditions:
         (clients,) operations per second, and time of backward over that of forward.
     pool : float, optional
         Bit/s that all clients share, each way.
+    begin : float
+        Virtual seconds of the run when the round begins, for roads that change with time.
     codec, downlink : Coding
         What coding payloads and cut gradients costs.
     server_flops, cores : float, int
@@ -49,6 +51,7 @@ class Conditions:
     cores: int = 1
     in_order: bool = False
     pool: float | None = None
+    begin: float = 0.0
     codec: Coding = FREE
     downlink: Coding = FREE
 
@@ -115,7 +118,7 @@ def alone(graph: Graph, now: Conditions) -> Numbers:
 
 
 def time_round(graph: Graph, now: Conditions) -> Times:
-    """Return when each task of a round happened."""
+    """Return when each task of a round happened, in seconds from its begin."""
     return _Run(graph, now).times()
 
 
@@ -148,6 +151,8 @@ class _Run:
         self.order = np.flatnonzero(self.graph.on_server).tolist()[::-1]  # the next one last
         self.early: set[int] = set()
         self.pools = [Pool(self.now.pool), Pool(self.now.pool)] if self.now.pool else []
+        roads = self.now.roads
+        self.traced = [roads.traced_up, roads.traced_down] if roads.traced_up else []
         self.ways = np.where(
             self.graph.are(*UP), 0, np.where(self.graph.are(*DOWN), 1, -1)
         ).tolist()
@@ -169,6 +174,8 @@ class _Run:
                 self.begin[number] = at
                 latency = float(self.now.roads.latency[client])
                 heapq.heappush(self.heap, (at + latency, client, number, ENTERS))
+            elif self.traced and self.ways[number] >= 0:
+                self._finish(number, at, self._carried(number, client, at))
             else:
                 self._finish(number, at, at + self.alone[number])
         return Times(
@@ -177,6 +184,12 @@ class _Run:
             np.array(self.end),
             np.array(self.cause, dtype=np.int64),
         )
+
+    def _carried(self, number: int, client: int, at: float) -> float:
+        """Return when a road whose rate changes has carried a task's bits."""
+        begin = self.now.begin + at + float(self.now.roads.latency[client])
+        bits = 8.0 * float(self.graph.amounts[number])
+        return self.traced[self.ways[number]][client].end(begin, bits) - self.now.begin
 
     def _finish(self, number: int, begin: float, end: float) -> None:
         """Note when a task was done, and let those begin that waited for it alone."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,14 @@ from simulations.system.quantities import quantity
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+class Carrier(Protocol):
+    """A road whose rate changes as time goes on."""
+
+    def end(self, begin: float, bits: float) -> float:
+        """Return when `bits` have been carried that began at `begin`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Roads:
     """What each client's road is in a round, as arrays (clients,).
@@ -29,11 +38,15 @@ class Roads:
         Bit/s from and to the client.
     latency : array
         Seconds until the first bit arrives, either way.
+    traced_up, traced_down : sequence of Carrier
+        (clients,) what tells when bits have been carried, instead of `up` and `down`; or empty.
     """
 
     up: Numbers
     down: Numbers
     latency: Numbers
+    traced_up: Sequence[Carrier] = ()
+    traced_down: Sequence[Carrier] = ()
 
 
 class Network(Part):

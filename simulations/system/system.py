@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fl_split.spec_errors import SpecError
@@ -16,6 +16,7 @@ from simulations.system.networks import Cell, Network, Rates, Shared
 from simulations.system.part import NoSystem, Part
 from simulations.system.presets import LTE, LTEM, Fibre, FiveG, NBIoT, Wifi
 from simulations.system.server import Server
+from simulations.system.traces import Traces
 
 SYSTEM: Table[Any] = Table(
     Part,
@@ -33,6 +34,7 @@ SYSTEM: Table[Any] = Table(
         "none": NoSystem,
         "server": Server,
         "shared": Shared,
+        "traces": Traces,
         "wifi": Wifi,
     },
 )
@@ -63,10 +65,13 @@ class System:
     server: Server = field(default_factory=Server)
     pool: Shared | None = None
 
-    def in_round(self, run: Timed, number: int) -> tuple[Fleet, Conditions]:
-        """Return devices and conditions of all clients of a run, in one round."""
+    def in_round(self, run: Timed, number: int, begin: float) -> tuple[Fleet, Conditions]:
+        """Return devices and conditions of all clients of a run, in one round.
+
+        `begin` are the virtual seconds of the rounds before.
+        """
         fleet = self.fleet(run.clients, run.seed)
-        return fleet, self.conditions(fleet, run, number)
+        return fleet, replace(self.conditions(fleet, run, number), begin=begin)
 
     def fleet(self, clients: int, seed: int) -> Fleet:
         """Return the device of each client of a run."""
@@ -82,8 +87,8 @@ class System:
             self.server.cores,
             self.server.queue == "strategy",
             self.pool.rate if self.pool else None,
-            coding(run.codec),
-            coding(run.downlink),
+            codec=coding(run.codec),
+            downlink=coding(run.downlink),
         )
 
 
@@ -101,6 +106,8 @@ def parse_system(spec: str) -> System | None:
         if part.role in found:
             raise SpecError(f"{spec!r}: {stage} is a second part for {part.role}; keep one")
         found[part.role] = part
+    if "pool" in found and isinstance(found.get("network"), Traces):
+        raise SpecError(f"{spec!r}: roads of traces are not shared; leave out shared or traces")
     if found.pop("none", None):
         if found:
             raise SpecError(f"{spec!r}: none is no part of a system; leave it out")
