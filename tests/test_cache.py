@@ -136,7 +136,7 @@ def test_rules_and_pillow_are_the_version_of_decoding():
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_large_images_are_read_a_few_at_a_time(tmp_path, monkeypatch, beside):
-    """Of 10,000 bytes each, 25,000 allowed: three files (the third goes beyond), two inside a table."""
+    """Of 10,000 bytes, 25,000 allowed: three files (the third goes beyond), two inside a table."""
     files = []
     for number in range(7):
         (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 10_000)
