@@ -136,16 +136,16 @@ def test_rules_and_pillow_are_the_version_of_decoding():
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_large_images_are_read_a_few_at_a_time(tmp_path, monkeypatch, beside):
-    """Of 100 bytes each, 250 allowed: three files (the third goes beyond), two inside a table."""
+    """Of 10,000 bytes, 25,000 allowed: three files (the third goes beyond), two inside a table."""
     files = []
     for number in range(7):
-        (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 100)
-        inside = {"bytes": bytes([number]) * 100, "path": None}
+        (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * 10_000)
+        inside = {"bytes": bytes([number]) * 10_000, "path": None}
         files.append({"bytes": None, "path": str(tmp_path / f"{number}.bin")} if beside else inside)
     table = datasets.Dataset.from_dict(
         {"image": files}, datasets.Features({"image": datasets.Image(decode=False)})
     )
-    monkeypatch.setattr(encoded, "CHUNK_BYTES", 250)
+    monkeypatch.setattr(encoded, "CHUNK_BYTES", 25_000)
     images = encoded.EncodedImages(table, "image", np.array([6, 1, 2, 3, 4, 5]))
     chunks = [*images.chunks()]
     assert [contents[0] for _, some in chunks for contents in some] == [6, 1, 2, 3, 4, 5]
