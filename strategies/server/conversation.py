@@ -35,9 +35,6 @@ from strategies.server.participants import Assignment
 from strategies.server.tasks import SERVER, TaskGraph
 from strategies.server.training import Training
 
-FLOAT_BYTES = 4
-"""Of a number of uncompressed smashed data."""
-
 MOST_GROUPS, LARGEST_GROUP = 8, 16
 """Clients are served together in groups: enough of them for several cores, none so large that
 it starts late."""
@@ -187,14 +184,9 @@ class Conversation:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
-            size, samples = payload_bytes(record), self.batch_samples[client]
             numbers = cut.values if self.link.packs_down else 0
-            if numbers:
-                self.tasks.pack(client, at.step, numbers)
-            self.tasks.follow("down", client, at.step, size, *self.tasks.served(client))
-            if numbers:
-                self.tasks.follow("unpack", client, at.step, numbers)
-            self.tasks.follow("backward", client, at.step, self.flops.backward * samples)
+            work = self.flops.backward * self.batch_samples[client]
+            self.tasks.gradient(client, at.step, numbers, payload_bytes(record), work)
             self.steps[client] += 1
             self.mailbox.send(client, record)
 
@@ -257,11 +249,9 @@ class Conversation:
         if not 0 < size <= self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
-        self.tasks.follow("forward", client, at.step, size * self.flops.forward)
-        if self.link.encodes:
-            numbers = int(record.number(SMASHED_BYTES)) // FLOAT_BYTES
-            self.tasks.follow("encode", client, at.step, numbers)
-        self.tasks.follow("up", client, at.step, payload_bytes(record))
+        numbers = int(record.number(SMASHED_BYTES)) // 4 if self.link.encodes else 0
+        work = size * self.flops.forward
+        self.tasks.payload(client, at.step, work, numbers, payload_bytes(record))
         arrival = self.link.arrive(data, at, self.training.tail.module)
         if self.link.encodes:
             self.tasks.decode(client, at.step, arrival.values)

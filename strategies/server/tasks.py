@@ -110,10 +110,22 @@ class TaskGraph:
         """Record that the server decodes what came from a client; its tail waits for that."""
         self._decoded[client] = self.add("decode", SERVER, step, amount, self._last[client])
 
-    def pack(self, client: int, step: int, amount: int) -> None:
-        """Record that the server packs what a client is sent, which waits for that."""
-        made = self.add("pack", SERVER, step, amount, *self._served[client])
-        self._served[client] = (made,)
+    def payload(self, client: int, step: int, work: int, numbers: int, size: int) -> None:
+        """Record the way of a payload to the server: operations, numbers to encode, bytes."""
+        self.follow("forward", client, step, work)
+        if numbers:
+            self.follow("encode", client, step, numbers)
+        self.follow("up", client, step, size)
+
+    def gradient(self, client: int, step: int, numbers: int, size: int, work: int) -> None:
+        """Record the way of a cut gradient to the client: numbers to pack, bytes, operations."""
+        made = self._served[client]
+        if numbers:
+            made = (self.add("pack", SERVER, step, numbers, *made),)
+        self.follow("down", client, step, size, *made)
+        if numbers:
+            self.follow("unpack", client, step, numbers)
+        self.follow("backward", client, step, work)
 
     def serve(self, kind: Kind, owner: int, clients: Sequence[int], step: int, amount: int) -> None:
         """Record work of a tail for `clients`, after their last tasks and the tail's last step.
