@@ -101,11 +101,6 @@ class Conversation:
         return StepId(self.training.seed, self.number, client, self.steps.get(client, 0))
 
     @property
-    def seed(self) -> int:
-        """The experiment's seed."""
-        return self.training.seed
-
-    @property
     def traffic(self) -> dict[int, Traffic]:
         """What has crossed so far, by client."""
         return self.mailbox.account.traffic
@@ -184,9 +179,9 @@ class Conversation:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
-            numbers = cut.values if self.link.packs_down else 0
-            work = self.flops.backward * self.batch_samples[client]
-            self.tasks.gradient(client, at.step, numbers, payload_bytes(record), work)
+            numbers, samples = cut.values * self.link.packs_down, self.batch_samples[client]
+            work, size = self.flops.backward * samples, payload_bytes(record)
+            self.tasks.gradient(client, at.step, numbers, size, work)
             self.steps[client] += 1
             self.mailbox.send(client, record)
 
@@ -249,8 +244,8 @@ class Conversation:
         if not 0 < size <= self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
-        numbers = int(record.number(SMASHED_BYTES)) // 4 if self.link.encodes else 0
-        work = size * self.flops.forward
+        work, numbers = size * self.flops.forward, int(record.number(SMASHED_BYTES)) // 4
+        numbers *= self.link.encodes
         self.tasks.payload(client, at.step, work, numbers, payload_bytes(record))
         arrival = self.link.arrive(data, at, self.training.tail.module)
         if self.link.encodes:

@@ -39,6 +39,11 @@ class Round(Conversation):
     tail: TrainedTail
 
     @property
+    def seed(self) -> int:
+        """The experiment's seed."""
+        return self.training.seed
+
+    @property
     def head(self) -> Weights:
         """The global head at the start of the round."""
         return self.weights[HEAD]
