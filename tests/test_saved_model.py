@@ -1,15 +1,23 @@
 """The saved model: every version of transformers finds each of its tensors."""
 
+import io
+import json
+
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from fl_split.exchange.whole import joined
 from fl_split.models.lora import merged
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.pretrained import Pretrained
+from fl_split.models.processor import read, to_file
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
+from simulations.data.pictures import Transform
 from simulations.runs.saved_model import tensors
 
 SMALL = {
@@ -123,3 +131,35 @@ def test_transformers_5_loads_what_a_run_leaves(simulate, tmp_path, kind):
         halves = spec.split(spec.build(**SIZES), 1)
         torch.testing.assert_close(joined(*halves, pixels), theirs(pixels).logits)
     assert outcome.summary["model_notes"] == NOTES.get(kind, [])
+
+
+@pytest.mark.parametrize(
+    ("resize", "interpolation", "shortest"),
+    [("squash", "bicubic", 0), ("shortest+crop", "bilinear", 0), ("shortest+crop", "lanczos", 40),
+     ("squash", "nearest", 40)],
+)  # fmt: skip
+def test_the_processor_of_a_saved_model_is_read_back_and_does_what_was_done(
+    tmp_path, resize, interpolation, shortest
+):
+    """By our reader, and by transformers on an image of 60 x 48 pixels."""
+    done = Preprocessing((0.2, 0.3, 0.4), (0.5, 0.6, 0.7), resize, shortest, interpolation)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(to_file(done, 32)))
+    found = read(str(tmp_path), 3, 32, 32)
+    assert (found.mean, found.std) == (done.mean, done.std)
+    assert (found.resize, found.interpolation) == (resize, interpolation) and not found.notes
+    assert (found.shortest or 32) == (shortest or 32)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    ours = Transform(32, 3, resize, shortest, interpolation).apply(file.getvalue()) / 255
+    ours = (ours - np.reshape(done.mean, (3, 1, 1))) / np.reshape(done.std, (3, 1, 1))
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    given = theirs(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    assert given.shape == (3, 32, 32)
+    assert float(np.abs(given - ours).mean()) < 0.02
+
+
+def test_a_run_leaves_the_processor_of_its_model(simulate):
+    folder = simulate(rounds=1, clients=2).folder
+    found = read(str(folder), 1, 8, 8)
+    assert (found.mean, found.std, found.resize) == ((0.5,), (0.5,), "squash")

@@ -70,6 +70,32 @@ def read(path: str, channels: int, trained_size: int, image_size: int) -> Prepro
     )
 
 
+def to_file(done: Preprocessing, side: int) -> dict[str, Any]:
+    """Return what :func:`read` reads back: what was done to images, as preprocessor_config.json.
+
+    `side` are pixels a side of the model's images. Padding, which no processor there does in
+    this way, is left out: such images must be made square before.
+    """
+    found: dict[str, Any] = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": done.resize != "pad",
+        "size": {"height": side, "width": side},
+        "resample": FILTERS.index(done.interpolation),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(done.mean),
+        "image_std": list(done.std),
+    }
+    if done.resize == "shortest+crop" or done.shortest not in {0, side}:
+        before = done.shortest or side
+        is_square = done.resize == "squash"
+        size = {"height": before, "width": before} if is_square else {"shortest_edge": before}
+        crop = {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
+        found |= {"image_processor_type": "CLIPImageProcessor", "size": size, **crop}
+    return found
+
+
 def of_timm(path: str, config: Mapping[str, Any], image_size: int) -> Preprocessing:
     """Return what the config.json of a timm checkpoint says.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
@@ -164,6 +165,15 @@ def images(
     make = partial(decode, looked, e.dataset, (train, test), limit, progress)
     first, second, cached = _DECODED.of(key, make)
     return first, second, [*looked.source.decisions, *looked.decisions, *decisions, *cached]
+
+
+def tested_as(
+    looked: Surveyed, e: Experiment, shape: tuple[int, int, int], wanted: Preprocessing
+) -> Preprocessing:
+    """Return what is done to test images, where the model and the experiment want something."""
+    _, test, _ = decide(looked, _wishes(e), shape[1], shape[0], wanted)
+    mean, std = (one * shape[0] if len(one) == 1 else one for one in (wanted.mean, wanted.std))
+    return replace(wanted, mean=mean, std=std, resize=test.fit, shortest=test.shortest)
 
 
 def view(e: Experiment, progress: Progress = silent) -> View:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.flat import Flat
+from fl_split.models import processor
 from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
@@ -138,6 +139,10 @@ class RunController:
         write_whole(
             self.folder / about_data.FILE, json.dumps(self.about_data, indent=2).encode() + b"\n"
         )
+        if experiment.parts.model.is_transformers:
+            side = self.setup.model_input["image_size"]
+            asked = json.dumps(processor.to_file(self.setup.preprocessing, side), indent=2)
+            write_whole(self.folder / processor.FILE, asked.encode() + b"\n")
         with writing(self.folder / statistics.FILE):
             statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(

@@ -15,6 +15,7 @@ from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
 from fl_split.models import MODELS
 from fl_split.models.cut import Head, Tail, insert
+from fl_split.models.preprocessing import Preprocessing
 from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
@@ -38,6 +39,7 @@ from simulations.runs.experiment_data import (
     named,
     partitioned,
     silent,
+    tested_as,
 )
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
@@ -64,6 +66,8 @@ class Setup:
         Digests of images, labels, classes and partition: a run that goes on needs the same.
     client_bytes : int
         Memory that a client needs, estimated.
+    preprocessing : Preprocessing
+        What is done to test images, and to those of whoever uses the trained model.
     """
 
     experiment: Experiment
@@ -79,6 +83,7 @@ class Setup:
     decisions: list[Decision] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
     client_bytes: int = 0
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     @property
     def majority_accuracy(self) -> float:
@@ -175,6 +180,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     with named("dataset"):
         wanted = e.parts.model.preprocessing()
         train, test, decisions = images(looked, e, head.image_shape, wanted, progress)
+        tested = tested_as(looked, e, head.image_shape, wanted)
     mean, std = list(wanted.mean), list(wanted.std)
     return Setup(
         experiment=e,
@@ -195,6 +201,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
         fingerprint=fingerprint(looked, partitions),
         client_bytes=needed,
+        preprocessing=tested,
     )
 
 
