@@ -25,6 +25,7 @@ from simulations.system.graph import KINDS, Graph
 from simulations.system.networks import Cell, Rates
 from simulations.system.quantities import quantity
 from simulations.system.system import SYSTEM, Timed, parse_system
+from strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -408,3 +409,17 @@ def test_a_run_over_traces_goes_on_with_its_time(simulate, tmp_path):
     few = simulate(rounds=1, clients=7)
     with pytest.raises(ValueError, match=r"1 of 7 clients are not in it \(6\)"):
         time_runs([few.folder], [spec])
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_every_strategy_has_a_time_and_slower_devices_take_longer(reference, strategy):
+    """All work of clients takes ten times as long, so a round does not take less."""
+    run = reference(strategy=strategy)
+    slow, fast = (
+        [*timed(run.folder, 2, RUN, parse_system(f"devices('pi5', utilisation={u}) | wifi()"))]
+        for u in (0.01, 0.1)
+    )
+    for one, other in zip(slow, fast, strict=True):
+        assert one.seconds >= other.seconds > 0
+        assert one.compute.tolist() == pytest.approx((10 * other.compute).tolist())
+        assert sum(one.shares.values()) == pytest.approx(one.seconds)

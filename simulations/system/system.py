@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from fl_split.spec_errors import SpecError
@@ -75,7 +76,7 @@ class System:
 
     def fleet(self, clients: int, seed: int) -> Fleet:
         """Return the device of each client of a run."""
-        return self.devices.draw(clients, seed)
+        return _fleet(self.devices, clients, seed)
 
     def conditions(self, fleet: Fleet, run: Timed, number: int) -> Conditions:
         """Return what the system is in a round."""
@@ -90,6 +91,12 @@ class System:
             codec=coding(run.codec),
             downlink=coding(run.downlink),
         )
+
+
+@lru_cache(maxsize=8)
+def _fleet(devices: Devices | Mix, clients: int, seed: int) -> Fleet:
+    """Draw devices once for all rounds."""
+    return devices.draw(clients, seed)
 
 
 def parse_system(spec: str) -> System | None:
