@@ -13,7 +13,7 @@ from fl_split.codecs import CODECS
 from fl_split.spec_errors import SpecError
 from simulations.cli import main as cli
 from simulations.cli import terminal
-from simulations.report.timing import table, time_runs
+from simulations.report.timing import by_device, table, time_runs
 from simulations.runs import task_files
 from simulations.runs.calibration import calibrate
 from simulations.runs.experiment import Experiment
@@ -256,6 +256,7 @@ def test_the_command_shows_times_and_writes_figures(simulate, tmp_path):
     assert done.exit_code == 0, done.output
     frame = pd.read_csv(tmp_path / "o" / "time.csv")
     assert frame["system"].tolist() == [SLOW, "wifi"] and (frame["seconds"] > 0).all()
+    assert (tmp_path / "o" / "devices.csv").exists()
     for name in ("time.svg", "gantt.svg"):
         text = (tmp_path / "o" / name).read_text()
         assert "virtual seconds" in text or "<svg" in text
@@ -287,6 +288,43 @@ def test_devices_are_listed_with_what_is_assumed(monkeypatch):
     done = CliRunner().invoke(cli.app, ["list", "devices"])
     assert done.exit_code == 0 and "cortex_m7" in done.output and "35.2 GFLOP/s" in done.output
     assert "4.8 GFLOP/s*" in done.output, "assumed"
+
+
+def test_a_device_is_shown_with_its_sources(monkeypatch):
+    monkeypatch.setattr(terminal.out, "width", 200)
+    done = CliRunner().invoke(cli.app, ["list", "pi5"])
+    assert done.exit_code == 0 and "Sustained 35.2 GFLOP/s" in done.output
+    assert "Assumed: peak, backward, receive_watts." in done.output
+    assert "top500-benchmark" in done.output
+
+
+def test_what_a_client_spends_is_told_by_kind_of_device(simulate):
+    """Means over the clients that have it; joules are watts times the seconds beside them."""
+    outcome = simulate(rounds=2)
+    spec = "mix(pi5=0.5, phone_mid=0.5) | network('1Mbit/s', '1Mbit/s', latency='10ms')"
+    frame = by_device(time_runs([outcome.folder], [spec])).set_index("device")
+    assert frame["clients"].tolist() == frame["active"].tolist() == [3, 3]
+    spent = [*timed(outcome.folder, 2, RUN, parse_system(spec))]
+    kinds = parse_system(spec).fleet(6, 0).kinds
+    for number, name in enumerate(["pi5", "phone_mid"]):
+        mine = sum(one.joules for one in spent)[kinds == number]
+        assert frame.loc[name, "joules"] == pytest.approx(mine.mean())
+        assert frame.loc[name, "most_joules"] == pytest.approx(mine.max())
+        device, row = known()[name], frame.loc[name]
+        assert row["joules"] == pytest.approx(
+            device.compute_watts * row["compute"] + device.send_watts * row["send"]
+            + device.receive_watts * row["receive"] + device.idle_watts * row["wait"]
+        )  # fmt: skip
+
+
+def test_without_watts_there_is_no_energy(simulate, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        "[toy]\nsustained = '2GFLOP/s'\nbackward = 2\nmemory = '1GB'\ncompute_watts = 0\n"
+        "send_watts = 0\nreceive_watts = 0\nidle_watts = 0\n"
+    )
+    runs = time_runs([simulate().folder], [f"devices('toy', table={str(file)!r})"])
+    assert table(runs)["joules"].isna().all() and by_device(runs)["joules"].isna().all()
 
 
 def test_a_mix_is_written_on_the_command_line(tmp_path):

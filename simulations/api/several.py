@@ -180,7 +180,7 @@ def report(
 
 
 def time(
-    folders: str | Path | Iterable[str | Path],
+    folders: str | Path | Run | Iterable[str | Path | Run],
     system: str | Sequence[str],
     accuracies: Sequence[float] = (),
 ) -> pd.DataFrame:
@@ -188,8 +188,8 @@ def time(
 
     Parameters
     ----------
-    folders : str, Path or several
-        Folders of runs, at any depth.
+    folders : str, Path, Run or several
+        Runs, or folders of them at any depth.
     system : str or several
         As ``"devices('pi5') | lte()"``: see the guide on time.
     accuracies : sequence of float
@@ -205,9 +205,9 @@ def time(
     ValueError
         No run is complete or recorded its tasks, or a system is wrong.
     """
-    several = [folders] if isinstance(folders, str | Path) else folders
-    paths, systems = [expanded(one) for one in several], _listed(system)
-    return table(time_runs(paths, systems), accuracies)
+    several = [folders] if isinstance(folders, str | Path | Run) else folders
+    paths = [one.folder if isinstance(one, Run) else expanded(one) for one in several]
+    return table(time_runs(paths, _listed(system)), accuracies)
 
 
 def _study(

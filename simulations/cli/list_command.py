@@ -112,6 +112,8 @@ def _found(what: str | None, tables: Mapping[str, Mapping[str, Outline]]) -> lis
     if name in categories:
         return [_category(name, categories[name], tables[categories[name]])]
     entries = {(key, what): tables[key][what] for key in categories.values() if what in tables[key]}
+    if not entries and (device := _device(what)):
+        return [device]
     if not entries:
         known = [*categories, "keys", DEVICES]
         near = nearest(what, [*known, *(name for table in tables.values() for name in table)])
@@ -141,6 +143,26 @@ def _devices() -> Table:
             *(cell(key, f"{getattr(device, key):g}") for key in watts),
         )  # fmt: skip
     return table
+
+
+def _device(name: str) -> Group | None:
+    """Show one device with its sources; None if none is called so."""
+    from simulations.system.devices import known
+    from simulations.system.quantities import told
+
+    device = known().get(name)
+    if device is None:
+        return None
+    lines = [
+        device.title,
+        f"Sustained {told(device.flops, 'FLOP/s')}, memory {told(device.memory, 'B')}, "
+        f"backward over forward {device.backward:g}.",
+        f"Watts: compute {device.compute_watts:g}, send {device.send_watts:g}, receive "
+        f"{device.receive_watts:g}, idle {device.idle_watts:g}.",
+        f"Assumed: {', '.join(device.assumed) or 'nothing'}.",
+        device.source.strip(),
+    ]
+    return Group(Text(f"devices({name!r})", style="bold"), Text("\n".join(lines)), "")
 
 
 def _category(category: str, key: str, entries: Mapping[str, Outline]) -> Table:

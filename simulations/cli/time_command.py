@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.table import Table
-from rich.text import Text
 
 from simulations.cli.terminal import CONFIG, OVERRIDES, door, existing, out, quiet
 from simulations.runs.paths import expanded
@@ -19,8 +16,6 @@ if TYPE_CHECKING:
     from simulations.report.timing import TimedRun
 
 app = typer.Typer()
-
-FILES = ("time.csv", "time.svg", "gantt.svg")
 
 
 @app.command()
@@ -56,13 +51,14 @@ def time(
     with door():
         folders = [existing(folder) for folder in folders]
     with quiet():
-        from simulations.report.timing import table, time_runs
+        from simulations.report.timing import by_device, table, time_runs
     with door():
         runs = time_runs(folders, system)
         frame = table(runs, accuracy or [])
-        out.print(_shown(frame))
+        devices = by_device(runs)
+        _show(frame, devices)
         if output:
-            _write(runs, frame, expanded(output), round_number)
+            _write(runs, {"time.csv": frame, "devices.csv": devices}, output, round_number)
 
 
 @app.command()
@@ -95,39 +91,56 @@ def calibrate(
     out.print(found.row(name), markup=False, highlight=False, soft_wrap=True, end="")
 
 
-def _shown(frame: pd.DataFrame) -> Table:
-    """Show a row for each run and system."""
-    found = Table(
-        box=SIMPLE, caption="seconds to % of the best accuracy; shares of the longest path"
-    )
-    found.add_column("run", overflow="fold")
-    found.add_column("system", overflow="fold")
-    to = [name for name in frame.columns if name.startswith("to_")]
-    shares = ["head", "up", "tail", "down", "weights", "waiting"]
-    titles = ["s", "J", *(f"to {name[3:]}" for name in to), *(f"{name} %" for name in shares)]
-    for title in [*titles, "slowest"]:
-        found.add_column(title, justify="right")
-    for row in frame.to_dict("records"):
-        seconds = [_number(row[name]) for name in ["seconds", "joules", *to]]
-        parts = [f"{100 * row[name]:.0f}" for name in shares]
-        cells = (row["run"], row["system"], *seconds, *parts, row["slowest"])
-        found.add_row(*(Text(str(cell)) for cell in cells))
-    return found
+def _show(frame: pd.DataFrame, devices: pd.DataFrame) -> None:
+    """Show time and energy, what the time is spent on, and what devices spend."""
+    from simulations.report.text_table import text_table
+
+    letters = {spec: chr(ord("A") + n) for n, spec in enumerate(dict.fromkeys(frame["system"]))}
+    for spec, letter in letters.items():
+        out.print(f"{letter}: {spec}", markup=False, highlight=False, soft_wrap=True)
+
+    def show(table: pd.DataFrame, columns: dict[str, str], caption: str, **more: Any) -> None:
+        rows = [
+            [row["run"], letters[row["system"]], *(_cell(key, row[key]) for key in columns)]
+            for row in table.to_dict("records")
+        ]
+        titles = ["run", "system", *columns.values()]
+        out.print(text_table(titles, rows, out.width, caption=caption, **more))
+
+    to = {name: f"to {name[3:]}" for name in frame.columns if name.startswith("to_")}
+    caption = "Virtual seconds, joules of all clients; to: s to % of the best accuracy of all runs."
+    show(frame, {"seconds": "s", "joules": "J", **to}, caption, spare=("to 50", "to 70"))
+    shares = {name: f"{name} %" for name in ("head", "up", "tail", "down", "weights", "waiting")}
+    caption = "Of the longest path through each round; waiting: of clients' time."
+    show(frame, {**shares, "slowest": "slowest"}, caption, spare=("waiting %",))
+    seconds = {name: f"{name} s" for name in ("compute", "send", "receive", "wait")}
+    columns = {"device": "device", "clients": "clients", "joules": "J each", "most_joules": "most"}
+    caption = "Of a client over the whole run; 3,600 J are 1 Wh."
+    show(devices, {**columns, **seconds}, caption, spare=("wait s", "compute s", "most"))
+
+
+def _cell(key: str, value: Any) -> str:
+    if key in {"head", "up", "tail", "down", "weights", "waiting"}:
+        return f"{100 * value:.0f}"
+    return str(value) if isinstance(value, str | int) else _number(value)
 
 
 def _number(value: float) -> str:
     return "-" if value != value else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
-def _write(runs: list[TimedRun], frame: pd.DataFrame, folder: Path, number: int) -> None:
-    """Write the table and both figures."""
+def _write(runs: list[TimedRun], tables: dict[str, pd.DataFrame], output: str, number: int) -> None:
+    """Write tables and both figures into a folder."""
     from simulations.report.time_figures import curves, first_gantt
     from simulations.runs.files import make_folder, write_whole, writing
 
+    folder = expanded(output)
+    figures = {"time.svg": curves(runs), "gantt.svg": first_gantt(runs, number)}
     make_folder(folder)
-    write_whole(folder / FILES[0], frame.to_csv(index=False).encode())
-    for name, figure in zip(FILES[1:], (curves(runs), first_gantt(runs, number)), strict=True):
+    for name, frame in tables.items():
+        write_whole(folder / name, frame.to_csv(index=False).encode())
+    for name, figure in figures.items():
         with writing(folder / name):
             figure.savefig(folder / name)
-    text = f"Written: {', '.join(str(folder / name) for name in FILES)}"
+    text = f"Written: {', '.join(str(folder / name) for name in (*tables, *figures))}"
     out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.table import Table
 
 from simulations.report.text_table import text_table
-from simulations.runs.columns import PAYLOAD, SENT, WEIGHTS, sums
+from simulations.runs.columns import ENERGY_JOULES, PAYLOAD, SENT, VIRTUAL_SECONDS, WEIGHTS, sums
 from simulations.runs.files import read_rounds, write_whole, writing
 from simulations.runs.results import COMPARISON, ROUNDS
 
@@ -80,6 +80,10 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
         ]
         for row in frame.to_dict("records")
     ]
+    has_system = VIRTUAL_SECONDS in frame
+    if has_system:
+        for row, told in zip(rows, frame.to_dict("records"), strict=True):
+            row += [_number(told[VIRTUAL_SECONDS], 1, 1), _number(told[ENERGY_JOULES], 1, 1)]
     caption = (
         "MB = 10^6 bytes, both directions, all clients and rounds: payload (smashed data, labels, "
         "cut gradients) and weights (synchronised heads; fedavg: models). Ratio: of payload to "
@@ -87,6 +91,9 @@ def comparison_table(frame: pd.DataFrame, width: int) -> Table:
     )
     accuracies = ["final %", "best %", *(["client %"] if has_clients else [])]
     titles = ["run", *accuracies, "MB", "payload", "ratio", "weights", "TFLOP", "CPU s"]
+    if has_system:
+        titles += ["virtual s", "J"]
+        caption += " Virtual s, J: by the run's system, J of all clients."
     return text_table(
         titles, rows, width, spare=("best %", "CPU s", "ratio"),
         title="Accuracy against bytes", caption=caption + (CLIENT if has_clients else ""),

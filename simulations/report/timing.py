@@ -24,6 +24,9 @@ from simulations.system.spending import SHARES, Share, Spent
 from simulations.system.system import System, Timed, parse_system
 from strategies.server.tasks import SERVER
 
+PARTY = "compute", "send", "receive", "wait"
+"""Seconds of a client, by what it did."""
+
 OF_BEST = (0.5, 0.7, 0.8, 0.9)
 """Shares of the best accuracy of all runs that times are given to."""
 
@@ -71,6 +74,19 @@ class TimedRun:
         """Return the share of the virtual time that the critical path spent on something."""
         whole = float(self.seconds[-1])
         return sum(one.shares[name] for one in self.spent) / whole if whole else 0.0
+
+    @property
+    def name(self) -> str:
+        """The folder of the run, from the one that was asked for."""
+        return self.run.name
+
+    def of_clients(self) -> pd.DataFrame:
+        """Return what each client that took part spent over the run, by client."""
+        parts = [
+            pd.DataFrame({key: getattr(one, key) for key in ("clients", *PARTY, "joules")})
+            for one in self.spent
+        ]
+        return pd.concat(parts).groupby("clients").sum()
 
     @property
     def waiting(self) -> float:
@@ -146,11 +162,12 @@ def _timed(collection: RunCollection, systems: Mapping[str, System]) -> Iterator
 def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.DataFrame:
     """Return a row for each configuration and system; numbers are means over seeds.
 
-    Columns: `run`, `system`, `seeds`, `rounds`; `accuracy`, the best; `seconds`, `joules` of the
-    whole run, all clients together; `to_50` ... `to_90`, seconds to that share of the best
-    accuracy of all runs, and `to_X` to each of `accuracies`, nan if a seed never reached it;
-    `head`, `up`, `tail`, `down`, `weights`, shares of the critical path; `waiting`, share of
-    clients' time; `server_use`; `slowest`.
+    Columns: `run`, the folder, or of several seeds what these have in common; `system`, `seeds`,
+    `rounds`; `accuracy`, the best; `seconds` and `joules` of the whole run, all clients together,
+    nan without watts; `to_50` ... `to_90`, seconds to that share of the best accuracy of all
+    runs, and `to_X` to each of `accuracies`, nan if a seed never reached it; `head`, `up`,
+    `tail`, `down`, `weights`, shares of the critical path; `waiting`, share of clients' time;
+    `server_use`; `slowest`.
     """
     best = max((float(one.accuracy.max()) for one in runs), default=0.0)
     targets = {f"to_{100 * share:g}": share * best for share in OF_BEST}
@@ -161,18 +178,49 @@ def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.Data
     return pd.DataFrame([_row(group, targets) for group in groups.values()])
 
 
+def by_device(runs: Sequence[TimedRun]) -> pd.DataFrame:
+    """Return what a client spends by kind of device: a row for each run, system and kind.
+
+    Columns: `run`, `system`, `device`; `clients` that have it, and `active`, those that took
+    part; `joules`, a client's mean over the whole run, and `most_joules`; `compute`, `send`,
+    `receive`, `wait`, mean seconds.
+    """
+    rows = []
+    for one in runs:
+        system = _system(one.system)
+        fleet = system.fleet(int(one.run.settings["clients"]), one.run.seed)
+        spent = one.of_clients()
+        kinds = fleet.kinds[spent.index.to_numpy()]
+        for number, device in enumerate(fleet.devices):
+            mine = spent[kinds == number]
+            joules = mine["joules"] if device.has_watts else mine["joules"] * math.nan
+            rows.append(
+                {
+                    "run": one.name,
+                    "system": one.system,
+                    "device": device.name,
+                    "clients": int((fleet.kinds == number).sum()),
+                    "active": len(mine),
+                    "joules": joules.mean(),
+                    "most_joules": joules.max(),
+                    **mine[[*PARTY]].mean().to_dict(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def _row(group: list[TimedRun], targets: Mapping[str, float]) -> dict[str, object]:
     def mean(numbers: Iterator[float]) -> float:
         return float(np.mean([*numbers]))
 
     return {
-        "run": group[0].label,
+        "run": group[0].label if len(group) > 1 else group[0].name,
         "system": group[0].system,
         "seeds": len(group),
         "rounds": mean(float(len(one.accuracy)) for one in group),
         "accuracy": mean(float(one.accuracy.max()) for one in group),
         "seconds": mean(float(one.seconds[-1]) for one in group),
-        "joules": mean(float(one.joules[-1]) for one in group),
+        "joules": mean(float(one.joules[-1]) or math.nan for one in group),
         **{
             name: mean(one.until(accuracy, one.seconds) for one in group)
             for name, accuracy in targets.items()

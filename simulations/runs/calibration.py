@@ -40,7 +40,7 @@ class Calibration:
         speed = told(self.flops, "FLOP/s").replace(" ", "")
         return (
             f"[{name}]\n"
-            f'title = "measured by fl-split calibrate, {torch.get_num_threads()} threads"\n'
+            f'title = "measured by fl-split calibrate, threads: {torch.get_num_threads()}"\n'
             f'sustained = "{speed}"\nbackward = {self.backward:.3g}\nmemory = "{memory}"\n'
             "# Fill in what a power meter shows while it computes, sends, receives and waits.\n"
             "compute_watts = 0.0\nsend_watts = 0.0\nreceive_watts = 0.0\nidle_watts = 0.0\n"

@@ -57,6 +57,11 @@ class Device:
     source: str = ""
     assumed: tuple[str, ...] = ()
 
+    @property
+    def has_watts(self) -> bool:
+        """Whether anybody has said what it takes."""
+        return any((self.compute_watts, self.send_watts, self.receive_watts, self.idle_watts))
+
 
 @dataclass(frozen=True)
 class Fleet:

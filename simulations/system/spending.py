@@ -38,9 +38,10 @@ class Spent:
     clients : array
         (k,) who took part.
     compute, send, receive : array
-        (k,) seconds of each.
+        (k,) seconds of each; of sending and receiving without latency.
     wait : array
-        (k,) seconds until its own last task that a client did nothing: waiting for the server.
+        (k,) seconds until its own last task that a client did nothing: latency, and waiting for
+        the server.
     idle : array
         (k,) seconds from its own last task to the end of the round; a device sleeps then.
     joules : array
@@ -71,17 +72,18 @@ class Spent:
 
 def spent(graph: Graph, now: Conditions, fleet: Fleet) -> Spent:
     """Time a round, and add up what it took."""
-    times = time_round(graph, now)
-    return _sum(graph, times, fleet)
+    return _sum(graph, time_round(graph, now), now, fleet)
 
 
-def _sum(graph: Graph, times: Times, fleet: Fleet) -> Spent:
+def _sum(graph: Graph, times: Times, now: Conditions, fleet: Fleet) -> Spent:
     mine = ~graph.on_server
     clients, places = np.unique(graph.clients[mine], return_inverse=True)
     took = times.end - times.begin
+    crosses = graph.are(*UP, *DOWN)
+    busy = took - crosses * now.roads.latency[graph.clients]  # a radio is idle meanwhile
 
     def of(chosen: NDArray[np.bool_]) -> Numbers:
-        found = np.bincount(places, (took * chosen)[mine], minlength=len(clients))
+        found = np.bincount(places, (busy * chosen)[mine], minlength=len(clients))
         return found.astype(np.float64)
 
     is_up, is_down = graph.are(*UP), graph.are(*DOWN)
