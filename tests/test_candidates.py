@@ -157,12 +157,48 @@ def test_paths_may_lead_out_of_the_folder_of_a_table(tmp_path, decoded, form):
         assert both(opened(path), decoded) == sub(range(6))
 
 
-def test_rows_that_name_one_image_twice_are_counted(tmp_path):
+@pytest.mark.parametrize("header", ["file,label", "file,dx"])
+def test_rows_that_repeat_an_earlier_one_are_left_out(tmp_path, decoded, header):
+    loose(tmp_path, range(12))
+    path = table(tmp_path / "l.csv", [*rows(range(12)), "0.png,a", "3.png,b", "3.png,b"], header)
+    source = opened(path)
+    assert both(source, decoded) == sub(range(12))
+    assert len(source.train) + len(source.test) == 12
+    said = decisions(source, "files")
+    assert "12 images are named in l.csv" in said
+    assert "3 rows of l.csv repeat an earlier one and are left out" in said
+    assert "that an earlier row names" not in said
+
+
+def test_an_image_with_two_labels_is_refused(tmp_path):
     loose(tmp_path, range(6))
-    path = table(tmp_path / "l.csv", [*rows(range(6)), "0.png,b", "3.png,a"])
-    assert "2 rows of l.csv name an image that an earlier row names" in decisions(
-        opened(path), "files"
+    path = table(tmp_path / "l.csv", [*rows(range(6)), "3.png,b", "4.png,b", "1.png,a", "4.png,b"])
+    said = (
+        r"l.csv: 3 rows name an image .* another label; the first, '4.png', is 'a' and 'b' in "
+        r"column 'label': leave one row for each image$"
     )
+    with pytest.raises(DataError, match=said):
+        opened(path)
+
+
+def test_an_image_in_two_splits_is_warned_of(tmp_path, decoded):
+    loose(tmp_path, range(12))
+    lines = [f"{row},{'test' if k > 8 else 'train'}" for k, row in enumerate(rows(range(12)))]
+    path = table(tmp_path / "l.csv", [*lines, "0.png,a,test", "0.png,a,test"], "file,label,split")
+    source = opened(path)
+    assert pairs(source, decoded) == [sub(range(9)), sub([9, 10, 11, 0])]
+    assert len(source.test) == 4
+    said = decisions(source, "files")
+    assert "1 rows of l.csv repeat an earlier one" in said
+    assert "1 rows of l.csv name an image that an earlier row names" in said
+
+
+def test_a_row_without_a_label_is_no_other_label(tmp_path, decoded):
+    loose(tmp_path, range(12))
+    path = table(tmp_path / "l.csv", ["3.png,", *rows(range(12))])
+    with pytest.raises(DataError, match="1 rows without a label"):
+        opened(path)
+    assert both(opened(path, drop_missing="label"), decoded) == sub(range(12))
 
 
 def test_rows_of_all_names_of_a_split_are_of_it(tmp_path, decoded):

@@ -156,7 +156,7 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
         return Sheet({"train": _packed(frame)}, "", label)
     picture, first = chosen(named, "files", "column", "dataset=local(image='...')")
     paths = _paths(_text(sheet, picture), files, file)
-    text = f"{len(frame):,} images are named in {file.name}, {first.text}"
+    text = f"{len({*paths}):,} images are named in {file.name}, {first.text}"
     decisions = [Decision("files", text, first.key, first.is_warning)]
     split, more = _split_column(frame, [picture, label], file)
     label = label or _label(frame, [picture, split], file)
@@ -165,11 +165,38 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     if not split and names.nunique() > 1:
         said = ", ".join(f"{name} ({n:,})" for name, n in names.value_counts().items())
         more = [Decision("splits", f"as the folders of the images say: {said}")]
+    repeats = _repeats(frame, picture, label, names, file)
+    if count := int(repeats.sum()):
+        text = f"{count:,} rows of {file.name} repeat an earlier one and are left out"
+        more = [*more, Decision("files", text, is_warning=True)]
+    frame, names = frame[~repeats], names[~repeats]
     tables = {
         str(name): _packed(some).cast_column(picture, datasets.Image())
         for name, some in frame.groupby(names.to_numpy(), sort=False)
     }
-    return Sheet(tables, picture, label, [*decisions, *more], paths)
+    return Sheet(tables, picture, label, [*decisions, *more], [*frame[picture]])
+
+
+def _repeats(
+    frame: pd.DataFrame, picture: str, label: str, names: pd.Series[Any], file: Path
+) -> pd.Series[bool]:
+    """Tell which rows name an image, its label and split again; DataError for another label.
+
+    Rows without a label repeat nothing: they are counted where labels are read.
+    """
+    column = label or usual([name for name in frame if name != picture], LABELS)[0]
+    rows = pd.DataFrame({"path": frame[picture], "label": frame[column], "split": names})
+    rows = rows[rows["label"].notna()]
+    again = rows[rows.groupby("path")["label"].transform("first") != rows["label"]]
+    if len(again):
+        path, other = again.iloc[0][["path", "label"]]
+        first = rows["label"][rows["path"] == path].iloc[0]
+        raise DataError(
+            f"{file.name}: {len(again):,} rows name an image that an earlier row names with "
+            f"another label; the first, {os.path.basename(path)!r}, is {str(first)!r} and "
+            f"{str(other)!r} in column {column!r}: leave one row for each image"
+        )
+    return rows.duplicated().reindex(frame.index, fill_value=False)
 
 
 def _folders(paths: list[str], files: Pictures) -> pd.Series[Any]:
