@@ -201,6 +201,20 @@ def test_a_row_without_a_label_is_no_other_label(tmp_path, decoded):
     assert both(opened(path, drop_missing="label"), decoded) == sub(range(12))
 
 
+@pytest.mark.parametrize("kind", ["table", "folders"])
+def test_classes_that_differ_only_by_case_or_blanks_are_warned_of(tmp_path, kind):
+    names = ["healthy", "ill", "Healthy", "healthy "]
+    if kind == "table":
+        loose(tmp_path, range(12))
+        place = table(tmp_path / "l.csv", [f"{k}.png,{names[k % 4]}" for k in range(12)])
+    else:
+        write(place := tmp_path / "d", range(12), names)
+    source = opened(place)
+    assert source.class_names == sorted(names)
+    text = "classes 'Healthy' and 'healthy' and 'healthy ' differ only by case or blanks"
+    assert [one.text for one in source.decisions if one.is_warning] == [text]
+
+
 def test_rows_of_all_names_of_a_split_are_of_it(tmp_path, decoded):
     loose(tmp_path, range(12))
     splits = ["train"] * 4 + ["Train"] * 4 + ["test"] * 4
