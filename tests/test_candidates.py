@@ -1,5 +1,6 @@
 """Data that can be read in several ways: the right one is taken, and the others are named."""
 
+import json
 import os
 import shutil
 import tarfile
@@ -199,6 +200,31 @@ def test_a_row_without_a_label_is_no_other_label(tmp_path, decoded):
     with pytest.raises(DataError, match="1 rows without a label"):
         opened(path)
     assert both(opened(path, drop_missing="label"), decoded) == sub(range(12))
+
+
+def test_a_table_of_the_library_that_names_images_again_is_read_alike(tmp_path, decoded):
+    loose(tmp_path, range(13))
+    path = tmp_path / "metadata.csv"
+    table(path, [*rows(range(12)), "0.png,a", "3.png,b"], "file_name,label")
+    source = opened(tmp_path)
+    assert both(source, decoded) == sub(range(12))
+    assert len(source.train) + len(source.test) == 12
+    said = decisions(source, "files")
+    assert "2 rows of metadata.csv repeat an earlier one and are left out" in said
+    assert "1 images that metadata.csv does not name are left out" in said
+    table(path, [*rows(range(12)), "3.png,a"], "file_name,label")
+    with pytest.raises(DataError, match=r"1 rows name an image .*'3.png', is 'b' and 'a' in colu"):
+        opened(tmp_path)
+
+
+def test_a_table_of_the_library_may_hold_one_hot_labels(tmp_path, decoded):
+    loose(tmp_path, range(12))
+    hot = [{"file_name": f"{k}.png", "label": [k % 2, 1 - k % 2]} for k in [*range(12), 3]]
+    path = tmp_path / "metadata.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in hot))
+    source = opened(tmp_path)
+    assert both(source, decoded) == {k: str(1 - k % 2) for k in range(12)}
+    assert "1 rows of metadata.jsonl repeat an earlier one" in decisions(source, "files")
 
 
 @pytest.mark.parametrize("kind", ["table", "folders"])

@@ -14,6 +14,7 @@ import pandas as pd
 
 from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
+from simulations.data.repeats import left_out, repeats
 from simulations.data.splits import Decision, kind
 from simulations.data.walking import Pictures, is_picture, listed
 
@@ -165,38 +166,15 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     if not split and names.nunique() > 1:
         said = ", ".join(f"{name} ({n:,})" for name, n in names.value_counts().items())
         more = [Decision("splits", f"as the folders of the images say: {said}")]
-    repeats = _repeats(frame, picture, label, names, file)
-    if count := int(repeats.sum()):
-        text = f"{count:,} rows of {file.name} repeat an earlier one and are left out"
-        more = [*more, Decision("files", text, is_warning=True)]
-    frame, names = frame[~repeats], names[~repeats]
+    column = label or usual([name for name in frame if name != picture], LABELS)[0]
+    again = repeats(frame[picture], frame[column], names, file.name)
+    more = [*more, *left_out(again, file.name)]
+    frame, names = frame[~again], names[~again]
     tables = {
         str(name): _packed(some).cast_column(picture, datasets.Image())
         for name, some in frame.groupby(names.to_numpy(), sort=False)
     }
     return Sheet(tables, picture, label, [*decisions, *more], [*frame[picture]])
-
-
-def _repeats(
-    frame: pd.DataFrame, picture: str, label: str, names: pd.Series[Any], file: Path
-) -> pd.Series[bool]:
-    """Tell which rows name an image, its label and split again; DataError for another label.
-
-    Rows without a label repeat nothing: they are counted where labels are read.
-    """
-    column = label or usual([name for name in frame if name != picture], LABELS)[0]
-    rows = pd.DataFrame({"path": frame[picture], "label": frame[column], "split": names})
-    rows = rows[rows["label"].notna()]
-    again = rows[rows.groupby("path")["label"].transform("first") != rows["label"]]
-    if len(again):
-        path, other = again.iloc[0][["path", "label"]]
-        first = rows["label"][rows["path"] == path].iloc[0]
-        raise DataError(
-            f"{file.name}: {len(again):,} rows name an image that an earlier row names with "
-            f"another label; the first, {os.path.basename(path)!r}, is {str(first)!r} and "
-            f"{str(other)!r} in column {column!r}: leave one row for each image"
-        )
-    return rows.duplicated().reindex(frame.index, fill_value=False)
 
 
 def _folders(paths: list[str], files: Pictures) -> pd.Series[Any]:
