@@ -133,6 +133,23 @@ def test_data_can_be_looked_at_before_they_are_trained_on(folder, tmp_path):
     assert "4x4; the images are" in shown("data", tmp_path / "c.toml")
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_look_at_data_finds_an_image_that_is_cut_in_half(folder, tmp_path, ending):
+    torn = folder / "bee" / f"torn.{ending}"
+    draw = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(draw).save(torn)
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    spec = f"local(path={str(folder)!r})"
+    done = CliRunner().invoke(cli.app, ["data", spec])
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert "1 of 32 images cannot be used, the first is that of row 31" in said
+    assert "on_bad_image='skip' leaves them out" in said
+    assert "left out: 1 of 32 images" in shown("data", spec, "on_bad_image=skip")
+    with pytest.raises(ValueError, match=rf"row 31 .*torn.{ending}\) cannot be used"):
+        run(folder, tmp_path / "r", image_size=8)
+
+
 def test_a_run_shows_what_was_decided(folder, tmp_path):
     spec = f"dataset=local(path={str(folder)!r})"
     settings = [f"{key}={value}" for key, value in TINY.items()]

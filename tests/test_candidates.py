@@ -1,5 +1,6 @@
 """Data that can be read in several ways: the right one is taken, and the others are named."""
 
+import json
 import os
 import shutil
 import tarfile
@@ -157,12 +158,87 @@ def test_paths_may_lead_out_of_the_folder_of_a_table(tmp_path, decoded, form):
         assert both(opened(path), decoded) == sub(range(6))
 
 
-def test_rows_that_name_one_image_twice_are_counted(tmp_path):
+@pytest.mark.parametrize("header", ["file,label", "file,dx"])
+def test_rows_that_repeat_an_earlier_one_are_left_out(tmp_path, decoded, header):
+    loose(tmp_path, range(12))
+    path = table(tmp_path / "l.csv", [*rows(range(12)), "0.png,a", "3.png,b", "3.png,b"], header)
+    source = opened(path)
+    assert both(source, decoded) == sub(range(12))
+    assert len(source.train) + len(source.test) == 12
+    said = decisions(source, "files")
+    assert "12 images are named in l.csv" in said
+    assert "3 rows of l.csv repeat an earlier one and are left out" in said
+    assert "that an earlier row names" not in said
+
+
+def test_an_image_with_two_labels_is_refused(tmp_path):
     loose(tmp_path, range(6))
-    path = table(tmp_path / "l.csv", [*rows(range(6)), "0.png,b", "3.png,a"])
-    assert "2 rows of l.csv name an image that an earlier row names" in decisions(
-        opened(path), "files"
+    path = table(tmp_path / "l.csv", [*rows(range(6)), "3.png,b", "4.png,b", "1.png,a", "4.png,b"])
+    said = (
+        r"l.csv: 3 rows name an image .* another label; the first, '4.png', is 'a' and 'b' in "
+        r"column 'label': leave one row for each image$"
     )
+    with pytest.raises(DataError, match=said):
+        opened(path)
+
+
+def test_an_image_in_two_splits_is_warned_of(tmp_path, decoded):
+    loose(tmp_path, range(12))
+    lines = [f"{row},{'test' if k > 8 else 'train'}" for k, row in enumerate(rows(range(12)))]
+    path = table(tmp_path / "l.csv", [*lines, "0.png,a,test", "0.png,a,test"], "file,label,split")
+    source = opened(path)
+    assert pairs(source, decoded) == [sub(range(9)), sub([9, 10, 11, 0])]
+    assert len(source.test) == 4
+    said = decisions(source, "files")
+    assert "1 rows of l.csv repeat an earlier one" in said
+    assert "1 rows of l.csv name an image that an earlier row names" in said
+
+
+def test_a_row_without_a_label_is_no_other_label(tmp_path, decoded):
+    loose(tmp_path, range(12))
+    path = table(tmp_path / "l.csv", ["3.png,", *rows(range(12))])
+    with pytest.raises(DataError, match="1 rows without a label"):
+        opened(path)
+    assert both(opened(path, drop_missing="label"), decoded) == sub(range(12))
+
+
+def test_a_table_of_the_library_that_names_images_again_is_read_alike(tmp_path, decoded):
+    loose(tmp_path, range(13))
+    path = tmp_path / "metadata.csv"
+    table(path, [*rows(range(12)), "0.png,a", "3.png,b"], "file_name,label")
+    source = opened(tmp_path)
+    assert both(source, decoded) == sub(range(12))
+    assert len(source.train) + len(source.test) == 12
+    said = decisions(source, "files")
+    assert "2 rows of metadata.csv repeat an earlier one and are left out" in said
+    assert "1 images that metadata.csv does not name are left out" in said
+    table(path, [*rows(range(12)), "3.png,a"], "file_name,label")
+    with pytest.raises(DataError, match=r"1 rows name an image .*'3.png', is 'b' and 'a' in colu"):
+        opened(tmp_path)
+
+
+def test_a_table_of_the_library_may_hold_one_hot_labels(tmp_path, decoded):
+    loose(tmp_path, range(12))
+    hot = [{"file_name": f"{k}.png", "label": [k % 2, 1 - k % 2]} for k in [*range(12), 3]]
+    path = tmp_path / "metadata.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in hot))
+    source = opened(tmp_path)
+    assert both(source, decoded) == {k: str(1 - k % 2) for k in range(12)}
+    assert "1 rows of metadata.jsonl repeat an earlier one" in decisions(source, "files")
+
+
+@pytest.mark.parametrize("kind", ["table", "folders"])
+def test_classes_that_differ_only_by_case_or_blanks_are_warned_of(tmp_path, kind):
+    names = ["healthy", "ill", "Healthy", "healthy "]
+    if kind == "table":
+        loose(tmp_path, range(12))
+        place = table(tmp_path / "l.csv", [f"{k}.png,{names[k % 4]}" for k in range(12)])
+    else:
+        write(place := tmp_path / "d", range(12), names)
+    source = opened(place)
+    assert source.class_names == sorted(names)
+    text = "classes 'Healthy' and 'healthy' and 'healthy ' differ only by case or blanks"
+    assert [one.text for one in source.decisions if one.is_warning] == [text]
 
 
 def test_rows_of_all_names_of_a_split_are_of_it(tmp_path, decoded):

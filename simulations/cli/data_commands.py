@@ -50,7 +50,7 @@ def data(
         from simulations.runs.experiment import Experiment
         from simulations.runs.experiment_data import view
     with door(), counting(err) as told:
-        seen = view(Experiment.from_dict(values), told)
+        seen = view(Experiment.from_dict(values), told, decodes=True)
     out.print(f"{values.get('dataset', 'digits()')}", markup=False, highlight=False)
     out.print(decided(seen.decisions))
     out.print(_classes(showing.classes(seen.looked.source)))

@@ -71,8 +71,10 @@ class Surveyed:
         return _counted(Counter({f"{w}x{h}": n for (w, h), n in self.survey.sizes.items()}))
 
 
-def look_at(source: Source, on_bad: OnBad, progress: Progress) -> Surveyed:
+def look_at(source: Source, on_bad: OnBad, progress: Progress, decodes: bool = False) -> Surveyed:
     """Look at all images of a source; leave those out that cannot be used, if asked to.
+
+    With `decodes`, and where images may be left out, each is decoded: that finds those cut off.
 
     Raises
     ------
@@ -85,7 +87,8 @@ def look_at(source: Source, on_bad: OnBad, progress: Progress) -> Surveyed:
         decided.append(Decision("cache", text))
 
     stores = source.stores()
-    found = [cache.surveyed(store, on_bad == "skip", progress, note) for store in stores]
+    decodes = decodes or on_bad == "skip"
+    found = [cache.surveyed(store, decodes, progress, note) for store in stores]
     for store, one in zip(stores, found, strict=True):
         if one.bad and on_bad == "error":
             raise DataError(f"{bad_images(store, one.bad)}; on_bad_image='skip' leaves them out")

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pyarrow.parquet as parquet
 
-from simulations.data import archives, arrays, folders, spreadsheets
+from simulations.data import archives, arrays, folders, repeats, spreadsheets
 from simulations.data.encoded import stamp
 from simulations.data.images import DataError
 from simulations.data.splits import Decision, kind
@@ -79,7 +79,7 @@ def _folder(place: Path, image: str, label: str) -> Found:
         return _saved(place)
     listing = folders.listing(place)
     if metadata := [file for file in listing.others if _is_metadata(file)]:
-        return _metadata(metadata, listing)
+        return _metadata(metadata, listing, label)
     tables = _ending(listing, spreadsheets.SUFFIXES)
     rows = _ending(listing, (".parquet",)) or _ending(listing, (".arrow",))
     files = Pictures(place, listing.pictures if tables else [])
@@ -145,14 +145,14 @@ def _is_metadata(file: Path) -> bool:
     return file.suffix != ".csv" or b"file_name" in file.open("rb").readline()
 
 
-def _metadata(files: Sequence[Path], listing: folders.Listing) -> Found:
+def _metadata(files: Sequence[Path], listing: folders.Listing, label: str) -> Found:
     """Read images that the library's own tables name; say how many they do not."""
     data = {"data_dir": str(listing.place)}
     found = load("imagefolder", str(listing.place), f"files-{_marks(files)}", **data)
-    rest = len(listing.pictures) - sum(map(len, found.splits.values()))
-    text = f"{rest:,} images that {files[0].name} does not name are left out"
-    said = [Decision("files", text, is_warning=True)] if rest > 0 else []
-    return _with_unread(Found(found.splits, said), [*files, *listing.pictures], listing)
+    splits, paths, said = repeats.without(found.splits, label, listed(files))
+    pictures = Pictures(listing.place, [file.resolve() for file in listing.pictures])
+    said += spreadsheets.left(paths, pictures, files)
+    return _with_unread(Found(splits, said), [*files, *listing.pictures], listing)
 
 
 def _marks(files: Sequence[Path]) -> str:

@@ -68,6 +68,7 @@ def read(split: Split, column: str) -> Classes:
         feature = inner if isinstance(inner, datasets.ClassLabel) else _type_of(values)
     if isinstance(feature, datasets.ClassLabel):
         values = [None if value is None or value < 0 else value for value in values]
+        decisions += _alike(feature.names)
         return Classes(values, list(feature.names), True, decisions)
     if not isinstance(feature, datasets.Value) or feature.dtype in {"binary", "large_binary"}:
         raise DataError(f"column {column!r} must hold whole numbers or text, holds {feature}")
@@ -87,7 +88,24 @@ def read(split: Split, column: str) -> Classes:
                 is_warning=True,
             )
         )
-    return Classes(values, names, False, decisions)
+    return Classes(values, names, False, [*decisions, *_alike(names)])
+
+
+def _alike(names: list[str]) -> list[Decision]:
+    """Warn of classes whose names differ only by case or blanks around them."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.strip().casefold(), []).append(name)
+    return [
+        Decision(
+            "labels",
+            f"classes {' and '.join(map(repr, group))} differ only by case or blanks",
+            "writing them alike in the data, if they are one",
+            is_warning=True,
+        )
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _one_each(values: list[Any], column: str) -> tuple[list[Any], str]:

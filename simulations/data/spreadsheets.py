@@ -14,6 +14,7 @@ import pandas as pd
 
 from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
+from simulations.data.repeats import left_out, repeats
 from simulations.data.splits import Decision, kind
 from simulations.data.walking import Pictures, is_picture, listed
 
@@ -156,7 +157,7 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
         return Sheet({"train": _packed(frame)}, "", label)
     picture, first = chosen(named, "files", "column", "dataset=local(image='...')")
     paths = _paths(_text(sheet, picture), files, file)
-    text = f"{len(frame):,} images are named in {file.name}, {first.text}"
+    text = f"{len({*paths}):,} images are named in {file.name}, {first.text}"
     decisions = [Decision("files", text, first.key, first.is_warning)]
     split, more = _split_column(frame, [picture, label], file)
     label = label or _label(frame, [picture, split], file)
@@ -165,11 +166,15 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     if not split and names.nunique() > 1:
         said = ", ".join(f"{name} ({n:,})" for name, n in names.value_counts().items())
         more = [Decision("splits", f"as the folders of the images say: {said}")]
+    column = label or usual([name for name in frame if name != picture], LABELS)[0]
+    again = repeats(frame[picture], frame[column], names, file.name)
+    more = [*more, *left_out(again, file.name)]
+    frame, names = frame[~again], names[~again]
     tables = {
         str(name): _packed(some).cast_column(picture, datasets.Image())
         for name, some in frame.groupby(names.to_numpy(), sort=False)
     }
-    return Sheet(tables, picture, label, [*decisions, *more], paths)
+    return Sheet(tables, picture, label, [*decisions, *more], [*frame[picture]])
 
 
 def _folders(paths: list[str], files: Pictures) -> pd.Series[Any]:

@@ -129,11 +129,11 @@ def opened(e: Experiment) -> Source:
         return _open(e.parts.dataset, e.test_fraction, e.seed)
 
 
-def look(e: Experiment, progress: Progress) -> Surveyed:
-    """Open the data and look at all images; DataError if some cannot be used."""
+def look(e: Experiment, progress: Progress, decodes: bool = False) -> Surveyed:
+    """Open the data and look at all images, also decoded; DataError if some cannot be used."""
     source = _open(e.parts.dataset, e.test_fraction, e.seed)
-    key = source, e.on_bad_image
-    found: Surveyed = _LOOKED.of(key, lambda: look_at(source, e.on_bad_image, progress))
+    key = source, e.on_bad_image, decodes
+    found: Surveyed = _LOOKED.of(key, lambda: look_at(source, e.on_bad_image, progress, decodes))
     return found
 
 
@@ -176,10 +176,13 @@ def tested_as(
     return replace(wanted, mean=mean, std=std, resize=test.fit, shortest=test.shortest)
 
 
-def view(e: Experiment, progress: Progress = silent) -> View:
-    """Return what would be trained on: images as the model takes them, if one is named."""
+def view(e: Experiment, progress: Progress = silent, decodes: bool = False) -> View:
+    """Return what would be trained on: images as the model takes them, if one is named.
+
+    With `decodes` each image is decoded, so that none stops a run later.
+    """
     with named("dataset"):
-        looked = look(e, progress)
+        looked = look(e, progress, decodes)
     survey, wanted = looked.survey, Preprocessing()
     notes: tuple[str, ...] = ()
     shape = (e.channels or survey.channels, *[e.image_size or survey.side] * 2)
