@@ -1,10 +1,12 @@
 """The same bits from every engine, any number of workers, and Flower's own runtime."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -113,12 +115,14 @@ def test_chains_and_downlinks_draw_the_same_numbers_again(simulate, reference):
 
 @pytest.mark.slow
 def test_flwr_run_equals_inline(simulate, tmp_path):
+    """Its Ray has a folder of its own: in that of all it would join the nodes of another test."""
     own = {"plugins": str(ROOT / "examples" / "own_codec.py"), "codec": "own_codec:Signs"}
     inline = simulate(**{**VARIED, **own})
     toml = tmp_path / "run.toml"
     resolved = (inline.folder / "experiment.toml").read_text()
     toml.write_text(f'{resolved}out = "{tmp_path / "flwr"}"\n')
     ports = [_free_port(), _free_port()]
+    own_ray = Path(tempfile.mkdtemp(prefix="ray"))  # short, for the paths of its sockets
     environment = {
         **os.environ,
         "FLWR_HOME": str(tmp_path / "home"),
@@ -127,6 +131,7 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_LOCAL_CONTROL_API_PORT": str(ports[0]),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(ports[1]),
+        "RAY_TMPDIR": str(own_ray),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = ["flwr", "run", ".", "--run-config", str(toml), "--stream"]
@@ -139,6 +144,7 @@ def test_flwr_run_equals_inline(simulate, tmp_path):
         assert (tmp_path / "flwr" / "summary.json").exists(), done.stdout + done.stderr
     finally:
         _stop_superlink(tmp_path / "home")
+        shutil.rmtree(own_ray, ignore_errors=True)
     other = type(inline)(tmp_path / "flwr")
     assert other.summary["status"] == "complete"
     assert inline.equals(other)
