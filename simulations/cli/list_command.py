@@ -124,7 +124,7 @@ def _found(what: str | None, tables: Mapping[str, Mapping[str, Outline]]) -> lis
 
 def _devices() -> Table:
     """Show the table of devices; what nobody has read in a source has a star."""
-    from simulations.system.devices import known
+    from simulations.system.devices import WATTS, known
     from simulations.system.quantities import told
 
     table = Table(title="Devices, for devices(name) and mix(name=share); *: assumed")
@@ -136,11 +136,10 @@ def _devices() -> Table:
         def cell(key: str, text: str, assumed: Sequence[str] = device.assumed) -> str:
             return f"{text}*" if key in assumed else text
 
-        watts = ("compute_watts", "send_watts", "receive_watts", "idle_watts")
         table.add_row(
             name, device.title, cell("sustained", told(device.flops, "FLOP/s")),
             cell("memory", told(device.memory, "B")), cell("backward", f"{device.backward:g}"),
-            *(cell(key, f"{getattr(device, key):g}") for key in watts),
+            *(cell(key, f"{getattr(device, key):g}") for key in WATTS),
         )  # fmt: skip
     return table
 

@@ -10,11 +10,11 @@ import numpy as np
 from fl_split.specs import shortened, stages
 from simulations.report.marks import COLOURS, INK
 from simulations.report.timing import TimedRun
-from simulations.runs.task_files import read
+from simulations.runs.task_files import read_round
 from simulations.system.clock import Conditions, time_round
 from simulations.system.graph import Graph
 from simulations.system.spending import SHARES
-from simulations.system.system import SYSTEM, Timed, parse_system
+from simulations.system.system import SYSTEM, Timed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,9 +84,6 @@ def first_gantt(runs: Sequence[TimedRun], number: int) -> Figure:
     one = runs[0]
     if number > len(one.spent):
         raise ValueError(f"round {number}: {one.run.name} has {len(one.spent)} rounds")
-    graphs = [*read(one.run.folder, number)]
-    system = parse_system(one.system)
-    assert system is not None
     before = sum(spent.seconds for spent in one.spent[: number - 1])
-    _, now = system.in_round(Timed.of(one.run.settings), number, before)
-    return gantt(graphs[-1], now, f"{_label(one)}: round {number}")
+    _, now = one.model.in_round(Timed.of(one.run.settings), number, before)
+    return gantt(read_round(one.run.folder, number), now, f"{_label(one)}: round {number}")

@@ -39,14 +39,15 @@ class TimedRun:
     ----------
     label, system : str
         Of the configuration; the spec.
-    accuracy : array
-        (rounds,) after each round.
+    model : System
+        What the spec describes.
     spent : sequence of Spent
         What each round took.
     """
 
     label: str
     system: str
+    model: System
     run: FinishedRun
     spent: Sequence[Spent]
 
@@ -98,13 +99,8 @@ class TimedRun:
     @property
     def server_use(self) -> float:
         """Share of the virtual time that a core of the server was busy."""
-        whole = self.seconds[-1] * self._cores
+        whole = self.seconds[-1] * self.model.server.cores
         return sum(one.server_busy for one in self.spent) / whole if whole else 0.0
-
-    @property
-    def _cores(self) -> int:
-        system = parse_system(self.system)
-        return system.server.cores if system else 1
 
     @property
     def slowest(self) -> str:
@@ -156,7 +152,7 @@ def _timed(collection: RunCollection, systems: Mapping[str, System]) -> Iterator
                 except ValueError as error:
                     raise ValueError(f"{run.name} under {spec!r}: {error}") from None
                 spent = [*timed(run.folder, len(run.rounds), keys, system)]
-                yield TimedRun(configuration.label, spec, run, spent)
+                yield TimedRun(configuration.label, spec, system, run, spent)
 
 
 def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.DataFrame:
@@ -187,8 +183,7 @@ def by_device(runs: Sequence[TimedRun]) -> pd.DataFrame:
     """
     rows = []
     for one in runs:
-        system = _system(one.system)
-        fleet = system.fleet(int(one.run.settings["clients"]), one.run.seed)
+        fleet = one.model.fleet(int(one.run.settings["clients"]), one.run.seed)
         spent = one.of_clients()
         kinds = fleet.kinds[spent.index.to_numpy()]
         for number, device in enumerate(fleet.devices):

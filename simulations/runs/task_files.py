@@ -68,15 +68,18 @@ def read(folder: Path, rounds: int) -> Iterator[Graph]:
         A file is missing, torn or no graph.
     """
     for number in range(1, rounds + 1):
-        path = file_of(folder, number)
-        try:
-            table = parquet.read_table(path, partitioning=None).combine_chunks()
-            found = _graph(table)
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing") from None
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's own are among these
-            raise DamagedError(f"{path} is torn or no task graph: {error}") from None
-        yield found
+        yield read_round(folder, number)
+
+
+def read_round(folder: Path, number: int) -> Graph:
+    """Return the graph of one round; raise as :func:`read` does."""
+    path = file_of(folder, number)
+    try:
+        return _graph(parquet.read_table(path, partitioning=None).combine_chunks())
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's own are among these
+        raise DamagedError(f"{path} is torn or no task graph: {error}") from None
 
 
 def _graph(table: pa.Table) -> Graph:

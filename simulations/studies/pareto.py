@@ -128,8 +128,8 @@ class ParetoStudy(BaseModel):
                     if name in found:
                         raise SpecError(f"pareto: two codecs are called {label!r}; give a name")
                     found[name] = Cell.read(name, base, {**specs, "seed": seed}, until)
-            for cell in found.values():
-                check_budgets(self.budgets().values(), cell.experiment.parts.system)
+        for cell in found.values():
+            check_budgets(self.budgets().values(), cell.experiment.parts.system)
         check_apart(found)
         return [*found.values()]
 

@@ -25,6 +25,7 @@ from simulations.system.quantities import quantity, told
 TABLE = Path(__file__).with_name("devices.toml")
 
 WATTS = ("compute_watts", "send_watts", "receive_watts", "idle_watts")
+"""What a device takes while it computes, sends, receives, and waits."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Device:
     @property
     def has_watts(self) -> bool:
         """Whether anybody has said what it takes."""
-        return any((self.compute_watts, self.send_watts, self.receive_watts, self.idle_watts))
+        return any(getattr(self, key) for key in WATTS)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulations.system.clock import Conditions, Times, time_round
-from simulations.system.devices import Fleet
+from simulations.system.devices import WATTS, Fleet
 from simulations.system.graph import DOWN, UP, Graph
 from simulations.system.part import Numbers
 from strategies.server.tasks import SERVER, Kind
@@ -91,10 +91,7 @@ def _sum(graph: Graph, times: Times, now: Conditions, fleet: Fleet) -> Spent:
     last = np.zeros(len(clients))
     np.maximum.at(last, places, times.end[mine])
     wait = np.maximum(last - compute - send - receive, 0.0)
-    watts = [
-        fleet.of(key)[clients]
-        for key in ("compute_watts", "send_watts", "receive_watts", "idle_watts")
-    ]
+    watts = [fleet.of(key)[clients] for key in WATTS]
     joules = sum(w * s for w, s in zip(watts, (compute, send, receive, wait), strict=True))
     path = times.critical_path()
     return Spent(
