@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,22 +27,28 @@ PAINTS = dict(zip(SHARES, COLOURS[1:], strict=False))
 
 def curves(runs: Sequence[TimedRun]) -> Figure:
     """Draw accuracy against virtual seconds and against joules; a line for each run and system."""
-    from matplotlib.figure import Figure
+    from matplotlib import rc_context
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    from simulations.report.canvas import PLAIN, Canvas, named_legend
+    from simulations.report.lines import logarithmic
+
+    figure = Canvas(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     labels = list(dict.fromkeys(_label(one) for one in runs))
+    firsts: dict[str, Any] = {}
     for one in runs:
         place = labels.index(_label(one))
         colour, dash = COLOURS[place % len(COLOURS)], "-:"[place // len(COLOURS) % 2]
         style = {"color": "black" if colour == INK else colour, "linestyle": dash, "lw": 1.2}
-        is_first = next(other for other in runs if _label(other) == labels[place]) is one
-        name = labels[place] if is_first else None
-        left.plot(one.seconds, 100 * one.accuracy, label=name, **style)
+        (line,) = left.plot(one.seconds, 100 * one.accuracy, **style)
+        firsts.setdefault(labels[place], line)
         right.plot(one.joules, 100 * one.accuracy, **style)
-    left.set(xlabel="virtual seconds", ylabel="accuracy, %", xscale="log")
-    right.set(xlabel="energy of all clients, J", xscale="log")
-    figure.legend(loc="outside lower center", ncols=min(2, len(labels)), fontsize="small")
+    left.set(xlabel="virtual seconds", ylabel="accuracy, %")
+    right.set(xlabel="energy of all clients, J")
+    logarithmic([left, right])
+    options = {"loc": "outside lower center", "ncols": min(2, len(labels)), "fontsize": "small"}
+    with rc_context(PLAIN):
+        named_legend(figure, [*firsts.values()], labels, **options)
     return figure
 
 
@@ -53,15 +59,17 @@ def _label(one: TimedRun) -> str:
 
 def gantt(graph: Graph, now: Conditions, title: str) -> Figure:
     """Draw one round: a row for the server and for each client, a bar for each task."""
-    from matplotlib.figure import Figure
+    from matplotlib import rc_context
     from matplotlib.patches import Patch
+
+    from simulations.report.canvas import PLAIN, Canvas
 
     times = time_round(graph, now)
     clients = np.unique(graph.clients[~graph.on_server])
     ends = {int(k): float(times.end[graph.clients == k].max()) for k in clients}
     shown = sorted(ends, key=lambda client: -ends[client])[:MOST_ROWS]
     rows = {client: number for number, client in enumerate([-1, *sorted(shown)])}
-    figure = Figure(figsize=(10, 1.6 + 0.22 * len(rows)), layout="constrained")
+    figure = Canvas(figsize=(10, 1.6 + 0.22 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for share, kinds in SHARES.items():
         chosen = graph.are(*kinds)
@@ -73,7 +81,9 @@ def gantt(graph: Graph, now: Conditions, title: str) -> Figure:
     axes.set_yticks([*rows.values()], names, fontsize="small")
     axes.invert_yaxis()
     left = f", the {MOST_ROWS} last of {len(clients)} clients" if len(clients) > MOST_ROWS else ""
-    axes.set(xlabel="virtual seconds", xlim=(0, times.seconds or 1), title=f"{title}{left}")
+    axes.set(xlabel="virtual seconds", xlim=(0, times.seconds or 1))
+    with rc_context(PLAIN):
+        axes.set_title(f"{title}{left}")
     handles = [Patch(color=PAINTS[share], label=share) for share in SHARES]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
