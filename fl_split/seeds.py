@@ -38,6 +38,10 @@ Purpose = Literal[
     "device kinds",
     "network",
     "places",
+    # the same: (client,), (round, client, step)
+    "sessions",
+    "spells",
+    "dropouts",
     # the whole run
     "adapters",
     "c3sl keys",

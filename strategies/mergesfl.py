@@ -33,17 +33,17 @@ class MergeSFL(Strategy):
     sizes a little; here they are chosen one by one, each the one that brings the merged
     labels nearest to those of all clients (Kullback-Leibler divergence), among more than
     are needed, drawn anew for each round. That passes over large one-sided batches. Speeds
-    are drawn instead of measured. The server learns how many samples of each class a
-    client holds.
+    are those of the experiment's `system`, else drawn. The server learns how many samples of
+    each class a client holds.
 
     Parameters
     ----------
     candidates : float
         Clients drawn for each one that is needed; 1 leaves no choice.
     slowest : float
-        Speed of the slowest device, that of the fastest being 1; others lie between, evenly
-        on a logarithmic scale. A client takes its speed, over that of the fastest
-        candidate, times `batch_size`. There is no clock: speeds change batches, not times.
+        Without a system: speed of the slowest device, that of the fastest being 1; others lie
+        between, evenly on a logarithmic scale. A client takes its speed, over that of the
+        fastest candidate, times `batch_size`.
     """
 
     candidates: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
@@ -55,7 +55,7 @@ class MergeSFL(Strategy):
         """Draw candidates, then choose those whose merged labels are nearest to all labels."""
         wanted = population.per_round
         drawn = population.shuffled(server_round)[: math.ceil(self.candidates * wanted)]
-        speeds = {client: self._speed(population.seed, client) for client in drawn}
+        speeds = {client: self._speed(population, client) for client in drawn}
         shares = {client: speed / max(speeds.values()) for client, speed in speeds.items()}
         sizes = {
             client: max(1, int(share * population.batch_size)) for client, share in shares.items()
@@ -64,9 +64,11 @@ class MergeSFL(Strategy):
         chosen = nearest_to_all(drawn, wanted, filled, population.labels)
         return {client: Assignment(sizes[client], shares[client]) for client in sorted(chosen)}
 
-    def _speed(self, seed: int, client: int) -> float:
-        place = torch.rand((), dtype=torch.float64, generator=generator(seed, "speed", client))
-        return self.slowest ** place.item()
+    def _speed(self, population: Population, client: int) -> float:
+        if population.speeds:
+            return population.speeds[client]
+        draw = generator(population.seed, "speed", client)
+        return self.slowest ** torch.rand((), dtype=torch.float64, generator=draw).item()
 
     def train_round(self, round: Round) -> list[Update]:
         """Serve all clients together, weighted by their batches, until none has one left."""

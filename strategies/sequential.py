@@ -31,6 +31,7 @@ class Sequential(Strategy):
     official_scripts: bool = False
 
     averages = False
+    serves_in_turn = True
 
     def tail_optimizer(self, optimizer: Optimizer, clients: int) -> Optimizer:
         """Return the experiment's, or one that starts afresh with every batch."""

@@ -25,8 +25,9 @@ class SFLV2(Strategy):
 
     Parameters
     ----------
-    order : "random", "cyclic" or "reverse"
-        Anew each round, by partition id, or by falling partition id.
+    order : "random", "cyclic", "reverse" or "arrival"
+        Anew each round, by partition id, by falling partition id, or as payloads arrive in
+        virtual time, which needs a `system`.
     phi : int
         Consecutive batches of a client served per turn; 0 serves all of them (the official
         code), 1 is round-robin.
@@ -35,9 +36,16 @@ class SFLV2(Strategy):
         afresh with every batch, and clients count equally whatever they hold.
     """
 
-    order: Order = "random"
+    order: Order | Literal["arrival"] = "random"
     phi: Annotated[int, Field(ge=0)] = 0
     official_scripts: bool = False
+
+    serves_in_turn = True
+
+    @property
+    def needs_clock(self) -> bool:  # type: ignore[override]
+        """Whether the order is that of virtual time."""
+        return self.order == "arrival"
 
     def tail_optimizer(self, optimizer: Optimizer, clients: int) -> Optimizer:
         """Return the experiment's, or one that starts afresh with every batch."""
@@ -46,9 +54,13 @@ class SFLV2(Strategy):
     def train_round(self, round: Round) -> list[Update]:
         """Serve turns of `phi` batches until nobody has a batch left."""
         round.begin(round.clients, head=round.head)
-        queue = round.order(self.order)
-        while queue:
-            queue = [client for client in queue if self._turn(round, client)]
+        if self.order == "arrival":
+            while (client := round.earliest(round.clients)) is not None:
+                self._turn(round, client)
+        else:
+            queue = round.order(self.order)
+            while queue:
+                queue = [client for client in queue if self._turn(round, client)]
         return round.updates((lambda client: 1) if self.official_scripts else None)
 
     def _turn(self, round: Round, client: int) -> bool:

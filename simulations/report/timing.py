@@ -129,6 +129,11 @@ def _system(spec: str) -> System:
     system = parse_system(spec)
     if system is None:
         raise ValueError(f"{spec!r} is no system; give one, as \"devices('pi5') | lte()\"")
+    if system.decides:
+        raise ValueError(
+            f"{spec!r}: {system.decides} decides who is trained, and these runs are finished; "
+            "leave it out, or give it to a run as its system"
+        )
     return system
 
 

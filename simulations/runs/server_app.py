@@ -22,6 +22,7 @@ from simulations.data import statistics
 from simulations.data.images import DataError
 from simulations.engines.local_grid import LocalGrid, WorkersLost
 from simulations.runs import about_data
+from simulations.runs.attendance import TimedAttendance
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
@@ -51,6 +52,7 @@ from simulations.runs.trials import memory_of_a_batch
 from simulations.runs.virtual_time import VirtualTime
 from simulations.system.system import Timed
 from strategies import NoClientsLeft, Progress, RoundResult, Training, TrainingFailed, train
+from strategies.server.attendance import Everyone
 from strategies.server.threads import ServerThreads
 
 app = ServerApp()
@@ -253,6 +255,8 @@ class RunController:
             aggregator=experiment.parts.aggregation(),
             threads=self.threads,
             graphs=self.graphs,
+            attendance=TimedAttendance(self.timers[0]) if self.timers else Everyone(),
+            speeds=self.timers[0].speeds if self.timers else (),
             progress=Progress(
                 self.before.rounds, moments.get("tail", {}), moments.get("aggregator", {})
             ),

@@ -27,6 +27,7 @@ from simulations.data.samples import Samples
 from simulations.data.skew import skewed
 from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
+from simulations.runs.attendance import check_system
 from simulations.runs.budget import check_budgets, each
 from simulations.runs.demand import check_demand, client_bytes
 from simulations.runs.experiment import Experiment
@@ -236,6 +237,8 @@ def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     check_budgets(each(e.parts.budget), e.parts.system)
+    with named("system"):
+        check_system(strategy, e.parts.system)
     sizes = dict(enumerate(partitions.sizes.tolist()))
     clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
     least = e.parts.aggregation().least_clients

@@ -5,7 +5,7 @@ The same code times a run while it goes on and a finished one under any other sy
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from simulations.runs import task_files
@@ -58,6 +58,12 @@ class VirtualTime(Observer):
     def __init__(self, system: System, run: Timed) -> None:
         self.system, self.run, self.elapsed = system, run, 0.0
         self._last: tuple[int, Spent] | None = None
+
+    @property
+    def speeds(self) -> Sequence[float]:
+        """(clients,) operations per second of the clients' devices."""
+        found: list[float] = self.system.fleet(self.run.clients, self.run.seed).flops.tolist()
+        return found
 
     def measure(self, result: RoundResult) -> Mapping[str, float]:
         """Return both, all clients together."""

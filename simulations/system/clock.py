@@ -68,22 +68,25 @@ class Times:
         When it was done.
     cause : array
         The task whose end let a task begin; -1 at the begin of the round.
+    last : int
+        The task whose end is the end of the round: clients that are late go on after it.
     """
 
     ready: Numbers
     begin: Numbers
     end: Numbers
     cause: NDArray[np.int64]
+    last: int
 
     @property
     def seconds(self) -> float:
         """Length of the round."""
-        return float(self.end.max(initial=0.0))
+        return float(self.end[self.last]) if len(self.end) else 0.0
 
     def critical_path(self) -> list[int]:
         """Return the tasks that made the round as long as it is, the first one first."""
         path: list[int] = []
-        number = int(self.end.argmax()) if len(self.end) else -1
+        number = self.last if len(self.end) else -1
         while number >= 0:
             path.append(number)
             number = int(self.cause[number])
@@ -107,8 +110,9 @@ def alone(graph: Graph, now: Conditions) -> Numbers:
     )
     latency = now.roads.latency[client]
     return np.select(
-        [graph.are(*UP), graph.are(*DOWN), graph.on_server],
+        [graph.are("wait"), graph.are(*UP), graph.are(*DOWN), graph.on_server],
         [
+            1e-6 * amount,
             latency + 8 * amount / now.roads.up[client],
             latency + 8 * amount / now.roads.down[client],
             amount / now.server_flops,
@@ -148,7 +152,9 @@ class _Run:
         self.ready, self.begin, self.end = [0.0] * count, [0.0] * count, [0.0] * count
         self.cause, self.on_server = [-1] * count, self.graph.on_server.tolist()
         self.free = [(0.0, -1)] * self.now.cores  # when each core is, and after which task
-        self.order = np.flatnonzero(self.graph.on_server).tolist()[::-1]  # the next one last
+        self.waits = self.graph.are("wait").tolist()
+        works = self.graph.on_server & ~self.graph.are("wait")
+        self.order = np.flatnonzero(works).tolist()[::-1]  # the next one last
         self.early: set[int] = set()
         self.pools = [Pool(self.now.pool), Pool(self.now.pool)] if self.now.pool else []
         roads = self.now.roads
@@ -168,6 +174,8 @@ class _Run:
                 self._leave(at, ~client, number)
             elif what == ENTERS:
                 self._enter(at, number)
+            elif self.waits[number]:
+                self._finish(number, at, at + self.alone[number])
             elif self.on_server[number]:
                 self._queue(number)
             elif self.pools and self.ways[number] >= 0:
@@ -183,7 +191,12 @@ class _Run:
             np.array(self.begin),
             np.array(self.end),
             np.array(self.cause, dtype=np.int64),
+            self._last(),
         )
+
+    def _last(self) -> int:
+        averages = np.flatnonzero(self.graph.are("average"))
+        return int(averages[0]) if len(averages) else int(np.argmax([*self.end, 0.0]))
 
     def _carried(self, number: int, client: int, at: float) -> float:
         """Return when a road whose rate changes has carried a task's bits."""

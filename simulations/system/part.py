@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
@@ -12,7 +15,9 @@ from pydantic.dataclasses import dataclass
 from fl_split.seeds import Purpose, generator
 from fl_split.specs import STRICT
 
-Role = Literal["devices", "network", "none", "pool", "server"]
+Role = Literal[
+    "deadline", "devices", "dropouts", "first", "network", "none", "pool", "presence", "server"
+]
 
 Law = Literal["equal", "lognormal", "uniform", "zipf"]
 
@@ -61,3 +66,28 @@ def factors(law: Law, spread: float, clients: int, seed: int, *path: int | Purpo
     if law == "uniform":
         return np.asarray(1 + spread * (2 * even - 1))
     return np.asarray((1 + np.floor(MOST_RANKS * even)) ** -spread)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read these columns of a CSV file, numbers from 0.
+
+    Raises
+    ------
+    ValueError
+        The file or a column is missing, or a cell is empty or no such number.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"no table in {str(path)!r}: {error}") from None
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]}; it needs {', '.join(columns)}")
+    table = table[[*columns]].apply(pd.to_numeric, errors="coerce")
+    wrong = table[(table.isna() | (table < 0)).any(axis=1)]
+    if len(wrong):
+        raise ValueError(
+            f"{path}: line {wrong.index[0] + 2} has an empty cell, a negative number or none "
+            f"({len(wrong):,} lines in all)"
+        )
+    return table

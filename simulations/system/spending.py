@@ -15,14 +15,15 @@ from simulations.system.graph import DOWN, UP, Graph
 from simulations.system.part import Numbers
 from strategies.server.tasks import SERVER, Kind
 
-Share = Literal["head", "up", "tail", "down", "weights"]
+Share = Literal["head", "up", "tail", "down", "weights", "late"]
 
 SHARES: Mapping[Share, tuple[Kind, ...]] = {
     "head": ("forward", "encode", "unpack", "backward", "end", "train"),
     "up": ("up", "output gradient up"),
-    "tail": ("decode", "middle", "serve", "step", "pack"),
+    "tail": ("decode", "middle", "serve", "step", "pack", "average"),
     "down": ("output down", "down"),
     "weights": ("sync down", "sync up"),
+    "late": ("wait",),
 }
 """What the critical path is made of; pooled training on the server counts as tail."""
 

@@ -13,8 +13,10 @@ from fl_split.tables import Table
 from simulations.system.clock import Conditions
 from simulations.system.coding import coding
 from simulations.system.devices import Devices, Fleet, Mix
+from simulations.system.gilbert_elliott import GilbertElliott
 from simulations.system.networks import Cell, Network, Rates, Shared
 from simulations.system.part import NoSystem, Part
+from simulations.system.presence import Awake, Deadline, Dropouts, First, Presence, Sessions
 from simulations.system.presets import LTE, LTEM, Fibre, FiveG, NBIoT, Wifi
 from simulations.system.server import Server
 from simulations.system.traces import Traces
@@ -23,10 +25,15 @@ SYSTEM: Table[Any] = Table(
     Part,
     "fl_split.systems",
     {
+        "awake": Awake,
         "cell": Cell,
+        "deadline": Deadline,
         "devices": Devices,
+        "dropouts": Dropouts,
         "fibre": Fibre,
+        "first": First,
         "five_g": FiveG,
+        "gilbert_elliott": GilbertElliott,
         "lte": LTE,
         "lte_m": LTEM,
         "mix": Mix,
@@ -34,12 +41,16 @@ SYSTEM: Table[Any] = Table(
         "network": Rates,
         "none": NoSystem,
         "server": Server,
+        "sessions": Sessions,
         "shared": Shared,
         "traces": Traces,
         "wifi": Wifi,
     },
 )
 """Parts of a system model by name."""
+
+WHO_COUNTS = ("deadline", "first", "dropouts", "presence")
+"""Roles of parts that change what is trained."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,15 @@ class System:
     network: Network = field(default_factory=Wifi)
     server: Server = field(default_factory=Server)
     pool: Shared | None = None
+    deadline: Deadline | None = None
+    first: First | None = None
+    dropouts: Dropouts | None = None
+    presence: Presence | None = None
+
+    @property
+    def decides(self) -> str:
+        """Name a part that decides who is trained; nothing if there is none."""
+        return next((role for role in WHO_COUNTS if getattr(self, role)), "")
 
     def in_round(self, run: Timed, number: int, begin: float) -> tuple[Fleet, Conditions]:
         """Return devices and conditions of all clients of a run, in one round.
@@ -113,8 +133,8 @@ def parse_system(spec: str) -> System | None:
         if part.role in found:
             raise SpecError(f"{spec!r}: {stage} is a second part for {part.role}; keep one")
         found[part.role] = part
-    if "pool" in found and isinstance(found.get("network"), Traces):
-        raise SpecError(f"{spec!r}: roads of traces are not shared; leave out shared or traces")
+    if "pool" in found and isinstance(found.get("network"), Traces | GilbertElliott):
+        raise SpecError(f"{spec!r}: roads whose rate changes are not shared; leave out shared")
     if found.pop("none", None):
         if found:
             raise SpecError(f"{spec!r}: none is no part of a system; leave it out")

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fl_split.specs import STRICT
 from simulations.system.networks import Network, Roads
+from simulations.system.part import read_table
 from simulations.system.quantities import quantity
 
 COLUMNS = ("time", "client", "up_bps", "down_bps")
@@ -103,20 +104,7 @@ class Traces(Network):
 @lru_cache(maxsize=4)
 def _read(path: Path) -> dict[int, tuple[Trace, Trace]]:
     """Read the traces of all clients, up and down."""
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"no traces in {str(path)!r}: {error}") from None
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
-        raise ValueError(f"{path} has no column {missing[0]}; it needs {', '.join(COLUMNS)}")
-    table = table[[*COLUMNS]].apply(pd.to_numeric, errors="coerce")
-    wrong = table[(table.isna() | (table < 0)).any(axis=1)]
-    if len(wrong):
-        raise ValueError(
-            f"{path}: line {wrong.index[0] + 2} has an empty cell, a negative number or none "
-            f"({len(wrong):,} lines in all)"
-        )
+    table = read_table(path, COLUMNS)
     return {
         int(str(client)): _traces(path, rows) for client, rows in table.groupby("client", sort=True)
     }

@@ -126,7 +126,7 @@ class Conversation:
                 self.mailbox.push()
         return list(clients)
 
-    def payload(self, client: int) -> Arrival | None:
+    def next_payload(self, client: int) -> Arrival | None:
         """Wait for the next payload of `client`; None when it has ended or was dropped."""
         if client in self.ends or self.mailbox.dropped(client):
             return None
@@ -224,6 +224,9 @@ class Conversation:
 
     def _sort(self, client: int, record: Record) -> Arrival | None:
         """Return a payload that has come; None for all else, and drop what is nothing."""
+        if self.training.attendance.vanishes(self.at(client)):
+            self.mailbox.drop(client, "dropped out")
+            return None
         try:
             if client in self._waiting:
                 self._answered(client, record)

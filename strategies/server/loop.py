@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from flwr.serverapp import Grid
 
@@ -19,6 +20,9 @@ from strategies.server.strategy import Strategy
 from strategies.server.tail import TrainedTail
 from strategies.server.tasks import in_order
 from strategies.server.training import Progress, RoundResult, Training
+
+NAMED = 3
+"""Reasons that a message lists."""
 
 
 def train(
@@ -41,18 +45,19 @@ def train(
     training.threads.on_done = getattr(grid, "wake", training.threads.on_done)
     call = roll_call(grid, training.clients, timeout, training.threads, strategy.needs_labels)
     sizes = training.fraction, training.batch_size
-    population = Population(call.samples, call.labels, *sizes, training.seed)
+    everyone = Population(call.samples, call.labels, *sizes, training.seed, training.speeds)
     exchange = strategy.exchange(training.head.module)
-    per_round = len(strategy.choose(population, 1))
+    per_round = len(strategy.choose(everyone, 1))
     optimizer = strategy.tail_optimizer(training.tail_optimizer, per_round)
     tail = TrainedTail(training.tail, optimizer, exchange)
     set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
     training.aggregator.set_state(training.progress.aggregator)
     for number in range(training.progress.rounds + 1, rounds + 1):
         tail.flat.load(weights[TAIL].numpy())
+        delay, away = training.attendance.begin(number, everyone.holders)
         round = Round(
             number=number,
-            assignments=strategy.choose(population, number),
+            assignments=strategy.choose(replace(everyone, away=away), number),
             samples=call.samples,
             weights=weights,
             exchange=exchange,
@@ -60,6 +65,8 @@ def train(
             mailbox=Mailbox(grid, call.nodes, str(number), timeout, training.threads),
             tail=tail,
         )
+        if delay:
+            round.tasks.wait(delay)
         result = _train_round(strategy, round)
         weights, is_last = result.weights, training.on_round(result)
         del result  # models that clients keep shall not outlive their round
@@ -74,10 +81,12 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
         raise TypeError(f"{type(strategy).__name__}.train_round returned None; return updates()")
     if not updates and not strategy.trains_on_server:
         reasons = sorted({t.dropped for t in round.mailbox.account.traffic.values()})
+        some = "; ".join(reasons[:NAMED]) + ("; ..." if reasons[NAMED:] else "")
         raise NoClientsLeft(
             f"round {round.number}: all {len(round.clients)} clients were dropped "
-            f"({'; '.join(reasons)}); nothing to aggregate, results so far are kept"
+            f"({some}); nothing to aggregate, results so far are kept"
         )
+    round.tasks.average(round.ends)
     own = fetch(round) if strategy.keeps_models else {}
     heads = [own[k] for k in own if k in round.clients] or [u.weights for u in updates]
     apart = _drift(heads)  # before aggregation, which may consume them

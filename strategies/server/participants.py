@@ -63,6 +63,10 @@ class Population:
         By partition id, numbers of samples, and (if a strategy asks) of each class.
     fraction : float
         Share of the clients that a round asks for.
+    speeds : Sequence
+        (clients,) operations per second of their devices; empty if nobody knows.
+    away : frozenset
+        Clients that the round cannot ask.
     """
 
     samples: Mapping[int, int]
@@ -70,6 +74,14 @@ class Population:
     fraction: float
     batch_size: int
     seed: int
+    speeds: Sequence[float] = ()
+    away: frozenset[int] = frozenset()
+
+    @property
+    def holders(self) -> list[int]:
+        """Clients that hold samples, sorted."""
+        found: list[int] = self._eligible.tolist()
+        return found
 
     @property
     def per_round(self) -> int:
@@ -77,18 +89,19 @@ class Population:
         return max(1, round(self.fraction * len(self.samples)))
 
     def shuffled(self, server_round: int) -> list[int]:
-        """Clients that hold samples, in the order in which a round draws them."""
+        """Clients that hold samples and are there, in the order in which a round draws them."""
         found: list[int] = self._order(server_round).tolist()
         return found
 
     def sample(self, server_round: int) -> list[int]:
-        """Draw the clients of a round, without those that hold no samples; sorted."""
+        """Draw the clients of a round, without those that hold no samples or are away; sorted."""
         return sorted(self._order(server_round)[: self.per_round].tolist())
 
     def _order(self, server_round: int) -> NDArray[np.int64]:
         draw = generator(self.seed, "sample", server_round)
         order = torch.randperm(len(self._eligible), generator=draw)
-        return self._eligible[order.numpy()]
+        drawn = self._eligible[order.numpy()]
+        return drawn[~np.isin(drawn, [*self.away])] if self.away else drawn
 
     @cached_property
     def _eligible(self) -> NDArray[np.int64]:

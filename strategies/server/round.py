@@ -17,7 +17,8 @@ from fl_split.exchange.split import total
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from strategies.server.aggregation import Update
-from strategies.server.conversation import Conversation, group_size
+from strategies.server.conversation import group_size
+from strategies.server.punctual import Punctual
 from strategies.server.tail import TrainedTail
 from strategies.server.tasks import SERVER
 
@@ -29,7 +30,7 @@ Mix = Callable[[dict[int, Payload]], dict[int, Payload]]
 
 
 @dataclass(kw_only=True)
-class Round(Conversation):
+class Round(Punctual):
     """One round in progress; `tail` is the shared one.
 
     A strategy begins clients (:meth:`begin`), serves what they send (one of the `serve`
@@ -99,6 +100,8 @@ class Round(Conversation):
             if not mix:
                 self.send_cuts(result)
 
+        if self.attendance.decides:
+            self.wait_for_all(clients)
         for number, arrivals in enumerate(self._groups(clients)):
             whole = self._whole(weight)
             weights = {client: count(client) / whole for client in arrivals}
@@ -162,8 +165,10 @@ class Round(Conversation):
     def updates(self, weight: Callable[[int], int] | None = None) -> list[Update]:
         """Return what clients ended with, by partition id: sums do not depend on arrival.
 
-        `weight` says for how many samples a client counts, instead of all that it holds.
+        `weight` says for how many samples a client counts, instead of all that it holds. Those
+        who ended too late are left out.
         """
+        self.drop_late([*self.ends])
         found = [self.ends[client] for client in sorted(self.ends)]
         return [replace(u, samples=weight(u.client)) for u in found] if weight else found
 

@@ -32,6 +32,11 @@ class Strategy(ABC):
         Whether the experiment's `aggregation` has anything to do.
     needs_labels : bool
         Whether clients tell how many samples of each class they hold.
+    serves_in_turn : bool
+        Whether clients are served one after the other, so that none can be passed over for
+        another one that is faster.
+    needs_clock : bool
+        Whether results depend on virtual time, so that a `system` must be given.
     trains_end_to_end : bool
         Whether heads follow the loss at the end of the tail, so that one client alone is
         trained as the whole model would be.
@@ -42,6 +47,8 @@ class Strategy(ABC):
     keeps_models: bool = False
     averages: bool = True
     needs_labels: ClassVar[bool] = False
+    serves_in_turn: ClassVar[bool] = False
+    needs_clock: bool = False
     trains_end_to_end: ClassVar[bool] = True
 
     @abstractmethod

@@ -7,7 +7,7 @@ model of devices and networks, now or later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -29,6 +29,8 @@ Kind = Literal[
     "backward",  # head, client
     "train",  # whole model, one round on the client, or pooled data on the server
     "sync up",  # weights, client to server
+    "wait",  # for clients that are late, or until one is there; server
+    "average",  # of what clients have sent, which ends the round; server
 ]
 
 BYTES: set[Kind] = {"sync down", "up", "output down", "output gradient up", "down", "sync up"}
@@ -36,7 +38,8 @@ BYTES: set[Kind] = {"sync down", "up", "output down", "output gradient up", "dow
 
 VALUES: set[Kind] = {"encode", "decode", "pack", "unpack"}
 """Kinds whose amount is numbers: of smashed data to encode, of values that came to decode, of a
-cut gradient. Of all others it is operations. The identity codec has none of these tasks."""
+cut gradient. The identity codec has none of these tasks. Of "wait" it is microseconds, of all
+others operations."""
 
 SERVER = -1
 """The server, where a task has no client."""
@@ -57,10 +60,24 @@ class Task(NamedTuple):
 
 
 def in_order(tasks: Sequence[Task]) -> list[Task]:
-    """Return the same graph, numbered by depth and then by client.
+    """Return the same graph, numbered as :func:`order_of` says."""
+    return renumbered(tasks, order_of(tasks))
 
-    Tasks are recorded as messages arrive; their new numbers depend on no arrival. Every task
-    still waits for earlier ones only.
+
+def renumbered(tasks: Sequence[Task], order: Sequence[int]) -> list[Task]:
+    """Return the same graph, its tasks in `order`."""
+    number = dict(zip(order, range(len(tasks)), strict=True))
+    return [
+        tasks[old]._replace(after=tuple(sorted(map(number.__getitem__, tasks[old].after))))
+        for old in order
+    ]
+
+
+def order_of(tasks: Sequence[Task]) -> list[int]:
+    """Return the numbers of tasks by depth and then by client.
+
+    Tasks are recorded as messages arrive; their order depends on no arrival. Every task still
+    waits for earlier ones only.
     """
     keys: list[tuple[int, int, int]] = []  # depth, client or the first that is served, kind
     places = {kind: place for place, kind in enumerate(get_args(Kind))}
@@ -71,12 +88,7 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
             served = [number for number in task.after if tasks[number].kind != "step"]
             client = min((keys[number][1] for number in served or task.after), default=SERVER)
         keys.append((depth, client, places[task.kind]))
-    order = sorted(range(len(tasks)), key=keys.__getitem__)
-    number = dict(zip(order, range(len(tasks)), strict=True))
-    return [
-        tasks[old]._replace(after=tuple(sorted(map(number.__getitem__, tasks[old].after))))
-        for old in order
-    ]
+    return sorted(range(len(tasks)), key=keys.__getitem__)
 
 
 @dataclass
@@ -89,7 +101,8 @@ class TaskGraph:
 
     tasks: list[Task] = field(default_factory=list)
     _last: dict[int, int] = field(default_factory=dict)
-    _tails: dict[int, int] = field(default_factory=dict)
+    _tails: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _waits: tuple[int, ...] = ()
     _served: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _decoded: dict[int, int] = field(default_factory=dict)
     _unstepped: dict[int, list[int]] = field(default_factory=dict)
@@ -102,7 +115,7 @@ class TaskGraph:
     def follow(self, kind: Kind, client: int, step: int, amount: int, *after: int) -> int:
         """Record a task of a client, after the client's last one and those numbered `after`."""
         last = self._last.get(client)
-        before = after if last is None else (last, *after)
+        before = (*after, *self._waits) if last is None else (last, *after)
         self._last[client] = self.add(kind, client, step, amount, *before)
         return self._last[client]
 
@@ -133,8 +146,7 @@ class TaskGraph:
         `owner` is the client whose tail it is, or SERVER for the shared one.
         """
         ups = [self._decoded.pop(client, self._last[client]) for client in clients]
-        last = self._tails.get(owner)
-        number = self.add(kind, SERVER, step, amount, *ups, *([] if last is None else [last]))
+        number = self.add(kind, SERVER, step, amount, *ups, *self._tails.get(owner, ()))
         self._served |= dict.fromkeys(clients, (number,))
         self._unstepped.setdefault(owner, []).append(number)
 
@@ -149,4 +161,20 @@ class TaskGraph:
 
     def step(self, owner: int) -> None:
         """Record that a tail has stepped on all that it has done since its last step."""
-        self._tails[owner] = self.add("step", SERVER, 0, 0, *self._unstepped.pop(owner, []))
+        self._tails[owner] = (self.add("step", SERVER, 0, 0, *self._unstepped.pop(owner, [])),)
+
+    def last(self, client: int) -> int:
+        """Return the number of the last task of a client."""
+        return self._last[client]
+
+    def wait(self, microseconds: int, *after: int) -> None:
+        """Record that the server waits; what it does or begins from now on comes later."""
+        waits = self.add("wait", SERVER, 0, microseconds, *after)
+        self._waits = (*self._waits, waits)
+        self._tails[SERVER] = (*self._tails.get(SERVER, ()), waits)
+
+    def average(self, clients: Iterable[int]) -> None:
+        """Record that the round ends: with what `clients` sent, and the shared tail."""
+        ends = {self._last[client] for client in clients}
+        before = sorted({*ends, *self._tails.get(SERVER, ()), *self._waits})
+        self.add("average", SERVER, 0, 0, *(before or range(len(self.tasks))))

@@ -16,6 +16,7 @@ from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import Optimizer
 from strategies.server.aggregation import Aggregator, fedavg
+from strategies.server.attendance import Attendance, Everyone
 from strategies.server.tasks import Task
 from strategies.server.threads import ServerThreads
 
@@ -71,6 +72,10 @@ class Training:
         The server's room for graphs between two messages.
     progress : Progress
         Where to go on; by default from the start.
+    attendance : Attendance
+        Says who is there and in time.
+    speeds : Sequence
+        (clients,) operations per second of the clients' devices; empty if nobody knows.
     on_round : Callable
         Called after every round with its :class:`RoundResult`; true ends the run.
     """
@@ -88,6 +93,8 @@ class Training:
     threads: ServerThreads = field(default_factory=ServerThreads)
     graphs: GraphMemory = field(default_factory=GraphMemory)
     progress: Progress = field(default_factory=Progress)
+    attendance: Attendance = field(default_factory=Everyone)
+    speeds: Sequence[float] = ()
     on_round: Callable[[RoundResult], bool | None] = lambda result: None
 
 

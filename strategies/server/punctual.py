@@ -1,0 +1,55 @@
+"""A conversation in which clients may come too late, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fl_split.exchange.link import Arrival
+from strategies.server.conversation import Conversation
+
+
+@dataclass(kw_only=True)
+class Punctual(Conversation):
+    """A round in which the attendance says who is in time; by default everyone is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.attendance = self.training.attendance
+        self._early: dict[int, Arrival] = {}
+
+    def payload(self, client: int) -> Arrival | None:
+        """Wait for the next payload of `client`; None when it has ended or was dropped."""
+        if (early := self._early.pop(client, None)) is not None:
+            return early
+        arrival = self.next_payload(client)
+        self.drop_late([client])
+        return None if self.mailbox.dropped(client) else arrival
+
+    def wait_for_all(self, clients: Sequence[int]) -> None:
+        """Wait for the next payload of each client, then leave out who came too late."""
+        awaited = [client for client in clients if client not in self._early]
+        for client in awaited:
+            if (arrival := self.next_payload(client)) is not None:
+                self._early[client] = arrival
+        self.drop_late(awaited)
+
+    def earliest(self, clients: Sequence[int]) -> int | None:
+        """Return whose payload comes first in virtual time; None when all have ended."""
+        self.wait_for_all(clients)
+        ends = self.attendance.ends(self.number, self.tasks.tasks)
+        came = {client: ends[self.tasks.last(client)] for client in self._early}
+        return min(came, key=lambda client: (came[client], client), default=None)
+
+    def drop_late(self, clients: Sequence[int]) -> None:
+        """Leave out those of `clients` whose last message came too late."""
+        last = {k: self.tasks.last(k) for k in clients if not self.mailbox.dropped(k)}
+        if not self.attendance.decides or not last:
+            return
+        late = self.attendance.late(self.number, self.tasks.tasks, last, len(self.clients))
+        for client, found in late.items():
+            self.mailbox.drop(client, found.reason)
+            self._early.pop(client, None)
+            self.ends.pop(client, None)
+        for wait, after in sorted({(one.wait, one.after) for one in late.values() if one.wait}):
+            self.tasks.wait(wait, *after)
