@@ -262,6 +262,21 @@ def test_the_command_shows_times_and_writes_figures(simulate, tmp_path):
         assert "virtual seconds" in text or "<svg" in text
 
 
+def test_a_report_times_all_runs_under_each_system(simulate, tmp_path):
+    """The numbers behind its curves are those of the clock."""
+    outcome, page = simulate(rounds=3), tmp_path / "page.md"
+    fs.report(outcome.folder, page, system=["wifi", SLOW])
+    curve = pd.read_csv(tmp_path / "page_files" / "accuracy-virtual-time.csv")
+    for spec in ("wifi", SLOW):
+        seconds = np.cumsum(
+            [one.seconds for one in timed(outcome.folder, 3, RUN, parse_system(spec))]
+        )
+        mine = curve[curve["configuration"].str.contains("wifi") == (spec == "wifi")]
+        assert mine["virtual time, s"].tolist() == pytest.approx(seconds.tolist())
+    text = page.read_text()
+    assert "virtual time" in text and "client energy" in text
+
+
 def test_what_cannot_be_timed_is_said_in_one_line(simulate, tmp_path):
     outcome = simulate()
 

@@ -151,6 +151,7 @@ def report(
     output: str | Path = "report.html",
     *,
     baseline: str | None = None,
+    system: str | Sequence[str] = (),
 ) -> Path:
     """Make one page of tables and figures of finished runs; runs differing in seed are grouped.
 
@@ -163,6 +164,9 @@ def report(
     baseline : str, optional
         Whom to compare with: part of a configuration's label.
 
+    system : str or sequence of str, optional
+        Systems that every run is timed under; it counts once for each.
+
     Returns
     -------
     Path
@@ -171,11 +175,13 @@ def report(
     Raises
     ------
     ValueError
-        There are no runs, or `baseline` names none of them.
+        There are no runs, or `baseline` names none of them, or one cannot be timed.
     """
     several = [folders] if isinstance(folders, str | Path) else folders
     path, runs = expanded(output), [expanded(one) for one in several]
-    write(build(runs, baseline, older_marks(path)), path, form_of(path))
+    systems = [system] if isinstance(system, str) else system
+    page = build(runs, baseline, older_marks(path), systems=systems)
+    write(page, path, form_of(path))
     return path
 
 

@@ -154,6 +154,12 @@ def report(
         bool, typer.Option("--follow", help="Make the page anew until all runs have ended.")
     ] = False,
     every: Annotated[int, typer.Option(min=1, help="Seconds between two pages.")] = 30,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--system", "-s", metavar="SPEC", help="Time all runs under this; may be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Make one page of tables and figures from finished runs; runs differing in seed are grouped.
 
@@ -172,8 +178,10 @@ def report(
     with door():
         chosen = form or form_of(file)
         if follow:
+            if system:
+                raise ValueError("--system times finished runs; leave --follow out")
             follow_runs(folders, file, baseline, chosen, every)
-        page = build(folders, baseline, older_marks(file))
+        page = build(folders, baseline, older_marks(file), systems=system or [])
         write(page, file, chosen)
     for skipped in page.collection.left_out:
         out.print(f"left out: {skipped.name}: {skipped.flaw}", markup=False, highlight=False)

@@ -51,12 +51,14 @@ def time(
     with door():
         folders = [existing(folder) for folder in folders]
     with quiet():
-        from simulations.report.timing import by_device, table, time_runs
+        from simulations.report.timing import by_device, notes, table, time_runs
     with door():
         runs = time_runs(folders, system)
         frame = table(runs, accuracy or [])
         devices = by_device(runs)
         _show(frame, devices)
+        for note in notes(runs):
+            out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         if output:
             _write(runs, {"time.csv": frame, "devices.csv": devices}, output, round_number)
 
@@ -110,7 +112,9 @@ def _show(frame: pd.DataFrame, devices: pd.DataFrame) -> None:
     to = {name: f"to {name[3:]}" for name in frame.columns if name.startswith("to_")}
     caption = "Virtual seconds, joules of all clients; to: s to % of the best accuracy of all runs."
     show(frame, {"seconds": "s", "joules": "J", **to}, caption, spare=("to 50", "to 70"))
-    shares = {name: f"{name} %" for name in ("head", "up", "tail", "down", "weights", "waiting")}
+    late = ("late",) if (frame["late"] > 0).any() else ()
+    names = ("head", "up", "tail", "down", "weights", *late, "waiting")
+    shares = {name: f"{name} %" for name in names}
     caption = "Of the longest path through each round; waiting: of clients' time."
     show(frame, {**shares, "slowest": "slowest"}, caption, spare=("waiting %",))
     seconds = {name: f"{name} s" for name in ("compute", "send", "receive", "wait")}
@@ -120,7 +124,9 @@ def _show(frame: pd.DataFrame, devices: pd.DataFrame) -> None:
 
 
 def _cell(key: str, value: Any) -> str:
-    if key in {"head", "up", "tail", "down", "weights", "waiting"}:
+    from simulations.system.spending import SHARES
+
+    if key in {*SHARES, "waiting"}:
         return f"{100 * value:.0f}"
     return str(value) if isinstance(value, str | int) else _number(value)
 

@@ -12,8 +12,8 @@ from fl_split.specs import shortened
 from simulations.runs.experiment import UNTOLD, Experiment
 from simulations.runs.parts import SPEC_TABLES
 
-TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction")
-"""Keys that describe the task (data and clients); all other keys describe the method."""
+TASK = ("dataset", "partition", "clients", "fraction", "skew", "holdout", "test_fraction", "system")
+"""Keys that describe the task (data, clients, devices); all other keys describe the method."""
 
 SELF_EVIDENT = ("strategy", "codec", "partition", "dataset", "model")
 """Keys whose value is clear without the key; labels and names of folders begin with them."""

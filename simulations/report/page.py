@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
 from simulations.report.live import Live, with_progress
 from simulations.report.marks import Mark, Marks, kept_marks
+from simulations.report.retimed import under
 from simulations.report.runs import Configuration, RunCollection, collect
 from simulations.report.scripts import datatables_script, datatables_style, plotly_script
 from simulations.report.text_table import shortened_apart
@@ -79,6 +80,7 @@ def build(
     kept: Mapping[str, Mark] | None = None,
     live: Live | None = None,
     state: tables.ReportTable | None = None,
+    systems: Sequence[str] = (),
 ) -> Page:
     """Read all runs below `folders` and work out what is to be shown.
 
@@ -94,13 +96,16 @@ def build(
         Makes a page of runs that go on; these count as `with_progress` says.
     state : ReportTable, optional
         A table to begin with.
+    systems : sequence of str, optional
+        Time every run under each of these.
 
     Raises
     ------
     ValueError
         No complete run, or an unknown baseline.
     """
-    collection = collect(folders, with_progress if live else list)
+    counted = partial(under, systems) if systems else with_progress if live else list
+    collection = collect(folders, counted)
     marks = Marks.of(collection.configurations, kept)
     against = collection.baselines(baseline)
     remark = FIRST if baseline is None else ""

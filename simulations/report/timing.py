@@ -19,6 +19,7 @@ from simulations.report.finished import FinishedRun
 from simulations.report.runs import RunCollection, collect
 from simulations.runs.task_files import FOLDER
 from simulations.runs.virtual_time import timed
+from simulations.system.coding import coding
 from simulations.system.devices import check_memory
 from simulations.system.spending import SHARES, Share, Spent
 from simulations.system.system import System, Timed, parse_system
@@ -118,14 +119,15 @@ def time_runs(folders: Sequence[Path], systems: Sequence[str]) -> list[TimedRun]
     ValueError
         No run is complete, or one has no task graphs, or a spec is none of a system.
     """
-    parsed = {spec: _system(spec) for spec in systems}
+    parsed = {spec: system_of(spec) for spec in systems}
     collection = collect(folders)
     for run in collection.runs:
-        _check_graphs(run)
+        check_graphs(run)
     return [*_timed(collection, parsed)]
 
 
-def _system(spec: str) -> System:
+def system_of(spec: str) -> System:
+    """Return the system of a spec; ValueError if it is none, or one that decides who is trained."""
     system = parse_system(spec)
     if system is None:
         raise ValueError(f"{spec!r} is no system; give one, as \"devices('pi5') | lte()\"")
@@ -137,7 +139,8 @@ def _system(spec: str) -> System:
     return system
 
 
-def _check_graphs(run: FinishedRun) -> None:
+def check_graphs(run: FinishedRun) -> None:
+    """Raise ValueError if a run has no task graphs."""
     if not (run.folder / FOLDER).is_dir():
         version = run.summary.get("versions", {}).get("fl-split", "unknown")
         raise ValueError(
@@ -150,14 +153,18 @@ def _timed(collection: RunCollection, systems: Mapping[str, System]) -> Iterator
     for configuration in collection.configurations:
         for run in configuration.runs:
             for spec, system in systems.items():
-                keys = Timed.of(run.settings)
-                fleet = system.fleet(keys.clients, keys.seed)
-                try:
-                    check_memory(fleet, int(run.summary.get("client_bytes", 0)))
-                except ValueError as error:
-                    raise ValueError(f"{run.name} under {spec!r}: {error}") from None
-                spent = [*timed(run.folder, len(run.rounds), keys, system)]
+                spent = spent_under(run, spec, system)
                 yield TimedRun(configuration.label, spec, system, run, spent)
+
+
+def spent_under(run: FinishedRun, spec: str, system: System) -> list[Spent]:
+    """Return what each round of a run takes under a system; ValueError if a client is too small."""
+    keys = Timed.of(run.settings)
+    try:
+        check_memory(system.fleet(keys.clients, keys.seed), int(run.summary.get("client_bytes", 0)))
+    except ValueError as error:
+        raise ValueError(f"{run.name} under {spec!r}: {error}") from None
+    return [*timed(run.folder, len(run.rounds), keys, system)]
 
 
 def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.DataFrame:
@@ -167,8 +174,8 @@ def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.Data
     `rounds`; `accuracy`, the best; `seconds` and `joules` of the whole run, all clients together,
     nan without watts; `to_50` ... `to_90`, seconds to that share of the best accuracy of all
     runs, and `to_X` to each of `accuracies`, nan if a seed never reached it; `head`, `up`,
-    `tail`, `down`, `weights`, shares of the critical path; `waiting`, share of clients' time;
-    `server_use`; `slowest`.
+    `tail`, `down`, `weights`, `late`, shares of the critical path; `waiting`, share of clients'
+    time; `server_use`; `slowest`.
     """
     best = max((float(one.accuracy.max()) for one in runs), default=0.0)
     targets = {f"to_{100 * share:g}": share * best for share in OF_BEST}
@@ -177,6 +184,25 @@ def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.Data
     for one in runs:
         groups.setdefault((one.label, one.system), []).append(one)
     return pd.DataFrame([_row(group, targets) for group in groups.values()])
+
+
+def notes(runs: Sequence[TimedRun]) -> list[str]:
+    """Return what the times of these runs leave out, a sentence each."""
+    found = []
+    for name, settings in {one.name: one.run.settings for one in runs}.items():
+        specs = settings["codec"], settings["downlink"]
+        unknown = sorted({codec for spec in specs for codec in coding(spec).unknown})
+        if unknown:
+            found.append(
+                f"{name}: the table of costs has no {', '.join(unknown)}; it counts nothing"
+            )
+        own = parse_system(settings.get("system", "none"))
+        if own and own.decides:
+            found.append(
+                f"{name}: its own system decided who was trained ({own.decides}); "
+                "under other systems the same clients count, and the server waits as it did"
+            )
+    return found
 
 
 def by_device(runs: Sequence[TimedRun]) -> pd.DataFrame:
