@@ -1,12 +1,14 @@
 """Cost of an engine over the arithmetic itself: CPU and wall time against a bare PyTorch loop.
 
-python benchmarks/engine.py [--json FILE] [--only NAME] [--repeats N] [--engine-only] [--tiny]
+python benchmarks/engine.py [--json FILE] [--only NAME] [--repeats N] [--tiny]
+                            [--engine-only | --clock]
 
 The bare loop takes the same head and tail steps on batches of the same size, with the same
 codec, in plain PyTorch: no Flower, no Ray, no bytes. For the CPU ratio one copy runs per
 core at the same time; for the wall ratio one copy runs alone. Loop and engine alternate;
 medians over repeats. CPU counts every process of the simulation, Ray's own too.
 With --engine-only the engine runs alone, for paired.py: seconds per round, no ratios.
+With --clock: CPU time with virtual time over that without, for each work.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ import torch
 from flwr.app import Message
 from rich.console import Console
 from rich.table import Table
-from work import STEPS, TINY, WORKS, Work, apart, here, simulated, simulated_together
+from work import CLOCKED, STEPS, TINY, WORKS, Work, apart, here, simulated, simulated_together
 
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Batch, Served
@@ -230,6 +233,24 @@ def alone(works: Sequence[Work], options: argparse.Namespace) -> list[dict[str, 
     return rows
 
 
+def clocked(works: Sequence[Work], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure what virtual time costs: systems by turns, CPU time of each over that of none."""
+    table = Table("work", "system", "CPU ratio", "spread")
+    rows = []
+    for work in works:
+        turns = [replace(work, system=system) for system in CLOCKED] * options.repeats
+        found = [cost.cpu for cost in simulated_together(turns, options.rounds, options.engine)]
+        for place, system in enumerate(CLOCKED[1:], start=1):
+            of_each = zip(found[place :: len(CLOCKED)], found[:: len(CLOCKED)], strict=True)
+            ratios = [cpu / plain for cpu, plain in of_each]
+            row = {"name": work.name, "system": system, "cpu_ratio": statistics.median(ratios)}
+            rows.append(row)
+            spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
+            table.add_row(work.name, system, f"{row['cpu_ratio']:.3f}", spread)
+    Console().print(table)
+    return rows
+
+
 def read_options() -> argparse.Namespace:
     """Read the command line; the tiny size is one round of each work, inline."""
     parser = argparse.ArgumentParser(
@@ -241,6 +262,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="beside one to warm up: 3, tiny 1")
     parser.add_argument("--engine", default="ray()")
     parser.add_argument("--engine-only", action="store_true", help="leave out the bare loop")
+    parser.add_argument("--clock", action="store_true", help="measure what virtual time costs")
     parser.add_argument("--tiny", action="store_true", help="see whether it runs; inline")
     parser.add_argument(
         "--keep-memory", action="store_true", help="let the loop keep freed memory, as the engine"
@@ -266,7 +288,8 @@ def main() -> None:
     works = TINY if options.tiny else WORKS
     exact = [work for work in works if work.name == options.only]
     works = exact or [work for work in works if options.only in work.name]
-    rows = alone(works, options) if options.engine_only else against_loop(works, options)
+    measured = clocked if options.clock else alone if options.engine_only else against_loop
+    rows = measured(works, options)
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -30,10 +30,14 @@ from simulations.data.ragged import Ragged
 from simulations.data.samples import Labels, Samples
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Session
+from simulations.runs.attendance import TimedAttendance
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import Setup
+from simulations.runs.virtual_time import VirtualTime
+from simulations.system.system import Timed
 from strategies import RoundResult, Training, train
+from strategies.server.attendance import Everyone
 from strategies.server.threads import ServerThreads
 
 R = TypeVar("R")
@@ -70,6 +74,7 @@ class Work:
     channels: int = 3
     rows: int = 0
     partition: str = ""
+    system: str = "none()"
 
     @property
     def active(self) -> int:
@@ -109,6 +114,7 @@ class Work:
                 "cut": self.cut,
                 "codec": self.codec,
                 "strategy": self.strategy,
+                "system": self.system,
                 "batch_size": self.batch,
                 "local_steps": STEPS,
                 "head_optimizer": "sgd(lr=0.01)",
@@ -141,6 +147,9 @@ WORKS = [
     Work("500 clients, 50 a round, d=64, B=16", 500, 16, fraction=0.1),
     Work("1000 clients, 100 a round, d=64, B=16", 1000, 16, fraction=0.1),
 ]
+
+CLOCKED = ("none()", "wifi()", "wifi() | deadline('1h', per='exchange')")
+"""Systems: without a clock, one after each round, one before each joint step."""
 
 TINY = [Work("4 clients, 2 a round, ADC 0.1", 4, 2, 16, 2, 1, "adc(ratio=0.1)", fraction=0.5)]
 """Work of no time, to see that the programs run."""
@@ -189,8 +198,12 @@ def _train(work: Work, rounds: int, session: Session) -> Cost:
     head, tail = Flat(setup.head), Flat(setup.tail)
 
     def mark(result: RoundResult) -> None:
+        for timer in timers:
+            timer.measure(result)
         marks.append((all_cpu_seconds(), time.perf_counter()))
 
+    run = Timed(work.clients, 0, work.codec)
+    timers = [VirtualTime(parts.system, run)] if parts.system else []
     training = Training(
         clients=work.clients,
         fraction=work.fraction,
@@ -202,6 +215,7 @@ def _train(work: Work, rounds: int, session: Session) -> Cost:
         tail=tail,
         pooled_round=CentralisedTrainer(head, tail, setup),
         threads=threads,
+        attendance=TimedAttendance(timers[0]) if timers else Everyone(),
         on_round=mark,
     )
     grid = session(setup.worker(), work.clients, PATIENCE)

@@ -15,6 +15,7 @@ CHAINS = 4
 COMMANDS = {
     "engine": ["engine.py", "--tiny"],
     "engine_only": ["engine.py", "--tiny", "--engine-only", "--only", TINY, "--rounds", "2"],
+    "clock": ["engine.py", "--tiny", "--clock"],
     "scaling": ["scaling.py", "--tiny"],
     "codec_costs": ["codec_costs.py", "--tiny"],
     "data": ["data.py", "--tiny"],
@@ -54,6 +55,7 @@ def run(tmp_path, monkeypatch, capsys):
     [
         ("engine", [TINY, "empty exchange over 3", "first exchange"]),
         ("engine_only", [TINY]),
+        ("clock", [TINY, TINY]),
         ("scaling", [2]),
         ("data", ["cache, cold", "cache, warm"]),
         ("peers", ["inline"]),
