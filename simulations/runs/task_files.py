@@ -2,8 +2,9 @@
 
 A row is a task, and its number is its place in the file. Columns: `round`; `kind` as
 :data:`~strategies.server.tasks.Kind` lists them; `client`, -1 for the server; `step`, the
-client's step of the round; `amount`, bytes of what crosses and operations of what computes;
-`after`, the numbers of the tasks of this round that it waited for. Rounds follow each other.
+client's step of the round; `amount`, bytes of what crosses, operations of what computes,
+microseconds of waits; `after`, the numbers of the tasks of this round that it waited for. Rounds
+follow each other.
 """
 
 from __future__ import annotations
