@@ -282,6 +282,14 @@ def test_a_finished_run_cannot_be_timed_with_a_deadline(simulate):
     assert "deadline decides who is trained" in " ".join(done.output.split())
 
 
+def test_a_deadline_that_nobody_meets_is_one_line_and_loses_nothing(tmp_path):
+    command = ["run", "quickstart", "system=wifi | deadline('1ms')", "clients=3", "rounds=2"]
+    done = CliRunner().invoke(cli.app, [*command, "engine=inline", f"out={tmp_path / 'r'}"])
+    assert done.exit_code == 2
+    assert "give them more time, or the system faster parts" in " ".join(done.output.split())
+    assert (tmp_path / "r" / "summary.json").exists()
+
+
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_a_deadline_that_all_meet_changes_no_bit(simulate, reference, strategy):
     if STRATEGIES[strategy].trains_on_server:

@@ -31,6 +31,7 @@ from simulations.engines.inline import Inline, InlineGrid
 from strategies import STRATEGIES, Strategy
 from strategies.checks import check_tasks
 from strategies.parallel import Parallel
+from strategies.server.tasks import SERVER
 
 VARIANTS = ["parallel(average_heads=False)", "sflv2(phi=1)", "sglr(phi=0.0)"]
 SMALL = {
@@ -405,4 +406,8 @@ def test_the_graph_of_two_clients_in_turn_is_this(simulate):
         assert places == sorted(places)
         for before, after in pairwise(places):
             assert before in found[0][after].after
-    assert len(shape) == 2 * len(chain) + len(serves) + len(steps)
+    average = found[0][-1]  # waits for both heads, and for the tail's last step
+    assert (average.kind, average.client, average.amount) == ("average", SERVER, 0)
+    ends = {number["sync up", 0, 1], number["sync up", 1, 1], steps[1]}
+    assert {*average.after} == ends
+    assert len(shape) == 2 * len(chain) + len(serves) + len(steps) + 1

@@ -21,6 +21,7 @@ from simulations.runs.server_app import LocalContext, Watch, output_folder
 from simulations.runs.setup import Setup
 from simulations.runs.signals import exit_code, terminable
 from strategies import NoClientsLeft, TrainingFailed
+from strategies.server.participants import AllLate
 
 STOPS = (KeyboardInterrupt, EngineError, OutputError, NoClientsLeft, TrainingFailed)
 """Exceptions that stop a run early, which :class:`Stop` explains."""
@@ -134,5 +135,5 @@ class Stop:
         if isinstance(error, KeyboardInterrupt):
             return cls(f"stopped; {where}", exit_code(error), is_error=False)
         if isinstance(error, NoClientsLeft | TrainingFailed | WorkersLost | WriteError):
-            return cls(f"{error}; {where}", 1)
+            return cls(f"{error}; {where}", 2 if isinstance(error, AllLate) else 1)
         return cls(str(error), 2)

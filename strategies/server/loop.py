@@ -13,7 +13,7 @@ from fl_split.metrics import drift
 from fl_split.optimizers import moments, set_moments
 from strategies.server.aggregation import Update
 from strategies.server.mailbox import Mailbox
-from strategies.server.participants import NoClientsLeft, Population, roll_call
+from strategies.server.participants import AllLate, NoClientsLeft, Population, roll_call
 from strategies.server.private_models import fetch, mean
 from strategies.server.round import Round
 from strategies.server.strategy import Strategy
@@ -82,9 +82,12 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
     if not updates and not strategy.trains_on_server:
         reasons = sorted({t.dropped for t in round.mailbox.account.traffic.values()})
         some = "; ".join(reasons[:NAMED]) + ("; ..." if reasons[NAMED:] else "")
-        raise NoClientsLeft(
+        kind, advice = NoClientsLeft, ""
+        if round.late == {*round.clients}:
+            kind, advice = AllLate, "; give them more time, or the system faster parts"
+        raise kind(
             f"round {round.number}: all {len(round.clients)} clients were dropped "
-            f"({some}); nothing to aggregate, results so far are kept"
+            f"({some}); nothing to aggregate, results so far are kept{advice}"
         )
     round.tasks.average(round.ends)
     own = fetch(round) if strategy.keeps_models else {}

@@ -24,6 +24,10 @@ class NoClientsLeft(RuntimeError):
     """Every client of a round was dropped: there is nothing to aggregate."""
 
 
+class AllLate(NoClientsLeft):
+    """Every client of a round was dropped, and each was late by the experiment's own system."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What a client is asked to do in a round that the experiment does not say.

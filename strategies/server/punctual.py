@@ -16,6 +16,7 @@ class Punctual(Conversation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.attendance = self.training.attendance
+        self.late: set[int] = set()
         self._early: dict[int, Arrival] = {}
 
     def payload(self, client: int) -> Arrival | None:
@@ -47,6 +48,7 @@ class Punctual(Conversation):
         if not self.attendance.decides or not last:
             return
         late = self.attendance.late(self.number, self.tasks.tasks, last, len(self.clients))
+        self.late |= late.keys()
         for client, found in late.items():
             self.mailbox.drop(client, found.reason)
             self._early.pop(client, None)
