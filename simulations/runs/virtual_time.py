@@ -73,10 +73,11 @@ class VirtualTime(Observer):
     def of_clients(self, result: RoundResult) -> Mapping[int, Mapping[str, float]]:
         """Return seconds until each client had ended, and its joules."""
         found = self._spent(result)
-        until = found.seconds - found.idle
         return {
             int(client): {VIRTUAL_SECONDS: float(seconds), ENERGY_JOULES: float(joules)}
-            for client, seconds, joules in zip(found.clients, until, found.joules, strict=True)
+            for client, seconds, joules in zip(
+                found.clients, found.until, found.joules, strict=True
+            )
         }
 
     def _spent(self, result: RoundResult) -> Spent:

@@ -43,8 +43,8 @@ class Spent:
     wait : array
         (k,) seconds until its own last task that a client did nothing: latency, and waiting for
         the server.
-    idle : array
-        (k,) seconds from its own last task to the end of the round; a device sleeps then.
+    until : array
+        (k,) seconds until its own last task had ended; late clients go on after the round.
     joules : array
         (k,) watts times seconds of computing, sending, receiving and waiting.
     shares : Mapping
@@ -63,12 +63,17 @@ class Spent:
     send: Numbers
     receive: Numbers
     wait: Numbers
-    idle: Numbers
+    until: Numbers
     joules: Numbers
     shares: Mapping[Share, float]
     slowest: int
     server_busy: float
     queued: float
+
+    @property
+    def idle(self) -> Numbers:
+        """(k,) seconds from a client's last task to the end of the round; it sleeps then."""
+        return np.maximum(self.seconds - self.until, 0.0)
 
 
 def spent(graph: Graph, now: Conditions, fleet: Fleet) -> Spent:
@@ -96,9 +101,9 @@ def _sum(graph: Graph, times: Times, now: Conditions, fleet: Fleet) -> Spent:
     joules = sum(w * s for w, s in zip(watts, (compute, send, receive, wait), strict=True))
     path = times.critical_path()
     return Spent(
-        times.seconds, clients, compute, send, receive, wait, times.seconds - last,
+        times.seconds, clients, compute, send, receive, wait, last,
         np.asarray(joules), _shares(graph, took, path), _slowest(graph, took, path),
-        float(took[graph.on_server].sum()),
+        float(took[graph.on_server & ~graph.are("wait")].sum()),
         float((times.begin - times.ready)[graph.on_server].sum()),
     )  # fmt: skip
 
@@ -116,7 +121,8 @@ def _shares(graph: Graph, took: Numbers, path: list[int]) -> dict[Share, float]:
 
 def _slowest(graph: Graph, took: Numbers, path: list[int]) -> int:
     by_party: dict[int, float] = {}
-    for number in path:
+    waits = graph.are("wait")
+    for number in (number for number in path if not waits[number]):
         client = int(graph.clients[number])
         by_party[client] = by_party.get(client, 0.0) + float(took[number])
     return max(by_party, key=lambda party: (by_party[party], -party), default=SERVER)

@@ -23,6 +23,8 @@ class Punctual(Conversation):
         """Wait for the next payload of `client`; None when it has ended or was dropped."""
         if (early := self._early.pop(client, None)) is not None:
             return early
+        if client in self.ends:
+            return None
         arrival = self.next_payload(client)
         self.drop_late([client])
         return None if self.mailbox.dropped(client) else arrival
