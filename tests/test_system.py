@@ -264,7 +264,7 @@ def test_the_command_shows_times_and_writes_figures(simulate, tmp_path):
     frame = pd.read_csv(tmp_path / "o" / "time.csv")
     assert frame["system"].tolist() == [SLOW, "wifi"] and (frame["seconds"] > 0).all()
     assert (tmp_path / "o" / "devices.csv").exists()
-    for name in ("time.svg", "gantt.svg"):
+    for name in ("time.svg", "energy.svg", "gantt.svg"):
         text = (tmp_path / "o" / name).read_text()
         assert "virtual seconds" in text or "<svg" in text
 

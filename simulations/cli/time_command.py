@@ -38,7 +38,7 @@ def time(
     ] = 1,
     output: Annotated[
         str | None,
-        typer.Option("--out", metavar="DIR", help="Write time.csv, time.svg and gantt.svg there."),
+        typer.Option("--out", metavar="DIR", help="Write tables and figures there."),
     ] = None,
 ) -> None:
     r"""Tell what finished runs would have taken on devices and networks of any kind.
@@ -141,7 +141,11 @@ def _write(runs: list[TimedRun], tables: dict[str, pd.DataFrame], output: str, n
     from simulations.runs.files import make_folder, write_whole, writing
 
     folder = expanded(output)
-    figures = {"time.svg": curves(runs), "gantt.svg": first_gantt(runs, number)}
+    figures = {
+        "time.svg": curves(runs, "seconds"),
+        "energy.svg": curves(runs, "joules"),
+        "gantt.svg": first_gantt(runs, number),
+    }
     make_folder(folder)
     for name, frame in tables.items():
         write_whole(folder / name, frame.to_csv(index=False).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,39 +22,55 @@ if TYPE_CHECKING:
 MOST_ROWS = 40
 """Clients that a Gantt chart shows."""
 
+MOST_COLUMNS = 4
+"""Panels beside each other."""
+
+DASHES = ("-", ":", "--", "-.")
+
+AXES = {"seconds": "virtual seconds", "joules": "energy of all clients, J"}
+
 PAINTS = dict(zip(SHARES, COLOURS[1:], strict=False))
 
 
-def curves(runs: Sequence[TimedRun]) -> Figure:
-    """Draw accuracy against virtual seconds and against joules; a line for each run and system."""
+def curves(runs: Sequence[TimedRun], spent: Literal["seconds", "joules"]) -> Figure:
+    """Draw accuracy against virtual seconds or joules: a panel for each system, a line a run."""
     from matplotlib import rc_context
 
     from simulations.report.canvas import PLAIN, Canvas, named_legend
     from simulations.report.lines import logarithmic
 
-    figure = Canvas(figsize=(10, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    labels = list(dict.fromkeys(_label(one) for one in runs))
+    systems = list(dict.fromkeys(one.system for one in runs))
+    labels = list(dict.fromkeys(one.label for one in runs))
+    columns = min(MOST_COLUMNS, len(systems))
+    rows, entries = -(-len(systems) // columns), min(3, len(labels))
+    size = (4.5 * max(columns, 2), 3.2 * rows + 0.6 + 0.2 * -(-len(labels) // entries))
+    figure = Canvas(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = dict(zip(systems, grid.flat, strict=False))
     firsts: dict[str, Any] = {}
     for one in runs:
-        place = labels.index(_label(one))
-        colour, dash = COLOURS[place % len(COLOURS)], "-:"[place // len(COLOURS) % 2]
+        place = labels.index(one.label)
+        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
         style = {"color": "black" if colour == INK else colour, "linestyle": dash, "lw": 1.2}
-        (line,) = left.plot(one.seconds, 100 * one.accuracy, **style)
-        firsts.setdefault(labels[place], line)
-        right.plot(one.joules, 100 * one.accuracy, **style)
-    left.set(xlabel="virtual seconds", ylabel="accuracy, %")
-    right.set(xlabel="energy of all clients, J")
-    logarithmic([left, right])
-    options = {"loc": "outside lower center", "ncols": min(2, len(labels)), "fontsize": "small"}
+        (line,) = panels[one.system].plot(getattr(one, spent), 100 * one.accuracy, **style)
+        firsts.setdefault(one.label, line)
+    for unused in grid.flat[len(systems) :]:
+        unused.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy, %")
+    with rc_context(PLAIN):
+        for system, axes in panels.items():
+            axes.set_title(_short(system), fontsize="small")
+            axes.set_xlabel(AXES[spent])
+    logarithmic([*panels.values()])
+    options = {"loc": "outside lower center", "ncols": entries, "fontsize": "small"}
     with rc_context(PLAIN):
         named_legend(figure, [*firsts.values()], labels, **options)
     return figure
 
 
-def _label(one: TimedRun) -> str:
-    short = " | ".join(shortened(stage, SYSTEM) for stage in stages(one.system))
-    return f"{one.label}, {short}"
+def _short(system: str) -> str:
+    return " | ".join(shortened(stage, SYSTEM) for stage in stages(system))
 
 
 def gantt(graph: Graph, now: Conditions, title: str) -> Figure:
@@ -96,4 +112,8 @@ def first_gantt(runs: Sequence[TimedRun], number: int) -> Figure:
         raise ValueError(f"round {number}: {one.run.name} has {len(one.spent)} rounds")
     before = sum(spent.seconds for spent in one.spent[: number - 1])
     _, now = one.model.in_round(Timed.of(one.run.settings), number, before)
-    return gantt(read_round(one.run.folder, number), now, f"{_label(one)}: round {number}")
+    return gantt(
+        read_round(one.run.folder, number),
+        now,
+        f"{one.label}, {_short(one.system)}: round {number}",
+    )
