@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +26,9 @@ MOST_ROWS = 40
 MOST_COLUMNS = 4
 """Panels beside each other."""
 
+WIDEST = 50
+"""Characters of the title of a panel."""
+
 DASHES = ("-", ":", "--", "-.")
 
 AXES = {"seconds": "virtual seconds", "joules": "energy of all clients, J"}
@@ -33,7 +37,10 @@ PAINTS = dict(zip(SHARES, COLOURS[1:], strict=False))
 
 
 def curves(runs: Sequence[TimedRun], spent: Literal["seconds", "joules"]) -> Figure:
-    """Draw accuracy against virtual seconds or joules: a panel for each system, a line a run."""
+    """Draw accuracy against virtual seconds or joules, a panel for each system.
+
+    A line is the mean over seeds after each round that all of them reached.
+    """
     from matplotlib import rc_context
 
     from simulations.report.canvas import PLAIN, Canvas, named_legend
@@ -48,25 +55,34 @@ def curves(runs: Sequence[TimedRun], spent: Literal["seconds", "joules"]) -> Fig
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels = dict(zip(systems, grid.flat, strict=False))
     firsts: dict[str, Any] = {}
+    groups: dict[tuple[str, str], list[TimedRun]] = {}
     for one in runs:
-        place = labels.index(one.label)
+        groups.setdefault((one.label, one.system), []).append(one)
+    for (label, system), group in groups.items():
+        place = labels.index(label)
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
         style = {"color": "black" if colour == INK else colour, "linestyle": dash, "lw": 1.2}
-        (line,) = panels[one.system].plot(getattr(one, spent), 100 * one.accuracy, **style)
-        firsts.setdefault(one.label, line)
+        x, accuracy = _mean(group, spent), 100 * _mean(group, "accuracy")
+        (line,) = panels[system].plot(x, accuracy, **style)
+        firsts.setdefault(label, line)
     for unused in grid.flat[len(systems) :]:
         unused.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy, %")
     with rc_context(PLAIN):
         for system, axes in panels.items():
-            axes.set_title(_short(system), fontsize="small")
+            axes.set_title("\n".join(wrap(_short(system), WIDEST)), fontsize="small")
             axes.set_xlabel(AXES[spent])
     logarithmic([*panels.values()])
     options = {"loc": "outside lower center", "ncols": entries, "fontsize": "small"}
     with rc_context(PLAIN):
         named_legend(figure, [*firsts.values()], labels, **options)
     return figure
+
+
+def _mean(group: Sequence[TimedRun], of: str) -> np.ndarray:
+    length = min(len(one.spent) for one in group)
+    return np.mean([getattr(one, of)[:length] for one in group], axis=0)
 
 
 def _short(system: str) -> str:
