@@ -60,9 +60,12 @@ class Channel(ABC):
     ----------
     is_perfect : bool
         Whether it does nothing at all.
+    largest : float
+        Magnitude of a value from which on the receiver takes it for an error.
     """
 
     is_perfect: ClassVar[bool] = False
+    largest: float = math.inf
 
     @abstractmethod
     def cross(self, data: bytes, codec: Codec, generator: torch.Generator) -> Crossing:
