@@ -99,7 +99,7 @@ class BitErrors(Channel):
             received.to_bytes() if zeroed else arrived,
             size,
             resent,
-            damaged=differences(sent, received),
+            damaged=max(zeroed, differences(sent, received)),
             zeroed=zeroed,
             is_spoilt=is_spoilt,
         )

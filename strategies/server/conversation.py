@@ -193,14 +193,13 @@ class Conversation:
         for client, output in half.outputs.items():
             at = self.at(client)
             record = Record(half.action, self.link.across(output, at, "output"), step=at.step)
-            crossing = self.link.over(record.sent(), at, "output", self.mailbox.account)
+            way = self.link.over(record.sent(), at, "output", self.mailbox.account)
             flops = self.exchange.answer_flops(self.training.head.module, output)
             self.flops_of_answers += flops
-            made = self.tasks.served(client)
-            self.tasks.follow("output down", client, at.step, crossing.size, *made)
+            self.tasks.follow("output down", client, at.step, way.size, *self.tasks.served(client))
             self.tasks.follow("end", client, at.step, flops)
             self._waiting[client] = waiting
-            self.mailbox.send(client, replace(record, payload=crossing.data))
+            self.mailbox.send(client, replace(record, payload=way.data))
         if not half.outputs:
             self._resume(waiting)
 
