@@ -1,6 +1,7 @@
 """Channels: laws of chance against their formulas, lossy runs, and what is refused."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fl_split.seeds import StepId, generator
 from fl_split.spec_errors import SpecError
 from fl_split.specs import STRICT, parse
 from fl_split.testing import check_channel
+from simulations.clients.worker import Stacks, Worker
 from simulations.runs.columns import OF_CHANNEL
 from simulations.runs.experiment import Experiment
 from simulations.runs.observers import Channels
@@ -463,6 +465,26 @@ def test_a_lossy_run_is_the_same_through_states_and_after_a_resume(
     resume(half)
     assert usual.equals(half) and numbers(usual).equals(numbers(half))
     assert usual.rounds["lost_payloads_down"].sum() > 0 < usual.rounds["damaged_values_up"].sum()
+
+
+def test_heads_that_run_as_one_lose_each_its_own_gradient(simulate, monkeypatch):
+    """Members of a stack whose gradient has come step alone; the bits are those of no stack."""
+    outcomes, apart = [], []
+    for pays in (False, True):
+
+        class Counted(Stacks):
+            def count(self, together=0, apart=0, seen=apart):
+                seen.append((together, apart))
+                super().count(together, apart)
+
+        make = partial(Counted, pays=lambda *_, pays=pays: pays)
+        monkeypatch.setattr(
+            Worker, "__post_init__", lambda w, make=make: setattr(w, "stacks", make(w))
+        )
+        outcomes.append(simulate(**{**LOSSY, "partition": "iid()", "batch_size": 16}))
+    assert outcomes[0].equals(outcomes[1])
+    assert numbers(outcomes[0]).equals(numbers(outcomes[1]))
+    assert sum(together for together, _ in apart) > 0 < sum(alone for _, alone in apart)
 
 
 @pytest.mark.slow
