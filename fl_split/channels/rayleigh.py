@@ -17,7 +17,7 @@ from fl_split.specs import STRICT
 class Rayleigh(Analog):
     """Multiply every sample by a random complex gain, then add Gaussian noise (block fading).
 
-    Gains h are Gaussian with E|h|^2 = 1. For codecs that pack nothing into bits; values count
+    Gains h are Gaussian, of mean square magnitude 1. For codecs that pack nothing into bits; values count
     bytes as with `awgn`, at the mean SNR.
 
     Parameters
@@ -25,8 +25,8 @@ class Rayleigh(Analog):
     snr_db : float
         Power of a sample's values over that of the noise, in dB, for a gain of 1.
     csi : bool
-        Whether the receiver knows the gain and divides by it: the noise of a sample then
-        has 1 / |h|^2 of its power. Else it takes what comes.
+        Whether the receiver knows the gain and divides by it: the power of a sample's noise is
+        then divided by the gain's square. Else it takes what comes.
     """
 
     snr_db: Annotated[float, Field(ge=-100, le=300)] = 10.0
