@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -84,23 +86,60 @@ class Payload:
         ValueError
             The bytes are not a payload: truncated, too long or of an unknown dtype.
         """
-        buffer, payload = bytearray(data), cls({})
-        try:
-            (count,), offset = struct.unpack_from("<B", buffer), 1
-            for _ in range(count):
-                kind, length = struct.unpack_from("<BB", buffer, offset)
-                name, dims = struct.unpack_from(f"<{length}sB", buffer, offset + 2)
-                offset += 3 + length
-                shape = struct.unpack_from(f"<{dims}I", buffer, offset)
-                offset += 4 * dims
-                tensors = payload.carried if kind & _VALUE else payload.side
-                tensor, offset = _decode(buffer, kind & ~_VALUE, math.prod(shape), offset)
-                tensors[name.decode()] = tensor.reshape(shape)
-        except (struct.error, IndexError, OverflowError, RuntimeError, ValueError) as error:
-            raise ValueError(f"not a payload: {error}") from None
-        if offset != len(buffer):
-            raise ValueError(f"not a payload: expected {offset} bytes, got {len(buffer)}")
+        payload = cls({})
+        for found, tensor in _tensors(bytearray(data)):
+            (payload.carried if found.is_value else payload.side)[found.name] = tensor
         return payload
+
+
+class Extent(NamedTuple):
+    """Where the data of one tensor lie in a serialised payload, from byte `start` to `stop`.
+
+    Attributes
+    ----------
+    is_value : bool
+        Whether the tensor carries gradient.
+    bits : int
+        Of each number; 0 where all are zero and have no data.
+    """
+
+    name: str
+    is_value: bool
+    start: int
+    stop: int
+    bits: int
+
+
+def extents(data: bytes | memoryview) -> list[Extent]:
+    """Return where the tensors of a serialised payload lie; ValueError if it is none."""
+    return [found for found, _ in _tensors(bytearray(data))]
+
+
+def _tensors(buffer: bytearray) -> Iterator[tuple[Extent, Tensor]]:
+    """Yield the tensors in what :meth:`Payload.to_bytes` wrote, and where each of them lies."""
+    try:
+        (count,), offset = struct.unpack_from("<B", buffer), 1
+        for _ in range(count):
+            kind, length = struct.unpack_from("<BB", buffer, offset)
+            name, dims = struct.unpack_from(f"<{length}sB", buffer, offset + 2)
+            offset += 3 + length
+            shape = struct.unpack_from(f"<{dims}I", buffer, offset)
+            start = offset + 4 * dims
+            code = kind & ~_VALUE
+            tensor, offset = _decode(buffer, code, math.prod(shape), start)
+            found = Extent(name.decode(), bool(kind & _VALUE), start, offset, _bits(code))
+            yield found, tensor.reshape(shape)
+    except (struct.error, IndexError, OverflowError, RuntimeError, ValueError) as error:
+        raise ValueError(f"not a payload: {error}") from None
+    if offset != len(buffer):
+        raise ValueError(f"not a payload: expected {offset} bytes, got {len(buffer)}")
+
+
+def _bits(code: int) -> int:
+    """Bits of a number in the format `code`."""
+    if code == _ZEROS:
+        return 0
+    return max(1, code & ~_PACKED) if code & _PACKED else 8 * DTYPES[code].itemsize
 
 
 def _encode(tensor: Tensor, bytewise: bool) -> tuple[int, memoryview]:

@@ -24,6 +24,10 @@ Purpose = Literal[
     "head",
     "tail",
     "end",
+    "channel",
+    "down channel",
+    "output channel",
+    "way back channel",
     # a client: (round, client, epoch), (client,)
     "batches",
     "hold out",

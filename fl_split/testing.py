@@ -13,12 +13,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fl_split.checks import check_codec, check_model
+    from fl_split.checks import check_channel, check_codec, check_model
     from simulations.checks import check_engine, check_skew, check_strategy
 
-__all__ = ["check_codec", "check_engine", "check_model", "check_skew", "check_strategy"]
+__all__ = [
+    "check_channel",
+    "check_codec",
+    "check_engine",
+    "check_model",
+    "check_skew",
+    "check_strategy",
+]
 
 ROOMS = {
+    "check_channel": "fl_split.checks",
     "check_codec": "fl_split.checks",
     "check_engine": "simulations.checks",
     "check_model": "fl_split.checks",

@@ -31,6 +31,7 @@ FLOORS = {
             "clash",
         },
         {"codecs"},
+        {"channels"},
         {"models"},
         {"flat"},
         {"exchange"},

@@ -1,6 +1,7 @@
 """Laws that parts keep; :mod:`fl_split.testing` hands the checks on."""
 
+from fl_split.checks.channels import check_channel
 from fl_split.checks.codecs import check_codec
 from fl_split.checks.models import check_model
 
-__all__ = ["check_codec", "check_model"]
+__all__ = ["check_channel", "check_codec", "check_model"]

@@ -61,6 +61,12 @@ class _Trial:
         return self.link.arrive(self.sent(data), AT, self.tail).received
 
 
+def codec_trial(codec: Codec) -> bytes:
+    """Return what `codec` makes of the smashed data on which codecs are checked."""
+    trial = _Trial(codec)
+    return trial.sent(trial.smashed())
+
+
 def check_codec(codec: Codec) -> None:
     """Hold a codec to its laws; raise AssertionError with the one that it breaks.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -66,6 +66,12 @@ def most_attended(attention: Tensor, count: int, num_read: int) -> Tensor:
     return torch.cat([first, best], dim=1)
 
 
+def nearest_to_zero(low: Tensor, step: Tensor, top: Tensor | int) -> Tensor:
+    """Return which level of a grid, low + step * 0 ... low + step * top, is nearest to zero."""
+    level = torch.where(step > 0, -low / step, torch.zeros_like(low)).round()
+    return level.clamp(min=0).minimum(torch.as_tensor(top, dtype=level.dtype))
+
+
 Ratio = Annotated[float, Field(gt=0, le=1)]
 """Share of something that is sent."""
 
@@ -91,6 +97,25 @@ class Codec:
     needs_attention: ClassVar[bool] = False
     """Works only for models with a CLS token, whose attention it asks for."""
 
+    @property
+    def exposed(self) -> Sequence[str] | None:
+        """What of the packed payload may come with wrong numbers, and can be unpacked all the same.
+
+        The carried tensors, and the side tensors whose names begin with one of these. None if all
+        must arrive as it was sent, as behind an entropy coder. A codec that packs says so itself;
+        of one that only encodes the carried tensors are exposed.
+        """
+        return () if self._packs_nothing else None
+
+    @property
+    def analog(self) -> bool:
+        """Whether the carried tensors are sent as fp32 numbers, so that noise may be added."""
+        return self._packs_nothing
+
+    @property
+    def _packs_nothing(self) -> bool:
+        return type(self).pack is Codec.pack
+
     up: ClassVar[str] = "tokens (B, N, D) in fp32; labels"
     down: ClassVar[str] = "a gradient for every number that went up"
 
@@ -109,6 +134,10 @@ class Codec:
     def unpack(self, packed: Payload) -> Payload:
         """Return the payload as the receiver of `packed` knows it."""
         return packed
+
+    def fill(self, packed: Payload, name: str) -> Tensor | float:
+        """Return what takes the place of lost numbers of an exposed tensor, to be broadcast."""
+        return 0.0
 
     def for_gradients(self) -> Codec:
         """Return what packs cut gradients; raise ValueError if there is no such thing."""
@@ -167,6 +196,26 @@ class Chain(Codec):
     def needs_attention(self) -> bool:  # type: ignore[override]
         """Whether the first does."""
         return self.stages[0].needs_attention
+
+    @property
+    def exposed(self) -> Sequence[str] | None:
+        """What the stages expose; nothing if one of them exposes nothing."""
+        found: list[str] = []
+        for stage in self.stages:
+            if stage.exposed is None:
+                return None
+            found += stage.exposed
+        return found
+
+    @property
+    def analog(self) -> bool:
+        """Whether all stages are."""
+        return all(stage.analog for stage in self.stages)
+
+    def fill(self, packed: Payload, name: str) -> Tensor | float:
+        """Ask the stage that the tensor is of."""
+        stages = (one for one in self.stages if name.startswith(tuple(one.exposed or ())))
+        return next(stages, self.stages[0]).fill(packed, name)
 
     def for_gradients(self) -> Codec:
         """Let the first serve gradients, if it can."""

@@ -56,6 +56,7 @@ class SLICER(Codec):
     guard: Literal["abs", "int"] = "abs"
 
     in_place: ClassVar[bool] = False
+    exposed: ClassVar = (LEVELS, NEGATIVE)
     up: ClassVar[str] = "survivors in sign and few bits; places, blocks, ranges; labels"
     down: ClassVar[str] = "gradients of the survivors"
 

@@ -69,6 +69,9 @@ class Sparsifier(Codec):
 class SparseGradients(Codec):
     """A sparsifier on cut gradients."""
 
+    exposed: ClassVar = ()
+    analog: ClassVar = True
+
     def __init__(self, sparsifier: Sparsifier) -> None:
         self.sparsifier = sparsifier
         self.error_feedback = sparsifier.error_feedback

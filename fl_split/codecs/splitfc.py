@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.codecs.codec import Codec, Ratio, Received, Smashed
+from fl_split.codecs.codec import Codec, Ratio, Received, Smashed, nearest_to_zero
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -46,6 +46,7 @@ class SplitFC(Codec):
     bits: Annotated[float, Field(gt=0, le=MOST_BITS)] = 4.0
 
     in_place: ClassVar[bool] = False
+    exposed: ClassVar = (LEVELS,)
     up: ClassVar[str] = "kept columns in bits of their own; which, range, bits; labels"
     down: ClassVar[str] = "gradients of the kept columns"
 
@@ -82,6 +83,12 @@ class SplitFC(Codec):
             side[f"{LEVELS}{number}"] = chosen.long()
         side["shape"] = torch.tensor(columns.shape[:2])
         return Payload({}, side)
+
+    def fill(self, packed: Payload, name: str) -> Tensor:
+        """Return the level nearest to zero of each column of so many bits."""
+        bits, (low, step) = packed.side[BITS], packed.side[RANGE]
+        chosen = bits == int(name.removeprefix(LEVELS))
+        return nearest_to_zero(low[chosen], step[chosen], 2.0 ** bits[chosen] - 1)
 
     def unpack(self, packed: Payload) -> Payload:
         """Return the columns on their grids."""

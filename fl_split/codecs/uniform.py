@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.codecs.codec import Codec
+from fl_split.codecs.codec import Codec, nearest_to_zero
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
@@ -39,6 +39,7 @@ class Uniform(Codec):
     per: Literal["tensor", "channel"] = "tensor"
     rounding: Literal["nearest", "stochastic"] = "nearest"
 
+    exposed: ClassVar = (LEVELS,)
     up: ClassVar[str] = "values in so many bits; least value and step, per tensor or channel"
     down: ClassVar[str] = "as the cut gradient's own codec says"
 
@@ -59,6 +60,11 @@ class Uniform(Codec):
             levels, (low, step) = side.pop(key), side.pop(RANGE + name)
             values[name] = levels.float().mul_(step).add_(low)
         return Payload(values, side)
+
+    def fill(self, packed: Payload, name: str) -> Tensor:
+        """Return the level nearest to zero, (1,) or (D,)."""
+        low, step = packed.side[RANGE + name.removeprefix(LEVELS)]
+        return nearest_to_zero(low, step, 2**self.bits - 1)
 
     def _quantise(self, value: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         per_channel = self.per == "channel" and value.dim() == 3

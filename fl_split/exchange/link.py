@@ -6,22 +6,36 @@
 
 Nothing else packs, unpacks or serialises. What is received is made of the bytes that were
 counted (see :mod:`fl_split.exchange.account`) and of a public seed.
+
+What the channel does to bytes depends on nothing but the bytes and the step, so that the
+server works it out for both ways: of what has come, and of what it is about to send.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fl_split.channels import Channel, Crossing, Perfect
+from fl_split.channels.channel import clean
 from fl_split.codecs import Codec, Identity, Received
+from fl_split.exchange.account import UPWARD, Account, Way
 from fl_split.models.cut import Tail
 from fl_split.payload import Payload
 from fl_split.seeds import Purpose, StepId
 
 UNREADABLE = (KeyError, IndexError, OverflowError, RuntimeError, TypeError, ValueError)
 """What bytes that somebody made up may raise when they are read."""
+
+DRAWS: dict[Way, Purpose] = {
+    "up": "channel",
+    "down": "down channel",
+    "output": "output channel",
+    "way back": "way back channel",
+}
+"""What the channel draws for each of them."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,20 @@ class Link:
         shape, as that of an epoch's last batch (after Seide et al., 2014). Rows are samples:
         what row i of a batch is owed is paid to row i of the next batch, another sample, so
         that only sums over samples (as the gradient of a bias) get all that is theirs.
+    channel, down_channel : Channel
+        What becomes of bytes on their way to the server, and to the client. Both ends pack and
+        unpack as if there were none: see :meth:`over`.
     """
 
-    def __init__(self, codec: Codec, downlink: Codec) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        downlink: Codec,
+        channel: Channel | None = None,
+        down_channel: Channel | None = None,
+    ) -> None:
         self.codec, self.downlink = codec, downlink
+        self.channel, self.down_channel = channel or Perfect(), down_channel or Perfect()
         self._owed: dict[int, dict[str, Tensor]] = {}
 
     @property
@@ -79,11 +103,45 @@ class Link:
 
     def renewed(self) -> Link:
         """Return a link like this one that owes nobody anything, as at the start of a round."""
-        return Link(self.codec, self.downlink)
+        return Link(self.codec, self.downlink, self.channel, self.down_channel)
+
+    def road(self, way: Way) -> tuple[Channel, Codec]:
+        """Return over which channel a message goes, and which codec has packed it."""
+        channel = self.channel if way in UPWARD else self.down_channel
+        return channel, self.codec if way == "up" else self.downlink
 
     def up(self, payload: Payload, at: StepId) -> bytes:
         """Client: serialise smashed data, packed by the codec; ValueError if not finite."""
         return _pack(self.codec, payload, at, "pack").to_bytes()
+
+    def over(self, data: bytes | memoryview, at: StepId, way: Way, account: Account) -> Crossing:
+        """Server: return what a message is at the end of its way; count what the way takes.
+
+        What is so damaged that it makes no sense to its receiver is lost.
+        """
+        channel, codec = self.road(way)
+        if channel.is_perfect:
+            return Crossing(data, len(data))
+        found = channel.cross(bytes(data), codec, at.generator(DRAWS[way]))
+        if found.is_spoilt and not _makes_sense(found, codec, channel):
+            found = replace(found, data=None)
+        account.count_crossing(at.client, way, found, len(data))
+        return found
+
+    def received(self, crossing: Crossing, at: StepId, tail: Tail) -> Arrival | None:
+        """Server: unpack and decode what is left of smashed data; None if nothing is.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`arrive`, if that is not the channel's fault.
+        """
+        try:
+            return None if crossing.data is None else self.arrive(crossing.data, at, tail)
+        except ValueError:
+            if crossing.is_spoilt:
+                return None
+            raise
 
     def arrive(self, data: bytes | memoryview, at: StepId, tail: Tail) -> Arrival:
         """Server: unpack and decode what :meth:`up` sent.
@@ -138,6 +196,15 @@ def _pack(codec: Codec, payload: Payload, at: StepId, purpose: Purpose) -> Paylo
     check_finite(payload)  # some grids would hide what is not
     with torch.no_grad():
         return codec.pack(payload, at.generator(purpose))
+
+
+def _makes_sense(crossing: Crossing, codec: Codec, channel: Channel) -> bool:
+    """Tell whether a spoilt message can be unpacked, to values that may be."""
+    try:
+        found = codec.unpack(Payload.from_bytes(crossing.data or b""))
+        return clean(found, channel.largest) == 0
+    except UNREADABLE:
+        return False
 
 
 def check_finite(payload: Payload) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -97,6 +97,10 @@ class ClientSide(Protocol):
         """Step the head, and go on to the next batch."""
         ...
 
+    def skip(self) -> None:
+        """Go on to the next batch without learning from the present one."""
+        ...
+
     def end(self) -> Record:
         """End the round: return the samples that the client holds, and a head that came."""
         ...
@@ -152,6 +156,16 @@ class HalfServed:
     resume: Callable[[Mapping[int, Any]], Served]
     flops: dict[int, int]
     failed: Sequence[int] = ()
+
+
+@dataclass
+class Waiting:
+    """Payloads that are served when their clients have answered, and what follows then."""
+
+    half: HalfServed
+    then: Callable[[Served], None]
+    missing: set[int]
+    answers: dict[int, Any] = field(default_factory=dict)
 
 
 class Flops(NamedTuple):

@@ -26,6 +26,8 @@ PAYLOAD = "payload"
 """A client sends the smashed data of its next batch."""
 GRADIENT = "gradient"
 """The server answers a payload with the cut gradient."""
+SKIP = "skip"
+"""The server tells a client that something of its step was lost: go on without learning."""
 END = "end"
 """A client has no batch left and sends the weights that it has trained."""
 

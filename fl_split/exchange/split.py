@@ -29,6 +29,7 @@ from fl_split.exchange.records import (
     GRADIENT,
     PAYLOAD,
     SAMPLES,
+    SKIP,
     SMASHED_BYTES,
     STEPS,
     Record,
@@ -50,11 +51,13 @@ class Split(Exchange):
     # The client's half.
 
     def receive(self, client: ClientSide, record: Record) -> Record | None:
-        """Enter the round, or learn from a cut gradient."""
+        """Enter the round, learn from a cut gradient, or go on without one."""
         if record.action in (BEGIN, GO_ON):
             client.begin(record)
         elif record.action == GRADIENT:
             client.learn(client.backward(record))
+        elif record.action == SKIP:
+            client.skip()
         else:
             raise ValueError(f"split learning knows no {record.action!r}")
         return None

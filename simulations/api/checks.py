@@ -1,4 +1,4 @@
-"""Holds a part to the public laws of its kind: a codec, a model, a strategy, a skew, an engine."""
+"""Holds a part to the public laws of its kind, as a codec, a channel, a model or a strategy."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from fl_split.checks import check_codec, check_model
+from fl_split.checks import check_channel, check_codec, check_model
 from fl_split.spec_errors import SpecError
 from fl_split.specs import parse, resolve
 from simulations.checks import check_engine, check_skew, check_strategy
 from simulations.runs.parts import SPEC_TABLES
 
 LAWS: dict[str, Callable[[Any], None]] = {
+    "channel": check_channel,
     "codec": check_codec,
     "engine": check_engine,
     "model": check_model,

@@ -17,7 +17,7 @@ PLUGINS = typer.Option("--plugin", help="Python file that has it; its name is th
 
 @app.command()
 def check(spec: Annotated[str, SPEC], plugins: Annotated[list[str] | None, PLUGINS] = None) -> None:
-    """Hold a codec, model, strategy, skew or engine to the laws that ours are held to.
+    """Hold a codec, channel, model, strategy, skew or engine to the laws that ours are held to.
 
     Example: [b]fl-split check "my_parts:MyCodec(ratio=0.1)" --plugin my_parts.py[/b]
     """

@@ -23,6 +23,7 @@ app = typer.Typer()
 
 KEYS = {
     "codecs": "codec",
+    "channels": "channel",
     "strategies": "strategy",
     "aggregations": "aggregation",
     "budgets": "budget",
@@ -37,11 +38,12 @@ KEYS = {
 }
 """Categories that can be listed, and the key that names an entry of each; `keys` is one more."""
 
-ALSO = {"downlink": "codecs", "tail_optimizer": "optimisers"}
+ALSO = {"downlink": "codecs", "down_channel": "channels", "tail_optimizer": "optimisers"}
 """Keys whose entries are those of another key, and the category that lists them."""
 
 TITLES = {
     "aggregations": "Aggregation (aggregation)",
+    "channels": "Channels (channel, down_channel)",
     "codecs": "Codecs (codec, and what only packs also as downlink)",
     "datasets": "Data sets (dataset)",
     "optimisers": "Optimisers (head_optimizer, tail_optimizer)",

@@ -172,6 +172,10 @@ class Client:
     def learn(self, gradient: Tensor) -> None:
         """Step the head on its gradient for the present step, and go on to the next."""
         descend(self.optimizer, self.head, gradient)
+        self.skip()
+
+    def skip(self) -> None:
+        """Go on to the next batch without learning from the present one."""
         self.release()
         self.place = self.at.next()
 

@@ -133,6 +133,29 @@ OF_SYSTEM = (
 """Columns of a run that has a `system`: the length of the round, and the energy of all clients."""
 
 
+OF_CHANNEL = (
+    Metric("resent_bytes_up", "resent up", "bytes", adds_up=True, is_cost=False),
+    Metric("resent_bytes_down", "resent down", "bytes", adds_up=True, is_cost=False),
+    Metric("channel_uses_up", "channel uses up", adds_up=True, is_cost=False),
+    Metric("channel_uses_down", "channel uses down", adds_up=True, is_cost=False),
+    Metric("damaged_values_up", "values damaged up", adds_up=True, is_cost=False),
+    Metric("damaged_values_down", "values damaged down", adds_up=True, is_cost=False),
+    Metric("zeroed_values_up", "values zeroed up", adds_up=True, is_cost=False),
+    Metric("zeroed_values_down", "values zeroed down", adds_up=True, is_cost=False),
+    Metric("lost_payloads_up", "payloads lost up", adds_up=True, is_cost=False),
+    Metric("lost_payloads_down", "payloads lost down", adds_up=True, is_cost=False),
+)
+"""Columns of a run that has a `channel` or `down_channel`, of all clients together.
+
+- `resent_bytes_up`, `resent_bytes_down`: repetitions, which are part of the payload bytes.
+- `channel_uses_up`, `channel_uses_down`: uses of an analog channel, two values each.
+- `damaged_values_up`, `damaged_values_down`: numbers that arrived other than they were sent, by
+  bit errors or lost packets. Noise of an analog channel changes all and counts none.
+- `zeroed_values_up`, `zeroed_values_down`: those of them that the receiver set to zero.
+- `lost_payloads_up`, `lost_payloads_down`: payloads and cut gradients from which nobody learnt.
+"""
+
+
 def declared(summary: Mapping[str, Any]) -> dict[str, Metric]:
     """Return the metrics of a run by name: ours, and those that its summary says of observers."""
     others = [Metric(**values) for values in summary.get("metrics", ())]

@@ -92,6 +92,16 @@ class Experiment(BaseModel):
     downlink: str = Field(
         "identity()", description="how cut gradients are packed", json_schema_extra=UNTOLD
     )
+    channel: str = Field(
+        "perfect()",
+        description="what the link does to smashed data on their way up",
+        json_schema_extra=UNTOLD,
+    )
+    down_channel: str = Field(
+        "perfect()",
+        description="what the link does to cut gradients on their way down",
+        json_schema_extra=UNTOLD,
+    )
     strategy: str = Field("parallel()", description="who trains when, what is averaged")
     aggregation: str = Field(
         "fedavg()", description="how weights are averaged each round", json_schema_extra=UNTOLD

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fl_split.codecs import Codec
-from fl_split.exchange.account import Traffic, ratio
+from fl_split.exchange.account import Crossed, Traffic, ratio
 from simulations.runs.budget import Budget
-from simulations.runs.columns import COLUMNS, Metric
+from simulations.runs.columns import COLUMNS, OF_CHANNEL, Metric
 from simulations.runs.tracking import Log, NoLog
 from strategies import RoundResult
 
@@ -90,6 +90,22 @@ class Costs(Observer):
             "client_flops": result.client_flops,
             "server_flops": result.server_flops,
         }
+
+
+class Channels(Observer):
+    """What the channels did, of each client and of all together."""
+
+    metrics = OF_CHANNEL
+
+    def measure(self, result: RoundResult) -> Mapping[str, int]:
+        """Sum over clients."""
+        found = self.of_clients(result).values()
+        return {one.name: sum(numbers[one.name] for numbers in found) for one in OF_CHANNEL}
+
+    def of_clients(self, result: RoundResult) -> Mapping[int, Mapping[str, int]]:
+        """Return the numbers of each client."""
+        nothing = Crossed()
+        return {client: vars(result.crossed.get(client, nothing)) for client in result.traffic}
 
 
 class Seconds(Observer):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from typing import Any
 
+from fl_split.channels import CHANNELS, Channel
 from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
 from fl_split.exchange.link import Link
 from fl_split.models import MODELS, Model
@@ -29,8 +30,10 @@ from strategies.server.aggregation import AGGREGATIONS, Aggregator
 TABLES: dict[str, Table[Any]] = {
     "aggregation": AGGREGATIONS,
     "budget": BUDGETS,
+    "channel": CHANNELS,
     "codec": CODECS,
     "dataset": DATASETS,
+    "down_channel": CHANNELS,
     "downlink": CODECS,
     "engine": ENGINES,
     "head_optimizer": OPTIMIZERS,
@@ -68,6 +71,8 @@ class Parts:
 
     codec: Codec
     downlink: Codec
+    channel: Channel
+    down_channel: Channel
     strategy: Strategy
     aggregation: Callable[[], Aggregator]
     model: Model
@@ -82,7 +87,7 @@ class Parts:
 
     def link(self) -> Link:
         """Return the road between clients and server."""
-        return Link(self.codec, self.downlink)
+        return Link(self.codec, self.downlink, self.channel, self.down_channel)
 
 
 def build(specs: Mapping[str, str], image_size: int = 0) -> Parts:
@@ -96,6 +101,8 @@ def build(specs: Mapping[str, str], image_size: int = 0) -> Parts:
     return Parts(
         codec=parse_codec(specs["codec"]),
         downlink=parse_downlink(specs["downlink"]),
+        channel=parse(specs["channel"], CHANNELS),
+        down_channel=parse(specs["down_channel"], CHANNELS),
         strategy=parse(specs["strategy"], STRATEGIES),
         aggregation=partial(_fresh, specs["aggregation"]),
         model=model,

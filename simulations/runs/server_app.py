@@ -33,6 +33,7 @@ from simulations.runs.fairness import Fairness
 from simulations.runs.files import WriteError, write_whole, writing
 from simulations.runs.observers import (
     Budgets,
+    Channels,
     Costs,
     Learning,
     Observer,
@@ -133,7 +134,10 @@ class RunController:
         self.folder = output_folder(experiment)
         system = experiment.parts.system
         self.timers = [VirtualTime(system, Timed.of(experiment.model_dump()))] if system else []
-        new = new_metrics([*self.timers, *context.observers])
+        link = experiment.parts.link()
+        is_perfect = link.channel.is_perfect and link.down_channel.is_perfect
+        self.channels = [] if is_perfect else [Channels()]
+        new = new_metrics([*self.channels, *self.timers, *context.observers])
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         for timer in self.timers:
             timer.elapsed = sum(row[VIRTUAL_SECONDS] for row in self.recorder.rows)
@@ -168,6 +172,7 @@ class RunController:
             Learning(),
             Costs(self.experiment.parts.codec),
             Seconds(getattr(self.grid, "cpu_seconds", None)),
+            *self.channels,
             *self.timers,
             *context.observers,
             self.tracker,

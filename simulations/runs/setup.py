@@ -44,7 +44,7 @@ from simulations.runs.experiment_data import (
 )
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.trials import check_attention, try_link
+from simulations.runs.trials import check_attention, check_channels, try_link
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
 
@@ -165,6 +165,8 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         cannot be built, or a cut outside it. The message names the key.
     """
     e = experiment
+    if e.parts.strategy.sends_smashed_data:
+        check_channels(e.parts.link(), bool(e.end))
     with named("dataset"):
         looked = look(e, progress)
     source = looked.source

@@ -6,6 +6,7 @@ import torch
 
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import CODECS, Codec, Smashed
+from fl_split.exchange.account import Way
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch, Exchange
 from fl_split.exchange.split import encode
@@ -26,6 +27,22 @@ def check_attention(codec: Codec, head: Head, model: str) -> None:
         raise ValueError(
             f"{name} needs CLS attention, which {model} does not have; use one of {others}"
         )
+
+
+def check_channels(link: Link, is_ushape: bool) -> None:
+    """Raise ValueError if what the codecs pack cannot be sent over the channels of `link`."""
+    ways: dict[Way, str] = {"up": "channel", "down": "down_channel"}
+    for way, key in ({**ways, "way back": "channel"} if is_ushape else ways).items():
+        channel, codec = link.road(way)
+        try:
+            channel.check(codec)
+            if is_ushape and channel.can_lose(codec):
+                raise ValueError(
+                    f"{channel!r} may lose messages of {codec!r}, and a U-shape needs all four of "
+                    "an exchange; use erasure(mode='retransmit'), or end=0"
+                )
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from simulations.runs.parts import SPEC_TABLES
 from simulations.runs.settings import read_values
 from simulations.studies.cells import Cell
 
-OF_SMASHED = ("codec", "downlink")
+OF_SMASHED = ("codec", "downlink", "channel", "down_channel")
 """Keys that change nothing where no smashed data are sent."""
 
 LONGEST_NAME = 120
@@ -63,8 +63,8 @@ def read_grid(table: Any, pairs: Sequence[str]) -> dict[str, list[Any]]:
 def cells(base: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[Cell]:
     """Make all experiments of a grid, every one of them checked; seeds vary fastest.
 
-    Strategies that send no smashed data are run with one codec and downlink only: no
-    compression if it is among them, else the first.
+    Strategies that send no smashed data are run with one codec, downlink and channel each way
+    only: no compression and the perfect one if they are among them, else the first.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def cells(base: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> list[Cell]:
 
 
 def _plainest(specs: list[Any]) -> Any:
-    return next((spec for spec in specs if str(spec).startswith("identity")), specs[0])
+    return next((spec for spec in specs if str(spec).startswith(("identity", "perfect"))), specs[0])
 
 
 def _told_apart(found: list[Cell]) -> list[Cell]:

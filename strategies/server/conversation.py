@@ -6,14 +6,13 @@ should not is dropped for the round.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fl_split.exchange.account import Traffic, payload_bytes, weights_bytes
+from fl_split.exchange.account import Traffic, weights_bytes
 from fl_split.exchange.link import UNREADABLE, Arrival
-from fl_split.exchange.protocol import Exchange, HalfServed, Served
+from fl_split.exchange.protocol import Exchange, HalfServed, Served, Waiting
 from fl_split.exchange.records import (
     BEGIN,
     END,
@@ -23,6 +22,7 @@ from fl_split.exchange.records import (
     PAYLOAD,
     ROUND,
     SAMPLES,
+    SKIP,
     SMASHED_BYTES,
     Record,
     Weights,
@@ -33,21 +33,8 @@ from strategies.server.aggregation import Update
 from strategies.server.mailbox import PUSH_AT, Mailbox
 from strategies.server.participants import Assignment
 from strategies.server.tasks import SERVER, TaskGraph
+from strategies.server.threads import group_size
 from strategies.server.training import Training
-
-MOST_GROUPS, LARGEST_GROUP = 8, 16
-"""Clients are served together in groups: enough of them for several cores, none so large that
-it starts late."""
-
-
-@dataclass
-class Waiting:
-    """Payloads that are served when their clients have answered, and what follows then."""
-
-    half: HalfServed
-    then: Callable[[Served], None]
-    missing: set[int]
-    answers: dict[int, object] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -85,6 +72,7 @@ class Conversation:
     tasks: TaskGraph = field(default_factory=TaskGraph)
     server_flops: int = 0
     flops_of_answers: int = 0
+    flops_not_done: int = 0
 
     def __post_init__(self) -> None:
         self.clients = list(self.assignments)
@@ -128,10 +116,12 @@ class Conversation:
 
     def next_payload(self, client: int) -> Arrival | None:
         """Wait for the next payload of `client`; None when it has ended or was dropped."""
-        if client in self.ends or self.mailbox.dropped(client):
-            return None
-        record = self.mailbox.receive(client)
-        return None if record is None else self._sort(client, record)
+        while client not in self.ends and not self.mailbox.dropped(client):
+            record = self.mailbox.receive(client)
+            arrival = None if record is None else self._sort(client, record)
+            if record is None or arrival is not None:  # else it is lost: the next one comes
+                return arrival
+        return None
 
     def arrivals(self) -> Iterator[dict[int, Arrival]]:
         """Yield payloads as they come, a few at once, until every client has ended."""
@@ -179,11 +169,15 @@ class Conversation:
                 self.mailbox.drop(client, f"got a cut gradient with {error}")
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
+            crossing = self.link.over(record.sent(), at, "down", self.mailbox.account)
             numbers, samples = cut.values * self.link.packs_down, self.batch_samples[client]
-            work, size = self.flops.backward * samples, payload_bytes(record)
-            self.tasks.gradient(client, at.step, numbers, size, work)
+            is_lost, work = crossing.data is None, self.flops.backward * samples
+            self.tasks.gradient(client, at.step, numbers, crossing.size, work, is_lost)
+            if is_lost:
+                self._skip(client, "down")
+                continue
             self.steps[client] += 1
-            self.mailbox.send(client, record)
+            self.mailbox.send(client, replace(record, payload=crossing.data))
 
     def half_serve(
         self, half: HalfServed, then: Callable[[Served], None], owner: int = SERVER
@@ -199,13 +193,13 @@ class Conversation:
         for client, output in half.outputs.items():
             at = self.at(client)
             record = Record(half.action, self.link.across(output, at, "output"), step=at.step)
+            way = self.link.over(record.sent(), at, "output", self.mailbox.account)
             flops = self.exchange.answer_flops(self.training.head.module, output)
             self.flops_of_answers += flops
-            size = payload_bytes(record)
-            self.tasks.follow("output down", client, at.step, size, *self.tasks.served(client))
+            self.tasks.follow("output down", client, at.step, way.size, *self.tasks.served(client))
             self.tasks.follow("end", client, at.step, flops)
             self._waiting[client] = waiting
-            self.mailbox.send(client, record)
+            self.mailbox.send(client, replace(record, payload=way.data))
         if not half.outputs:
             self._resume(waiting)
 
@@ -240,20 +234,31 @@ class Conversation:
             self.mailbox.drop(client, f"sent {error}")
         return None
 
-    def _arrive(self, client: int, record: Record) -> Arrival:
+    def _arrive(self, client: int, record: Record) -> Arrival | None:
+        """Return a payload that has come; None if the channel has lost it."""
         size, data, at = int(record.number(SAMPLES)), record.sent(), self.at(client)
         if record.step != at.step:
             raise ValueError(f"a payload of step {record.step}, expected step {at.step}")
         if not 0 < size <= self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
-        work, numbers = size * self.flops.forward, int(record.number(SMASHED_BYTES)) // 4
-        numbers *= self.link.encodes
-        self.tasks.payload(client, at.step, work, numbers, payload_bytes(record))
-        arrival = self.link.arrive(data, at, self.training.tail.module)
-        if self.link.encodes:
+        work, smashed = size * self.flops.forward, int(record.number(SMASHED_BYTES))
+        numbers = smashed // 4 * self.link.encodes
+        crossing = self.link.over(data, at, "up", self.mailbox.account)
+        self.tasks.payload(client, at.step, work, numbers, crossing.size)
+        arrival = self.link.received(crossing, at, self.training.tail.module)
+        if arrival is None:
+            self._skip(client, "up")
+        elif self.link.encodes:
             self.tasks.decode(client, at.step, arrival.values)
         return arrival
+
+    def _skip(self, client: int, way: str) -> None:
+        """Let a client go on without learning, as its payload or its cut gradient is lost."""
+        self.mailbox.account.count_loss(client, way)
+        self.flops_not_done += self.flops.backward * self.batch_samples[client]
+        self.mailbox.send(client, Record(SKIP, step=self.steps[client]))
+        self.steps[client] += 1
 
     def _end(self, client: int, record: Record) -> None:
         check_weights(record.weights, self._expected[client])
@@ -283,9 +288,11 @@ class Conversation:
         waiting.missing.discard(client)
         try:
             if record is not None:
+                at, data = self.at(client), record.payload or b""
+                crossing = self.link.over(data, at, "way back", self.mailbox.account)
+                record = replace(record, payload=record.payload and crossing.data)
                 waiting.answers[client] = waiting.half.read(client, self.link, record)
-                step, size = self.steps[client], payload_bytes(record)
-                self.tasks.follow("output gradient up", client, step, size)
+                self.tasks.follow("output gradient up", client, at.step, crossing.size)
         finally:
             if not waiting.missing:
                 self._resume(waiting)
@@ -293,8 +300,3 @@ class Conversation:
     def _resume(self, waiting: Waiting) -> None:
         work = partial(waiting.half.resume, waiting.answers)
         self.training.threads.submit(work, waiting.then)
-
-
-def group_size(clients: int) -> int:
-    """Return how many of `clients` are served together, at least: the same on any machine."""
-    return min(LARGEST_GROUP, math.ceil(clients / MOST_GROUPS))

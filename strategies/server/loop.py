@@ -103,12 +103,13 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
             {k: v for k, v in round.losses.items() if not round.mailbox.dropped(k)}, round.samples
         ),
         traffic=round.mailbox.account.traffic,
+        crossed=round.mailbox.account.crossed,
         progress=Progress(
             round.number,
             moments(round.tail.optimizer, round.tail.flat.vector),
             round.training.aggregator.state(),
         ),
-        client_flops=round.flops.total * samples + round.flops_of_answers,
+        client_flops=round.flops.total * samples + round.flops_of_answers - round.flops_not_done,
         server_flops=round.server_flops,
         drift=apart,
         tasks=in_order(round.tasks.tasks),

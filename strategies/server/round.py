@@ -17,10 +17,10 @@ from fl_split.exchange.split import total
 from fl_split.payload import Payload
 from fl_split.seeds import generator
 from strategies.server.aggregation import Update
-from strategies.server.conversation import group_size
 from strategies.server.punctual import Punctual
 from strategies.server.tail import TrainedTail
 from strategies.server.tasks import SERVER
+from strategies.server.threads import group_size
 
 LEAST_TOKENS = 2048
 """Tokens from which on a group of clients is worth a job, and a message to each worker."""

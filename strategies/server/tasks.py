@@ -130,12 +130,19 @@ class TaskGraph:
             self.follow("encode", client, step, numbers)
         self.follow("up", client, step, size)
 
-    def gradient(self, client: int, step: int, numbers: int, size: int, work: int) -> None:
-        """Record the way of a cut gradient to the client: numbers to pack, bytes, operations."""
+    def gradient(
+        self, client: int, step: int, numbers: int, size: int, work: int, is_lost: bool = False
+    ) -> None:
+        """Record the way of a cut gradient to the client: numbers to pack, bytes, operations.
+
+        With one that is lost the client does nothing.
+        """
         made = self._served[client]
         if numbers:
             made = (self.add("pack", SERVER, step, numbers, *made),)
         self.follow("down", client, step, size, *made)
+        if is_lost:
+            return
         if numbers:
             self.follow("unpack", client, step, numbers)
         self.follow("backward", client, step, work)

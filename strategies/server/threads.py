@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import torch
+
+MOST_GROUPS, LARGEST_GROUP = 8, 16
+"""Clients are served together in groups: enough of them for several cores, none so large that
+it starts late."""
 
 R = TypeVar("R")
 Then = Callable[[Any], None]
@@ -19,6 +24,11 @@ def available_cores(system: Any = os) -> int:
     if hasattr(system, "sched_getaffinity"):  # not on macOS
         return len(system.sched_getaffinity(0))
     return system.cpu_count() or 1
+
+
+def group_size(clients: int) -> int:
+    """Return how many of `clients` are served together, at least: the same on any machine."""
+    return min(LARGEST_GROUP, math.ceil(clients / MOST_GROUPS))
 
 
 class ServerThreads:

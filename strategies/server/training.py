@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fl_split.exchange.account import Traffic
+from fl_split.exchange.account import Crossed, Traffic
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
 from fl_split.exchange.records import Weights
@@ -118,6 +118,8 @@ class RoundResult:
         Mean distance of the clients' heads to their mean, before averaging.
     tasks : list of Task
         The task graph.
+    crossed : dict[int, Crossed]
+        What channels did to payloads, of clients whose payloads went over one.
     """
 
     round: int
@@ -130,3 +132,4 @@ class RoundResult:
     server_flops: int
     drift: float | None
     tasks: list[Task] = field(repr=False)
+    crossed: Mapping[int, Crossed] = field(default_factory=dict, repr=False)

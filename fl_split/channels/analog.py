@@ -1,0 +1,74 @@
+"""Numbers on the air as they are: what channels with noise have in common.
+
+Two numbers of a sample are one complex symbol. The noise of a sample follows its own power: its
+variance is the mean square of the sample's numbers over the signal-to-noise ratio (SNR).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fl_split.channels.channel import Channel, Crossing, clean
+from fl_split.codecs import Codec
+from fl_split.payload import Payload
+
+
+class Analog(Channel):
+    """Send the carried tensors as complex symbols, side information without an error.
+
+    The numbers count as many bytes as a code at capacity would carry in as many uses of the
+    channel: uses * log2(1 + SNR) / 8. A subclass says what is received of symbols.
+    """
+
+    snr_db: float
+
+    @property
+    def snr(self) -> float:
+        """Power of the signal over that of the noise."""
+        return float(10 ** (self.snr_db / 10))
+
+    def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what is received of complex symbols (samples, uses) with noise of that shape."""
+        raise NotImplementedError
+
+    def check(self, codec: Codec) -> None:
+        """Refuse codecs that pack numbers into bits."""
+        if not codec.analog:
+            name = type(self).__name__.lower()
+            raise ValueError(
+                f"{name} adds noise to numbers as they are, and {codec!r} packs them into bits; "
+                "use a codec that does not, as identity() or topk(ratio=0.1), or the channel "
+                "erasure(mode='retransmit')"
+            )
+
+    def cross(self, data: bytes, codec: Codec, generator: torch.Generator) -> Crossing:
+        """Add noise to every sample, row by row of each carried tensor."""
+        payload, uses, size = Payload.from_bytes(data), 0, len(data)
+        for name, value in payload.carried.items():
+            size -= value.numel() * value.element_size()
+            if value.numel():
+                rows = value.reshape(len(value) if value.dim() else 1, -1)
+                symbols = _symbols(functional.pad(rows, (0, rows.shape[1] % 2)))
+                power = rows.square().mean(dim=1, keepdim=True)
+                noise = _gaussian(symbols.shape, generator) * (power / self.snr).sqrt()
+                received = torch.view_as_real(self.receive(symbols, noise, generator))
+                kept = received.flatten(1)[:, : rows.shape[1]]
+                payload.carried[name] = kept.reshape(value.shape)
+                uses += symbols.numel()
+        zeroed = clean(payload)
+        size += math.ceil(uses * math.log2(1 + self.snr) / 8)
+        return Crossing(payload.to_bytes(), size, uses=uses, damaged=zeroed, zeroed=zeroed)
+
+
+def _symbols(rows: Tensor) -> Tensor:
+    """Join neighbours of (samples, 2 uses) to complex symbols (samples, uses)."""
+    return torch.view_as_complex(rows.reshape(len(rows), -1, 2).contiguous())
+
+
+def _gaussian(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Draw complex numbers whose real and imaginary parts have variance 1."""
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=generator))

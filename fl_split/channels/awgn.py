@@ -1,0 +1,32 @@
+"""Additive white Gaussian noise on numbers that are sent as they are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fl_split.channels.analog import Analog
+from fl_split.specs import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class AWGN(Analog):
+    """Add Gaussian noise to the values of every sample; for codecs that pack nothing into bits.
+
+    Values count uses * log2(1 + SNR) / 8 bytes, two of a sample being one use of the channel.
+
+    Parameters
+    ----------
+    snr_db : float
+        Power of a sample's values over that of the noise, in dB.
+    """
+
+    snr_db: Annotated[float, Field(ge=-100, le=300)] = 10.0
+
+    def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Add noise."""
+        return symbols + noise

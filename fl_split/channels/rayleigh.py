@@ -1,0 +1,39 @@
+"""Rayleigh fading, one gain for each sample, and noise, on numbers that are sent as they are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fl_split.channels.analog import Analog
+from fl_split.specs import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Rayleigh(Analog):
+    """Multiply every sample by a random complex gain, then add Gaussian noise (block fading).
+
+    Gains h are Gaussian, of mean square magnitude 1. For codecs that pack nothing into bits; values count
+    bytes as with `awgn`, at the mean SNR.
+
+    Parameters
+    ----------
+    snr_db : float
+        Power of a sample's values over that of the noise, in dB, for a gain of 1.
+    csi : bool
+        Whether the receiver knows the gain and divides by it: the power of a sample's noise is
+        then divided by the gain's square. Else it takes what comes.
+    """
+
+    snr_db: Annotated[float, Field(ge=-100, le=300)] = 10.0
+    csi: bool = True
+
+    def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Fade each sample, add noise, and divide by the gain if it is known."""
+        parts = torch.randn(len(symbols), 1, 2, generator=generator) / 2**0.5
+        gain = torch.view_as_complex(parts)
+        return symbols + noise / gain if self.csi else gain * symbols + noise
