@@ -44,7 +44,7 @@ SMALL = {
 def test_every_door_leads_somewhere_and_opens_only_when_asked():
     assert sorted(testing.ROOMS) == testing.__all__
     assert all(getattr(testing, name).__doc__ for name in testing.__all__)
-    with pytest.raises(AttributeError, match="it has check_codec, check_engine"):
+    with pytest.raises(AttributeError, match="it has check_channel, check_codec, check_engine"):
         testing.check_everything  # noqa: B018
     code = (
         "import sys, fl_split.testing as t; t.check_codec;"

@@ -17,8 +17,8 @@ from fl_split.specs import STRICT
 class Rayleigh(Analog):
     """Multiply every sample by a random complex gain, then add Gaussian noise (block fading).
 
-    Gains h are Gaussian, of mean square magnitude 1. For codecs that pack nothing into bits; values count
-    bytes as with `awgn`, at the mean SNR.
+    Gains are Gaussian, of mean square magnitude 1. For codecs that pack nothing into bits;
+    values count bytes as with `awgn`, at the mean SNR.
 
     Parameters
     ----------
