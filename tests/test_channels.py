@@ -13,6 +13,7 @@ from fl_split.channels import erasure as erasure_module
 from fl_split.channels.bit_errors import CHECKSUM, FRAME
 from fl_split.channels.channel import Channel, clean, hits
 from fl_split.codecs import CODECS, Codec, Identity, parse_codec, parse_downlink
+from fl_split.exchange.account import Account
 from fl_split.payload import Payload, extents
 from fl_split.seeds import StepId, generator
 from fl_split.spec_errors import SpecError
@@ -566,3 +567,27 @@ def test_repetitions_are_part_of_the_payload_bytes_and_nothing_else_changes(refe
     assert grown == after["resent_bytes_up"]
     assert grown == pytest.approx(before["payload_bytes_up"], rel=0.3)
     assert after["payload_bytes_down"] == before["payload_bytes_down"]
+
+
+def test_noise_of_a_cell_is_that_of_each_client_in_each_round():
+    """By its definition a rate of W log2(1 + SNR) tells the SNR; the noise has that power."""
+    experiment = Experiment.from_dict(
+        {"clients": 5, "system": "cell(fading=True, station_watts=2.0)", "channel": "awgn(snr_db='cell')",
+         "down_channel": "awgn(snr_db='cell')"}
+    )  # fmt: skip
+    link, cell, account = experiment.parts.link(), experiment.parts.system.network, Account()
+    sent = Payload({"tokens": torch.randn(1, 1, 200_000, generator=generator(0, "trial"))})
+    for number, client, way in ((1, 0, "up"), (1, 3, "up"), (2, 3, "up"), (2, 3, "down")):
+        roads = cell.roads(5, number, 7)
+        rate = (roads.up if way == "up" else roads.down)[client]
+        snr_db = 10 * np.log10(2 ** (rate / 1e7) - 1)
+        found = link.over(sent.to_bytes(), StepId(7, number, client, 0), way, account)
+        noise = Payload.from_bytes(found.data).carried["tokens"] - sent.carried["tokens"]
+        power = sent.carried["tokens"].square().mean() / noise.square().mean()
+        assert 10 * np.log10(float(power)) == pytest.approx(snr_db, abs=0.1)
+
+
+def test_noise_of_a_cell_needs_a_cell(simulate):
+    with pytest.raises(ValueError, match="give a system with one, as 'cell.."):
+        simulate(channel="awgn(snr_db='cell')", system="wifi()")
+    simulate(channel="awgn(snr_db='cell')", system="cell()", rounds=1, local_steps=1)

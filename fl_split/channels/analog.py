@@ -7,14 +7,21 @@ variance is the mean square of the sample's numbers over the signal-to-noise rat
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from fl_split.channels.channel import Channel, Crossing, clean
 from fl_split.codecs import Codec
 from fl_split.payload import Payload
+
+LEAST_DB, MOST_DB = -100.0, 300.0
+
+Decibel = Annotated[float, Field(ge=LEAST_DB, le=MOST_DB)]
 
 
 class Analog(Channel):
@@ -24,12 +31,21 @@ class Analog(Channel):
     channel: uses * log2(1 + SNR) / 8. A subclass says what is received of symbols.
     """
 
-    snr_db: float
+    snr_db: Decibel | Literal["cell"]
 
     @property
     def snr(self) -> float:
         """Power of the signal over that of the noise."""
-        return float(10 ** (self.snr_db / 10))
+        return float(10 ** (float(self.snr_db) / 10))
+
+    @property
+    def asks_snr(self) -> bool:
+        """Whether it is that of a cell."""
+        return self.snr_db == "cell"
+
+    def with_snr(self, snr_db: float) -> Analog:
+        """Return the channel with this signal-to-noise ratio, in dB."""
+        return replace(self, snr_db=min(max(snr_db, LEAST_DB), MOST_DB))  # type: ignore[type-var]
 
     def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Return what is received of complex symbols (samples, uses) with noise of that shape."""

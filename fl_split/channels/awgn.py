@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Literal
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.channels.analog import Analog
+from fl_split.channels.analog import Analog, Decibel
 from fl_split.specs import STRICT
 
 
@@ -21,11 +20,12 @@ class AWGN(Analog):
 
     Parameters
     ----------
-    snr_db : float
-        Power of a sample's values over that of the noise, in dB.
+    snr_db : float or "cell"
+        Power of a sample's values over that of the noise, in dB. "cell" takes that of each client
+        in each round from the `cell` of the system.
     """
 
-    snr_db: Annotated[float, Field(ge=-100, le=300)] = 10.0
+    snr_db: Decibel | Literal["cell"] = 10.0
 
     def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Add noise."""

@@ -67,6 +67,15 @@ class Channel(ABC):
     is_perfect: ClassVar[bool] = False
     largest: float = math.inf
 
+    @property
+    def asks_snr(self) -> bool:
+        """Whether the system says how much noise there is, by client and round."""
+        return False
+
+    def with_snr(self, snr_db: float) -> Channel:
+        """Return the channel with this signal-to-noise ratio, in dB; for those that ask."""
+        return self
+
     @abstractmethod
     def cross(self, data: bytes, codec: Codec, generator: torch.Generator) -> Crossing:
         """Return what arrives of `data`, which `codec` has packed.

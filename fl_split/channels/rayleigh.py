@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Literal
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.channels.analog import Analog
+from fl_split.channels.analog import Analog, Decibel
 from fl_split.specs import STRICT
 
 
@@ -22,14 +21,15 @@ class Rayleigh(Analog):
 
     Parameters
     ----------
-    snr_db : float
+    snr_db : float or "cell"
         Power of a sample's values over that of the noise, in dB, for a gain of 1.
+        "cell" takes that of each client in each round from the `cell` of the system.
     csi : bool
         Whether the receiver knows the gain and divides by it: the power of a sample's noise is
         then divided by the gain's square. Else it takes what comes.
     """
 
-    snr_db: Annotated[float, Field(ge=-100, le=300)] = 10.0
+    snr_db: Decibel | Literal["cell"] = 10.0
     csi: bool = True
 
     def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:

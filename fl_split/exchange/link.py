@@ -13,6 +13,7 @@ server works it out for both ways: of what has come, and of what it is about to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,6 +79,8 @@ class Link:
     channel, down_channel : Channel
         What becomes of bytes on their way to the server, and to the client. Both ends pack and
         unpack as if there were none: see :meth:`over`.
+    snr_db : Callable, optional
+        Signal-to-noise ratio of a message in dB, for channels that ask for it.
     """
 
     def __init__(
@@ -86,7 +89,9 @@ class Link:
         downlink: Codec,
         channel: Channel | None = None,
         down_channel: Channel | None = None,
+        snr_db: Callable[[Way, StepId], float] | None = None,
     ) -> None:
+        self.snr_db = snr_db
         self.codec, self.downlink = codec, downlink
         self.channel, self.down_channel = channel or Perfect(), down_channel or Perfect()
         self._owed: dict[int, dict[str, Tensor]] = {}
@@ -103,7 +108,7 @@ class Link:
 
     def renewed(self) -> Link:
         """Return a link like this one that owes nobody anything, as at the start of a round."""
-        return Link(self.codec, self.downlink, self.channel, self.down_channel)
+        return Link(self.codec, self.downlink, self.channel, self.down_channel, self.snr_db)
 
     def road(self, way: Way) -> tuple[Channel, Codec]:
         """Return over which channel a message goes, and which codec has packed it."""
@@ -122,6 +127,8 @@ class Link:
         channel, codec = self.road(way)
         if channel.is_perfect:
             return Crossing(data, len(data))
+        if channel.asks_snr and self.snr_db:
+            channel = channel.with_snr(self.snr_db(way, at))
         found = channel.cross(bytes(data), codec, at.generator(DRAWS[way]))
         if found.is_spoilt and not _makes_sense(found, codec, channel):
             found = replace(found, data=None)

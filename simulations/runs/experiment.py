@@ -183,7 +183,9 @@ class Experiment(BaseModel):
     def parts(self) -> Parts:
         """What the spec strings describe, built once."""
         plug_in(plugin_files(self.plugins))  # in another process than the one that checked them
-        return build({key: getattr(self, key) for key in SPEC_TABLES}, self.image_size)
+        return build(
+            {key: getattr(self, key) for key in SPEC_TABLES}, self.clients, self.image_size
+        )
 
     def objects(self) -> dict[str, Given]:
         """Return the keys whose value is an object in memory, which no file can hold."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from fl_split.channels import CHANNELS, Channel
 from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
+from fl_split.exchange.account import UPWARD, Way
 from fl_split.exchange.link import Link
 from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
+from fl_split.seeds import StepId
 from fl_split.specs import canonical, parse, stages
 from fl_split.tables import Table
 from simulations.data import partition
@@ -23,6 +25,8 @@ from simulations.engines import ENGINES
 from simulations.engines.local_grid import Engine
 from simulations.runs.budget import BUDGETS, Budget, parse_budget
 from simulations.runs.tracking import TRACKING, Tracking
+from simulations.system.networks import Cell
+from simulations.system.part import Numbers
 from simulations.system.system import SYSTEM, System, parse_system
 from strategies import STRATEGIES, Strategy
 from strategies.server.aggregation import AGGREGATIONS, Aggregator
@@ -60,6 +64,24 @@ CHAINS: dict[str, Callable[[str], Any]] = {
 
 
 @dataclass(frozen=True)
+class _Noise:
+    """Signal-to-noise ratio of each message in a cell."""
+
+    cell: Cell
+    clients: int
+
+    def __call__(self, way: Way, at: StepId) -> float:
+        up, down = _snrs_db(self.cell, self.clients, at.round, at.seed)
+        return float((up if way in UPWARD else down)[at.client])
+
+
+@lru_cache(maxsize=2)
+def _snrs_db(cell: Cell, clients: int, number: int, seed: int) -> tuple[Numbers, Numbers]:
+    """Draw a round once for all its messages."""
+    return cell.snrs_db(clients, number, seed)
+
+
+@dataclass(frozen=True)
 class Parts:
     """What an experiment's spec strings describe, by key.
 
@@ -84,13 +106,20 @@ class Parts:
     engine: Engine
     tracking: Tracking
     system: System | None
+    clients: int
 
     def link(self) -> Link:
         """Return the road between clients and server."""
-        return Link(self.codec, self.downlink, self.channel, self.down_channel)
+        return Link(self.codec, self.downlink, self.channel, self.down_channel, self.snr_db)
+
+    @property
+    def snr_db(self) -> Callable[[Way, StepId], float] | None:
+        """Says how much noise there is in the cell of the system, if it has one."""
+        network = self.system.network if self.system else None
+        return _Noise(network, self.clients) if isinstance(network, Cell) else None
 
 
-def build(specs: Mapping[str, str], image_size: int = 0) -> Parts:
+def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
     """Build what spec strings describe, by key; SpecError if one cannot be.
 
     `image_size`, if it is not 0, is handed to a model that takes one and was given none.
@@ -114,6 +143,7 @@ def build(specs: Mapping[str, str], image_size: int = 0) -> Parts:
         engine=parse(specs["engine"], ENGINES),
         tracking=parse(specs["tracking"], TRACKING),
         system=parse_system(specs["system"]),
+        clients=clients,
     )
 
 

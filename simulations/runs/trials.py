@@ -36,6 +36,10 @@ def check_channels(link: Link, is_ushape: bool) -> None:
         channel, codec = link.road(way)
         try:
             channel.check(codec)
+            if channel.asks_snr and link.snr_db is None:
+                raise ValueError(
+                    f"{channel!r} asks for the noise in a cell; give a system with one, as 'cell()'"
+                )
             if is_ushape and channel.can_lose(codec):
                 raise ValueError(
                     f"{channel!r} may lose messages of {codec!r}, and a U-shape needs all four of "

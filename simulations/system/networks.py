@@ -141,22 +141,37 @@ class Cell(Network):
         if self.nearest_km > self.farthest_km:
             raise ValueError("nearest_km must not be above farthest_km")
 
+    def snr_db(self, km: Numbers, watts: float) -> Numbers:
+        """Return the signal-to-noise ratio at a distance, without fading."""
+        noise_dbm = NOISE_DBM_PER_HZ + 10 * math.log10(self.bandwidth_mhz * 1e6)
+        loss_db = 128.1 + 37.6 * np.log10(km)
+        return np.asarray(10 * math.log10(watts * 1000) - loss_db - noise_dbm)
+
     def rate(self, km: Numbers, watts: float, gain: Numbers | float = 1.0) -> Numbers:
         """Return bit/s at a distance."""
-        width = self.bandwidth_mhz * 1e6
-        noise_dbm = NOISE_DBM_PER_HZ + 10 * math.log10(width)
-        loss_db = 128.1 + 37.6 * np.log10(km)
-        snr_db = 10 * math.log10(watts * 1000) - loss_db - noise_dbm
-        return np.asarray(width * np.log2(1 + gain * 10 ** (snr_db / 10)))
+        snr = gain * 10 ** (self.snr_db(km, watts) / 10)
+        return np.asarray(self.bandwidth_mhz * 1e6 * np.log2(1 + snr))
 
-    def roads(self, clients: int, number: int, seed: int) -> Roads:
-        """Return the roads of all clients."""
+    def _places(self, clients: int, number: int, seed: int) -> tuple[Numbers, Numbers]:
+        """Return km and gain of all clients in a round."""
         even = torch.rand(clients, generator=generator(seed, "places"), dtype=torch.float64)
         km = self.nearest_km + (self.farthest_km - self.nearest_km) * even.numpy()
         gain = np.ones(clients)
         if self.fading:
             draw = generator(seed, "network", number)
             gain = -np.log1p(-torch.rand(clients, generator=draw, dtype=torch.float64).numpy())
+        return km, gain
+
+    def snrs_db(self, clients: int, number: int, seed: int) -> tuple[Numbers, Numbers]:
+        """Return signal-to-noise ratios of all clients in a round, up and down."""
+        km, gain = self._places(clients, number, seed)
+        both = (self.client_watts, self.station_watts)
+        up, down = (self.snr_db(km, watts) + 10 * np.log10(gain) for watts in both)
+        return up, down
+
+    def roads(self, clients: int, number: int, seed: int) -> Roads:
+        """Return the roads of all clients."""
+        km, gain = self._places(clients, number, seed)
         latency = np.full(clients, quantity(self.latency, "time"))
         up, down = (self.rate(km, watts, gain) for watts in (self.client_watts, self.station_watts))
         return Roads(up, down, latency)

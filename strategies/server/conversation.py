@@ -114,21 +114,12 @@ class Conversation:
                 self.mailbox.push()
         return list(clients)
 
-    def next_payload(self, client: int) -> Arrival | None:
-        """Wait for the next payload of `client`; None when it has ended or was dropped."""
-        while client not in self.ends and not self.mailbox.dropped(client):
-            record = self.mailbox.receive(client)
-            arrival = None if record is None else self._sort(client, record)
-            if record is None or arrival is not None:  # else it is lost: the next one comes
-                return arrival
-        return None
-
     def arrivals(self) -> Iterator[dict[int, Arrival]]:
         """Yield payloads as they come, a few at once, until every client has ended."""
         is_over = False
         while not is_over:
             for batch in self.mailbox.batches():
-                sorted_ = ((client, self._sort(client, record)) for client, record in batch.items())
+                sorted_ = ((client, self.sort(client, record)) for client, record in batch.items())
                 found = [(client, arrival) for client, arrival in sorted_ if arrival is not None]
                 for start in range(0, len(found), PUSH_AT):
                     yield dict(found[start : start + PUSH_AT])
@@ -212,11 +203,11 @@ class Conversation:
             if record is None:
                 self._answered(client, None)
             else:
-                self._sort(client, record)
+                self.sort(client, record)
             if not self._waiting:
                 self.mailbox.settle()
 
-    def _sort(self, client: int, record: Record) -> Arrival | None:
+    def sort(self, client: int, record: Record) -> Arrival | None:
         """Return a payload that has come; None for all else, and drop what is nothing."""
         if self.training.attendance.vanishes(self.at(client)):
             self.mailbox.drop(client, "dropped out")

@@ -25,7 +25,7 @@ class Punctual(Conversation):
             return early
         if client in self.ends:
             return None
-        arrival = self.next_payload(client)
+        arrival = self._next(client)
         self.drop_late([client])
         return None if self.mailbox.dropped(client) else arrival
 
@@ -33,7 +33,7 @@ class Punctual(Conversation):
         """Wait for the next payload of each client, then leave out who came too late."""
         awaited = [client for client in clients if client not in self._early]
         for client in awaited:
-            if (arrival := self.next_payload(client)) is not None:
+            if (arrival := self._next(client)) is not None:
                 self._early[client] = arrival
         self.drop_late(awaited)
 
@@ -57,3 +57,12 @@ class Punctual(Conversation):
             self.ends.pop(client, None)
         for wait, after in sorted({(one.wait, one.after) for one in late.values() if one.wait}):
             self.tasks.wait(wait, *after)
+
+    def _next(self, client: int) -> Arrival | None:
+        """Wait for the next payload of `client`; None when it has ended or was dropped."""
+        while client not in self.ends and not self.mailbox.dropped(client):
+            record = self.mailbox.receive(client)
+            arrival = None if record is None else self.sort(client, record)
+            if record is None or arrival is not None:  # else it is lost: the next one comes
+                return arrival
+        return None
