@@ -572,8 +572,8 @@ def test_repetitions_are_part_of_the_payload_bytes_and_nothing_else_changes(refe
 def test_noise_of_a_cell_is_that_of_each_client_in_each_round():
     """By its definition a rate of W log2(1 + SNR) tells the SNR; the noise has that power."""
     experiment = Experiment.from_dict(
-        {"clients": 5, "system": "cell(fading=True, station_watts=2.0)", "channel": "awgn(snr_db='cell')",
-         "down_channel": "awgn(snr_db='cell')"}
+        {"clients": 5, "system": "cell(fading=True, station_watts=2.0)",
+         "channel": "awgn(snr_db='cell')", "down_channel": "awgn(snr_db='cell')"}
     )  # fmt: skip
     link, cell, account = experiment.parts.link(), experiment.parts.system.network, Account()
     sent = Payload({"tokens": torch.randn(1, 1, 200_000, generator=generator(0, "trial"))})
@@ -588,6 +588,6 @@ def test_noise_of_a_cell_is_that_of_each_client_in_each_round():
 
 
 def test_noise_of_a_cell_needs_a_cell(simulate):
-    with pytest.raises(ValueError, match="give a system with one, as 'cell.."):
+    with pytest.raises(ValueError, match="give a system with one, as 'cell"):
         simulate(channel="awgn(snr_db='cell')", system="wifi()")
     simulate(channel="awgn(snr_db='cell')", system="cell()", rounds=1, local_steps=1)
