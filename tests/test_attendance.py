@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from simulations.cli import main as cli
 from simulations.clients import client_app
 from simulations.runs import task_files
+from simulations.runs.news import dropped_clients
 from simulations.runs.virtual_time import timed
 from simulations.system.clock import time_round
 from simulations.system.gilbert_elliott import Switching
@@ -288,6 +289,16 @@ def test_a_deadline_that_nobody_meets_is_one_line_and_loses_nothing(tmp_path):
     assert done.exit_code == 2
     assert "give them more time, or the system faster parts" in " ".join(done.output.split())
     assert (tmp_path / "r" / "summary.json").exists()
+
+
+def test_many_late_clients_are_one_line_with_their_number(simulate):
+    results = []
+    system = "wifi | dropouts(round=0.5)"
+    simulate(watch=lambda row, result: results.append(result), system=system, clients=30, **SHORT)
+    count = sum(traffic.dropped == "dropped out" for traffic in results[0].traffic.values())
+    assert dropped_clients(results[0]) == [
+        f"round 1: {count} clients dropped: dropped out ({count})"
+    ]
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))

@@ -123,7 +123,7 @@ class TimedAttendance:
         if elapsed + end[message] <= until:
             return None
         stayed = until - elapsed
-        return Late(f"went away {stayed - begin:.4g} s into the round", round(stayed * MICRO))
+        return Late(f"went away: {stayed - begin:.4g} s into the round", round(stayed * MICRO))
 
 
 def _opening(tasks: Sequence[Task]) -> list[int]:
