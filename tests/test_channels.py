@@ -216,6 +216,21 @@ def test_without_protection_many_headers_are_lost():
     assert touched / 3 < lost <= touched + 3 * math.sqrt(touched)
 
 
+def test_what_is_left_of_a_cut_gradient_without_protection_has_its_shape():
+    link = prepare(Experiment.from_dict(TINY)).parts.link()
+    link.down_channel, lost = build("bit_errors(ber=3e-3, protect='none')"), 0
+    data = Payload({"tokens": normal(2, 3)}).to_bytes()
+    for step in range(300):
+        at = StepId(0, 1, 2, step)
+        left = link.over(data, at, "down", Accounted()).data
+        lost += left is None
+        if left is not None:
+            (name, value), *_ = link.read(left, at).carried.items()
+            assert (name, value.shape) == ("tokens", (2, 3)) and value.abs().max() <= 65504
+    touched = 300 * (1 - (1 - 3e-3) ** (8 * (len(data) - 4 * 6)))
+    assert abs(lost - touched) <= 3 * math.sqrt(touched)
+
+
 class Accounted:
     def count_crossing(self, *numbers):
         pass

@@ -129,10 +129,11 @@ class Link:
             return Crossing(data, len(data))
         if channel.asks_snr and self.snr_db:
             channel = channel.with_snr(self.snr_db(way, at))
-        found = channel.cross(bytes(data), codec, at.generator(DRAWS[way]))
-        if found.is_spoilt and not _makes_sense(found, codec, channel):
+        sent = bytes(data)
+        found = channel.cross(sent, codec, at.generator(DRAWS[way]))
+        if found.is_spoilt and not _makes_sense(found.data, sent, codec, channel.largest):
             found = replace(found, data=None)
-        account.count_crossing(at.client, way, found, len(data))
+        account.count_crossing(at.client, way, found, len(sent))
         return found
 
     def received(self, crossing: Crossing, at: StepId, tail: Tail) -> Arrival | None:
@@ -205,13 +206,21 @@ def _pack(codec: Codec, payload: Payload, at: StepId, purpose: Purpose) -> Paylo
         return codec.pack(payload, at.generator(purpose))
 
 
-def _makes_sense(crossing: Crossing, codec: Codec, channel: Channel) -> bool:
-    """Tell whether a spoilt message can be unpacked, to values that may be."""
+def _makes_sense(data: bytes | memoryview | None, sent: bytes, codec: Codec, most: float) -> bool:
+    """Tell whether spoilt data can be unpacked, to the values that were sent, none above `most`.
+
+    Numbers may differ, names and shapes may not: a client knows those of its cut gradient.
+    """
     try:
-        found = codec.unpack(Payload.from_bytes(crossing.data or b""))
-        return clean(found, channel.largest) == 0
+        found, wanted = (codec.unpack(Payload.from_bytes(one or b"")) for one in (data, sent))
+        return clean(found, most) == 0 and shapes(found) == shapes(wanted)
     except UNREADABLE:
         return False
+
+
+def shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the values by name."""
+    return {name: tuple(value.shape) for name, value in payload.carried.items()}
 
 
 def check_finite(payload: Payload) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from fl_split.codecs import Codec, Received, Smashed
 from fl_split.exchange.graphs import GraphMemory
-from fl_split.exchange.link import Arrival, Link
+from fl_split.exchange.link import Arrival, Link, shapes
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
 from fl_split.exchange.records import (
     BEGIN,
@@ -159,8 +159,7 @@ def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor
     ValueError
         The gradient does not have the names and shapes of the payload's values.
     """
-    expected = {name: tuple(value.shape) for name, value in payload.carried.items()}
-    got = {name: tuple(value.shape) for name, value in gradient.carried.items()}
+    expected, got = shapes(payload), shapes(gradient)
     if expected != got:
         raise ValueError(f"cut gradient must have the shapes {expected}, got {got}")
     return list(payload.carried.values()), [gradient.carried[name] for name in payload.carried]
