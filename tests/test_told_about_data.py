@@ -168,7 +168,10 @@ def test_a_folder_of_such_images_alone_says_so(tmp_path):
         (tmp_path / name).mkdir()
         for number in range(4):
             (tmp_path / name / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(DataError, match=r"no images in .*8 images are HEIC.*convert them to JPEG"):
+    with pytest.raises(
+        DataError,
+        match=r"no images in .*; it holds nothing else; 8 images are HEIC.*convert them to JPEG",
+    ):
         opened(tmp_path)
     path = table(tmp_path / "l.csv", [f"a/{k}.heic,{A_B[k]}" for k in range(4)])
     for place in (path, tmp_path):

@@ -115,7 +115,8 @@ def _listed(listing: folders.Listing, image: str, label: str) -> Found:
     if len(others) == 1 and not listing.pictures:
         found = _read(others[0], image, label)
         return _with_unread(found, others, listing)
-    held = listed(listing.others or listing.loose or listing.foreign) or "nothing"
+    nothing = "nothing else" if listing.foreign else "nothing"
+    held = listed(listing.others or listing.loose) or nothing
     what = "folders of classes" if listing.pictures else "images"
     raise DataError(f"no {what} in {str(place)!r}; it holds {held}")
 
