@@ -18,9 +18,11 @@ from fl_split import clash
 if TYPE_CHECKING:
     from simulations.api import (
         Comparison,
+        Data,
         Run,
         Study,
         compare,
+        data,
         load,
         pareto,
         report,
@@ -34,9 +36,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
+    "Data",
     "Run",
     "Study",
     "compare",
+    "data",
     "load",
     "pareto",
     "report",

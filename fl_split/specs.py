@@ -17,6 +17,7 @@ from pydantic import ConfigDict, ValidationError
 
 from fl_split.foreign import GIVEN, Given
 from fl_split.spec_errors import SpecError, sentence, unknown
+from fl_split.spec_hints import quotes, reader
 from fl_split.tables import ANY, Table, entry, parameters, paths, signature, takes_any
 
 T = TypeVar("T")
@@ -76,13 +77,7 @@ def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, di
     """Read `spec` and check its names against `table`, without building anything."""
     if isinstance(spec, Given):
         return GIVEN, {}
-    name, positional, arguments = _read(spec)
-    if name == GIVEN:
-        raise SpecError(
-            f"{_label(spec)} was an object in memory; give it again, as "
-            "fl_split.resume(folder, KEY=object) and fl_split.load(folder, KEY=object) do"
-        )
-    known = parameters(entry(name, table))
+    name, positional, arguments, known = _named(spec, table)
     if len(positional) > len(known):
         raise SpecError(f"{spec!r}: {len(positional)} values for {len(known)} arguments")
     places = table.by_position(known) if isinstance(table, Table) else known
@@ -98,22 +93,38 @@ def resolve(spec: str, table: Mapping[str, Callable[..., Any]]) -> tuple[str, di
     return name, arguments
 
 
+def _named(
+    spec: str, table: Mapping[str, Callable[..., Any]]
+) -> tuple[str, list[Any], dict[str, Any], list[str]]:
+    """Take `spec` apart: its name, values without and with names, and arguments of its entry."""
+    try:
+        name, positional, arguments = _read(spec)
+        if name == GIVEN:
+            raise SpecError(
+                f"{_label(spec)} was an object in memory; give it again, as "
+                "fl_split.resume(folder, KEY=object) and fl_split.load(folder, KEY=object) do"
+            )
+        return name, positional, arguments, parameters(entry(name, table))
+    except SpecError as error:
+        raise SpecError(reader(spec, table) or str(error)) from None
+
+
 def stages(spec: str) -> list[str]:
     """Take ``"a(...) | b(...)"`` apart; a spec without ``|`` is its only stage.
 
-    Raises
-    ------
-    SpecError
-        `spec` cannot be read.
+    What cannot be read is one too, which :func:`resolve` refuses.
     """
     if isinstance(spec, Given):
         return [spec]
     found: list[str] = []
-    node = _expression(spec)
+    try:
+        node = _expression(spec)
+    except SpecError:
+        return [spec.strip()]
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         found.append(_unparse(node.right))
         node = node.left
-    return [*reversed([*found, _unparse(node)])]
+    return [*reversed([*found, _unparse(node)])] if found else [spec.strip()]
 
 
 def canonical(
@@ -201,7 +212,11 @@ def _expression(spec: str) -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise SpecError(f"{spec!r} is not of the form name(key=value, ...)") from None
+        raise SpecError(_no_form(spec)) from None
+
+
+def _no_form(spec: str) -> str:
+    return f"{spec!r} is not of the form name(key=value, ...){quotes(spec)}"
 
 
 def _read(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -209,7 +224,7 @@ def _read(spec: str) -> tuple[str, list[Any], dict[str, Any]]:
     if isinstance(call, ast.Name | ast.Attribute):
         return _name(spec, call), [], {}
     if not isinstance(call, ast.Call):
-        raise SpecError(f"{spec!r} is not of the form name(key=value, ...)")
+        raise SpecError(_no_form(spec))
     arguments = {}
     for keyword in call.keywords:
         key = str(keyword.arg)
@@ -236,7 +251,7 @@ def _name(spec: str, node: ast.expr) -> str:
         module, _, name = ast.unparse(node).rpartition(".")
         if all(part.isidentifier() for part in module.split(".")):
             return f"{module}:{name}"
-    raise SpecError(f"{spec!r} is not of the form name(key=value, ...)")
+    raise SpecError(_no_form(spec))
 
 
 def _label(spec: str) -> str:
@@ -249,4 +264,6 @@ def _literal(spec: str, key: str, value: ast.expr) -> Any:
     try:
         return ast.literal_eval(value)
     except (ValueError, TypeError, RecursionError, MemoryError):
-        raise SpecError(f"{spec!r}: {key} must be a literal, as 0.1 or 'text'") from None
+        raise SpecError(
+            f"{spec!r}: {key} must be a literal, as 0.1 or 'text'{quotes(spec)}"
+        ) from None

@@ -211,8 +211,26 @@ def _ends_ray(request: pytest.FixtureRequest, shared_ray: SharedRay) -> None:
         shared_ray.close()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "ray_session" not in item.fixturenames)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put tests that need Ray first, for one process; each other process begins with long ones.
+
+    So no process is left with a long test when all others are done. Items are dealt to processes
+    in as many stretches of the same length; the first has Ray's tests.
+    """
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    on_ray = [item for item in items if "ray_session" in item.fixturenames]
+    rest = [item for item in items if "ray_session" not in item.fixturenames]
+    long = [item for item in rest if item.get_closest_marker("slow")]
+    short = [item for item in rest if not item.get_closest_marker("slow")]
+    half = -(-len(long) // max(1, count - 1))  # neighbours stay together: they share fixtures
+    shares = [on_ray, *(long[begin : begin + half] for begin in range(0, len(long), half or 1))]
+    length = -(-len(items) // count)
+    ordered: list[pytest.Item] = []
+    for share in shares:
+        fill = max(0, length - len(share))
+        ordered += [*share, *short[:fill]]
+        short = short[fill:]
+    items[:] = [*ordered, *short]
 
 
 @pytest.fixture

@@ -193,3 +193,41 @@ def test_an_image_that_ends_early_ends_a_run_that_is_tested_on_it(folder, tmp_pa
     torn.write_bytes(torn.read_bytes()[:120])
     with pytest.raises(RuntimeError, match=r"image of row \d+ \(.*odd.png\) cannot be used"):
         run(tmp_path / "both", tmp_path / "r", cache_gb=0.0, image_size=8)
+
+
+def test_data_can_be_looked_at_from_python_as_on_the_command_line(
+    folder, tmp_path, capfd, monkeypatch
+):
+    spec = f"local(path={str(folder)!r})"
+    seen = fs.data(spec, image_size=8, progress=False)
+    assert seen.classes.to_dict("list") == {
+        "class": ["ant", "bee"], "training_images": [12, 12], "test_images": [3, 4],
+    }  # fmt: skip
+    printed = CliRunner().invoke(cli.app, ["data", spec, "image_size=8"]).output
+    words = set(printed.split())
+    for text in seen.decisions["decision"]:
+        assert set(text.split()) <= words
+        assert text in repr(seen)
+    html = seen._repr_html_()
+    assert html.count("<table") == 2 and "12x9 (1): 1 are resized (squash)" in html
+    seen.plot().savefig(tmp_path / "ten.png")
+    assert Image.open(tmp_path / "ten.png").size[0] > 100
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'d' is a folder; write \"local\(path='d'\)\""):
+        fs.data(folder.relative_to(tmp_path))
+
+
+def test_what_was_decided_for_a_run_is_read_back(folder, tmp_path):
+    spec = f"local(path={str(folder)!r})"
+    done = run(folder, tmp_path / "r", image_size=8, skew="label_noise(rate=0.9)").data
+    before = fs.data(spec, progress=False, **{k: TINY[k] for k in ("model", "cut")}, image_size=8)
+    assert done.dataset == before.dataset == "local(path='d')"
+    assert done.classes.equals(before.classes)  # as in the files, whatever the clients' labels
+    assert done.decisions.equals(before.decisions)
+    assert done.decisions.columns[:2].tolist() == ["what", "decision"]
+    with pytest.raises(ValueError, match="a run keeps no images"):
+        done.plot()
+    (tmp_path / "r" / "data.json").write_text("{")
+    with pytest.raises(ValueError, match=r"data.json cannot be read .*fl_split.data"):
+        _ = fs.load(tmp_path / "r").data

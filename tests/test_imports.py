@@ -21,6 +21,7 @@ FLOORS = {
         {
             "specs",
             "spec_errors",
+            "spec_hints",
             "foreign",
             "tables",
             "seeds",

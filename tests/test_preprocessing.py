@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -322,6 +323,35 @@ def test_a_look_at_data_shows_what_the_model_takes(tmp_path):
 def test_a_look_at_data_builds_no_model_that_was_not_named(monkeypatch):
     monkeypatch.setattr("simulations.runs.experiment_data.built", None)
     assert view(Experiment.from_dict({"image_size": 12})).transform.size == 12
+
+
+FACTOR = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "size": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "origin", "filter_"),
+    [
+        (None, "the default", "bicubic"),
+        ({**FACTOR, "resample": 2}, "as preprocessor_config.json says", "bilinear"),
+        ({**FACTOR, "rescale_factor": 1 / 127.5, "image_mean": 1, "image_std": 1},
+         "as preprocessor_config.json, its rescaling included, says", "bilinear"),
+    ],
+)  # fmt: skip
+def test_how_pixels_are_normalised_is_said_with_the_numbers_that_are_used(
+    tmp_path, settings, origin, filter_
+):
+    plain = "vit(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, patch_size=4)"
+    model = plain if settings is None else checkpoint(tmp_path, **settings)
+    setup = prepared(model)
+    text = said(setup.decisions, "pixels")
+    scale = r"from 0 to 1, less mean (.*), divided by deviation (.*); "
+    found = re.fullmatch(scale + r"filter of resizing: (\w+) \((.*)\)", text)
+    mean, std = (np.array(found[k].split(", "), dtype=float).reshape(-1, 1, 1) for k in (1, 2))
+    assert (found[3], found[4]) == (filter_, origin)
+    pixels, _ = setup.train.batch(slice(0, 3))
+    wanted = (setup.train.pixels[:3] / 255 - mean) / std
+    np.testing.assert_allclose(pixels.numpy(), wanted, atol=0.005)
+    assert setup.decisions[[one.about for one in setup.decisions].index("pixels")].key == "model"
 
 
 def test_pixels_of_a_run_are_those_settings(tmp_path):

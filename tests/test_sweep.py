@@ -304,25 +304,24 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(config):
 
 @pytest.mark.slow
 def test_a_failed_cell_stops_no_other_and_finished_ones_are_kept(config):
-    """The two whose heads are thrown to infinity lose all their clients."""
+    """That whose head is thrown to infinity loses all its clients; one after it waits, one runs."""
     out = config.parent / "out"
-    grid = [config, "head_optimizer=sgd(lr=0.01),sgd(lr=1e30)", "seed=0..1", "--out", out]
+    grid = [config, "head_optimizer=sgd(lr=1e30),sgd(lr=0.01),adam()", "seed=1", "--out", out]
     result = invoke(*grid, "--jobs", "2")
     assert result.exit_code == 1
-    good, bad = "head_optimizer-sgd-0.01-seed{}", "head_optimizer-sgd-1e30-seed{}"
+    bad, *good = [f"head_optimizer-{name}-seed1" for name in ("sgd-1e30", "sgd-0.01", "adam")]
     rows = pd.read_csv(out / "sweep.csv").set_index("cell")
-    for seed in (0, 1):
-        assert rows.loc[good.format(seed), "status"] == "complete"
-        assert rows.loc[bad.format(seed), "status"] == "failed"
-        assert f"{bad.format(seed)}: round" in result.stderr
-        assert "clients were dropped" in (out / bad.format(seed) / "log.txt").read_text()
-    summary = json.loads((out / good.format(1) / "summary.json").read_text())
-    assert rows.loc[good.format(1), "final_accuracy"] == summary["final_accuracy"]
-    assert rows.loc[good.format(1), "seed"] == summary["seed"] == 1
-    times = [(out / good.format(seed) / "rounds.csv").stat().st_mtime_ns for seed in (0, 1)]
+    assert rows.loc[[bad, *good], "status"].tolist() == ["failed", "complete", "complete"]
+    assert f"{bad}: round" in result.stderr
+    assert "clients were dropped" in (out / bad / "log.txt").read_text()
+    for name in good:
+        summary = json.loads((out / name / "summary.json").read_text())
+        assert rows.loc[name, "final_accuracy"] == summary["final_accuracy"]
+        assert rows.loc[name, "seed"] == summary["seed"] == 1
+    times = [(out / name / "rounds.csv").stat().st_mtime_ns for name in good]
     again = invoke(*grid)
-    assert again.exit_code == 1 and "2 of 4 cells are finished already" in again.output
-    assert times == [(out / good.format(s) / "rounds.csv").stat().st_mtime_ns for s in (0, 1)]
+    assert again.exit_code == 1 and "2 of 3 cells are finished already" in again.output
+    assert times == [(out / name / "rounds.csv").stat().st_mtime_ns for name in good]
     other = invoke(*grid, "batch_size=32")
     assert other.exit_code == 2 and "of another study, with batch_size=64" in other.stderr
 
@@ -339,9 +338,9 @@ PARETO = """
 [pareto]
 codecs = [{ codec = "identity()" }]
 seeds = [0, 1]
-rounds = 40
+rounds = 24
 bytes = 1
-max_rounds = 50
+max_rounds = 30
 """
 
 
@@ -349,8 +348,8 @@ max_rounds = 50
 @pytest.mark.parametrize(
     ("study", "name", "most", "blows"),
     [
-        ("sweep", "seed{}", 40, [(signal.SIGTERM, 3), (signal.SIGKILL, 9)]),
-        ("pareto", "identity-seed{}", 50, [(signal.SIGINT, 3)]),
+        ("sweep", "seed{}", 24, [(signal.SIGTERM, 3), (signal.SIGKILL, 6)]),
+        ("pareto", "identity-seed{}", 30, [(signal.SIGINT, 3)]),
     ],
 )
 def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
@@ -360,7 +359,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
     config.write_text(CONFIG + (PARETO if study == "pareto" else ""))
     command = [study, str(config), "--out", str(out)]
     command += [f"{key}={value}" for key, value in changes.items()]
-    command += ["seed=0..1", "rounds=40"] if study == "sweep" else []
+    command += ["seed=0..1", "rounds=24"] if study == "sweep" else []
     rows = [out / name.format(seed) / "rounds.csv" for seed in (0, 1)]
 
     def done(path):
@@ -384,7 +383,7 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
         time.sleep(1)
         left = done(rows[0])
         time.sleep(1)
-        assert done(rows[0]) == left < 40  # nobody goes on
+        assert done(rows[0]) == left < 24  # nobody goes on
         codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
         assert process.returncode == codes[blow]
         assert ("to go on" in said) == (blow != signal.SIGKILL) and "Traceback" not in said
@@ -393,5 +392,5 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(
     log = " ".join((out / name.format(0) / "log.txt").read_text().split())
     assert log.count(f"of {most} rounds done") == len(blows)
     for seed in (0, 1):
-        undisturbed = reference(**changes, rounds=40, seed=seed)
+        undisturbed = reference(**changes, rounds=24, seed=seed)
         assert undisturbed.equals(replace(undisturbed, folder=out / name.format(seed)))

@@ -128,7 +128,9 @@ class OwnModel:
 
     def preprocessing(self) -> Preprocessing:
         """Return what is done to images before this model sees them."""
-        return Preprocessing(tuple(self.mean), tuple(self.std))
+        mean, std = tuple(self.mean), tuple(self.std)
+        is_default = Preprocessing(mean, std) == Preprocessing()
+        return Preprocessing(mean, std, origin="" if is_default else "the model")
 
 
 def _check_weights(module: nn.Module, stages: Mapping[str, nn.Module]) -> None:

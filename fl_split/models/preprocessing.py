@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Fit = Literal["squash", "shortest+crop", "pad"]
@@ -34,6 +34,8 @@ class Preprocessing:
         The filter of resizing, by Pillow's name.
     notes : tuple of str
         Settings that are not honoured, and what is done instead; a user should be told.
+    origin : str
+        What says so, as the file of a checkpoint; empty: it is the default.
     """
 
     mean: tuple[float, ...] = (0.5,)
@@ -42,3 +44,15 @@ class Preprocessing:
     shortest: int = 0
     interpolation: Interpolation = "bicubic"
     notes: tuple[str, ...] = ()
+    origin: str = field(default="", compare=False)
+
+    def told(self) -> str:
+        """Say in a line how pixels are normalised and images resized, and what says so."""
+        mean, std = (
+            ", ".join(f"{one:.4g}" for one in numbers) for numbers in (self.mean, self.std)
+        )
+        origin = f"as {self.origin} says" if self.origin else "the default"
+        return (
+            f"from 0 to 1, less mean {mean}, divided by deviation {std}; filter of resizing: "
+            f"{self.interpolation} ({origin})"
+        )

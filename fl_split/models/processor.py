@@ -60,6 +60,8 @@ def read(path: str, channels: int, trained_size: int, image_size: int) -> Prepro
     mean, std = _scale(str(file), values, channels)
     ignored = [key for key, value in given.items() if value and key not in {*READ, *HARMLESS}]
     notes += [f"{FILE}: {key}={given[key]!r} is not honoured" for key in ignored]
+    factor = values["do_rescale"] and values["rescale_factor"]
+    is_usual = math.isclose(255 * factor, 1, rel_tol=0.01)
     return Preprocessing(
         mean,
         std,
@@ -67,6 +69,7 @@ def read(path: str, channels: int, trained_size: int, image_size: int) -> Prepro
         found.shortest,
         _filter(str(file), values["resample"]),
         (*notes, *(f"{FILE}: {note}" for note in found.notes)),
+        FILE if is_usual else f"{FILE}, its rescaling included,",
     )
 
 
@@ -133,7 +136,8 @@ def of_timm(path: str, config: Mapping[str, Any], image_size: int) -> Preprocess
     if name not in get_args(Interpolation):
         notes.append(f"config.json: interpolation={name!r} is not honoured, bicubic is used")
         name = "bicubic"
-    return Preprocessing(mean, std, found.resize, found.shortest, name, (*notes, *found.notes))
+    said = *notes, *found.notes
+    return Preprocessing(mean, std, found.resize, found.shortest, name, said, "config.json")
 
 
 def _with_defaults(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

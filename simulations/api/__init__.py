@@ -5,16 +5,19 @@ run = fs.run(codec="adc(ratio=0.1)", clients=100, rounds=20)
 run.rounds, run.summary, run.model
 """
 
+from simulations.api.looking import Data, data
 from simulations.api.one import resume, run
 from simulations.api.results import Comparison, NoResultsError, Run, Study, load
 from simulations.api.several import compare, pareto, report, sweep, time
 
 __all__ = [
     "Comparison",
+    "Data",
     "NoResultsError",
     "Run",
     "Study",
     "compare",
+    "data",
     "load",
     "pareto",
     "report",

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Any
 
 import datasets
@@ -45,6 +46,8 @@ def as_spec(key: str, value: Any) -> Any:
     """Return a spec string for one object; whatever is no object of a part is returned as it is."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, PurePath):
+        return str(value)  # which a spec is expected to stand around, as is said
     if key not in SPEC_TABLES or isinstance(value, str):
         return value
     try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fl_split.exchange.whole import Joined
 from fl_split.models.cut import insert
+from simulations.api.looking import Data
 from simulations.api.objects import with_specs
 from simulations.report import comparison, comparison_figure
 from simulations.report.finished import run_names
@@ -74,6 +75,11 @@ class Run:
                 "fl_split.resume goes on with it"
             )
         return found
+
+    @property
+    def data(self) -> Data:
+        """What was decided about the data, and classes with counts; there from the start."""
+        return Data.of_run(self.folder)
 
     @property
     def accuracy(self) -> float:

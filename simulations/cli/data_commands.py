@@ -13,8 +13,7 @@ from rich.text import Text
 from simulations.cli.data_view import counting, decided
 from simulations.cli.terminal import OVERRIDES, door, err, out, quiet
 from simulations.runs.misspelt import check_names
-from simulations.runs.settings import read_overrides, read_toml
-from simulations.runs.shipped import STUDIES, find
+from simulations.runs.settings import keys_of_data, read_overrides
 
 app = typer.Typer()
 
@@ -43,7 +42,7 @@ def data(
     Example: [b]fl-split data "local(path='photos')" image_size=64 -o photos.png[/b]
     """
     with door():
-        values = {**_values(spec), **read_overrides(overrides or [])}
+        values = {**keys_of_data(spec), **read_overrides(overrides or [])}
         check_names(values)
     with quiet():
         from simulations.data import showing
@@ -75,14 +74,6 @@ def _classes(rows: list[tuple[str, int, int]]) -> Table:
     train, test = sum(row[1] for row in rows), sum(row[2] for row in rows)
     table.add_row(f"{len(rows):,} classes", f"{train:,}", f"{test:,}")
     return table
-
-
-def _values(spec: str) -> dict[str, object]:
-    """Take a configuration file for what it says, anything else for a data set."""
-    if spec.endswith(".toml"):
-        values = read_toml(find(Path(spec)))
-        return {key: value for key, value in values.items() if key not in STUDIES}
-    return {"dataset": spec}
 
 
 @app.command()

@@ -132,6 +132,7 @@ def decide(
         _on_size(looked, train, test),
         _on_channels(survey, channels, channels not in {wishes.channels, survey.channels}),
     ]
+    decisions.append(Decision("pixels", model.told(), "model"))
     if looked.depth:
         decisions.append(looked.depth.decision())
     for remark, count in survey.remarks.items():

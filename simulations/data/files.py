@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pyarrow.parquet as parquet
 
 from simulations.data import archives, arrays, folders, repeats, spreadsheets
 from simulations.data.encoded import stamp
+from simulations.data.grouping import by_split, on_splits
 from simulations.data.images import DataError
-from simulations.data.splits import Decision, kind
-from simulations.data.walking import Pictures, below, is_picture, listed
+from simulations.data.splits import Decision
+from simulations.data.walking import Pictures, below, is_foreign, is_picture, listed, on_foreign
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,15 @@ def _folder(place: Path, image: str, label: str) -> Found:
     if "dataset_dict.json" in names or {"dataset_info.json", "state.json"} <= names:
         return _saved(place)
     listing = folders.listing(place)
-    if metadata := [file for file in listing.others if _is_metadata(file)]:
+    with _or_converted(listing.foreign):
+        found = _listed(listing, image, label)
+    return replace(found, decisions=[*found.decisions, *_unread_images(listing.foreign)])
+
+
+def _listed(listing: folders.Listing, image: str, label: str) -> Found:
+    """Read what a folder holds; of several kinds the likeliest."""
+    place, metadata = listing.place, [file for file in listing.others if _is_metadata(file)]
+    if metadata and not any(spreadsheets.are_texts(file, label) for file in metadata):
         return _metadata(metadata, listing, label)
     tables = _ending(listing, spreadsheets.SUFFIXES)
     rows = _ending(listing, (".parquet",)) or _ending(listing, (".arrow",))
@@ -105,13 +115,29 @@ def _folder(place: Path, image: str, label: str) -> Found:
     if len(others) == 1 and not listing.pictures:
         found = _read(others[0], image, label)
         return _with_unread(found, others, listing)
-    held = listed(listing.others or listing.loose) or "nothing"
+    nothing = "nothing else" if listing.foreign else "nothing"
+    held = listed(listing.others or listing.loose) or nothing
     what = "folders of classes" if listing.pictures else "images"
     raise DataError(f"no {what} in {str(place)!r}; it holds {held}")
 
 
 def _ending(listing: folders.Listing, suffixes: tuple[str, ...]) -> list[Path]:
     return [file for file in listing.others if file.suffix.lower() in suffixes]
+
+
+def _unread_images(foreign: Sequence[Path]) -> list[Decision]:
+    """Say which images Pillow does not read."""
+    text = on_foreign(foreign)
+    return [Decision("images", text, "plugins", is_warning=True)] if text else []
+
+
+@contextmanager
+def _or_converted(foreign: Sequence[Path]) -> Iterator[None]:
+    """Add to what is wrong that there are images that Pillow does not read."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError("; ".join(filter(None, [str(error), on_foreign(foreign)]))) from None
 
 
 @contextmanager
@@ -149,9 +175,9 @@ def _metadata(files: Sequence[Path], listing: folders.Listing, label: str) -> Fo
     """Read images that the library's own tables name; say how many they do not."""
     data = {"data_dir": str(listing.place)}
     found = load("imagefolder", str(listing.place), f"files-{_marks(files)}", **data)
-    splits, paths, said = repeats.without(found.splits, label, listed(files))
+    splits, named, said = repeats.without(found.splits, label, listed(files))
     pictures = Pictures(listing.place, [file.resolve() for file in listing.pictures])
-    said += spreadsheets.left(paths, pictures, files)
+    said += repeats.left(named, pictures, files)
     return _with_unread(Found(splits, said), [*files, *listing.pictures], listing)
 
 
@@ -175,20 +201,20 @@ def _rows(files: Sequence[Path], place: Path) -> Found:
     if files[0].suffix.lower() != ".arrow":
         return _parquet(files, place)
     found = {}
-    for split, several in _by_split(files, place).items():
+    for split, several in by_split(files, place).items():
         try:
             parts = [datasets.Dataset.from_file(str(file)) for file in several]
             found[split] = datasets.concatenate_datasets(parts)
         except Exception as error:  # of Arrow, of the system
             shown = str(several[0] if len(several) == 1 else place)
             raise DataError(f"cannot load {shown!r}: {error}") from None
-    return Found(found)
+    return Found(found, on_splits(files, place))
 
 
 def _parquet(files: Sequence[Path], place: Path) -> Found:
     """Read Parquet files, each split with its own classes: they may be listed in another order."""
-    found, by_split = {}, _by_split(files, place)
-    for split, several in by_split.items():
+    found = {}
+    for split, several in by_split(files, place).items():
         names = [_declared(file) for file in several]
         for file, other in zip(several, names, strict=True):
             if other != names[0]:
@@ -199,7 +225,7 @@ def _parquet(files: Sequence[Path], place: Path) -> Found:
         data_files = {"data_files": {"train": [str(file) for file in several]}}
         name = f"files-{_marks(several)}"
         found[split] = load("parquet", str(place), name, **data_files).splits["train"]
-    return Found(found)
+    return Found(found, on_splits(files, place))
 
 
 def _declared(file: Path) -> dict[str, list[str]]:
@@ -209,22 +235,6 @@ def _declared(file: Path) -> dict[str, list[str]]:
     except Exception as error:  # of Arrow, of the system, of the metadata
         raise DataError(f"cannot load {str(file)!r}: {error}") from None
     return {k: one.names for k, one in features.items() if isinstance(one, datasets.ClassLabel)}
-
-
-def _by_split(files: Sequence[Path], place: Path) -> dict[str, list[Path]]:
-    """Group files by what their names say; all are to train on if none says anything."""
-    kinds = {file: _kind(file, place) for file in sorted(files, key=str)}
-    if not any(kinds.values()):
-        return {"train": [*kinds]}
-    found: dict[str, list[Path]] = {}
-    for file, what in kinds.items():
-        found.setdefault(what or file.stem, []).append(file)
-    return found
-
-
-def _kind(file: Path, place: Path) -> str:
-    parts = file.relative_to(place).with_suffix("").parts if file != place else ()
-    return next((what for part in reversed(parts) if (what := kind(part))), "")
 
 
 def _is_parquet(place: Path) -> bool:
@@ -247,32 +257,33 @@ def _archive(place: Path, image: str, label: str) -> Found:
 
 def _table_file(place: Path, image: str, label: str) -> Found:
     root = place.parent
-    files = Pictures(root, sorted(filter(is_picture, below(root)), key=str))
-    return _tables([place], files, image, label)
+    there = sorted(below(root), key=str)
+    with _or_converted([file for file in there if is_foreign(file)]):
+        return _tables([place], Pictures(root, [*filter(is_picture, there)]), image, label)
 
 
 def _tables(tables: Sequence[Path], files: Pictures, image: str, label: str) -> Found:
     """Read spreadsheets: of file names and labels beside images, or of pixels."""
-    by_split = _by_split(tables, files.root)
-    several = [name for name, some in by_split.items() if len(some) > 1]
-    if several or (len(by_split) > 1 and "train" not in by_split):
+    groups = by_split(tables, files.root)
+    several = [name for name, some in groups.items() if len(some) > 1]
+    if several or (len(groups) > 1 and "train" not in groups):
         raise DataError(
             f"{str(files.root)!r} holds the tables {listed(tables)}; "
             f"name one: local(path='.../{tables[0].name}')"
         )
     found: dict[str, datasets.Dataset] = {}
-    decisions: list[Decision] = []
-    columns, paths = ("", ""), []
-    for split, (file,) in by_split.items():
+    decisions = on_splits(tables, files.root)
+    columns, named = ("", ""), []
+    for split, (file,) in groups.items():
         table = spreadsheets.read(file, files, image, label)
         decisions += table.decisions
         columns = table.image, table.label
-        paths += table.paths
-        if len(by_split) > 1 and {*table.splits} != {"train"}:
+        named.append(table.named)
+        if len(groups) > 1 and {*table.splits} != {"train"}:
             raise DataError(f"{file.name} is a split by its name and has a column of splits too")
-        found |= table.splits if len(by_split) == 1 else {split: table.splits["train"]}
-    if paths:
-        decisions += spreadsheets.left(paths, files, tables)
+        found |= table.splits if len(groups) == 1 else {split: table.splits["train"]}
+    if any(map(len, named)):
+        decisions += repeats.left(pd.concat([one for one in named if len(one)]), files, tables)
     return Found(found, decisions, *columns)
 
 

@@ -11,7 +11,7 @@ import datasets
 
 from simulations.data.images import DataError
 from simulations.data.splits import Decision, kind
-from simulations.data.walking import below, is_picture, listed
+from simulations.data.walking import below, is_foreign, is_picture, listed
 
 ABOVE, BELOW = "above", "below"
 """Where folders of splits lie: above those of classes, or below them."""
@@ -25,8 +25,8 @@ class Listing:
     ----------
     by_class : dict
         By split and class: image files, sorted.
-    pictures, loose, others : list of Path
-        All images; those in no folder of a class; files that are no images.
+    pictures, loose, foreign, others : list of Path
+        All images; those in no folder of a class; those that Pillow does not read; other files.
     splits_are : str
         ABOVE or BELOW the folders of classes; empty if there are none.
     fault : str
@@ -40,6 +40,7 @@ class Listing:
     splits_are: str
     fault: str
     loose: list[Path] = field(default_factory=list)
+    foreign: list[Path] = field(default_factory=list)
 
     @property
     def classes(self) -> list[str]:
@@ -51,12 +52,13 @@ def listing(place: Path) -> Listing:
     """List a folder and sort its images by split and class."""
     files = sorted(below(place), key=str)
     pictures = [file for file in files if is_picture(file)]
-    others = [file for file in files if not is_picture(file)]
+    foreign = [file for file in files if is_foreign(file)]
+    others = [file for file in files if not (is_picture(file) or is_foreign(file))]
     root = _root(place, pictures)
     parts = {path: path.relative_to(root).parts for path in pictures}
     where = _splits(list(parts.values()))
     fault = _fault(list(parts.values()), where)
-    found = Listing(place, {}, pictures, others, where, fault)
+    found = Listing(place, {}, pictures, others, where, fault, foreign=foreign)
     for path, (*folders, _) in parts.items():
         split = "train"
         if where == ABOVE and folders:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from simulations.data.images import DataError
@@ -51,6 +53,16 @@ class Classes:
         return np.fromiter((code[value] for value in self.values), np.int64, len(self.values))
 
 
+AS_TEXT = re.compile(r"[+]\d.*|-?0\d.*|\d+[eE]\d+")
+"""Labels that look like numbers and are codes: 01, +1, 2e5."""
+
+
+def as_text(labels: pd.Series[Any]) -> str:
+    """Return the first label that is a code and no number, of labels as they are written."""
+    written = labels.dropna().str.strip()
+    return next(iter(written[written.str.fullmatch(AS_TEXT.pattern)]), "")
+
+
 def read(split: Split, column: str) -> Classes:
     """Read the labels of a split.
 
@@ -92,20 +104,19 @@ def read(split: Split, column: str) -> Classes:
 
 
 def _alike(names: list[str]) -> list[Decision]:
-    """Warn of classes whose names differ only by case or blanks around them."""
+    """Warn of classes whose names differ only by case, blanks around them or zeros in front."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(name.strip().casefold(), []).append(name)
-    return [
-        Decision(
-            "labels",
-            f"classes {' and '.join(map(repr, group))} differ only by case or blanks",
-            "writing them alike in the data, if they are one",
-            is_warning=True,
-        )
-        for group in groups.values()
-        if len(group) > 1
-    ]
+        bare = name.strip().casefold()
+        groups.setdefault(bare.lstrip("0") if bare.isdecimal() else bare, []).append(name)
+    said = []
+    for bare, group in groups.items():
+        if len(group) > 1:
+            how = "zeros in front" if bare.isdecimal() or not bare else "case or blanks"
+            text = f"classes {' and '.join(map(repr, group))} differ only by {how}"
+            key = "writing them alike in the data, if they are one"
+            said.append(Decision("labels", text, key, is_warning=True))
+    return said
 
 
 def _one_each(values: list[Any], column: str) -> tuple[list[Any], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from simulations.data.images import Decoded, decoded
 from simulations.data.pictures import Transform
 from simulations.data.sources import Source
 from simulations.data.splits import Decision
+
+if TYPE_CHECKING:  # importing costs a second
+    from matplotlib.figure import Figure
 
 SHOWN, ACROSS = 10, 5
 """Pictures, and how many stand side by side."""
@@ -61,26 +65,31 @@ def _counts(labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
 
 
 def draw(view: View, path: Path) -> None:
-    """Draw the pictures of a view, with their classes.
+    """Draw the pictures of a view into a file.
 
     Raises
     ------
     ValueError
         The file cannot be written, or its ending names no format.
     """
+    try:
+        figure(view).savefig(path, dpi=120)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def figure(view: View) -> Figure:
+    """Draw the pictures of a view, with their classes."""
     from matplotlib.figure import Figure
 
     images, names = view.pictures()
     white = np.iinfo(images.dtype).max
     rows = -(-len(images) // ACROSS)
-    figure = Figure(figsize=(1.6 * ACROSS, 1.9 * rows), layout="constrained")
+    drawn = Figure(figsize=(1.6 * ACROSS, 1.9 * rows), layout="constrained")
     for place, (image, name) in enumerate(zip(images, names, strict=True)):
-        axis = figure.add_subplot(rows, ACROSS, place + 1)
+        axis = drawn.add_subplot(rows, ACROSS, place + 1)
         shown = image.transpose(1, 2, 0) / white
         axis.imshow(shown.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(name, fontsize=8, parse_math=False)
         axis.set_axis_off()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None
+    return drawn

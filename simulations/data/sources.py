@@ -17,6 +17,8 @@ from simulations.data.labels import Classes, Codes, read
 from simulations.data.splits import Decision, Split, hold_out
 from simulations.data.walking import listed
 
+COLUMNS = "dataset=...(image='...', label='...')"
+
 __all__ = ["DataError", "Source", "source"]
 
 
@@ -110,6 +112,7 @@ def source(
     """
     decided = [*decisions]
     halves, image, name = _columns(train, test, image, label, decided)
+    decided += _on_others(halves[0].table, image, name)
     wanted = {one.strip() for one in (drop_missing or "").split(",")} - {""}
     whole = [_complete(half, name, wanted, decided) for half in halves]
     for half, classes in whole:
@@ -150,6 +153,13 @@ def _columns(
         label_column(test, label, image)
     halves = [Split.whole(table) for table in tables]
     return halves, image, label
+
+
+def _on_others(table: datasets.Dataset, image: str, label: str) -> list[Decision]:
+    """Name the columns that are neither images nor labels."""
+    others = [name for name in table.features if name not in {image, label}]
+    text = f"{len(others):,} are neither images nor labels: {listed(others)}"
+    return [Decision("columns", text, COLUMNS)] if others else []
 
 
 def _complete(

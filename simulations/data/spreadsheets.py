@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import pandas as pd
 
 from simulations.data.candidates import IMAGES, LABELS, chosen, usual
 from simulations.data.images import DataError
-from simulations.data.repeats import left_out, repeats
+from simulations.data.labels import as_text
+from simulations.data.repeats import left_out, named_rows, repeats
 from simulations.data.splits import Decision, kind
-from simulations.data.walking import Pictures, is_picture, listed
+from simulations.data.walking import Pictures, is_foreign, is_picture, listed
 
 SUFFIXES = (".csv", ".tsv", ".xlsx")
 SPLITS = ("split", "set", "subset", "fold", "partition", "usage", "phase")
@@ -28,13 +29,16 @@ TRIED = 20
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a spreadsheet holds: splits, columns, what was decided, images that rows name."""
+    """What a spreadsheet holds: splits, columns, what was decided, images that rows name.
+
+    `named` is as of :func:`simulations.data.repeats.named_rows`.
+    """
 
     splits: dict[str, datasets.Dataset]
     image: str
     label: str
     decisions: list[Decision] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
+    named: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def read(file: Path, files: Pictures, image: str, label: str) -> Sheet:
@@ -58,8 +62,8 @@ def read(file: Path, files: Pictures, image: str, label: str) -> Sheet:
             )
     first = next(iter(found.values()))
     splits = {name: one.splits["train"] for name, one in found.items()}
-    paths = [path for one in found.values() for path in one.paths]
-    return Sheet(splits, first.image, first.label, decisions, paths)
+    rows = [one.named.assign(table=f"the {name} sheet") for name, one in found.items()]
+    return Sheet(splits, first.image, first.label, decisions, pd.concat(rows))
 
 
 def images_named(file: Path, files: Pictures, image: str, label: str) -> set[Path]:
@@ -82,7 +86,7 @@ Reader = partial[pd.DataFrame]
 
 def _sheets(file: Path) -> tuple[dict[str, Reader], list[Decision]]:
     """Return what reads each sheet: those called like splits, else the first one."""
-    if file.suffix.lower() != ".xlsx":
+    if not _is_workbook(file):
         with open(file, encoding="utf-8-sig", errors="replace", newline="") as lines:
             first = lines.readline()
         comma = max(",;\t", key=first.count)
@@ -100,8 +104,12 @@ def _sheets(file: Path) -> tuple[dict[str, Reader], list[Decision]]:
     return {split[name]: partial(_frame, file, sheet_name=name) for name in taken}, decisions
 
 
+def _is_workbook(file: Path) -> bool:
+    return file.suffix.lower() == ".xlsx"
+
+
 def _frame(file: Path, **how: Any) -> Any:
-    read = pd.read_excel if file.suffix.lower() == ".xlsx" else pd.read_csv
+    read = pd.read_excel if _is_workbook(file) else pd.read_csv
     try:
         found: Any = read(file, **how)
     except ImportError:
@@ -135,9 +143,12 @@ def _naming(sheet: Reader, files: Pictures, file: Path, image: str, label: str) 
             f"{file.name}: {bare[0]!r} is no name of a column; the first row names them"
         )
 
+    def looks_like_one(value: str) -> bool:
+        return is_picture(Path(value)) or is_foreign(Path(value))
+
     def names_files(name: str, looks: bool) -> bool:
         tried = head[name].dropna().head(TRIED)
-        found = [is_picture(Path(v)) if looks else files.find(v, file.parent) for v in tried]
+        found = [looks_like_one(v) if looks else files.find(v, file.parent) for v in tried]
         return sum(map(bool, found)) > len(tried) / 2
 
     others = [name for name in columns if name != label]
@@ -154,7 +165,9 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     named = _naming(sheet, files, file, image, label)
     frame = sheet()
     if not named:
-        return Sheet({"train": _packed(frame)}, "", label)
+        column = _usual_label(frame, [label])
+        frame, texts = _with_labels(frame, sheet, column) if column else (frame, [])
+        return Sheet({"train": _packed(frame)}, "", label, texts)
     picture, first = chosen(named, "files", "column", "dataset=local(image='...')")
     paths = _paths(_text(sheet, picture), files, file)
     text = f"{len({*paths}):,} images are named in {file.name}, {first.text}"
@@ -166,15 +179,51 @@ def _table(file: Path, sheet: Reader, files: Pictures, image: str, label: str) -
     if not split and names.nunique() > 1:
         said = ", ".join(f"{name} ({n:,})" for name, n in names.value_counts().items())
         more = [Decision("splits", f"as the folders of the images say: {said}")]
-    column = label or usual([name for name in frame if name != picture], LABELS)[0]
+    column = label or _usual_label(frame, [], picture)
+    frame, texts = _with_labels(frame, sheet, column)
     again = repeats(frame[picture], frame[column], names, file.name)
-    more = [*more, *left_out(again, file.name)]
-    frame, names = frame[~again], names[~again]
+    more = [*more, *texts, *left_out(again, file.name)]
+    frame, names = frame[~again].drop(columns=[split] if split else []), names[~again]
     tables = {
         str(name): _packed(some).cast_column(picture, datasets.Image())
         for name, some in frame.groupby(names.to_numpy(), sort=False)
     }
-    return Sheet(tables, picture, label, [*decisions, *more], [*frame[picture]])
+    rows = named_rows(frame[picture], frame[column], str(file.relative_to(files.root)))
+    return Sheet(tables, picture, label, [*decisions, *more], rows)
+
+
+def are_texts(file: Path, label: str) -> bool:
+    """Tell whether the labels of a table have zeros in front, which the library leaves out."""
+    if file.suffix.lower() not in SUFFIXES:
+        return False
+    sheets, _ = _sheets(file)
+    return any(
+        bool(column) and as_text(_text(sheet, column)) != ""
+        for sheet in sheets.values()
+        for column in [_usual_label(sheet(nrows=0), [label])]
+    )
+
+
+def _usual_label(frame: pd.DataFrame, wanted: Sequence[str], other: str = "") -> str:
+    """Return the column of labels: the one wanted, or usually so called; nothing if none is."""
+    names = [name for name in frame if name != other]
+    return next((name for name in [*wanted, *usual(names, LABELS)] if name in names), "")
+
+
+def _with_labels(
+    frame: pd.DataFrame, sheet: Reader, column: str
+) -> tuple[pd.DataFrame, list[Decision]]:
+    """Take labels as they are written where reading them as numbers would lose something."""
+    is_number, is_typed = pd.api.types.is_numeric_dtype(frame[column]), _is_workbook(sheet.args[0])
+    if pd.api.types.is_bool_dtype(frame[column]) or (is_number and is_typed):
+        return frame, []
+    text = _text(sheet, column)
+    written = as_text(text)
+    if not written and is_number:
+        return frame, []
+    said = f"column {column!r} is read as text, because of {written!r}"
+    decisions = [Decision("labels", said)] if written else []
+    return frame.assign(**{column: text}), decisions
 
 
 def _folders(paths: list[str], files: Pictures) -> pd.Series[Any]:
@@ -209,16 +258,6 @@ def _paths(column: pd.Series[Any], files: Pictures, sheet: Path) -> list[str]:
             f"{str(files.root)!r}; the first, {str(column.iloc[row])!r}, {why}"
         )
     return [str(path) for (path,) in found]
-
-
-def left(paths: list[str], files: Pictures, tables: Sequence[Path]) -> Iterator[Decision]:
-    """Say how many images no row names, and how many rows name an image again."""
-    if rest := len({*map(str, files.paths)} - {*paths}):
-        text = f"{rest:,} images that {listed(tables)} does not name are left out"
-        yield Decision("files", text, is_warning=True)
-    if twice := len(paths) - len({*paths}):
-        text = f"{twice:,} rows of {listed(tables)} name an image that an earlier row names"
-        yield Decision("files", text, is_warning=True)
 
 
 def _split_column(frame: pd.DataFrame, others: list[str], file: Path) -> tuple[str, list[Decision]]:

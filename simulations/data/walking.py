@@ -10,6 +10,11 @@ from PIL import Image
 
 from simulations.data.images import DataError
 
+FOREIGN = {
+    ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF", ".jxl": "JPEG XL",
+}  # fmt: skip
+"""Kinds of images that Pillow may not read, by how names of files end."""
+
 LISTED = 5
 """Names that a message lists."""
 
@@ -44,6 +49,23 @@ def is_picture(path: Path) -> bool:
     """Tell files that Pillow reads by how their names end."""
     Image.init()
     return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN
+
+
+def is_foreign(path: Path) -> bool:
+    """Tell images that need a plug-in of Pillow, as phones make them."""
+    return path.suffix.lower() in FOREIGN and not is_picture(path)
+
+
+def on_foreign(files: Sequence[Path]) -> str:
+    """Say which images need a plug-in of Pillow, and what to do; nothing if there are none."""
+    if not files:
+        return ""
+    kinds = " and ".join(sorted({FOREIGN[file.suffix.lower()] for file in files}))
+    return (
+        f"{len(files):,} images are {kinds}, which Pillow does not read: {listed(files)}; convert "
+        f"them to JPEG (magick mogrify -format jpg *{files[0].suffix}), or let a file of plugins "
+        "add a reader (pillow_heif.register_heif_opener())"
+    )
 
 
 def listed(names: Sequence[object]) -> str:

@@ -32,6 +32,8 @@ def record(setup: Setup) -> dict[str, Any]:
         "test_images": len(test.labels),
         "image_shape": [*train.pixels.shape[1:]],
         "classes": len(setup.class_names),
+        "training_images_of": {name: count for name, count, _ in setup.classes},
+        "test_images_of": {name: count for name, _, count in setup.classes},
         "decisions": [asdict(one) for one in setup.decisions],
         "fingerprint": setup.fingerprint,
     }

@@ -50,8 +50,15 @@ class Outline:
     def of(cls, entry: Any, source: str = "") -> Outline:
         """Return the outline of an entry that has been imported."""
         target = entry.func if isinstance(entry, partial) else entry
-        constants = {name: getattr(target, name) for name in WAYS if hasattr(target, name)}
+        constants = {
+            name: getattr(target, name) for name in (*WAYS, "paths") if hasattr(target, name)
+        }
         return cls(signature(entry), inspect.getdoc(target) or "", constants, source)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Names of the arguments that are paths."""
+        return tuple(self.constants.get("paths", ()))
 
     def __call__(self, **arguments: Any) -> Any:
         """Nothing can be built of an outline; it is callable because entries are."""

@@ -11,6 +11,7 @@ from typing import Any
 from fl_split.spec_errors import SpecError
 from simulations.runs.names import check_apart, check_name
 from simulations.runs.paths import placed, same_origin, written
+from simulations.runs.shipped import STUDIES, find
 from simulations.runs.toml_faults import check_values, explained, read_text
 
 
@@ -174,3 +175,11 @@ def read_values(key: str, text: str) -> list[Any]:
         found = value if isinstance(value, list) else [value]
         values += [same_origin(one, text) if isinstance(one, str) else one for one in found]
     return values
+
+
+def keys_of_data(dataset: Any) -> dict[str, Any]:
+    """Take a configuration file for what it says of one run, anything else for a data set."""
+    if isinstance(dataset, str | Path) and str(dataset).endswith(".toml"):
+        values = read_toml(find(dataset))
+        return {key: value for key, value in values.items() if key not in STUDIES}
+    return {"dataset": dataset}

@@ -24,6 +24,7 @@ from simulations.data.cache import Progress
 from simulations.data.decoding import Surveyed
 from simulations.data.ragged import Ragged, held_by
 from simulations.data.samples import Samples
+from simulations.data.showing import classes as classes_of
 from simulations.data.skew import skewed
 from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
@@ -65,6 +66,8 @@ class Setup:
         What was decided about the data.
     fingerprint : dict
         Digests of images, labels, classes and partition: a run that goes on needs the same.
+    classes : list
+        Name, training images and test images of each class, before labels are skewed.
     client_bytes : int
         Memory that a client needs, estimated.
     preprocessing : Preprocessing
@@ -83,6 +86,7 @@ class Setup:
     model_notes: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
+    classes: list[tuple[str, int, int]] = field(default_factory=list)
     client_bytes: int = 0
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
@@ -203,6 +207,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         model_notes=notes,
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
         fingerprint=fingerprint(looked, partitions),
+        classes=classes_of(source),
         client_bytes=needed,
         preprocessing=tested,
     )
