@@ -98,3 +98,29 @@ def test_tables_of_a_plain_console_are_ascii(capsysbinary):
     console.print(table)
     text = capsysbinary.readouterr().out.decode()
     assert plain(text).isascii()
+
+
+SWALLOWS = """
+import os, signal, sys, time
+from simulations.cli.main import app
+
+class Library:
+    def find_spec(self, name, path=None, target=None):
+        if name == "simulations.runs.experiment":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(30)
+            except BaseException:
+                print("swallowed")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Library())
+sys.argv = ["fl-split", "partition", "quickstart"]
+app()
+"""
+
+
+def test_ctrl_c_while_libraries_are_imported_ends_at_once_though_one_swallows_it():
+    command = [sys.executable, "-c", SWALLOWS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")

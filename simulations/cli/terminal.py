@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from simulations.cli.data_view import counting, decided
+from simulations.cli.stopped import at_once
 from simulations.cli.streams import Terminal
 from simulations.runs.paths import expanded
 
@@ -217,5 +218,5 @@ def _load() -> None:
     """Import torch and data set libraries, which takes seconds; tell the user meanwhile."""
     if "simulations.runs.experiment" in sys.modules:
         return
-    with err.status("loading ...") if err.is_terminal else nullcontext():
+    with at_once(), err.status("loading ...") if err.is_terminal else nullcontext():
         import simulations.runs.experiment  # noqa: F401
