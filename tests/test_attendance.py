@@ -129,10 +129,10 @@ def test_the_first_who_come_are_taken(simulate, strategy):
         ("sflv2(order='arrival', phi=1)", "sessions('2s', '1s')"),
     ],
 )
-def test_engines_agree_and_replay_is_the_online_clock(simulate, shared_ray, strategy, system):
+def test_engines_agree_and_replay_is_the_online_clock(simulate, on_ray, strategy, system):
     changes = {"strategy": strategy, "system": f"{ROADS} | {system}", **SHORT, "rounds": 3}
     alone = simulate(**changes)
-    many = simulate(session=shared_ray.session(2), **changes)
+    many = on_ray(**changes)
     assert many.equals(alone)
     assert many.clients["dropped"].tolist() == alone.clients["dropped"].tolist()
     assert alone.clients["dropped"].any()
@@ -189,7 +189,7 @@ def test_a_round_asks_those_who_are_there_and_waits_for_the_first(simulate, tmp_
 
 def test_dropouts_are_as_many_as_their_law_says(simulate):
     outcome = simulate(
-        strategy="local", system="wifi | dropouts(round=0.3)", clients=40, rounds=10,
+        strategy="fedavg", system="wifi | dropouts(round=0.3)", clients=40, rounds=10,
         local_steps=1, batch_size=4,
     )  # fmt: skip
     dropped = outcome.clients["dropped"] == "dropped out"

@@ -203,10 +203,10 @@ def test_budgets_of_time_and_energy_end_a_run(simulate, reference):
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sflv1", "sflv2", "sequential", "fedavg"])
-def test_graphs_on_disk_are_those_of_any_engine(simulate, shared_ray, strategy):
+def test_graphs_on_disk_are_those_of_any_engine(simulate, on_ray, strategy):
     changes = {"strategy": strategy, "rounds": 2, "local_steps": 2}
     alone = simulate(**changes)
-    many = simulate(session=shared_ray.session(2), **changes)
+    many = on_ray(**changes)
     for number in (1, 2):
         mine, others = (task_files.file_of(one.folder, number) for one in (alone, many))
         assert mine.read_bytes() == others.read_bytes()
