@@ -30,9 +30,9 @@ from simulations.data.ragged import Ragged
 from simulations.data.samples import Labels, Samples
 from simulations.engines import ENGINES
 from simulations.engines.local_grid import Session
-from simulations.runs.attendance import TimedAttendance
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.experiment import Experiment
+from simulations.runs.lateness import TimedAttendance
 from simulations.runs.setup import Setup
 from simulations.runs.virtual_time import VirtualTime
 from simulations.system.system import Timed

@@ -33,16 +33,6 @@ def jain(accuracies: Numbers) -> float:
     return float(np.square(values.sum()) / squares) if squares else 1.0
 
 
-def drift(weights: Sequence[NDArray[np.float32]]) -> float:
-    """Mean Euclidean distance of weight vectors to their mean."""
-    centre = np.zeros_like(weights[0], dtype=np.float64)
-    for vector in weights:
-        centre += vector
-    centre /= len(weights)
-    # np.linalg.norm's last bits depend on the number of threads.
-    return float(np.mean([np.sqrt(np.square(vector - centre).sum()) for vector in weights]))
-
-
 def performance_gap(class_accuracies: Numbers) -> float:
     """Best class less worst class: what skewed labels and a fixed order of clients widen."""
     return float(np.nanmax(class_accuracies) - np.nanmin(class_accuracies))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-from fl_split.metrics import backward_transfer, by_class, drift, jain, performance_gap, worst
+from fl_split.drift import drift
+from fl_split.metrics import backward_transfer, by_class, jain, performance_gap, worst
 from simulations.data import partition
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare

@@ -22,7 +22,6 @@ from simulations.data import statistics
 from simulations.data.images import DataError
 from simulations.engines.local_grid import LocalGrid, WorkersLost
 from simulations.runs import about_data
-from simulations.runs.attendance import TimedAttendance
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
@@ -31,6 +30,7 @@ from simulations.runs.evaluator import Evaluator
 from simulations.runs.experiment import Experiment
 from simulations.runs.fairness import Fairness
 from simulations.runs.files import WriteError, write_whole, writing
+from simulations.runs.lateness import TimedAttendance
 from simulations.runs.observers import (
     Budgets,
     Channels,

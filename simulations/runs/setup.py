@@ -28,7 +28,6 @@ from simulations.data.showing import classes as classes_of
 from simulations.data.skew import skewed
 from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
-from simulations.runs.attendance import check_system
 from simulations.runs.budget import check_budgets, each
 from simulations.runs.demand import check_demand, client_bytes
 from simulations.runs.experiment import Experiment
@@ -43,6 +42,7 @@ from simulations.runs.experiment_data import (
     silent,
     tested_as,
 )
+from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
 from simulations.runs.trials import check_attention, check_channels, try_link

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
+from fl_split.drift import drift
 from fl_split.exchange.records import HEAD, TAIL, Weights
-from fl_split.metrics import drift
 from fl_split.optimizers import moments, set_moments
 from strategies.server.aggregation import Update
 from strategies.server.mailbox import Mailbox
