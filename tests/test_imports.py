@@ -26,6 +26,7 @@ FLOORS = {
             "tables",
             "seeds",
             "payload",
+            "drift",
             "metrics",
             "optimizers",
             "activations",
