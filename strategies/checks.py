@@ -46,7 +46,7 @@ def _check_served(tasks: list[Task]) -> None:
         if task.kind == "serve":
             came = any(tasks[before].kind in {*UP, "decode"} for before in task.after)
             hold(came, f"{task} must wait for a payload")
-        if task.kind == "down":
+        if task.kind == "down" and task.amount:  # else it says that the payload was lost
             made = any(tasks[before].kind in {"serve", "pack"} for before in task.after)
             hold(made, f"{task} must wait for the task that made the cut gradient")
             steps = [n for n in range(number) if tasks[n].client == task.client]

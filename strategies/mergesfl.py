@@ -50,6 +50,7 @@ class MergeSFL(Strategy):
     slowest: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     needs_labels = True
+    follows_speeds = True
 
     def choose(self, population: Population, server_round: int) -> dict[int, Assignment]:
         """Draw candidates, then choose those whose merged labels are nearest to all labels."""

@@ -1,7 +1,7 @@
 """Finished runs under systems that they did not run on: seconds and joules to an accuracy.
 
-Results of these runs do not depend on time, so that their task graphs tell what they would have
-taken anywhere.
+Most results do not depend on time, so that task graphs tell what a run would have taken anywhere;
+:func:`notes` names those that do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fl_split.specs import parse
 from simulations.report.finished import FinishedRun
 from simulations.report.runs import RunCollection, collect
 from simulations.runs.task_files import FOLDER
@@ -23,6 +24,7 @@ from simulations.system.coding import coding
 from simulations.system.devices import check_memory
 from simulations.system.spending import SHARES, Share, Spent
 from simulations.system.system import System, Timed, parse_system
+from strategies import STRATEGIES
 from strategies.server.tasks import SERVER
 
 PARTY = "compute", "send", "receive", "wait"
@@ -197,10 +199,12 @@ def notes(runs: Sequence[TimedRun]) -> list[str]:
                 f"{name}: the table of costs has no {', '.join(unknown)}; it counts nothing"
             )
         own = parse_system(settings.get("system", "none"))
-        if own and own.decides:
+        strategy = parse(settings["strategy"], STRATEGIES)
+        follows = strategy.needs_clock or strategy.follows_speeds
+        if own and (own.decides or follows):
             found.append(
-                f"{name}: its own system decided who was trained ({own.decides}); "
-                "under other systems the same clients count, and the server waits as it did"
+                f"{name}: its own system decided who was trained, or when "
+                f"({own.decides or settings['strategy']}); other systems change its times alone"
             )
     return found
 

@@ -58,10 +58,12 @@ class TimedAttendance:
             if begin == math.inf:
                 raise NoClientsLeft(f"round {number}: no client is there after {now:,.0f} s")
         away = (client for client in clients if not self._times[client].at(begin)[0])
-        return math.ceil((begin - now) * MICRO), frozenset(away)
+        # A moment later: floats must not begin the round before anybody is there.
+        wait = math.floor((begin - now) * MICRO) + 1 if begin > now else 0
+        return wait, frozenset(away)
 
     def vanishes(self, at: StepId) -> bool:
-        """Draw whether a client vanishes before a message."""
+        """Draw whether a client vanishes before a step."""
         if self.system.dropouts is None:
             return False
         even = torch.rand((), dtype=torch.float64, generator=at.generator("dropouts"))
@@ -79,14 +81,16 @@ class TimedAttendance:
         end = self._clock(number, tasks)
         found: dict[int, Late] = {}
         for client, message, asked_by in _messages(tasks, last):
-            late = self._missed(tasks, end, message, asked_by) or self._left(tasks, end, message)
-            if late:
-                found.setdefault(client, late)
+            reasons = self._missed(tasks, end, message, asked_by), self._left(tasks, end, message)
+            if late := [one for one in reasons if one]:
+                found.setdefault(client, min(late, key=lambda one: _over(one, end)))
         if self.system.first:
-            count = max(1, math.ceil(self.system.first.share * asked))
+            count = self.system.first.of(asked)
             there = sorted(
                 (end[one], client) for client, one in last.items() if client not in found
             )
+            if len(there) >= count:  # the server goes on with these, and waits for nobody else
+                found = {client: Late(one.reason) for client, one in found.items()}
             found |= {client: Late(f"not among the first {count:,}") for _, client in there[count:]}
         return found
 
@@ -106,7 +110,8 @@ class TimedAttendance:
         if deadline is None:
             return None
         client = tasks[message].client
-        before = [n for n in tasks[asked_by].after if tasks[n].client != client]
+        asked = tasks[asked_by].after
+        before = [n for n in asked if tasks[n].client != client] or [*asked]
         after = before if deadline.per == "exchange" else _opening(tasks)
         took = end[message] - max((end[n] for n in after), default=0.0)
         if took <= deadline.seconds:
@@ -126,6 +131,11 @@ class TimedAttendance:
         return Late(f"went away: {stayed - begin:.4g} s into the round", round(stayed * MICRO))
 
 
+def _over(late: Late, end: Numbers) -> float:
+    """Return until when the server waits for a client that is late."""
+    return 1 / MICRO * late.wait + max((float(end[n]) for n in late.after), default=0.0)
+
+
 def _opening(tasks: Sequence[Task]) -> list[int]:
     """Return the number of the task that waits for the first client, if the round has one."""
     return [0] if tasks[0].kind == "wait" and not tasks[0].after else []
@@ -141,13 +151,26 @@ def _messages(tasks: Sequence[Task], last: Mapping[int, int]) -> Iterator[tuple[
             yield task.client, number, asked[task.client]
 
 
-def check_system(strategy: Strategy, system: System | None) -> None:
+def check_system(strategy: Strategy, system: System | None, clients: int, is_ushape: bool) -> None:
     """Raise ValueError if a strategy needs a system and has none, or cannot work with its parts."""
     name = type(strategy).__name__.lower()
     if strategy.needs_clock and not system:
         raise ValueError(f"{strategy} needs virtual time; give a system, as 'lte()'")
     if system and system.decides and strategy.trains_on_server:
         raise ValueError(f"{name} has no clients that could be late; leave {system.decides} out")
+    if system and system.presence:
+        system.presence.check(clients)
+    if system and system.deadline and system.deadline.per == "exchange" and is_ushape:
+        raise ValueError(
+            "a deadline per exchange is not told within an exchange of a U-shape; "
+            "take per='round', or end=0"
+        )
+    in_turn = strategy.serves_in_turn and not strategy.needs_clock
+    if system and system.pool and system.deadline and in_turn:
+        raise ValueError(
+            f"{name} serves one client before it knows what others send over the shared pool; "
+            "leave out shared or deadline, or take sflv2(order='arrival')"
+        )
     if system and system.first and strategy.serves_in_turn:
         raise ValueError(
             f"{name} serves one client after the other; take deadline instead of first"

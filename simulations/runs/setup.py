@@ -245,9 +245,11 @@ def _check_strategy(e: Experiment, partitions: Ragged) -> None:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     check_budgets(each(e.parts.budget), e.parts.system)
     with named("system"):
-        check_system(strategy, e.parts.system)
+        check_system(strategy, e.parts.system, e.clients, bool(e.end))
     sizes = dict(enumerate(partitions.sizes.tolist()))
     clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
+    if e.parts.system and e.parts.system.first:
+        clients = e.parts.system.first.of(clients)
     least = e.parts.aggregation().least_clients
     if clients < least:
         raise ValueError(

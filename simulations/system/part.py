@@ -91,3 +91,16 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
             f"({len(wrong):,} lines in all)"
         )
     return table
+
+
+Stamp = tuple[int, int]
+"""When a file was changed, and its size: files that are edited are read again."""
+
+
+def stamp(path: Path) -> Stamp:
+    """Return the stamp of a file; that of one that is missing is (0, 0)."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size

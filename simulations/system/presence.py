@@ -18,7 +18,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from fl_split.specs import STRICT
-from simulations.system.part import Part, read_table
+from simulations.system.part import Part, Stamp, read_table, stamp
 from simulations.system.quantities import quantity
 from simulations.system.spells import Spells
 
@@ -75,17 +75,21 @@ class First(Part):
 
     role: ClassVar = "first"
 
+    def of(self, asked: int) -> int:
+        """Return how many of the clients that a round asks are waited for."""
+        return max(1, math.ceil(self.share * asked - 1e-9))  # 0.55 * 20 is a little above 11
+
 
 @checked(frozen=True, config=STRICT)
 class Dropouts(Part):
-    """Clients that vanish; the server notices when their next message does not come.
+    """Clients that vanish for the rest of a round; the server notices at once.
 
     Parameters
     ----------
     round : float
-        Probability that a client vanishes at the begin of a round.
+        Probability that a client vanishes before its first step of a round.
     exchange : float
-        Probability that it vanishes before any later message of the round.
+        Probability that it vanishes before any later step, without the cut gradient.
     """
 
     round: Probability = 0.0
@@ -94,7 +98,7 @@ class Dropouts(Part):
     role: ClassVar = "dropouts"
 
     def probability(self, step: int) -> float:
-        """Return that of vanishing before the message of a step."""
+        """Return that of vanishing before a step."""
         return self.exchange if step else self.round
 
 
@@ -118,6 +122,9 @@ class Presence(Part):
     def times(self, client: int, seed: int) -> Times:
         """Return when a client is there."""
         raise NotImplementedError
+
+    def check(self, clients: int) -> None:
+        """Raise ValueError if this does not fit clients 0 to `clients` - 1."""
 
 
 @checked(frozen=True, config=STRICT)
@@ -169,7 +176,8 @@ COLUMNS = ("client", "on", "off")
 class Awake(Presence):
     """Clients are there when a CSV file says so, with columns client, on, off in seconds.
 
-    A client has as many rows as it has times; without any it is never there.
+    Clients are numbered from 0. One has as many rows as it has times; without any it is never
+    there. A run ends when nobody comes any more.
 
     Parameters
     ----------
@@ -182,16 +190,34 @@ class Awake(Presence):
     paths: ClassVar = ("path",)
 
     def __post_init__(self) -> None:
-        _read(Path(self.path))
+        _ = self._listed
+
+    def check(self, clients: int) -> None:
+        """Refuse clients that there are not."""
+        others = [client for client in self._listed if client >= clients]
+        if others:
+            raise ValueError(
+                f"{self.path}: client {others[0]} is none of clients 0 to {clients - 1} "
+                f"({len(others):,} such in all); ids begin at 0"
+            )
 
     def times(self, client: int, seed: int) -> Times:
         """Return when a client is there."""
-        return _read(Path(self.path)).get(client, Listed([], []))
+        return self._listed.get(client, Listed([], []))
+
+    @property
+    def _listed(self) -> dict[int, Listed]:
+        path = Path(self.path)
+        return _read(path, stamp(path))
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path) -> dict[int, Listed]:
+def _read(path: Path, stamp: Stamp) -> dict[int, Listed]:
     table = read_table(path, COLUMNS).sort_values(["client", "on"], kind="stable")
+    odd = table[table["client"] % 1 != 0]
+    if len(odd):
+        raise ValueError(f"{path}: line {odd.index[0] + 2}: client must be a whole number, from 0")
+    table["client"] = table["client"].astype(int)
     wrong = table[table["on"] >= table["off"]]
     if len(wrong):
         raise ValueError(f"{path}: line {wrong.index[0] + 2}: off must be above on")
@@ -202,4 +228,5 @@ def _listed(path: Path, rows: pd.DataFrame) -> Listed:
     on, off = ([float(time) for time in rows[key]] for key in ("on", "off"))
     if np.any(np.array(on[1:]) < np.array(off[:-1])):
         raise ValueError(f"{path}: times of client {int(rows['client'].iloc[0])} overlap")
-    return Listed(on, off)
+    gaps = [place for place in range(1, len(on)) if on[place] > off[place - 1]]
+    return Listed([on[0], *(on[n] for n in gaps)], [*(off[n - 1] for n in gaps), off[-1]])

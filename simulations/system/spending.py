@@ -35,7 +35,7 @@ class Spent:
     Attributes
     ----------
     seconds : float
-        From its begin to the end of its last task.
+        From its begin until the server has all that counts.
     clients : array
         (k,) who took part.
     compute, send, receive : array
@@ -96,7 +96,8 @@ def _sum(graph: Graph, times: Times, now: Conditions, fleet: Fleet) -> Spent:
     compute, send, receive = of(~(is_up | is_down)), of(is_up), of(is_down)
     last = np.zeros(len(clients))
     np.maximum.at(last, places, times.end[mine])
-    wait = np.maximum(last - compute - send - receive, 0.0)
+    begin = times.begin[mine].min(initial=np.inf)  # nobody was there before
+    wait = np.maximum(last - begin - compute - send - receive, 0.0)
     watts = [fleet.of(key)[clients] for key in WATTS]
     joules = sum(w * s for w, s in zip(watts, (compute, send, receive, wait), strict=True))
     path = times.critical_path()

@@ -84,7 +84,8 @@ class System:
     @property
     def decides(self) -> str:
         """Name a part that decides who is trained; nothing if there is none."""
-        return next((role for role in WHO_COUNTS if getattr(self, role)), "")
+        parts = (getattr(self, role) for role in WHO_COUNTS)
+        return next((type(part).__name__.lower() for part in parts if part), "")
 
     def in_round(self, run: Timed, number: int, begin: float) -> tuple[Fleet, Conditions]:
         """Return devices and conditions of all clients of a run, in one round.

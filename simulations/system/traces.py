@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fl_split.specs import STRICT
 from simulations.system.networks import Network, Roads
-from simulations.system.part import read_table
+from simulations.system.part import Stamp, read_table, stamp
 from simulations.system.quantities import quantity
 
 COLUMNS = ("time", "client", "up_bps", "down_bps")
@@ -84,11 +84,11 @@ class Traces(Network):
 
     def __post_init__(self) -> None:
         quantity(self.latency, "time")
-        _read(Path(self.path))
+        _read(Path(self.path), stamp(Path(self.path)))
 
     def roads(self, clients: int, number: int, seed: int) -> Roads:
         """Return the roads of all clients; ValueError if one is not in the file."""
-        found = _read(Path(self.path))
+        found = _read(Path(self.path), stamp(Path(self.path)))
         missing = [client for client in range(clients) if client not in found]
         if missing:
             some = ", ".join(map(str, missing[:NAMED])) + (", ..." if missing[NAMED:] else "")
@@ -102,7 +102,7 @@ class Traces(Network):
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path) -> dict[int, tuple[Trace, Trace]]:
+def _read(path: Path, stamp: Stamp) -> dict[int, tuple[Trace, Trace]]:
     """Read the traces of all clients, up and down."""
     table = read_table(path, COLUMNS)
     return {

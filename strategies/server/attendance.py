@@ -48,7 +48,7 @@ class Attendance(Protocol):
         ...
 
     def vanishes(self, at: StepId) -> bool:
-        """Tell whether a client is gone for the rest of the round before it sends a message."""
+        """Tell whether a client is gone, for the rest of the round, when its step would begin."""
         ...
 
     def late(

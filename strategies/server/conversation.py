@@ -96,14 +96,14 @@ class Conversation:
     def begin(self, clients: Sequence[int], **weights: Weights) -> list[int]:
         """Start the round of `clients` with `weights`; without any they keep their own.
 
-        Returns `clients`.
-
         A client ends its round with weights of the names that it was sent. Clients start in
         the groups in which they are served together: a worker may run the heads of those that
-        come together as one.
+        come together as one. Returns `clients`.
         """
         size = group_size(len(clients))
         for number, client in enumerate(clients, start=1):
+            if self._vanishes(self.at(client)):
+                continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             record = Record(BEGIN if weights else GO_ON, weights=weights, numbers=asked)
             self._expected[client] = {name: self.weights[name] for name in weights}
@@ -119,8 +119,7 @@ class Conversation:
         is_over = False
         while not is_over:
             for batch in self.mailbox.batches():
-                sorted_ = ((client, self.sort(client, record)) for client, record in batch.items())
-                found = [(client, arrival) for client, arrival in sorted_ if arrival is not None]
+                found = [(k, one) for k, r in batch.items() if (one := self.sort(k, r)) is not None]
                 for start in range(0, len(found), PUSH_AT):
                     yield dict(found[start : start + PUSH_AT])
                 self._give_up_lost()
@@ -154,6 +153,9 @@ class Conversation:
         """Send cut gradients."""
         for client, cut in served.cuts.items():
             at = self.at(client)
+            if self._vanishes(at.next()):
+                self.flops_not_done += self.flops.backward * self.batch_samples[client]
+                continue
             try:
                 record = self.exchange.answer(self.link, cut, at)
             except ValueError as error:
@@ -169,6 +171,12 @@ class Conversation:
                 continue
             self.steps[client] += 1
             self.mailbox.send(client, replace(record, payload=crossing.data))
+
+    def _vanishes(self, at: StepId) -> bool:
+        """Tell whether a client is gone before its step; drop it if so."""
+        if is_gone := self.training.attendance.vanishes(at):
+            self.mailbox.drop(at.client, "dropped out")
+        return is_gone
 
     def half_serve(
         self, half: HalfServed, then: Callable[[Served], None], owner: int = SERVER
@@ -209,9 +217,6 @@ class Conversation:
 
     def sort(self, client: int, record: Record) -> Arrival | None:
         """Return a payload that has come; None for all else, and drop what is nothing."""
-        if self.training.attendance.vanishes(self.at(client)):
-            self.mailbox.drop(client, "dropped out")
-            return None
         try:
             if client in self._waiting:
                 self._answered(client, record)
@@ -248,6 +253,8 @@ class Conversation:
         """Let a client go on without learning, as its payload or its cut gradient is lost."""
         self.mailbox.account.count_loss(client, way)
         self.flops_not_done += self.flops.backward * self.batch_samples[client]
+        if way == "up":  # else it went with the cut gradient
+            self.tasks.follow("down", client, self.steps[client], 0)
         self.mailbox.send(client, Record(SKIP, step=self.steps[client]))
         self.steps[client] += 1
 
@@ -261,8 +268,8 @@ class Conversation:
             self.tasks.follow("train", client, 0, trained * self.flops.total)
         elif record.number(SAMPLES):
             raise ValueError("samples with the end of a round whose steps were all served")
-        step, size = self.steps[client], weights_bytes(record)
-        task = self.tasks.follow("sync up", client, step, size)
+        size = weights_bytes(record)
+        task = self.tasks.follow("sync up", client, self.steps[client], size)
         self._origins |= dict.fromkeys(record.weights.values(), task)
         self.ends[client] = Update(client, self.samples[client], dict(record.weights))
 

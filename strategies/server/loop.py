@@ -84,7 +84,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
         some = "; ".join(reasons[:NAMED]) + ("; ..." if reasons[NAMED:] else "")
         kind, advice = NoClientsLeft, ""
         if round.late == {*round.clients}:
-            kind, advice = AllLate, "; give them more time, or the system faster parts"
+            kind, advice = AllLate, "; give them more time in the system"
         raise kind(
             f"round {round.number}: all {len(round.clients)} clients were dropped "
             f"({some}); nothing to aggregate, results so far are kept{advice}"

@@ -54,7 +54,8 @@ class Punctual(Conversation):
         for client, found in late.items():
             self.mailbox.drop(client, found.reason)
             self._early.pop(client, None)
-            self.ends.pop(client, None)
+            if self.ends.pop(client, None) is None:  # nobody answers its payload
+                self.flops_not_done += self.flops.backward * self.batch_samples[client]
         for wait, after in sorted({(one.wait, one.after) for one in late.values() if one.wait}):
             self.tasks.wait(wait, *after)
 

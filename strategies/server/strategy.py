@@ -35,6 +35,8 @@ class Strategy(ABC):
     serves_in_turn : bool
         Whether clients are served one after the other, so that none can be passed over for
         another one that is faster.
+    follows_speeds : bool
+        Whether batches follow the speeds of a `system`, where there is one.
     needs_clock : bool
         Whether results depend on virtual time, so that a `system` must be given.
     trains_end_to_end : bool
@@ -48,6 +50,7 @@ class Strategy(ABC):
     averages: bool = True
     needs_labels: ClassVar[bool] = False
     serves_in_turn: ClassVar[bool] = False
+    follows_speeds: ClassVar[bool] = False
     needs_clock: bool = False
     trains_end_to_end: ClassVar[bool] = True
 
