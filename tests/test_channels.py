@@ -11,9 +11,11 @@ from pydantic.dataclasses import dataclass
 from fl_split.channels import CHANNELS, Crossing
 from fl_split.channels import erasure as erasure_module
 from fl_split.channels.bit_errors import CHECKSUM, FRAME
-from fl_split.channels.channel import Channel, clean, hits
-from fl_split.codecs import CODECS, Codec, Identity, parse_codec, parse_downlink
+from fl_split.channels.channel import Channel, clean, count_of, hits
+from fl_split.codecs import CODECS, Codec, Identity, Smashed, parse_codec, parse_downlink
 from fl_split.exchange.account import Account
+from fl_split.exchange.split import cut_gradients, encode
+from fl_split.flat import Flat
 from fl_split.payload import Payload, extents
 from fl_split.seeds import StepId, generator
 from fl_split.spec_errors import SpecError
@@ -194,7 +196,7 @@ def test_frames_are_repeated_as_often_as_the_geometric_law_says():
 
 def test_values_that_make_no_sense_become_zero_and_are_counted():
     payload = Payload({"a": torch.tensor([1.0, math.nan, -math.inf, 7e4, -2.0])})
-    assert clean(payload, 65504.0) == 3
+    assert count_of(clean(payload, 65504.0)) == 3
     assert payload.carried["a"].tolist() == [1.0, 0.0, 0.0, 0.0, -2.0]
     arrived, found = cross("bit_errors(ber=1e-3)", Payload({"a": normal(100, 1000)}))
     assert float(arrived.carried["a"].abs().max()) <= 65504
@@ -606,3 +608,22 @@ def test_noise_of_a_cell_needs_a_cell(simulate):
     with pytest.raises(ValueError, match="give a system with one, as 'cell"):
         simulate(channel="awgn(snr_db='cell')", system="wifi()")
     simulate(channel="awgn(snr_db='cell')", system="cell()", rounds=1, local_steps=1)
+
+
+@pytest.mark.parametrize("codec", ["identity()", "fp16()", "uniform(bits=4)", "topk(ratio=0.5)"])
+def test_no_gradient_goes_back_to_numbers_that_were_lost(codec):
+    """What the receiver has put in their place does not depend on them; all others have one."""
+    channel = "erasure(p=0.4, packet=16, mode='drop')"
+    setup = prepare(Experiment.from_dict({**TINY, "codec": codec, "channel": channel}))
+    link, at = setup.parts.link(), StepId(0, 1, 0, 0)
+    draw = generator(0, "trial")
+    tokens = torch.randn(3, *setup.head.smashed_shape, generator=draw)
+    smashed = Smashed(tokens, lambda: tokens[..., 0], torch.arange(3), 10, setup.head.num_read)
+    crossing = link.over(link.up(encode(link.codec, smashed, at), at), at, "up", Account())
+    arrival = link.received(crossing, at, setup.tail)
+    _, (cut,), _ = cut_gradients(Flat(setup.tail), [arrival], [1.0], at)
+    (gone,) = crossing.gone.values()
+    (gradient,) = cut.carried.values()
+    assert 0 < int(gone.sum()) == crossing.zeroed < gone.numel()
+    assert torch.equal(gradient[gone], torch.zeros(crossing.zeroed))
+    assert (gradient[~gone] != 0).float().mean() > 0.95

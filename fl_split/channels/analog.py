@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from fl_split.channels.channel import Channel, Crossing, clean
+from fl_split.channels.channel import Channel, Crossing, clean, count_of
 from fl_split.codecs import Codec
 from fl_split.payload import Payload
 
@@ -75,9 +75,12 @@ class Analog(Channel):
                 kept = received.flatten(1)[:, : rows.shape[1]]
                 payload.carried[name] = kept.reshape(value.shape)
                 uses += symbols.numel()
-        zeroed = clean(payload)
+        gone = clean(payload)
+        zeroed = count_of(gone)
         size += math.ceil(uses * math.log2(1 + self.snr) / 8)
-        return Crossing(payload.to_bytes(), size, uses=uses, damaged=zeroed, zeroed=zeroed)
+        return Crossing(
+            payload.to_bytes(), size, uses=uses, damaged=zeroed, zeroed=zeroed, gone=gone
+        )
 
 
 def _symbols(rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fl_split.channels.channel import (
     Channel,
     Crossing,
     clean,
+    count_of,
     differences,
     exposed,
     hits,
@@ -94,7 +95,8 @@ class BitErrors(Channel):
             if not is_spoilt:
                 raise
             return Crossing(None, size)
-        zeroed = clean(received, self.largest)
+        gone = clean(received, self.largest)
+        zeroed = count_of(gone)
         return Crossing(
             received.to_bytes() if zeroed else arrived,
             size,
@@ -102,6 +104,7 @@ class BitErrors(Channel):
             damaged=max(zeroed, differences(sent, received)),
             zeroed=zeroed,
             is_spoilt=is_spoilt,
+            gone=gone,
         )
 
 

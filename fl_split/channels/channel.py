@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fl_split.codecs import Codec
 from fl_split.payload import Extent, Payload, extents
@@ -40,6 +41,9 @@ class Crossing:
     damaged, zeroed : int
         Numbers that arrive other than they were sent; those of them that the receiver set to
         zero, or to what stands for zero.
+    gone : dict
+        By tensor of the message, which numbers the receiver has set to something: they say
+        nothing of what was sent, so that no gradient goes back to them.
     is_spoilt : bool
         Whether what arrives may be no payload any more; the receiver then takes it for lost.
     """
@@ -51,6 +55,7 @@ class Crossing:
     damaged: int = 0
     zeroed: int = 0
     is_spoilt: bool = False
+    gone: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
 
 class Channel(ABC):
@@ -134,15 +139,20 @@ def pieces(size: int, length: int) -> NDArray[np.int64]:
     return np.minimum(length, size - starts)
 
 
-def clean(payload: Payload, largest: float = math.inf) -> int:
-    """Set values to zero that are not finite or of magnitude above `largest`; return how many."""
-    count = 0
+def clean(payload: Payload, largest: float = math.inf) -> dict[str, Tensor]:
+    """Set values to zero that are not finite or of magnitude above `largest`; return which."""
+    gone = {}
     for name, value in payload.carried.items():
         is_fine = value.isfinite() & (value.abs() <= largest)
         if not bool(is_fine.all()):
-            count += int((~is_fine).sum())
+            gone[name] = ~is_fine
             payload.carried[name] = torch.where(is_fine, value, torch.zeros_like(value))
-    return count
+    return gone
+
+
+def count_of(gone: dict[str, Tensor]) -> int:
+    """Return how many numbers are gone."""
+    return sum(int(one.sum()) for one in gone.values())
 
 
 def differences(before: Payload, after: Payload) -> int:

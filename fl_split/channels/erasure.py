@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from fl_split.channels.channel import (
     MOST_TRIES,
     Channel,
     Crossing,
+    count_of,
     exposed,
     hits,
     pieces,
@@ -67,20 +69,21 @@ class Erasure(Channel):
         sizes = pieces(len(data) - once, self.packet)
         often = tries(np.full(len(sizes), self.p), generator)
         resent = int((sizes * (often - 1)).sum())
-        arrived, count = _filled(data, codec, spots, lost, self.packet)
-        return Crossing(arrived, len(data) + resent, resent, damaged=count, zeroed=count)
+        arrived, gone = _filled(data, codec, spots, lost, self.packet)
+        count = count_of(gone)
+        return Crossing(arrived, len(data) + resent, resent, damaged=count, zeroed=count, gone=gone)
 
 
 def _filled(
     data: bytes, codec: Codec, spots: list[Extent], lost: NDArray[np.int64], packet: int
-) -> tuple[bytes, int]:
-    """Fill numbers that lie in `lost` packets, at least in part; return how many there are.
+) -> tuple[bytes, dict[str, Tensor]]:
+    """Fill numbers that lie in `lost` packets, at least in part; return which.
 
     The tensors in `spots` follow each other in packets.
     """
     if not len(lost):
-        return data, 0
-    payload, begin, count = Payload.from_bytes(data), 0, 0
+        return data, {}
+    payload, begin, found = Payload.from_bytes(data), 0, dict[str, Tensor]()
     filled = Payload(dict(payload.carried), dict(payload.side))
     for one in spots:
         tensors = filled.carried if one.is_value else filled.side
@@ -90,6 +93,6 @@ def _filled(
         gone = torch.from_numpy(np.isin(ends[0], lost) | np.isin(ends[1], lost)).view(tensor.shape)
         fill = torch.as_tensor(codec.fill(payload, one.name)).to(tensor.dtype)
         tensors[one.name] = torch.where(gone, fill, tensor)
-        count += int(gone.sum())
+        found[one.name] = gone
         begin += 8 * (one.stop - one.start)
-    return filled.to_bytes(), count
+    return filled.to_bytes(), found

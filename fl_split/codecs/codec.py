@@ -139,6 +139,10 @@ class Codec:
         """Return what takes the place of lost numbers of an exposed tensor, to be broadcast."""
         return 0.0
 
+    def value_of(self, name: str) -> str:
+        """Return the value that an exposed tensor becomes, number by number; itself if none."""
+        return name
+
     def for_gradients(self) -> Codec:
         """Return what packs cut gradients; raise ValueError if there is no such thing."""
         if not only_packs(self):
@@ -216,6 +220,12 @@ class Chain(Codec):
         """Ask the stage that the tensor is of."""
         stages = (one for one in self.stages if name.startswith(tuple(one.exposed or ())))
         return next(stages, self.stages[0]).fill(packed, name)
+
+    def value_of(self, name: str) -> str:
+        """Ask the stages, the last one first."""
+        for stage in reversed(self.stages):
+            name = stage.value_of(name)
+        return name
 
     def for_gradients(self) -> Codec:
         """Let the first serve gradients, if it can."""

@@ -66,6 +66,10 @@ class Uniform(Codec):
         low, step = packed.side[RANGE + name.removeprefix(LEVELS)]
         return nearest_to_zero(low, step, 2**self.bits - 1)
 
+    def value_of(self, name: str) -> str:
+        """Return the value whose levels these are."""
+        return name.removeprefix(LEVELS)
+
     def _quantise(self, value: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         per_channel = self.per == "channel" and value.dim() == 3
         axes = tuple(range(value.dim() - per_channel))

@@ -13,8 +13,9 @@ server works it out for both ways: of what has come, and of what it is about to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -145,7 +146,10 @@ class Link:
             As :meth:`arrive`, if that is not the channel's fault.
         """
         try:
-            return None if crossing.data is None else self.arrive(crossing.data, at, tail)
+            if crossing.data is None:
+                return None
+            gone = {self.codec.value_of(name): one for name, one in crossing.gone.items()}
+            return self._arrived(Payload.from_bytes(crossing.data), tail, gone)
         except ValueError:
             if crossing.is_spoilt:
                 return None
@@ -187,12 +191,20 @@ class Link:
         except UNREADABLE as error:
             raise ValueError(f"cannot be unpacked: {error}") from None
 
-    def _arrived(self, packed: Payload, tail: Tail) -> Arrival:
+    def _arrived(
+        self, packed: Payload, tail: Tail, gone: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Arrival:
         try:
             payload = self.codec.unpack(packed)
             check_finite(payload)
             leaves = {k: value.detach().requires_grad_() for k, value in payload.carried.items()}
-            received = self.codec.decode(Payload(leaves, payload.side))
+            values = {
+                k: torch.where(gone[k], leaf.detach(), leaf)
+                if k in gone and gone[k].shape == leaf.shape
+                else leaf
+                for k, leaf in leaves.items()
+            }
+            received = self.codec.decode(Payload(values, payload.side))
         except UNREADABLE as error:
             raise ValueError(f"cannot be decoded: {error}") from None
         _check_received(received, tail)
@@ -213,7 +225,7 @@ def _makes_sense(data: bytes | memoryview | None, sent: bytes, codec: Codec, mos
     """
     try:
         found, wanted = (codec.unpack(Payload.from_bytes(one or b"")) for one in (data, sent))
-        return clean(found, most) == 0 and shapes(found) == shapes(wanted)
+        return not clean(found, most) and shapes(found) == shapes(wanted)
     except UNREADABLE:
         return False
 
