@@ -36,7 +36,7 @@ class SFLV2(Strategy):
         afresh with every batch, and clients count equally whatever they hold.
     """
 
-    order: Order | Literal["arrival"] = "random"
+    order: Literal["random", "cyclic", "reverse", "arrival"] = "random"
     phi: Annotated[int, Field(ge=0)] = 0
     official_scripts: bool = False
 

@@ -73,7 +73,10 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         ({"codec": "adc(0.1, ratio=0.2)"}, "ratio is given twice"),
         ({"downlink": "adc(0.1)"}, "can only be packed"),
         ({"budget": "rounds(0)"}, "greater than or equal to 1"),
-        ({"strategy": "sflv2(order='up')"}, "order must be 'random', 'cyclic' or 'reverse'"),
+        (
+            {"strategy": "sflv2(order='up')"},
+            "order must be 'random', 'cyclic', 'reverse' or 'arrival'",
+        ),
         ({"head_optimizer": "adam(lr=-1)"}, "lr must be greater than or equal to 0, got -1"),
         ({"partition": "dirichlett"}, "did you mean 'dirichlet'?"),
         ({"partition": "dirichlet(beta=1)"}, "unknown argument 'beta'"),

@@ -42,7 +42,6 @@ def here(tmp_path, monkeypatch):
         ("dataset", "d.npz", "local", "file"),
         ("dataset", "my-set.zip", "local", "file"),
         ("model", "phone", "pretrained", "folder"),
-        ("system", "rates.csv", "traces", "file"),
     ],
 )
 def test_a_path_that_is_there_is_answered_with_what_reads_it(here, key, path, reader, kind):
@@ -50,6 +49,12 @@ def test_a_path_that_is_there_is_answered_with_what_reads_it(here, key, path, re
     assert said == f"{key}: {path!r} is a {kind}; write \"{reader}(path='{path}')\""
     if key == "dataset":
         assert Experiment.from_dict({key: advised(said)}).parts.dataset.path == str(here / path)
+
+
+def test_a_path_that_several_parts_read_is_answered_with_all_of_them(here):
+    assert refused(system="rates.csv").endswith(
+        "is a file; write \"awake(path='rates.csv')\" or \"traces(path='rates.csv')\""
+    )
 
 
 def test_an_absolute_path_and_one_from_home_are_answered_too(here, monkeypatch):
