@@ -163,7 +163,6 @@ def report(
         The page; its ending decides: ``.html`` or ``.md``.
     baseline : str, optional
         Whom to compare with: part of a configuration's label.
-
     system : str or sequence of str, optional
         Systems that every run is timed under; it counts once for each.
 

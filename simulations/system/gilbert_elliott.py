@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fl_split.specs import STRICT
 from simulations.system.networks import Network, Roads
-from simulations.system.quantities import quantity
+from simulations.system.quantities import positive, quantity
 from simulations.system.spells import Spells
 
 
@@ -60,11 +60,9 @@ class GilbertElliott(Network):
 
     def __post_init__(self) -> None:
         for rate in (self.up, self.down):
-            if not quantity(rate, "rate"):
-                raise ValueError(f"{rate!r}: a rate of 0 never ends")
+            positive(rate, "rate", "a rate of 0 never ends")
         for time in (self.good_for, self.bad_for):
-            if not quantity(time, "time"):
-                raise ValueError(f"{time!r}: a mean time must be above 0")
+            positive(time, "time", "a mean time must be above 0")
         quantity(self.latency, "time")
 
     def roads(self, clients: int, number: int, seed: int) -> Roads:

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
 from simulations.system.part import Law, Numbers, Part, factors
-from simulations.system.quantities import quantity
+from simulations.system.quantities import positive, quantity
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -86,8 +86,7 @@ class Rates(Network):
 
     def __post_init__(self) -> None:
         for rate in (self.up, self.down):
-            if not quantity(rate, "rate"):
-                raise ValueError(f"{rate!r}: a rate of 0 never ends")
+            positive(rate, "rate", "a rate of 0 never ends")
         quantity(self.latency, "time")
         factors(self.law, self.spread, 0, 0, "network")
 
@@ -195,8 +194,7 @@ class Shared(Part):
     role: ClassVar = "pool"
 
     def __post_init__(self) -> None:
-        if not quantity(self.pool, "rate"):
-            raise ValueError(f"{self.pool!r}: a pool of 0 never ends")
+        positive(self.pool, "rate", "a pool of 0 never ends")
 
     @property
     def rate(self) -> float:

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fl_split.specs import STRICT
 from simulations.system.part import Part, Stamp, read_table, stamp
-from simulations.system.quantities import quantity
+from simulations.system.quantities import positive, quantity
 from simulations.system.spells import Spells
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -50,8 +50,7 @@ class Deadline(Part):
     role: ClassVar = "deadline"
 
     def __post_init__(self) -> None:
-        if not self.seconds:
-            raise ValueError(f"{self.after!r}: nobody is there after 0 seconds")
+        positive(self.after, "time", "nobody is there after 0 seconds")
 
     @property
     def seconds(self) -> float:
@@ -142,8 +141,7 @@ class Sessions(Presence):
 
     def __post_init__(self) -> None:
         for time in (self.on, self.off):
-            if not quantity(time, "time"):
-                raise ValueError(f"{time!r}: a mean time must be above 0")
+            positive(time, "time", "a mean time must be above 0")
 
     def times(self, client: int, seed: int) -> Times:
         """Return when a client is there."""

@@ -54,6 +54,14 @@ def quantity(text: Any, kind: Kind) -> float:
     return value
 
 
+def positive(text: Any, kind: Kind, why: str) -> float:
+    """Read a quantity that must be above 0; ValueError that ends with `why` if it is 0."""
+    value = quantity(text, kind)
+    if not value:
+        raise ValueError(f"{text!r}: {why}")
+    return value
+
+
 def _factor(unit: str, kind: Kind) -> float | None:
     """Return the size of a unit, with a prefix where its kind takes one; None if unknown."""
     known = UNITS[kind]

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
 from simulations.system.part import Part
-from simulations.system.quantities import quantity
+from simulations.system.quantities import positive, quantity
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,8 +33,7 @@ class Server(Part):
     role: ClassVar = "server"
 
     def __post_init__(self) -> None:
-        if not self.speed:
-            raise ValueError(f"{self.flops!r}: a server of 0 FLOP/s never ends")
+        positive(self.flops, "speed", "a server of 0 FLOP/s never ends")
 
     @property
     def speed(self) -> float:

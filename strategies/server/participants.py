@@ -81,11 +81,10 @@ class Population:
     speeds: Sequence[float] = ()
     away: frozenset[int] = frozenset()
 
-    @property
+    @cached_property
     def holders(self) -> list[int]:
         """Clients that hold samples, sorted."""
-        found: list[int] = self._eligible.tolist()
-        return found
+        return sorted(client for client, count in self.samples.items() if count > 0)
 
     @property
     def per_round(self) -> int:
@@ -109,9 +108,8 @@ class Population:
 
     @cached_property
     def _eligible(self) -> NDArray[np.int64]:
-        """Clients that hold samples, sorted."""
-        found = sorted(client for client, count in self.samples.items() if count > 0)
-        return np.array(found, dtype=np.int64)
+        """The same as an array."""
+        return np.array(self.holders, dtype=np.int64)
 
 
 @dataclass(frozen=True)
