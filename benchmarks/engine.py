@@ -40,9 +40,11 @@ from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Batch, Served
 from fl_split.exchange.records import Record
 from fl_split.exchange.split import Split, head_gradient
-from fl_split.flat import Flat, descend
+from fl_split.flat import Flat
 from fl_split.optimizers import SGD
 from fl_split.payload import Payload
+from fl_split.recipe.descent import Descent
+from fl_split.recipe.schedules import ONLY
 from fl_split.seeds import StepId
 from fl_split.specs import parse
 from simulations.clients import client_app
@@ -68,7 +70,7 @@ def bare(work: Work, rounds: int, keeps_memory: bool = False) -> tuple[float, fl
     for number in range(rounds + 1):
         if number == 1:  # the first round warms up
             cpu, wall = time.process_time(), time.perf_counter()
-        optimizers = [sgd.build(head.vector) for head in heads]
+        descents = [Descent(head, sgd) for head in heads]
         is_joint = work.strategy == "parallel()"
         tails = [tail] * work.active if is_joint else tail.forks(work.active)
         groups = [range(work.active)] if is_joint else [[k] for k in range(work.active)]
@@ -84,10 +86,10 @@ def bare(work: Work, rounds: int, keeps_memory: bool = False) -> tuple[float, fl
             arrived = {k: link.carry(sent[k], at, trained.flat.module) for k, at in steps.items()}
             served = trained.serve(arrived, weights, steps[group[0]], GraphMemory())
             assert isinstance(served, Served)
-            trained.descend(served.gradient)
+            trained.descend(served.gradient, ONLY)
             for k in group:
                 gradient = head_gradient(heads[k], sent.pop(k), served.cuts[k])
-                descend(optimizers[k], heads[k], gradient)
+                descents[k].step(gradient)
         average(heads)
         if not is_joint:
             average([copied.flat for copied in tails])

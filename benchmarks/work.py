@@ -209,6 +209,7 @@ def _train(work: Work, rounds: int, session: Session) -> Cost:
         fraction=work.fraction,
         batch_size=work.batch,
         seed=0,
+        exchange=setup.exchange,
         link=parts.link(),
         tail_optimizer=parts.tail_optimizer,
         head=head,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_split.models.norms import MOMENTUM, BatchNorm
+from fl_split.models.norms import BatchNorm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,7 +30,8 @@ class Flat(Generic[M]):
         The module itself; its parameters are views.
     vector : nn.Parameter
         All :func:`trained` parameters, in the order of ``module.parameters()``; among them
-        running statistics of batch norms, which follow their own rule, see :func:`descend`.
+        running statistics of batch norms, which follow their own rule, see
+        :mod:`fl_split.recipe.descent`.
     """
 
     def __init__(self, module: M) -> None:
@@ -62,6 +64,11 @@ class Flat(Generic[M]):
         found = torch.autograd.grad(outputs, wanted, gradients, materialize_grads=True)
         count = len(self._parameters)
         return flatten(found[:count]), list(found[count:])
+
+    @cached_property
+    def in_matrices(self) -> Tensor:
+        """Where in the vector (P,) weights with more than one dimension are: no norm, no bias."""
+        return torch.cat([torch.full((p.numel(),), p.dim() > 1) for p in self._parameters])
 
     def load(self, vector: Tensor | np.ndarray) -> None:
         """Copy `vector` into the parameters.
@@ -97,22 +104,6 @@ def copy_trained(module: M) -> M:
     """Copy `module`, all but what is frozen: that is shared."""
     frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
     return copy.deepcopy(module, frozen)
-
-
-def descend(optimizer: torch.optim.Optimizer, flat: Flat[M], gradient: Tensor) -> None:
-    """Take one step of the optimiser of ``flat.vector``, and move running statistics.
-
-    These go their gradient times MOMENTUM, whatever rate, moments or decay others have.
-    """
-    vector, where = flat.vector, flat.statistics
-    if where is not None:
-        moved = vector.detach()[where] - MOMENTUM * gradient[where]
-        gradient = gradient.index_fill(0, where, 0.0)
-    vector.grad = gradient
-    optimizer.step()
-    vector.grad = None
-    if where is not None:
-        vector.detach()[where] = moved
 
 
 def _statistics(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Tensor | None:

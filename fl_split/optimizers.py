@@ -59,17 +59,30 @@ class Adam:
 
 @dataclass(frozen=True, config=STRICT)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    Parameters
+    ----------
+    no_decay : bool
+        Norms and biases, all that has one dimension, do not decay.
+    """
 
     lr: Rate = 0.001
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Rate = 1e-8
     weight_decay: Rate = 0.01
+    no_decay: bool = False
+
+    @property
+    def decay_of_matrices(self) -> float:
+        """Weight decay that :meth:`build` leaves to the caller: that of matrices alone."""
+        return self.weight_decay if self.no_decay else 0.0
 
     def build(self, vector: nn.Parameter) -> torch.optim.Optimizer:
-        """Return a fresh optimiser of `vector`."""
+        """Return a fresh optimiser of `vector`; without decay if not all of it shall decay."""
+        decay = 0.0 if self.no_decay else self.weight_decay
         return torch.optim.AdamW(
-            [vector], lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+            [vector], lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=decay
         )
 
 
@@ -78,6 +91,11 @@ class Restarting:
     """An optimiser that starts afresh with every step, as in the official SplitFed scripts."""
 
     optimizer: Any
+
+    @property
+    def decay_of_matrices(self) -> float:
+        """That of the optimiser."""
+        return getattr(self.optimizer, "decay_of_matrices", 0.0)
 
     def build(self, vector: nn.Parameter) -> torch.optim.Optimizer:
         """Return an optimiser of `vector` that forgets its state before each step."""

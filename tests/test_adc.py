@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from fl_split.codecs.adc import ADC, kmeans, label_mixtures, merge_and_select, read_mixtures
 from fl_split.codecs.codec import Smashed
-from fl_split.exchange.split import loss
 from fl_split.payload import Payload
+from fl_split.recipe.loss import CrossEntropy
 
 # (K, T) of the square-root rule, as the official code computes them.
 SQRT = {
@@ -217,7 +217,7 @@ def test_degenerate_batches_stay_finite(attention, ratio):
         clusters = len(received.tokens)
         assert 1 <= clusters <= len(torch.unique(attention, dim=0))
         torch.testing.assert_close(received.targets.sum(dim=1), torch.ones(clusters))
-        value = loss(received.tokens[:, 0, :3], received)
+        value = CrossEntropy().of(received.tokens[:, 0, :3], received)
         value.backward()
         assert value.isfinite() and tokens.grad.isfinite().all()
 
@@ -234,7 +234,7 @@ def test_loss_is_the_mean_over_clusters_or_weighted_by_size():
         rows = functional.cross_entropy(logits, targets, reduction="none")
         sizes = torch.tensor([3.0, 1.0] if big == 0 else [1.0, 3.0])
         expected = (rows * sizes).sum() / 4 if weighted else rows.mean()
-        torch.testing.assert_close(loss(logits, received), expected)
+        torch.testing.assert_close(CrossEntropy().of(logits, received), expected)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fl_split.channels.bit_errors import CHECKSUM, FRAME
 from fl_split.channels.channel import Channel, clean, count_of, hits
 from fl_split.codecs import CODECS, Codec, Identity, Smashed, parse_codec, parse_downlink
 from fl_split.exchange.account import Account
-from fl_split.exchange.split import cut_gradients, encode
+from fl_split.exchange.split import Split, encode
 from fl_split.flat import Flat
 from fl_split.payload import Payload, extents
 from fl_split.seeds import StepId, generator
@@ -621,7 +621,7 @@ def test_no_gradient_goes_back_to_numbers_that_were_lost(codec):
     smashed = Smashed(tokens, lambda: tokens[..., 0], torch.arange(3), 10, setup.head.num_read)
     crossing = link.over(link.up(encode(link.codec, smashed, at), at), at, "up", Account())
     arrival = link.received(crossing, at, setup.tail)
-    _, (cut,), _ = cut_gradients(Flat(setup.tail), [arrival], [1.0], at)
+    _, (cut,), _ = Split().cut_gradients(Flat(setup.tail), [arrival], [1.0], at)
     (gone,) = crossing.gone.values()
     (gradient,) = cut.carried.values()
     assert 0 < int(gone.sum()) == crossing.zeroed < gone.numel()

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from fl_split.codecs import CODECS, Identity, Smashed, parse_codec, parse_downlink
 from fl_split.exchange.link import Link
-from fl_split.exchange.split import cut_gradients, loss
+from fl_split.exchange.split import Split
 from fl_split.flat import Flat
 from fl_split.models.cut import insert
 from fl_split.models.vit import ViT, split
 from fl_split.payload import Payload
+from fl_split.recipe.loss import CrossEntropy
 from fl_split.seeds import StepId
 
 CHAINS = [
@@ -190,7 +191,7 @@ def test_gradient_over_the_wire_equals_the_gradient_of_one_graph(spec):
     payload = encode(codec, data)
     sent = up(codec, payload)
     arrival = Link(codec, Identity()).arrive(sent, AT, tail)
-    losses, gradients, _ = cut_gradients(Flat(tail), [arrival], [1.0], AT)
+    losses, gradients, _ = Split().cut_gradients(Flat(tail), [arrival], [1.0], AT)
     _, back = down(Identity(), gradients[0])
     assert back.carried.keys() == payload.carried.keys()
     for name, value in payload.carried.items():
@@ -204,7 +205,7 @@ def test_gradient_over_the_wire_equals_the_gradient_of_one_graph(spec):
         for name, value in payload.carried.items()
     }
     found = codec.decode(Payload(values, known.side))
-    value = loss(tail(found.tokens), found)
+    value = CrossEntropy().of(tail(found.tokens), found)
     value.backward()
     assert losses[0] == value.item()
     assert torch.equal(over_the_wire, fresh.tokens.grad)

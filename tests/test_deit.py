@@ -18,10 +18,12 @@ from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import Split
 from fl_split.exchange.stacked import StackedHead
 from fl_split.exchange.whole import joined, predict
-from fl_split.flat import Flat, descend, trained
+from fl_split.flat import Flat, trained
 from fl_split.models.lora import merged
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.vit import split
+from fl_split.optimizers import SGD
+from fl_split.recipe.descent import Descent
 from fl_split.seeds import StepId
 
 ONE, TWO = DeiTForImageClassification, DeiTForImageClassificationWithTeacher
@@ -157,7 +159,7 @@ def test_an_exchange_is_a_step_on_the_mean_of_logits(tmp_path, architecture):
     batch, link = Batch(pixels(), labels, 10), Link(Identity(), Identity())
     got = Split().step(head, tail, link, batch, StepId(0, 1, 0, 0))
     for half, gradient in ((head, got.of_head), (tail, got.of_tail)):
-        descend(torch.optim.SGD([half.vector], lr=0.1), half, gradient)
+        Descent(half, SGD(lr=0.1)).step(gradient)
     assert got.loss == pytest.approx(loss.item(), rel=1e-5)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-5, rtol=1e-4)

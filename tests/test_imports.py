@@ -36,6 +36,7 @@ FLOORS = {
         {"channels"},
         {"models"},
         {"flat"},
+        {"recipe"},
         {"exchange"},
         {"checks"},
         {"testing", "__main__"},

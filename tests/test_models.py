@@ -14,7 +14,7 @@ from fl_split.codecs import CODECS, Identity, parse_codec
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import Split
-from fl_split.flat import Flat, descend, flatten, trained
+from fl_split.flat import Flat, flatten, trained
 from fl_split.models import MODELS
 from fl_split.models.cut import insert
 from fl_split.models.lenet import LeNet
@@ -25,6 +25,7 @@ from fl_split.models.stages import split
 from fl_split.models.vit import ViT
 from fl_split.optimizers import OPTIMIZERS
 from fl_split.payload import Payload
+from fl_split.recipe.descent import Descent
 from fl_split.seeds import StepId
 from fl_split.specs import parse
 from simulations.runs.experiment import Experiment
@@ -48,12 +49,12 @@ def resnet(**arguments):
     return build(ResNet18(width=4, **{"small_images": True, **arguments}), size=12, channels=3)
 
 
-def train(head, tail, optimizers, batch, step):
+def train(head, tail, own, batch, step):
     """Take one exchange in one process, and a step of both halves; return the loss."""
     link = Link(Identity(), Identity())
     found = Split().step(head, tail, link, batch, StepId(0, 1, 0, step))
-    descend(optimizers[0], head, found.of_head)
-    descend(optimizers[1], tail, found.of_tail)
+    own[0].step(found.of_head)
+    own[1].step(found.of_tail)
     return found.loss
 
 
@@ -276,7 +277,7 @@ def test_split_training_equals_monolithic_training(optimizer):
     whole, halved = lenet(), lenet()
     head, tail = (Flat(half) for half in split(halved, 2))
     spec = parse(optimizer, OPTIMIZERS)
-    own = [spec.build(head.vector), spec.build(tail.vector)]
+    own = [Descent(head, spec), Descent(tail, spec)]
     reference = spec.build(flat := Flat(whole).vector)
     labels = torch.arange(3)
     for step in range(3):
@@ -293,7 +294,7 @@ def test_split_training_equals_monolithic_training(optimizer):
 def test_running_statistics_follow_torchs_own_whatever_the_optimiser(optimizer):
     theirs = nn.BatchNorm2d(5)
     flat = Flat(nn.Sequential(BatchNorm(copy.deepcopy(theirs), keeps_statistics=True)))
-    own = parse(optimizer, OPTIMIZERS).build(flat.vector)
+    own = Descent(flat, parse(optimizer, OPTIMIZERS))
     draw = torch.Generator().manual_seed(0)
     for _ in range(3):
         batch = 2 + 3 * torch.randn(4, 5, 6, 6, generator=draw)
@@ -305,13 +306,11 @@ def test_running_statistics_follow_torchs_own_whatever_the_optimiser(optimizer):
         flat.module(batch)  # a forward that is thrown away leaves nothing behind
         assert (flat.numpy() == before).all()
         gradient, _ = flat.differentiate([output.square().sum()])
-        descend(own, flat, gradient)
+        own.step(gradient)
     torch.testing.assert_close(flat.module[0].running_mean.data, theirs.running_mean)
     torch.testing.assert_close(flat.module[0].running_var.data, theirs.running_var)
     assert not torch.equal(flat.module[0].weight, torch.ones(5))
-    assert not own.state or all(
-        not value[flat.statistics].any() for value in own.state[flat.vector].values() if value.dim()
-    )
+    assert not any(value[flat.statistics].any() for value in own.state().values() if value.dim())
 
 
 def test_a_resnet_learns_as_transformers_own():
@@ -322,7 +321,7 @@ def test_a_resnet_learns_as_transformers_own():
     theirs.load_state_dict(ours.state_dict())
     head, tail = (Flat(half) for half in split(ours, "stage1.1"))
     sgd = parse("sgd(lr=0.02, momentum=0.9)", OPTIMIZERS)
-    own = [sgd.build(head.vector), sgd.build(tail.vector)]
+    own = [Descent(head, sgd), Descent(tail, sgd)]
     reference = torch.optim.SGD(theirs.parameters(), lr=0.02, momentum=0.9)
     labels = torch.arange(6)
     for step in range(3):

@@ -14,10 +14,12 @@ from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import Split
-from fl_split.flat import Flat, descend, flatten
+from fl_split.flat import Flat, flatten
 from fl_split.models.lenet import LeNet
 from fl_split.models.norms import BatchNorm
 from fl_split.models.own import OwnModel
+from fl_split.optimizers import SGD
+from fl_split.recipe.descent import Descent
 from fl_split.seeds import StepId
 
 SIDE = 8
@@ -160,7 +162,7 @@ def test_an_own_model_learns_as_torch_trains_it(make, cut):
     reference = make()
     spec, model = build(reference)
     head, tail = (Flat(half) for half in spec.split(model, cut))
-    own = [torch.optim.SGD([flat.vector], lr=0.05) for flat in (head, tail)]
+    own = [Descent(flat, SGD(lr=0.05)) for flat in (head, tail)]
     theirs = torch.optim.SGD(reference.parameters(), lr=0.05)
     labels = torch.arange(6)
     for step in range(3):
@@ -172,8 +174,8 @@ def test_an_own_model_learns_as_torch_trains_it(make, cut):
         link = Link(Identity(), Identity())
         found = Split().step(head, tail, link, Batch(images, labels, 10), StepId(0, 1, 0, step))
         assert found.loss == pytest.approx(loss.item(), rel=1e-5)
-        descend(own[0], head, found.of_head)
-        descend(own[1], tail, found.of_tail)
+        own[0].step(found.of_head)
+        own[1].step(found.of_tail)
     mine, its = model.state_dict(), reference.state_dict()
     assert mine.keys() == its.keys()
     for name in mine:

@@ -8,10 +8,11 @@ from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import Split
-from fl_split.flat import Flat, descend
+from fl_split.flat import Flat
 from fl_split.models.pretrained import Pretrained, adapt
 from fl_split.models.vit import ViT, split
 from fl_split.optimizers import OPTIMIZERS
+from fl_split.recipe.descent import Descent
 from fl_split.seeds import StepId
 from fl_split.specs import parse
 
@@ -30,11 +31,12 @@ def test_split_training_equals_monolithic_training_bit_for_bit(cut, optimizer):
     whole, halved = build(), build()
     head, tail = (Flat(half) for half in split(halved, cut))
     spec = parse(optimizer, OPTIMIZERS)
-    settings = {key: value for key, value in vars(spec).items() if not key.startswith("_")}
+    ours = {"no_decay"}
+    settings = {k: v for k, v in vars(spec).items() if not k.startswith("_") and k not in ours}
     reference = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[
         optimizer.partition("(")[0]
     ](whole.parameters(), **settings)
-    own = [spec.build(head.vector), spec.build(tail.vector)]
+    own = [Descent(head, spec), Descent(tail, spec)]
     draw = torch.Generator().manual_seed(1)
     for step in range(4):
         pixels = torch.randn(6, 3, 8, 8, generator=draw)
@@ -45,8 +47,8 @@ def test_split_training_equals_monolithic_training_bit_for_bit(cut, optimizer):
         reference.step()
         batch, link = Batch(pixels, labels, 5), Link(Identity(), Identity())
         got = Split().step(head, tail, link, batch, StepId(0, 1, 0, step))
-        descend(own[0], head, got.of_head)
-        descend(own[1], tail, got.of_tail)
+        own[0].step(got.of_head)
+        own[1].step(got.of_tail)
         assert got.loss == expected.item()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, halved.state_dict()[name]), name

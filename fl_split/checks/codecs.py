@@ -12,11 +12,12 @@ from torch import Tensor
 from fl_split.checks.laws import check_repr, hold, must, refuses
 from fl_split.codecs import Codec, Identity, Received, Smashed
 from fl_split.exchange.link import Link
-from fl_split.exchange.split import cut_gradients, encode, loss
+from fl_split.exchange.split import Split, encode
 from fl_split.flat import Flat
 from fl_split.models.cut import insert
 from fl_split.models.vit import ViT
 from fl_split.payload import Payload
+from fl_split.recipe.loss import CrossEntropy
 from fl_split.seeds import StepId, seeded
 
 AT = StepId(5, 1, 2, 3)
@@ -195,7 +196,7 @@ def _gradient_of_one_graph(trial: _Trial) -> None:
     payload = trial.encode(data)
     sent = trial.link.up(payload, AT)
     arrival = trial.link.arrive(sent, AT, trial.tail)
-    losses, gradients, _ = cut_gradients(Flat(trial.tail), [arrival], [1.0], AT)
+    losses, gradients, _ = Split().cut_gradients(Flat(trial.tail), [arrival], [1.0], AT)
     back = Payload.from_bytes(trial.link.renewed().down(gradients[0], AT)).carried
     hold(back.keys() == payload.carried.keys(), "every value must have a gradient")
     values = list(payload.carried.values())
@@ -208,7 +209,7 @@ def _gradient_of_one_graph(trial: _Trial) -> None:
         for name, value in payload.carried.items()
     }
     found = codec.decode(Payload(joined, known.side))
-    value = loss(trial.tail(found.tokens), found)
+    value = CrossEntropy().of(trial.tail(found.tokens), found)
     value.backward()
     hold(losses[0] == value.item(), "the loss must be that of one graph through both halves")
     ours, theirs = data.tokens.grad, fresh.tokens.grad

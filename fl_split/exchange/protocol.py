@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +23,9 @@ from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
+from fl_split.recipe.descent import Descent
+from fl_split.recipe.loss import CrossEntropy
+from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId
 
 
@@ -69,7 +71,7 @@ class ClientSide(Protocol):
         """Samples of the present step."""
         ...
 
-    def load_tail(self, weights: NDArray[np.float32] | None) -> torch.optim.Optimizer:
+    def load_tail(self, weights: NDArray[np.float32] | None) -> Descent:
         """Load weights into `tail`, None those that every run starts from; a fresh optimiser."""
         ...
 
@@ -95,6 +97,10 @@ class ClientSide(Protocol):
 
     def learn(self, gradient: Tensor) -> None:
         """Step the head, and go on to the next batch."""
+        ...
+
+    def learn_with(self, tail: Descent, gradients: Sequence[Tensor]) -> None:
+        """Step the head and a tail on their two gradients, and go on to the next batch."""
         ...
 
     def skip(self) -> None:
@@ -188,16 +194,24 @@ class Step(NamedTuple):
     of_tail: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
 class Exchange(ABC):
     """One protocol. It keeps no state: what a client remembers is in `client.memory`.
 
     Attributes
     ----------
+    loss : CrossEntropy
+        What is minimised.
+    precision : Precision
+        How forward and backward passes are computed.
     trains_whole_models : bool
         Whether head and tail travel with BEGIN and END, and clients train both; else the head.
     can_stack : bool
         Whether several clients may run as one (:mod:`fl_split.exchange.stacked`).
     """
+
+    loss: CrossEntropy = field(default_factory=CrossEntropy)
+    precision: Precision = FP32
 
     trains_whole_models: ClassVar[bool] = False
     can_stack: ClassVar[bool] = False

@@ -12,14 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from fl_split.codecs import Codec, Received, Smashed
+from fl_split.codecs import Codec, Smashed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, shapes
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
@@ -37,12 +35,14 @@ from fl_split.exchange.records import (
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
+from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import Purpose, StepId, seeded
 
 MAX_TOKENS = 8192
 """Tokens that run through the tail at once: larger joins only fall out of the cache."""
 
 
+@dataclass(frozen=True)
 class Split(Exchange):
     """One cut; labels go up with the smashed data, the loss is the server's."""
 
@@ -79,9 +79,9 @@ class Split(Exchange):
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
         """Run the head and encode; nothing must be remembered."""
-        with randomness(head, "head", at):
+        with randomness(head, "head", at), self.precision.forward(batch.pixels):
             tokens, attention = head(batch.pixels)
-        smashed = Smashed(tokens, attention, batch.labels, batch.num_classes, head.num_read)
+        smashed = Smashed(tokens.float(), attention, batch.labels, batch.num_classes, head.num_read)
         return encode(codec, smashed, at)
 
     def flops(self, head: Head, tail: Tail) -> Flops:
@@ -104,7 +104,7 @@ class Split(Exchange):
         cuts: dict[int, Payload] = {}
         gradients = []
         for clients in batches(tail.module, arrivals):
-            values, payloads, gradient = cut_gradients(
+            values, payloads, gradient = self.cut_gradients(
                 tail,
                 [arrivals[client] for client in clients],
                 [weights[client] for client in clients],
@@ -129,8 +129,41 @@ class Split(Exchange):
         """Take one whole exchange; the loss and the gradients of both halves."""
         payload = self.smash(head.module, link.codec, batch, at, {})
         arrival = link.carry(payload, at, tail.module)
-        (loss,), (cut,), of_tail = cut_gradients(tail, [arrival], [1.0], at)
-        return Step(loss, head_gradient(head, payload, cut), of_tail)
+        (loss,), (cut,), of_tail = self.cut_gradients(tail, [arrival], [1.0], at)
+        return Step(loss, head_gradient(head, payload, cut, self.precision), of_tail)
+
+    # Gradients.
+
+    def cut_gradients(
+        self,
+        tail: Flat[Tail],
+        arrivals: Sequence[Arrival],
+        weights: Sequence[float],
+        at: StepId,
+    ) -> tuple[list[float], list[Payload], Tensor]:
+        """Return losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
+
+        All arrivals run through the tail as one batch, so they must have the same number of
+        tokens, and with batch norm each must come alone. Each cut gradient is that of the
+        client's own loss.
+        """
+        assert len(arrivals) == 1 or not tail.module.has_batch_norm
+        tokens = [arrival.received.tokens for arrival in arrivals]
+        with randomness(tail.module, "tail", at), self.precision.forward(tokens[0]):
+            logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens)).float()
+        received = [arrival.received for arrival in arrivals]
+        joint, losses = self.loss.joint(logits, received, weights)
+        leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
+        gradient, cuts = self.precision.differentiate(tail, [joint], inputs=leaves)
+        if tail.statistics is not None:  # the weight in the joint loss does not reach them
+            gradient[tail.statistics] *= weights[0]
+        following = iter(cuts)
+        payloads = [
+            # Undo the weight in the joint loss: a head follows its own client's loss.
+            Payload({name: next(following) / weight for name in arrival.leaves})
+            for arrival, weight in zip(arrivals, weights, strict=True)
+        ]
+        return losses, payloads, gradient
 
 
 def encode(codec: Codec, smashed: Smashed, at: StepId) -> Payload:
@@ -140,7 +173,9 @@ def encode(codec: Codec, smashed: Smashed, at: StepId) -> Payload:
     return codec.encode(smashed, at.generator("codec"))
 
 
-def head_gradient(head: Flat[Head], payload: Payload, gradient: Payload) -> Tensor:
+def head_gradient(
+    head: Flat[Head], payload: Payload, gradient: Payload, precision: Precision = FP32
+) -> Tensor:
     """Return the head's gradient for the cut gradient of its payload.
 
     Raises
@@ -148,7 +183,7 @@ def head_gradient(head: Flat[Head], payload: Payload, gradient: Payload) -> Tens
     ValueError
         The gradient does not have the names and shapes of the payload's values.
     """
-    return head.differentiate(*pair(payload, gradient))[0]
+    return precision.differentiate(head, *pair(payload, gradient))[0]
 
 
 def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor]]:
@@ -163,65 +198,6 @@ def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor
     if expected != got:
         raise ValueError(f"cut gradient must have the shapes {expected}, got {got}")
     return list(payload.carried.values()), [gradient.carried[name] for name in payload.carried]
-
-
-def cut_gradients(
-    tail: Flat[Tail], arrivals: Sequence[Arrival], weights: Sequence[float], at: StepId
-) -> tuple[list[float], list[Payload], Tensor]:
-    """Return losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
-
-    All arrivals run through the tail as one batch, so they must have the same number of
-    tokens, and with batch norm each must come alone. Each cut gradient is that of the
-    client's own loss.
-    """
-    assert len(arrivals) == 1 or not tail.module.has_batch_norm
-    tokens = [arrival.received.tokens for arrival in arrivals]
-    with randomness(tail.module, "tail", at):
-        logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
-    joint, losses = _joint_loss(logits, [arrival.received for arrival in arrivals], weights)
-    leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
-    gradient, cuts = tail.differentiate([joint], inputs=leaves)
-    if tail.statistics is not None:  # the weight in the joint loss does not reach them
-        gradient[tail.statistics] *= weights[0]
-    following = iter(cuts)
-    payloads = [
-        # Undo the weight in the joint loss: a head follows its own client's loss.
-        Payload({name: next(following) / weight for name in arrival.leaves})
-        for arrival, weight in zip(arrivals, weights, strict=True)
-    ]
-    return losses, payloads, gradient
-
-
-def loss(logits: Tensor, received: Received) -> Tensor:
-    """Cross-entropy of logits (K, C), averaged over rows with the codec's weights."""
-    if received.weights is None:
-        return functional.cross_entropy(logits, received.targets)
-    rows = functional.cross_entropy(logits, received.targets, reduction="none")
-    return (rows * received.weights).sum() / received.weights.sum()
-
-
-def _joint_loss(
-    logits: Tensor, received: Sequence[Received], weights: Sequence[float]
-) -> tuple[Tensor, list[float]]:
-    """Return sum_k weights[k] loss_k and every loss_k; the rows of all k in one operation."""
-    if len(received) == 1:
-        value = loss(logits, received[0])
-        return weights[0] * value, [float(value.detach())]
-    rows = functional.cross_entropy(
-        logits, torch.cat([part.targets for part in received]), reduction="none"
-    )
-    shares = torch.cat([_shares(part) for part in received])
-    counts = torch.tensor([len(part.tokens) for part in received])
-    scale = torch.tensor(weights).repeat_interleave(counts)
-    starts = (counts.cumsum(0) - counts).numpy()
-    losses = np.add.reduceat((rows.detach() * shares).numpy(), starts)
-    return (rows * (shares * scale)).sum(), losses.tolist()
-
-
-def _shares(received: Received) -> Tensor:
-    """Return how much each row counts in the client's loss; the shares sum to 1."""
-    count, weights = len(received.tokens), received.weights
-    return torch.full((count,), 1 / count) if weights is None else weights / weights.sum()
 
 
 def randomness(module: Head | Tail, purpose: Purpose, at: StepId) -> AbstractContextManager[None]:

@@ -17,12 +17,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import Codec, Received, Smashed
+from fl_split.exchange.end import add_end, conclude
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, check_finite
 from fl_split.exchange.protocol import Batch, ClientSide, HalfServed, Served, Step
@@ -32,12 +34,11 @@ from fl_split.exchange.split import (
     batches,
     encode,
     head_gradient,
-    loss,
     randomness,
     serving_flops,
     total,
 )
-from fl_split.flat import Flat, trained
+from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
 from fl_split.seeds import StepId
@@ -53,11 +54,25 @@ Answer = tuple[float, Tensor]
 """A client's loss, and its gradient in the output (K, T, D)."""
 
 
-def crossing(head: Head) -> Split:
+def crossing(head: Head, **settings: Any) -> Split:
     """Return the exchange of a model that has been cut once, or twice."""
-    return Split() if head.end is None else UShape()
+    return Split(**settings) if head.end is None else UShape(**settings)
 
 
+@dataclass(frozen=True)
+class MiddleForward:
+    """Payloads that ran through the middle as one batch; `output` (rows, T, D) has the graph."""
+
+    arrivals: Mapping[int, Arrival]
+    output: Tensor
+
+    def outputs(self) -> dict[int, Tensor]:
+        """Return what came out, by client, (K, T, D) each and without graph."""
+        parts = self.output.detach().split([arrival.rows for arrival in self.arrivals.values()])
+        return dict(zip(self.arrivals, parts, strict=True))
+
+
+@dataclass(frozen=True)
 class UShape(Split):
     """Two cuts; the loss is the client's."""
 
@@ -84,7 +99,7 @@ class UShape(Split):
         memory, at = client.memory, client.at
         output = client.link.read(record.sent(), at).carried["tokens"]
         received = Received(output, memory[TARGETS], memory.get(ROW_WEIGHTS))
-        value, of_end, of_output = conclude(client.head, received, at)
+        value, of_end, of_output = conclude(client.head, received, at, self.loss, self.precision)
         sent = client.link.across(Payload({"tokens": of_output}), at, "way back")
         memory.clear()
         memory[OF_END] = of_end
@@ -96,8 +111,9 @@ class UShape(Split):
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
         """Turn a batch into a payload without its labels; remember the targets."""
-        with randomness(head, "head", at):
+        with randomness(head, "head", at), self.precision.forward(batch.pixels):
             tokens, attention = head(batch.pixels)
+        tokens = tokens.float()
         attention, classes = cache(attention), batch.num_classes
         nothing = torch.zeros_like(batch.labels)
         unknown = Smashed(tokens, attention, nothing, classes, head.num_read)
@@ -125,7 +141,7 @@ class UShape(Split):
         The middle's graphs are kept meanwhile, as far as `graphs` has room; else the forward
         is repeated, with the same weights and so the same bits.
         """
-        forwards, size = _forwards(tail.module, arrivals, at)
+        forwards, size = self._forwards(tail.module, arrivals, at)
         outputs = {k: found for forward in forwards for k, found in forward.outputs().items()}
         failed = [k for k, output in outputs.items() if not bool(output.isfinite().all())]
         if failed:  # their outputs would spoil the joint gradient: serve the others again
@@ -138,8 +154,8 @@ class UShape(Split):
                 graphs.give(size)
             if not answers:
                 return Served({}, {}, torch.zeros_like(tail.vector), 0)
-            again = kept or _forwards(tail.module, arrivals, at)[0]
-            return _serve_back(tail, again, answers, weights)
+            again = kept or self._forwards(tail.module, arrivals, at)[0]
+            return self._serve_back(tail, again, answers, weights)
 
         return HalfServed(
             OUTPUT,
@@ -164,99 +180,88 @@ class UShape(Split):
         memory: dict[str, Tensor] = {}
         payload = self.smash(head.module, link.codec, batch, at, memory)
         arrival = link.carry(payload, at, tail.module)
-        forward = _traverse(tail.module, {at.client: arrival}, at)
+        forward = self._traverse(tail.module, {at.client: arrival}, at)
         received = Received(forward.output, memory[TARGETS], memory.get(ROW_WEIGHTS))
-        value, of_end, of_output = conclude(head, received, at)
-        (cut,), of_middle = _retrace(tail, forward, [of_output], [1.0])
-        return Step(value, add_end(head, head_gradient(head, payload, cut), of_end), of_middle)
+        value, of_end, of_output = conclude(head, received, at, self.loss, self.precision)
+        (cut,), of_middle = self._retrace(tail, forward, [of_output], [1.0])
+        of_head = head_gradient(head, payload, cut, self.precision)
+        return Step(value, add_end(head, of_head, of_end), of_middle)
 
+    def _forwards(
+        self, middle: Tail, arrivals: Mapping[int, Arrival], at: StepId
+    ) -> tuple[list[MiddleForward], int]:
+        """Run all arrivals through the middle; return its graphs and their bytes."""
+        with saved() as sizes:
+            forwards = [
+                self._traverse(
+                    middle, {k: arrivals[k] for k in clients}, replace(at, client=clients[0])
+                )
+                for clients in batches(middle, arrivals)
+            ]
+        return forwards, activation_bytes(sizes, middle.parameters())
 
-@dataclass(frozen=True)
-class MiddleForward:
-    """Payloads that ran through the middle as one batch; `output` (rows, T, D) has the graph."""
+    def _traverse(self, middle: Tail, arrivals: Mapping[int, Arrival], at: StepId) -> MiddleForward:
+        """Run arrivals through the middle as one batch.
 
-    arrivals: Mapping[int, Arrival]
-    output: Tensor
+        They must have the same number of tokens, and with batch norm each must come alone.
+        """
+        assert len(arrivals) == 1 or not middle.has_batch_norm
+        tokens = [arrival.received.tokens for arrival in arrivals.values()]
+        with randomness(middle, "tail", at), self.precision.forward(tokens[0]):
+            output = middle(tokens[0] if len(tokens) == 1 else torch.cat(tokens)).float()
+        return MiddleForward(arrivals, output)
 
-    def outputs(self) -> dict[int, Tensor]:
-        """Return what came out, by client, (K, T, D) each and without graph."""
-        parts = self.output.detach().split([arrival.rows for arrival in self.arrivals.values()])
-        return dict(zip(self.arrivals, parts, strict=True))
+    def _serve_back(
+        self,
+        middle: Flat[Tail],
+        forwards: Sequence[MiddleForward],
+        answers: Mapping[int, Answer],
+        weights: Mapping[int, float],
+    ) -> Served:
+        """Differentiate sum_k weights[k] loss_k over the clients of `answers`; others are gone."""
+        cuts: dict[int, Payload] = {}
+        gradients = []
+        arrivals: dict[int, Arrival] = {}
+        for forward in forwards:
+            if not answers.keys() & forward.arrivals.keys():
+                continue
+            of_outputs = [
+                answers[k][1] if k in answers else torch.zeros_like(output)
+                for k, output in forward.outputs().items()
+            ]
+            counted = [weights[k] if k in answers else 0.0 for k in forward.arrivals]
+            found, gradient = self._retrace(middle, forward, of_outputs, counted)
+            gradients.append(gradient)
+            cuts |= {k: cut for k, cut in zip(forward.arrivals, found, strict=True) if k in answers}
+            arrivals |= {k: arrival for k, arrival in forward.arrivals.items() if k in answers}
+        losses = {client: value for client, (value, _) in answers.items()}
+        return Served(losses, cuts, total(gradients), serving_flops(middle.module, arrivals))
 
+    def _retrace(
+        self,
+        middle: Flat[Tail],
+        forward: MiddleForward,
+        gradients: Sequence[Tensor],
+        weights: Sequence[float],
+    ) -> tuple[list[Payload], Tensor]:
+        """Return cut gradients, and the middle's gradient of sum_k weights[k] loss_k.
 
-def _forwards(
-    middle: Tail, arrivals: Mapping[int, Arrival], at: StepId
-) -> tuple[list[MiddleForward], int]:
-    """Run all arrivals through the middle; return its graphs and their bytes."""
-    with saved() as sizes:
-        forwards = [
-            _traverse(middle, {k: arrivals[k] for k in clients}, replace(at, client=clients[0]))
-            for clients in batches(middle, arrivals)
+        `gradients` are those of each client's own loss in its output, and so are the cut
+        gradients. A client of weight 0 takes no part; its cut gradient means nothing.
+        """
+        scaled = torch.cat([g * weight for g, weight in zip(gradients, weights, strict=True)])
+        arrivals = list(forward.arrivals.values())
+        leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
+        found = self.precision.differentiate(middle, [forward.output], [scaled], inputs=leaves)
+        gradient, cuts = found
+        if middle.statistics is not None:  # the weight does not reach them
+            gradient[middle.statistics] *= weights[0]
+        following = iter(cuts)
+        payloads = [
+            Payload({name: next(following) / (weight or 1.0) for name in arrival.leaves})
+            for arrival, weight in zip(arrivals, weights, strict=True)
         ]
-    return forwards, activation_bytes(sizes, middle.parameters())
-
-
-def _traverse(middle: Tail, arrivals: Mapping[int, Arrival], at: StepId) -> MiddleForward:
-    """Run arrivals through the middle as one batch.
-
-    They must have the same number of tokens, and with batch norm each must come alone.
-    """
-    assert len(arrivals) == 1 or not middle.has_batch_norm
-    tokens = [arrival.received.tokens for arrival in arrivals.values()]
-    with randomness(middle, "tail", at):
-        output = middle(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
-    return MiddleForward(arrivals, output)
-
-
-def _serve_back(
-    middle: Flat[Tail],
-    forwards: Sequence[MiddleForward],
-    answers: Mapping[int, Answer],
-    weights: Mapping[int, float],
-) -> Served:
-    """Differentiate sum_k weights[k] loss_k over the clients of `answers`; others are gone."""
-    cuts: dict[int, Payload] = {}
-    gradients = []
-    arrivals: dict[int, Arrival] = {}
-    for forward in forwards:
-        if not answers.keys() & forward.arrivals.keys():
-            continue
-        of_outputs = [
-            answers[k][1] if k in answers else torch.zeros_like(output)
-            for k, output in forward.outputs().items()
-        ]
-        counted = [weights[k] if k in answers else 0.0 for k in forward.arrivals]
-        found, gradient = _retrace(middle, forward, of_outputs, counted)
-        gradients.append(gradient)
-        cuts |= {k: cut for k, cut in zip(forward.arrivals, found, strict=True) if k in answers}
-        arrivals |= {k: arrival for k, arrival in forward.arrivals.items() if k in answers}
-    losses = {client: value for client, (value, _) in answers.items()}
-    return Served(losses, cuts, total(gradients), serving_flops(middle.module, arrivals))
-
-
-def _retrace(
-    middle: Flat[Tail],
-    forward: MiddleForward,
-    gradients: Sequence[Tensor],
-    weights: Sequence[float],
-) -> tuple[list[Payload], Tensor]:
-    """Return cut gradients, and the middle's gradient of sum_k weights[k] loss_k.
-
-    `gradients` are those of each client's own loss in its output, and so are the cut
-    gradients. A client of weight 0 takes no part; its cut gradient means nothing.
-    """
-    scaled = torch.cat([g * weight for g, weight in zip(gradients, weights, strict=True)])
-    arrivals = list(forward.arrivals.values())
-    leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
-    gradient, cuts = middle.differentiate([forward.output], [scaled], inputs=leaves)
-    if middle.statistics is not None:  # the weight does not reach them
-        gradient[middle.statistics] *= weights[0]
-    following = iter(cuts)
-    payloads = [
-        Payload({name: next(following) / (weight or 1.0) for name in arrival.leaves})
-        for arrival, weight in zip(arrivals, weights, strict=True)
-    ]
-    return payloads, gradient
+        return payloads, gradient
 
 
 def _read(link: Link, record: Record, output: Tensor, at: StepId) -> Answer:
@@ -273,27 +278,3 @@ def _read(link: Link, record: Record, output: Tensor, at: StepId) -> Answer:
     if not math.isfinite(value):
         raise ValueError("a loss that is not finite")
     return value, gradient
-
-
-def conclude(head: Flat[Head], received: Received, at: StepId) -> tuple[float, Tensor, Tensor]:
-    """Client, end: the loss, its gradient in the weights of the end, and in the output."""
-    end = head.module.end
-    assert end is not None
-    leaf = received.tokens.detach().requires_grad_()
-    with randomness(end, "end", at):
-        logits = end(leaf)
-    value = loss(logits, received)
-    gradient, (of_output,) = head.differentiate([value], inputs=[leaf])
-    return float(value.detach()), gradient[_place_of_end(head)], of_output
-
-
-def add_end(head: Flat[Head], gradient: Tensor, of_end: Tensor) -> Tensor:
-    """Put the gradient of the end's weights into one of the head's, in place."""
-    gradient[_place_of_end(head)] += of_end
-    return gradient
-
-
-def _place_of_end(head: Flat[Head]) -> slice:
-    """Where the end is in the head's vector: last, as it is the last module of a head."""
-    assert head.module.end is not None
-    return slice(-sum(parameter.numel() for parameter in trained(head.module.end)), None)

@@ -18,9 +18,9 @@ from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, Step
 from fl_split.exchange.records import BEGIN, GO_ON, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
 from fl_split.exchange.ushape import crossing
-from fl_split.flat import Flat, descend
+from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail, whole_flops
-from fl_split.optimizers import moments, set_moments
+from fl_split.recipe.descent import Descent
 from fl_split.seeds import StepId
 
 MOMENT = "tail-moment/"
@@ -67,17 +67,15 @@ class Whole(Exchange):
         client.begin(record)
         tail, memory = client.tail, client.memory
         is_own = record.action == GO_ON
-        optimizer = client.load_tail(None if is_own else record.weights[TAIL].numpy())
+        descent = client.load_tail(None if is_own else record.weights[TAIL].numpy())
         if is_own and TAIL in memory:
             tail.load(memory[TAIL])
             kept = {k: v for k, v in memory.items() if k.startswith(MOMENT)}
-            found = {name.removeprefix(MOMENT): v.clone() for name, v in kept.items()}
-            set_moments(optimizer, tail.vector, found)
-        losses, samples = self._train(client, tail, optimizer)
+            descent.restore({name.removeprefix(MOMENT): v for name, v in kept.items()})
+        losses, samples = self._train(client, descent)
         if is_own:
-            found = moments(optimizer, tail.vector)
             memory |= {TAIL: torch.from_numpy(tail.numpy())}
-            memory |= {f"{MOMENT}{name}": moment for name, moment in found.items()}
+            memory |= {f"{MOMENT}{name}": moment for name, moment in descent.state().items()}
         end = client.end()
         weights = end.weights if is_own else {**end.weights, TAIL: Weights.of(tail.numpy())}
         numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
@@ -87,17 +85,16 @@ class Whole(Exchange):
         self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
     ) -> Step:
         """Take one step of the joined model; nothing crosses, so `link` has nothing to pack."""
-        return crossing(head.module).step(head, tail, Link(Identity(), Identity()), batch, at)
+        alike = crossing(head.module, loss=self.loss, precision=self.precision)
+        return alike.step(head, tail, Link(Identity(), Identity()), batch, at)
 
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of head, tail and end together."""
         return Flops(whole_flops(head, tail, 1), 0)
 
-    def _train(
-        self, client: ClientSide, tail: Flat[Tail], optimizer: torch.optim.Optimizer
-    ) -> tuple[list[float], int]:
+    def _train(self, client: ClientSide, of_tail: Descent) -> tuple[list[float], int]:
         """Take all steps of the round; return their losses and the number of samples."""
-        head, losses, samples = client.head, [], 0
+        head, tail, losses, samples = client.head, of_tail.flat, [], 0
         starts = [flat.vector.detach().clone() for flat in (head, tail)] if self.pull else []
         while client.has_batch():
             batch = client.batch()
@@ -108,8 +105,7 @@ class Whole(Exchange):
                     self._pulled(found.of_head, head, starts[0]),
                     self._pulled(found.of_tail, tail, starts[1]),
                 ]
-            descend(optimizer, tail, gradients[1])
-            client.learn(gradients[0])
+            client.learn_with(of_tail, gradients)
             losses.append(found.loss)
             samples += len(batch.labels)
         return losses, samples

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,10 +14,12 @@ from fl_split.exchange.protocol import Batch
 from fl_split.exchange.records import END, GO_ON, HEAD, HELD, ROUND, TAIL, Record, Weights
 from fl_split.exchange.split import head_gradient
 from fl_split.exchange.stacked import StackSlot
-from fl_split.flat import Flat, copy_trained, descend, flatten, trained
+from fl_split.flat import Flat, copy_trained, flatten, trained
 from fl_split.models.cut import Head, Tail
-from fl_split.optimizers import moments, scaled, set_moments
+from fl_split.optimizers import scaled
 from fl_split.payload import Payload
+from fl_split.recipe.descent import Descent, descend
+from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
 from simulations.clients.schedule import Schedule
 from simulations.clients.state import ClientState
@@ -45,7 +47,7 @@ class Client:
     worker: Worker
     partition: int = -1
     head: Flat[Head] = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
+    descent: Descent = field(init=False)
     memory: dict[str, Tensor] = field(default_factory=dict)
     place: StepId | None = None
     assignment: Assignment = USUAL
@@ -69,17 +71,18 @@ class Client:
         else:
             self.keeps_head = False
             self.head.load(record.weights[HEAD].numpy())
-            self.optimizer = self._fresh_optimizer()
+            self.descent = self._fresh()
 
     def keep_head(self) -> None:
         """Have a head of its own: the one it has kept, or the one that every run starts from."""
         if not self.keeps_head:
             self.keeps_head = True
             self.head.load(flatten(trained(self.worker.head)))
-            self.optimizer = self._fresh_optimizer()
+            self.descent = self._fresh()
 
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        return scaled(self.worker.head_optimizer, self.assignment.rate).build(self.head.vector)
+    def _fresh(self) -> Descent:
+        optimizer = scaled(self.worker.head_optimizer, self.assignment.rate)
+        return Descent(self.head, optimizer, self.worker.recipe)
 
     @property
     def link(self) -> Link:
@@ -167,12 +170,23 @@ class Client:
         if self.slot:
             self.worker.stacks.count(apart=1)
             self.release()
-        return head_gradient(self.head, self.graph or self._smash(), gradient)
+        graph, precision = self.graph or self._smash(), self.worker.exchange.precision
+        return head_gradient(self.head, graph, gradient, precision)
 
     def learn(self, gradient: Tensor) -> None:
         """Step the head on its gradient for the present step, and go on to the next."""
-        descend(self.optimizer, self.head, gradient)
+        self.descent.step(gradient, self._moment)
         self.skip()
+
+    def learn_with(self, tail: Descent, gradients: Sequence[Tensor]) -> None:
+        """Step the head and a tail on their two gradients, and go on to the next batch."""
+        descend([self.descent, tail], gradients, self._moment)
+        self.skip()
+
+    @property
+    def _moment(self) -> Moment:
+        at = self.at
+        return Moment(at.round, at.step, 1, self.schedule.num_steps(self.num_samples))
 
     def skip(self) -> None:
         """Go on to the next batch without learning from the present one."""
@@ -184,10 +198,10 @@ class Client:
         """The tail of a client that trains the whole model, to be loaded before use."""
         return self.worker.scratch_tail()
 
-    def load_tail(self, weights: NDArray[np.float32] | None) -> torch.optim.Optimizer:
+    def load_tail(self, weights: NDArray[np.float32] | None) -> Descent:
         """Load weights into `tail`, None those that every run starts from; a fresh optimiser."""
         self.tail.load(self.initial_tail() if weights is None else weights)
-        return self.worker.tail_optimizer.build(self.tail.vector)
+        return Descent(self.tail, self.worker.tail_optimizer, self.worker.recipe)
 
     def initial_tail(self) -> NDArray[np.float32]:
         """Return the tail that every run starts from."""
@@ -229,7 +243,7 @@ class Client:
             keeps_head=self.keeps_head,
             assignment=self.assignment,
             head=self.head.vector.detach(),
-            moments=moments(self.optimizer, self.head.vector),
+            moments=self.descent.state(),
             memory=self.memory,
         )
 
@@ -240,8 +254,8 @@ class Client:
             self.place = StepId(seed, state.round, self.partition, state.step)
         self.keeps_head, self.assignment = state.keeps_head, state.assignment
         self.head.load(state.head)
-        self.optimizer = self._fresh_optimizer()
-        set_moments(self.optimizer, self.head.vector, state.moments)
+        self.descent = self._fresh()
+        self.descent.restore(state.moments)
         self.memory = dict(state.memory)
 
 
@@ -266,5 +280,5 @@ class ClientPool:
         client.release()
         client.place, client.keeps_head, client.assignment = None, False, USUAL
         client.memory = {}
-        vars(client).pop("optimizer", None)
+        vars(client).pop("descent", None)
         self._idle.append(client)

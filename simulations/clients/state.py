@@ -29,7 +29,7 @@ class ClientState:
     head : Tensor
         (P,) weights.
     moments : dict[str, Tensor]
-        What the optimiser of the head remembers.
+        What the optimiser of the head remembers, and gradients that wait for its next step.
     memory : dict[str, Tensor]
         What the exchange remembers.
     """

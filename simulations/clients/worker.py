@@ -16,6 +16,8 @@ from fl_split.exchange.stacked import MEMBERS, StackedHead, is_faster
 from fl_split.flat import Flat, copy_trained
 from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import Optimizer
+from fl_split.recipe.descent import PLAIN, Recipe
+from fl_split.recipe.precision import FP32
 from simulations.clients.schedule import Schedule
 from simulations.data.samples import Samples
 
@@ -32,6 +34,8 @@ class Worker:
 
     Attributes
     ----------
+    recipe : Recipe
+        How gradients become steps.
     modules : sequence of str
         Names of the modules that the parts are of.
     graphs : GraphMemory
@@ -48,6 +52,7 @@ class Worker:
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
     schedule: Schedule
+    recipe: Recipe = PLAIN
     modules: Sequence[str] = ()
     graphs: GraphMemory = field(default_factory=GraphMemory)
     _tail: Flat[Tail] | None = None
@@ -125,7 +130,8 @@ class Stacks:
     def _is_possible(self) -> bool:
         """Whether heads can run as one at all, and there is room for a trial."""
         worker = self.worker
-        can_stack = worker.exchange.can_stack and worker.head.can_stack
+        is_whole = worker.exchange.precision == FP32
+        can_stack = is_whole and worker.exchange.can_stack and worker.head.can_stack
         return can_stack and self._trial_bytes() <= worker.graphs.limit
 
     def _trial_bytes(self) -> int:

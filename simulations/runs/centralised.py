@@ -12,10 +12,12 @@ from torch import Tensor
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
-from fl_split.flat import Flat, descend
+from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail, whole_flops
-from fl_split.optimizers import moments, set_moments
+from fl_split.recipe.descent import Descent, descend
+from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
+from simulations.clients.schedule import Schedule
 from simulations.data.images import DataError
 from simulations.runs.setup import Setup
 from strategies.server.training import PooledWork, TrainingFailed
@@ -27,23 +29,20 @@ class CentralisedTrainer:
     def __init__(self, head: Flat[Head], tail: Flat[Tail], setup: Setup) -> None:
         self.head, self.tail, self.setup = head, tail, setup
         parts = setup.experiment.parts
-        self.optimizers = [
-            parts.head_optimizer.build(head.vector),
-            parts.tail_optimizer.build(tail.vector),
-        ]
-        self._named = {
-            "pooled-head": (self.optimizers[0], head.vector),
-            "pooled-tail": (self.optimizers[1], tail.vector),
+        recipe = setup.recipe()
+        self.descents = {
+            "pooled-head": Descent(head, parts.head_optimizer, recipe),
+            "pooled-tail": Descent(tail, parts.tail_optimizer, recipe),
         }
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """State of both optimisers, by name."""
-        return {name: moments(*pair) for name, pair in self._named.items()}
+        return {name: descent.state() for name, descent in self.descents.items()}
 
     def set_moments(self, found: Mapping[str, dict[str, Tensor]]) -> None:
         """Restore the state that :meth:`moments` returned."""
-        for name, pair in self._named.items():
-            set_moments(*pair, found.get(name, {}))
+        for name, descent in self.descents.items():
+            descent.restore(found.get(name, {}))
 
     def __call__(self, server_round: int, clients: Sequence[int]) -> PooledWork:
         """Train for as many samples as `clients` would in a round.
@@ -60,7 +59,7 @@ class CentralisedTrainer:
         at = StepId(schedule.seed, server_round, 0, 0)
         step, link = self.setup.exchange.step, Link(Identity(), Identity())
         losses: list[float] = []
-        seen = 0
+        seen, steps = 0, _num_steps(schedule, len(rows), budget)
         while seen < budget:
             chosen = rows[schedule.batch(at, len(rows))]
             pixels, labels = train.batch(chosen)
@@ -69,13 +68,22 @@ class CentralisedTrainer:
                 found = step(head, tail, link, batch, at)
                 if not math.isfinite(found.loss):
                     raise ValueError("a loss that is not finite")
-            descend(self.optimizers[0], head, found.of_head)
-            descend(self.optimizers[1], tail, found.of_tail)
+            moment = Moment(server_round, at.step, 1, steps)
+            descend([*self.descents.values()], [found.of_head, found.of_tail], moment)
             losses.append(found.loss)
             seen += len(chosen)
             at = at.next()
         flops = whole_flops(head.module, tail.module, seen)
         return PooledWork(sum(losses) / len(losses), seen, len(losses), flops)
+
+
+def _num_steps(schedule: Schedule, rows: int, budget: int) -> int:
+    """Return how many batches of `rows` samples it takes to see `budget` of them."""
+    seen = steps = 0
+    while seen < budget:
+        seen += schedule.batch_samples(steps, rows)
+        steps += 1
+    return steps
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fl_split.foreign import Given, plug_in
 from fl_split.models.preprocessing import Resize
+from fl_split.recipe.precision import Name
 from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import located, parse
 from simulations.data.decoding import OnBad
@@ -119,6 +120,31 @@ class Experiment(BaseModel):
     )
     head_optimizer: str = Field("adam(lr=0.001)", description="of every client's head")
     tail_optimizer: str = Field("adam(lr=0.001)", description="of the server's tail")
+    schedule: str = Field(
+        "constant()",
+        description="what learning rates of head and tail are multiplied by",
+        json_schema_extra=UNTOLD,
+    )
+    clip: str = Field(
+        "none()",
+        description="how long gradients may be",
+        json_schema_extra=UNTOLD,
+    )
+    accumulate: Count = Field(
+        1,
+        description="steps whose gradients are averaged to one step of the optimiser",
+        json_schema_extra=UNTOLD,
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of each target that goes to all classes alike",
+        json_schema_extra=UNTOLD,
+    )
+    precision: Name = Field(
+        "fp32",
+        description="fp32, or products of head and tail in bf16 or fp16; payloads stay fp32",
+        json_schema_extra=UNTOLD,
+    )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="held out for testing where a data set has no test split"
     )

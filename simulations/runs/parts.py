@@ -14,6 +14,8 @@ from fl_split.exchange.account import UPWARD, Way
 from fl_split.exchange.link import Link
 from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
+from fl_split.recipe.clipping import CLIPS, Clip
+from fl_split.recipe.schedules import SCHEDULES, Schedule
 from fl_split.seeds import StepId
 from fl_split.specs import canonical, parse, stages
 from fl_split.tables import Table
@@ -35,6 +37,7 @@ TABLES: dict[str, Table[Any]] = {
     "aggregation": AGGREGATIONS,
     "budget": BUDGETS,
     "channel": CHANNELS,
+    "clip": CLIPS,
     "codec": CODECS,
     "dataset": DATASETS,
     "down_channel": CHANNELS,
@@ -42,6 +45,7 @@ TABLES: dict[str, Table[Any]] = {
     "engine": ENGINES,
     "head_optimizer": OPTIMIZERS,
     "model": MODELS,
+    "schedule": SCHEDULES,
     "skew": SKEWS,
     "strategy": STRATEGIES,
     "system": SYSTEM,
@@ -100,6 +104,8 @@ class Parts:
     model: Model
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
+    schedule: Schedule
+    clip: Clip
     dataset: Dataset
     skew: Sequence[Skew]
     budget: Budget
@@ -137,6 +143,8 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         model=model,
         head_optimizer=parse(specs["head_optimizer"], OPTIMIZERS),
         tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
+        schedule=parse(specs["schedule"], SCHEDULES),
+        clip=parse(specs["clip"], CLIPS),
         dataset=parse(specs["dataset"], DATASETS),
         skew=parse_skew(specs["skew"]),
         budget=parse_budget(specs["budget"]),

@@ -252,6 +252,7 @@ class RunController:
             fraction=experiment.fraction,
             batch_size=experiment.batch_size,
             seed=experiment.seed,
+            exchange=self.setup.exchange,
             link=experiment.parts.link(),
             tail_optimizer=experiment.parts.tail_optimizer,
             head=self.head,
@@ -260,6 +261,8 @@ class RunController:
             aggregator=experiment.parts.aggregation(),
             threads=self.threads,
             graphs=self.graphs,
+            recipe=self.setup.recipe(),
+            num_steps=self.setup.num_steps,
             attendance=TimedAttendance(self.timers[0]) if self.timers else Everyone(),
             speeds=self.timers[0].speeds if self.timers else (),
             progress=Progress(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from fl_split.flat import flatten, trained
 from fl_split.models import MODELS
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.models.preprocessing import Preprocessing
+from fl_split.recipe.descent import Recipe
+from fl_split.recipe.loss import CrossEntropy
+from fl_split.recipe.precision import Precision
 from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
@@ -115,7 +118,9 @@ class Setup:
     @property
     def exchange(self) -> Exchange:
         """What both halves do with one batch."""
-        return self.parts.strategy.exchange(self.head)
+        loss = CrossEntropy(self.experiment.label_smoothing)
+        precision = Precision(self.experiment.precision)
+        return replace(self.parts.strategy.exchange(self.head), loss=loss, precision=precision)
 
     @property
     def parts(self) -> Parts:
@@ -137,6 +142,15 @@ class Setup:
         e = self.experiment
         return Schedule(e.seed, e.batch_size, e.local_epochs, e.local_steps)
 
+    def num_steps(self, samples: int, batch_size: int) -> int:
+        """Steps of a round of a client that holds so many samples; 0 is the usual batch size."""
+        return self.schedule().with_batches_of(batch_size).num_steps(samples)
+
+    def recipe(self) -> Recipe:
+        """How gradients become steps."""
+        e = self.experiment
+        return Recipe(self.parts.schedule, e.rounds, self.parts.clip, e.accumulate)
+
     def worker(self) -> Worker:
         """Return what a process needs to serve clients."""
         parts = self.parts
@@ -148,6 +162,7 @@ class Setup:
             parts.head_optimizer,
             parts.tail_optimizer,
             self.schedule(),
+            self.recipe(),
             self.modules(),
         )
 

@@ -24,7 +24,9 @@ from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Batch, HalfServed
 from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record
 from fl_split.exchange.whole import predict
-from fl_split.flat import Flat, descend
+from fl_split.flat import Flat
+from fl_split.recipe.descent import Descent, descend
+from fl_split.recipe.schedules import ONLY
 from fl_split.seeds import StepId
 from simulations.clients.client import ClientPool
 from simulations.data.ragged import Ragged
@@ -212,18 +214,18 @@ def _time(setup: Setup) -> tuple[float, float]:
     """Time a step on a whole batch, and an evaluation from one batch."""
     e, train, test = setup.experiment, setup.train, setup.test
     head, tail = Flat(copy.deepcopy(setup.head)), Flat(copy.deepcopy(setup.tail))
-    optimizers = (
-        e.parts.head_optimizer.build(head.vector),
-        e.parts.tail_optimizer.build(tail.vector),
-    )
+    recipe = setup.recipe()
+    descents = [
+        Descent(head, e.parts.head_optimizer, recipe),
+        Descent(tail, e.parts.tail_optimizer, recipe),
+    ]
     pixels, labels = train.batch(Ragged.of(train.partitions).flat[: e.batch_size])
     batch, link = Batch(pixels, labels, train.num_classes), e.parts.link()
     take = setup.exchange.step
 
     def step() -> None:
         found = take(head, tail, link, batch, StepId(0, 0, 0, 0))
-        descend(optimizers[0], head, found.of_head)
-        descend(optimizers[1], tail, found.of_tail)
+        descend(descents, [found.of_head, found.of_tail], ONLY)
 
     images = test.batch(slice(0, EVALUATION_ROWS))[0]
     part = _least(lambda: predict(head.module, tail.module, images))

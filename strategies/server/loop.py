@@ -10,7 +10,6 @@ from flwr.serverapp import Grid
 
 from fl_split.drift import drift
 from fl_split.exchange.records import HEAD, TAIL, Weights
-from fl_split.optimizers import moments, set_moments
 from strategies.server.aggregation import Update
 from strategies.server.mailbox import Mailbox
 from strategies.server.participants import AllLate, NoClientsLeft, Population, roll_call
@@ -46,11 +45,10 @@ def train(
     call = roll_call(grid, training.clients, timeout, training.threads, strategy.needs_labels)
     sizes = training.fraction, training.batch_size
     everyone = Population(call.samples, call.labels, *sizes, training.seed, training.speeds)
-    exchange = strategy.exchange(training.head.module)
     per_round = len(strategy.choose(everyone, 1))
     optimizer = strategy.tail_optimizer(training.tail_optimizer, per_round)
-    tail = TrainedTail(training.tail, optimizer, exchange)
-    set_moments(tail.optimizer, tail.flat.vector, training.progress.moments)
+    tail = TrainedTail(training.tail, optimizer, training.exchange, training.recipe)
+    tail.descent.restore(training.progress.moments)
     training.aggregator.set_state(training.progress.aggregator)
     for number in range(training.progress.rounds + 1, rounds + 1):
         tail.flat.load(weights[TAIL].numpy())
@@ -60,7 +58,7 @@ def train(
             assignments=strategy.choose(replace(everyone, away=away), number),
             samples=call.samples,
             weights=weights,
-            exchange=exchange,
+            exchange=training.exchange,
             training=training,
             mailbox=Mailbox(grid, call.nodes, str(number), timeout, training.threads),
             tail=tail,
@@ -106,7 +104,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
         crossed=round.mailbox.account.crossed,
         progress=Progress(
             round.number,
-            moments(round.tail.optimizer, round.tail.flat.vector),
+            round.tail.descent.state(),
             round.training.aggregator.state(),
         ),
         client_flops=round.flops.total * samples + round.flops_of_answers - round.flops_not_done,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor
 
 from fl_split.exchange.account import Traffic
 from fl_split.exchange.link import Arrival
@@ -15,6 +14,7 @@ from fl_split.exchange.protocol import HalfServed, Served
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.exchange.split import total
 from fl_split.payload import Payload
+from fl_split.recipe.schedules import Moment
 from fl_split.seeds import generator
 from strategies.server.aggregation import Update
 from strategies.server.punctual import Punctual
@@ -51,7 +51,8 @@ class Round(Punctual):
 
     def serve(self, client: int, arrival: Arrival) -> None:
         """Take one step of the shared tail on one payload, and send the cut gradient."""
-        result = self.tail.step({client: arrival}, self.at(client), self.training.graphs)
+        moment = self.moment(self.done, 1)
+        result = self.tail.step({client: arrival}, self.at(client), self.training.graphs, moment)
         self._take(client, SERVER, result)
         if isinstance(result, HalfServed):
             self.wait_for_answers()
@@ -60,14 +61,17 @@ class Round(Punctual):
         self, tails: Mapping[int, TrainedTail], arrivals: Mapping[int, Arrival]
     ) -> None:
         """Do the same with each client's own tail, beside whatever else is going on."""
-        jobs = [(client, self.at(client), arrival) for client, arrival in arrivals.items()]
         graphs = self.training.graphs
+        steps = [
+            partial(tails[k].step, {k: arrival}, self.at(k), graphs, self.own_moment(k))
+            for k, arrival in arrivals.items()
+        ]
 
         def work() -> list[Served | HalfServed]:
-            return [tails[k].step({k: arrival}, at, graphs) for k, at, arrival in jobs]
+            return [step() for step in steps]
 
         def then(results: list[Served | HalfServed]) -> None:
-            for (client, _, _), result in zip(jobs, results, strict=True):
+            for client, result in zip(arrivals, results, strict=True):
                 self._take(client, client, result)
 
         self.training.threads.submit(work, then)
@@ -120,14 +124,30 @@ class Round(Punctual):
         served = [client for client in clients if client in there]
         if served:
             part = sum(count(client) for client in served)
-            self._descend([result.gradient for result in in_order], part, self._whole(weight))
+            gradient, whole = total([result.gradient for result in in_order]), self._whole(weight)
+            moment = self.moment(max(0, self.done - len(served)), len(served))
+            self.tail.descend(gradient if part == whole else gradient * (whole / part), moment)
+            self.tasks.step(SERVER)
         return served
 
-    def _descend(self, gradients: list[Tensor], part: int, whole: int) -> None:
-        """Step on the sum of gradients whose weights add up to `part` over `whole`."""
-        gradient = total(gradients)
-        self.tail.descend(gradient if part == whole else gradient * (whole / part))
-        self.tasks.step(SERVER)
+    @property
+    def done(self) -> int:
+        """Payloads that have been served, of all clients."""
+        return sum(self.steps.values())
+
+    def moment(self, done: int, taken: int) -> Moment:
+        """Return where in the shared tail's round a step is: it counts payloads of all clients."""
+        return Moment(self.number, done, taken, sum(self._expected_steps.values()))
+
+    def own_moment(self, client: int) -> Moment:
+        """Return where in its own round a client's next step is."""
+        return Moment(self.number, self.steps[client], 1, self._expected_steps[client])
+
+    @cached_property
+    def _expected_steps(self) -> dict[int, int]:
+        """Steps that each client would take."""
+        asked, steps = self.assignments, self.training.num_steps
+        return {k: steps(self.samples[k], one.batch_size) for k, one in asked.items()}
 
     def _whole(self, weight: Callable[[int], int] | None) -> int:
         """Return what weights are divided by before all payloads have come.

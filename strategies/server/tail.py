@@ -11,19 +11,27 @@ from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival
 from fl_split.exchange.protocol import Exchange, HalfServed, Served
 from fl_split.exchange.records import Weights
-from fl_split.flat import Flat, copy_trained, descend
+from fl_split.flat import Flat, copy_trained
 from fl_split.models.cut import Tail
 from fl_split.optimizers import Optimizer
+from fl_split.recipe.descent import PLAIN, Descent, Recipe
+from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
 
 
 class TrainedTail:
     """A tail and its optimiser, trained by an exchange."""
 
-    def __init__(self, tail: Flat[Tail], optimizer: Optimizer, exchange: Exchange) -> None:
+    def __init__(
+        self,
+        tail: Flat[Tail],
+        optimizer: Optimizer,
+        exchange: Exchange,
+        recipe: Recipe = PLAIN,
+    ) -> None:
         self.flat, self.exchange = tail, exchange
-        self._spec = optimizer
-        self.optimizer = optimizer.build(tail.vector)
+        self._spec = optimizer, exchange, recipe
+        self.descent = Descent(tail, optimizer, recipe)
         self._copies: list[Flat[Tail]] = []
 
     def forks(self, count: int) -> list[TrainedTail]:
@@ -35,7 +43,7 @@ class TrainedTail:
             self._copies.append(Flat(copy_trained(self.flat.module)))
         for flat in self._copies[:count]:
             flat.load(self.flat.vector.detach())
-        return [TrainedTail(flat, self._spec, self.exchange) for flat in self._copies[:count]]
+        return [TrainedTail(flat, *self._spec) for flat in self._copies[:count]]
 
     def weights(self) -> Weights:
         """Return a copy of the weights, as they are sent."""
@@ -52,20 +60,23 @@ class TrainedTail:
         return self.exchange.serve(self.flat, arrivals, weights, at, graphs)
 
     def step(
-        self, arrivals: Mapping[int, Arrival], at: StepId, graphs: GraphMemory
+        self, arrivals: Mapping[int, Arrival], at: StepId, graphs: GraphMemory, moment: Moment
     ) -> Served | HalfServed:
-        """Serve one client and step, at once or when it has answered, unless its loss failed."""
+        """Serve one client and step, at once or when it has answered, unless its loss failed.
+
+        `moment` says where in the tail's round the step is.
+        """
         result = self.serve(arrivals, dict.fromkeys(arrivals, 1.0), at, graphs)
         if isinstance(result, HalfServed):
             resume = result.resume
-            return replace(result, resume=lambda answers: self._stepped(resume(answers)))
-        return self._stepped(result)
+            return replace(result, resume=lambda answers: self._stepped(resume(answers), moment))
+        return self._stepped(result, moment)
 
-    def descend(self, gradient: Tensor) -> None:
-        """Take one step of the optimiser."""
-        descend(self.optimizer, self.flat, gradient)
+    def descend(self, gradient: Tensor, moment: Moment) -> None:
+        """Take one step of the optimiser, at a moment of the tail's round."""
+        self.descent.step(gradient, moment)
 
-    def _stepped(self, served: Served) -> Served:
+    def _stepped(self, served: Served, moment: Moment) -> Served:
         if served.cuts:
-            self.descend(served.gradient)
+            self.descend(served.gradient, moment)
         return served

@@ -11,10 +11,12 @@ from torch import Tensor
 from fl_split.exchange.account import Crossed, Traffic
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import Weights
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import Optimizer
+from fl_split.recipe.descent import PLAIN, Recipe
 from strategies.server.aggregation import Aggregator, fedavg
 from strategies.server.attendance import Attendance, Everyone
 from strategies.server.tasks import Task
@@ -29,8 +31,7 @@ class TrainingFailed(RuntimeError):
 class Progress:
     """What a run that goes on must know beside weights.
 
-    That is rounds done, the moments of the tail's optimiser, and what the aggregation
-    remembers.
+    That is rounds done, what the tail's optimiser remembers, and what the aggregation does.
     """
 
     rounds: int = 0
@@ -57,6 +58,8 @@ class Training:
         Number of virtual clients; training waits until so many nodes are there.
     fraction : float
         Share of the clients sampled per round, in (0, 1].
+    exchange : Exchange
+        What both halves do with one batch.
     link : Link
         The road to the clients.
     head, tail : Flat
@@ -70,6 +73,11 @@ class Training:
         The server's threads.
     graphs : GraphMemory
         The server's room for graphs between two messages.
+    recipe : Recipe
+        How gradients become steps.
+    num_steps : Callable
+        Gives the steps of a client's round, for the samples it holds and the size of its batches
+        (0: the usual one).
     progress : Progress
         Where to go on; by default from the start.
     attendance : Attendance
@@ -84,6 +92,7 @@ class Training:
     fraction: float
     batch_size: int
     seed: int
+    exchange: Exchange
     link: Link
     tail_optimizer: Optimizer
     head: Flat[Head]
@@ -92,6 +101,8 @@ class Training:
     aggregator: Aggregator = field(default_factory=fedavg)
     threads: ServerThreads = field(default_factory=ServerThreads)
     graphs: GraphMemory = field(default_factory=GraphMemory)
+    recipe: Recipe = PLAIN
+    num_steps: Callable[[int, int], int] = lambda samples, batch_size: 1
     progress: Progress = field(default_factory=Progress)
     attendance: Attendance = field(default_factory=Everyone)
     speeds: Sequence[float] = ()

@@ -1,0 +1,1 @@
+"""The recipe: how a model is trained, whatever the strategy: rates, clipping, loss, precision."""
