@@ -24,6 +24,7 @@ Purpose = Literal[
     "head",
     "tail",
     "end",
+    "augment",
     "channel",
     "down channel",
     "output channel",

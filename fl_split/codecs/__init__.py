@@ -4,7 +4,7 @@ from fl_split.codecs.adc import ADC
 from fl_split.codecs.attended import Attended
 from fl_split.codecs.bottlenet import BottleNet
 from fl_split.codecs.c3sl import C3SL
-from fl_split.codecs.codec import Chain, Codec, Received, Smashed, only_packs
+from fl_split.codecs.codec import Chain, Codec, Mixed, Received, Smashed, only_packs
 from fl_split.codecs.fedlite import FedLite
 from fl_split.codecs.halves import BF16, FP16
 from fl_split.codecs.identity import Identity
@@ -65,6 +65,7 @@ __all__ = [
     "Chain",
     "Codec",
     "Identity",
+    "Mixed",
     "Received",
     "Smashed",
     "only_packs",

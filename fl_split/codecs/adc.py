@@ -57,6 +57,7 @@ class ADC(Codec):
 
     in_place: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = True
+    keeps_samples: ClassVar[bool] = False
     up: ClassVar[str] = "K merged samples of T tokens in fp32; their members' labels"
 
     def shares(self) -> tuple[float, float]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fl_split.payload import Payload
+
+
+class Mixed(NamedTuple):
+    """What labels are mixed with: another label of each sample (B,), and the share of its own."""
+
+    labels: Tensor
+    share: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Smashed:
     num_read : int
         Tokens that the classifier reads, the first ones, to be kept: CLS, in a DeiT with two
         classifiers the distillation token too.
+    mixed : Mixed, optional
+        What labels are mixed with; it travels beside what a codec makes of the rest.
     """
 
     tokens: Tensor
@@ -38,6 +47,7 @@ class Smashed:
     labels: Tensor
     num_classes: int
     num_read: int = 1
+    mixed: Mixed | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,9 @@ class Codec:
 
     in_place: ClassVar[bool] = True
     """The values of all samples stand for the same places, whatever the samples are."""
+
+    keeps_samples: ClassVar[bool] = True
+    """Row k of what is decoded is sample k, so that its label may be mixed with another one."""
 
     needs_attention: ClassVar[bool] = False
     """Works only for models with a CLS token, whose attention it asks for."""
@@ -195,6 +208,11 @@ class Chain(Codec):
     def in_place(self) -> bool:  # type: ignore[override]
         """Whether those of the first do."""
         return self.stages[0].in_place
+
+    @property
+    def keeps_samples(self) -> bool:  # type: ignore[override]
+        """Whether the first does."""
+        return self.stages[0].keeps_samples
 
     @property
     def needs_attention(self) -> bool:  # type: ignore[override]

@@ -24,6 +24,7 @@ from fl_split.channels import Channel, Crossing, Perfect
 from fl_split.channels.channel import clean
 from fl_split.codecs import Codec, Identity, Received
 from fl_split.exchange.account import UPWARD, Account, Way
+from fl_split.exchange.mixing import mix
 from fl_split.models.cut import Tail
 from fl_split.payload import Payload
 from fl_split.seeds import Purpose, StepId
@@ -204,7 +205,8 @@ class Link:
                 else leaf
                 for k, leaf in leaves.items()
             }
-            received = self.codec.decode(Payload(values, payload.side))
+            decoded = self.codec.decode(Payload(values, payload.side))
+            received = mix(decoded, payload.side, tail.num_classes)
         except UNREADABLE as error:
             raise ValueError(f"cannot be decoded: {error}") from None
         _check_received(received, tail)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_split.codecs import Codec
+from fl_split.codecs import Codec, Mixed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record
@@ -30,11 +30,15 @@ from fl_split.seeds import StepId
 
 
 class Batch(NamedTuple):
-    """What a client trains on in one step: images (B, C, H, W), labels (B,), number of classes."""
+    """What a client trains on in one step: images (B, C, H, W), labels (B,), number of classes.
+
+    `mixed` says what labels are mixed with, if they are.
+    """
 
     pixels: Tensor
     labels: Tensor
     num_classes: int
+    mixed: Mixed | None = None
 
 
 class ClientSide(Protocol):

@@ -20,6 +20,7 @@ from torch import Tensor
 from fl_split.codecs import Codec, Smashed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, shapes
+from fl_split.exchange.mixing import attach
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
 from fl_split.exchange.records import (
     BEGIN,
@@ -81,7 +82,14 @@ class Split(Exchange):
         """Run the head and encode; nothing must be remembered."""
         with randomness(head, "head", at), self.precision.forward(batch.pixels):
             tokens, attention = head(batch.pixels)
-        smashed = Smashed(tokens.float(), attention, batch.labels, batch.num_classes, head.num_read)
+        smashed = Smashed(
+            tokens.float(),
+            attention,
+            batch.labels,
+            batch.num_classes,
+            head.num_read,
+            batch.mixed,
+        )
         return encode(codec, smashed, at)
 
     def flops(self, head: Head, tail: Tail) -> Flops:
@@ -170,7 +178,8 @@ def encode(codec: Codec, smashed: Smashed, at: StepId) -> Payload:
     """Encode with the randomness of a step."""
     if smashed.tokens.requires_grad:  # sums in the head must not depend on strides
         smashed.tokens.register_hook(torch.Tensor.contiguous)
-    return codec.encode(smashed, at.generator("codec"))
+    payload = codec.encode(smashed, at.generator("codec"))
+    return attach(payload, smashed.mixed) if smashed.mixed else payload
 
 
 def head_gradient(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_split.codecs import Codec, Smashed
+from fl_split.codecs import Codec, Mixed, Smashed
 from fl_split.exchange.split import encode, pair
 from fl_split.flat import Flat
 from fl_split.models.cut import Head
@@ -199,6 +199,7 @@ def smash_together(
     labels: Tensor,
     num_classes: int,
     steps: Sequence[StepId],
+    mixed: Sequence[Mixed | None],
 ) -> list[tuple[Payload, StackSlot]]:
     """Do what :meth:`Split.smash` does, for G clients with as many images each.
 
@@ -212,7 +213,8 @@ def smash_together(
         slot = StackSlot(forward, number, tokens.requires_grad_())
         head = heads[number].module
         attention = partial(head.attention, before)
-        smashed = Smashed(slot.tokens, attention, targets, num_classes, head.num_read)
+        known = slot.tokens, attention, targets, num_classes, head.num_read, mixed[number]
+        smashed = Smashed(*known)
         found.append((encode(codec, smashed, steps[number]), slot))
     return found
 

@@ -27,6 +27,7 @@ from fl_split.codecs import Codec, Received, Smashed
 from fl_split.exchange.end import add_end, conclude
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, check_finite
+from fl_split.exchange.mixing import mix
 from fl_split.exchange.protocol import Batch, ClientSide, HalfServed, Served, Step
 from fl_split.exchange.records import GRADIENT, LOSS, SMASHED_BYTES, Record
 from fl_split.exchange.split import (
@@ -119,8 +120,9 @@ class UShape(Split):
         unknown = Smashed(tokens, attention, nothing, classes, head.num_read)
         payload = encode(codec, unknown, at)
         with torch.no_grad():
-            own = Smashed(tokens.detach(), attention, batch.labels, classes, head.num_read)
-            received = codec.decode(encode(codec, own, at))
+            known = tokens.detach(), attention, batch.labels, classes, head.num_read, batch.mixed
+            own = encode(codec, Smashed(*known), at)
+            received = mix(codec.decode(own), own.side, classes)
         memory[TARGETS] = received.targets
         if received.weights is not None:
             memory[ROW_WEIGHTS] = received.weights

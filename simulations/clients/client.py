@@ -133,7 +133,7 @@ class Client:
 
     def batch(self) -> Batch:
         """Return the samples of the present step."""
-        return Batch(*self.worker.data.batch(self.rows()), self.worker.data.num_classes)
+        return self.worker.data.train_batch(self.rows(), self.worker.augment, self.at)
 
     def _look_ahead(self) -> None:
         """Begin to decode the next step's images, if they are, while the server is at work."""

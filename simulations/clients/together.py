@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from fl_split.codecs import Mixed
 from fl_split.exchange.records import GRADIENT
 from fl_split.exchange.stacked import MEMBERS, StackedForward, head_gradients, smash_together
 from simulations.clients.client import Client
@@ -52,20 +54,22 @@ def backward_together(stack: Sequence[Answering]) -> None:
 def forward_together(stack: Sequence[Answering]) -> None:
     """Compute what the clients send; :meth:`Client.forward` then has it ready."""
     clients: list[Client] = [one.client for one in stack]
-    worker, rows = clients[0].worker, np.concatenate([client.rows() for client in clients])
-    samples = len(rows) // len(clients)
+    worker, samples = clients[0].worker, clients[0].batch_samples
     stacked = worker.stacks.of(samples)
     assert stacked is not None
     for client in clients:
         client.release()
-    batch = *worker.data.batch(rows), worker.data.num_classes
+    pixels, labels, mixed = _batches(clients)
     with worker.measure(len(clients), samples):
         found = smash_together(
             stacked,
             [client.head for client in clients],
             worker.link.codec,
-            *batch,
+            pixels,
+            labels,
+            worker.data.num_classes,
             [client.at for client in clients],
+            mixed,
         )
     # All or none: one slot keeps the graph of the whole stack.
     has_room = worker.graphs.has_room(len(clients) * worker.graph_bytes(samples))
@@ -73,3 +77,15 @@ def forward_together(stack: Sequence[Answering]) -> None:
         if has_room:
             client.keep(payload, samples, slot)
         client.ready = payload
+
+
+def _batches(clients: Sequence[Client]) -> tuple[Tensor, Tensor, list[Mixed | None]]:
+    """Return images and labels client by client, and what each one's labels are mixed with."""
+    worker = clients[0].worker
+    if not worker.augment:
+        rows = np.concatenate([client.rows() for client in clients])
+        return *worker.data.batch(rows), [None] * len(clients)
+    batches = [client.batch() for client in clients]
+    pixels = torch.cat([batch.pixels for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    return pixels, labels, [batch.mixed for batch in batches]

@@ -19,6 +19,7 @@ from fl_split.optimizers import Optimizer
 from fl_split.recipe.descent import PLAIN, Recipe
 from fl_split.recipe.precision import FP32
 from simulations.clients.schedule import Schedule
+from simulations.data.augmentation import Augmentation
 from simulations.data.samples import Samples
 
 MOST_NUMBERS = 2**16
@@ -36,6 +37,8 @@ class Worker:
     ----------
     recipe : Recipe
         How gradients become steps.
+    augment : sequence of Augmentation
+        What is done to the images of a batch.
     modules : sequence of str
         Names of the modules that the parts are of.
     graphs : GraphMemory
@@ -53,6 +56,7 @@ class Worker:
     tail_optimizer: Optimizer
     schedule: Schedule
     recipe: Recipe = PLAIN
+    augment: Sequence[Augmentation] = ()
     modules: Sequence[str] = ()
     graphs: GraphMemory = field(default_factory=GraphMemory)
     _tail: Flat[Tail] | None = None

@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl_split.exchange.protocol import Batch
+from fl_split.seeds import StepId
+from simulations.data.augmentation import Augmentation, augmented
 from simulations.data.images import Images, decodes, prefetch
 
 Labels = NDArray[np.int64]
@@ -44,6 +47,19 @@ class Samples:
         pixels = torch.from_numpy(self.pixels[rows].astype(np.float32))
         mean, std = self._scale
         return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
+
+    def train_batch(
+        self, rows: NDArray[np.int64], augment: Sequence[Augmentation], at: StepId
+    ) -> Batch:
+        """Return what a client trains on in a step: normalised, and before that augmented."""
+        if not augment:
+            return Batch(*self.batch(rows), self.num_classes)
+        white = np.iinfo(self.pixels.dtype).max
+        pixels = torch.from_numpy(self.pixels[rows].astype(np.float32)).div_(white)
+        labels = torch.from_numpy(self.labels[rows].copy())
+        batch = augmented(Batch(pixels, labels, self.num_classes), augment, at)
+        mean, std = (one / white for one in self._scale)
+        return batch._replace(pixels=(batch.pixels - mean) / std)
 
     @cached_property
     def decodes(self) -> bool:

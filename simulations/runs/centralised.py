@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
-from fl_split.exchange.protocol import Batch
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.recipe.descent import Descent, descend
@@ -53,6 +52,7 @@ class CentralisedTrainer:
             A step led to numbers that are not finite.
         """
         schedule, train = self.setup.schedule(), self.setup.train
+        augment = self.setup.parts.augment
         head, tail = self.head, self.tail
         rows = np.concatenate(train.partitions)
         budget = sum(schedule.num_samples(len(train.partitions[c])) for c in clients)
@@ -62,8 +62,7 @@ class CentralisedTrainer:
         seen, steps = 0, _num_steps(schedule, len(rows), budget)
         while seen < budget:
             chosen = rows[schedule.batch(at, len(rows))]
-            pixels, labels = train.batch(chosen)
-            batch = Batch(pixels, labels, train.num_classes)
+            batch = train.train_batch(chosen, augment, at)
             with _told(at):
                 found = step(head, tail, link, batch, at)
                 if not math.isfinite(found.loss):

@@ -120,6 +120,11 @@ class Experiment(BaseModel):
     )
     head_optimizer: str = Field("adam(lr=0.001)", description="of every client's head")
     tail_optimizer: str = Field("adam(lr=0.001)", description="of the server's tail")
+    augment: str = Field(
+        "none()",
+        description="what clients do to their images in training",
+        json_schema_extra=UNTOLD,
+    )
     schedule: str = Field(
         "constant()",
         description="what learning rates of head and tail are multiplied by",

@@ -20,6 +20,7 @@ from fl_split.seeds import StepId
 from fl_split.specs import canonical, parse, stages
 from fl_split.tables import Table
 from simulations.data import partition
+from simulations.data.augmentation import AUGMENTATIONS, Augmentation, parse_augment
 from simulations.data.descriptions import DATASETS, Dataset
 from simulations.data.partitioners import PARTITIONS
 from simulations.data.skew import SKEWS, Skew, parse_skew
@@ -35,6 +36,7 @@ from strategies.server.aggregation import AGGREGATIONS, Aggregator
 
 TABLES: dict[str, Table[Any]] = {
     "aggregation": AGGREGATIONS,
+    "augment": AUGMENTATIONS,
     "budget": BUDGETS,
     "channel": CHANNELS,
     "clip": CLIPS,
@@ -58,6 +60,7 @@ SPEC_TABLES: Mapping[str, Table[Any]] = {**TABLES, "partition": PARTITIONS}
 """The same with `partition`, whose entries need what the experiment fills in."""
 
 CHAINS: dict[str, Callable[[str], Any]] = {
+    "augment": parse_augment,
     "budget": parse_budget,
     "codec": parse_codec,
     "downlink": parse_downlink,
@@ -106,6 +109,7 @@ class Parts:
     tail_optimizer: Optimizer
     schedule: Schedule
     clip: Clip
+    augment: Sequence[Augmentation]
     dataset: Dataset
     skew: Sequence[Skew]
     budget: Budget
@@ -145,6 +149,7 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
         schedule=parse(specs["schedule"], SCHEDULES),
         clip=parse(specs["clip"], CLIPS),
+        augment=parse_augment(specs["augment"]),
         dataset=parse(specs["dataset"], DATASETS),
         skew=parse_skew(specs["skew"]),
         budget=parse_budget(specs["budget"]),

@@ -19,6 +19,7 @@ from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
 from fl_split.recipe.loss import CrossEntropy
 from fl_split.recipe.precision import Precision
+from fl_split.recipe.schedules import check_length
 from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
@@ -163,6 +164,7 @@ class Setup:
             parts.tail_optimizer,
             self.schedule(),
             self.recipe(),
+            parts.augment,
             self.modules(),
         )
 
@@ -251,11 +253,26 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     return model, head, tail, [*loaded.notes_on(names), *demand]
 
 
+def _check_recipe(e: Experiment) -> None:
+    """Raise ValueError if schedule and rounds, or augmentation and codec, do not agree."""
+    with named("schedule"):
+        check_length(e.parts.schedule, e.rounds)
+    mixing = [one for one in e.parts.augment if one.mixes_labels]
+    if len(mixing) > 1:
+        raise ValueError(f"augment: {e.augment} mixes labels twice; leave mixup or cutmix out")
+    if mixing and e.parts.strategy.sends_smashed_data and not e.parts.codec.keeps_samples:
+        raise ValueError(
+            f"augment: {e.augment} mixes labels, and {e.codec} merges samples, whose labels it "
+            "mixes itself; leave mixup and cutmix out, or take a codec that keeps samples"
+        )
+
+
 def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
     strategy = e.parts.strategy
     with named("strategy"):
         strategy.check(e.parts.codec)
+    _check_recipe(e)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     check_budgets(each(e.parts.budget), e.parts.system)
