@@ -21,6 +21,7 @@ from fl_split.exchange.ushape import crossing
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.recipe.descent import Descent
+from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId
 
 MOMENT = "tail-moment/"
@@ -125,6 +126,7 @@ def joined(head: Head, tail: Tail, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(head: Head, tail: Tail, pixels: Tensor) -> Tensor:
-    """Logits (B, C) without compression or graph, as in evaluation."""
-    return joined(head, tail, pixels)
+def predict(head: Head, tail: Tail, pixels: Tensor, precision: Precision = FP32) -> Tensor:
+    """Logits (B, C) in fp32, without compression or graph, as in evaluation."""
+    with precision.forward(pixels):
+        return joined(head, tail, pixels).float()

@@ -15,6 +15,7 @@ from fl_split.exchange.whole import predict
 from fl_split.flat import Flat
 from fl_split.metrics import by_class
 from fl_split.models.cut import Head, Tail
+from fl_split.recipe.precision import Precision
 from simulations.data.samples import Samples
 from simulations.runs.fairness import Fairness
 from simulations.runs.observers import Observer
@@ -103,6 +104,7 @@ class Evaluator(Observer):
 
     def _part(self, samples: Samples, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
         pixels, labels = samples.batch(rows)
-        logits = predict(self.head.module, self.tail.module, pixels)
+        precision = Precision(self.setup.experiment.precision)
+        logits = predict(self.head.module, self.tail.module, pixels, precision)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         return (logits.argmax(dim=1) == labels).numpy(), float(loss)
