@@ -9,6 +9,7 @@ leaves them out. The arithmetic of codecs is measured in time instead.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +23,11 @@ def forward(module: nn.Module) -> int:
 def training(module: nn.Module) -> int:
     """Operations of forward and backward of all linear layers in `module`, on one token."""
     return sum(of_layer(part) for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Tell whether anything in `module` is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def of_layer(layer: nn.Linear, needs_inputs: bool = True) -> int:
@@ -40,13 +46,18 @@ def blocks_forward(blocks: Iterable[nn.Module], tokens: int, width: int) -> int:
     return sum(tokens * forward(block) + 4 * tokens**2 * width for block in blocks)
 
 
-def block_training(block: nn.Module, tokens: int, width: int, needs_inputs: bool = True) -> int:
+def block_training(block: Any, tokens: int, width: int, needs_inputs: bool = True) -> int:
     """Operations of forward and backward of a Transformer block on one sample.
 
-    Not `needs_inputs`: only frozen weights came before, so that a backward pass ends in the
-    adapters of queries and values, and keys need no gradient either.
+    Not `needs_inputs`: only frozen weights came before. Then a frozen block has no backward pass,
+    and that of one with adapters ends in those of queries and values; keys need no gradient
+    either. One that is trained begins with a norm, whose weights need all the others' gradients.
     """
-    if needs_inputs:
+    if not needs_inputs and not is_trained(block):
+        return blocks_forward([block], tokens, width)
+    if needs_inputs or is_trained(
+        block.norm1 if hasattr(block, "norm1") else block.layernorm_before
+    ):
         return tokens * training(block) + 12 * tokens**2 * width
     linear = 0
     for name, layer in block.named_modules():

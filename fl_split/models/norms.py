@@ -24,6 +24,8 @@ THEIRS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 class BatchNorm(nn.Module):
     """Batch norm over (B, C, ...), such as images, its names in a state dict as torch has them.
 
+    Frozen, it goes by its running statistics in training too.
+
     One value per channel, as of one sample in the last stage, has no deviation: it becomes
     the bias and leaves the running statistics alone.
 
@@ -61,7 +63,8 @@ class BatchNorm(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalise by the batch, or in evaluation by the running statistics."""
         affine = self.weight, self.bias
-        if self.keeps_statistics and not self.training:
+        is_frozen = self.keeps_statistics and not self.running_mean.requires_grad
+        if is_frozen or (self.keeps_statistics and not self.training):
             running = self.running_mean.detach(), self.running_var.detach()
             return torch.batch_norm(images, *affine, *running, False, 0.0, self.eps, False)
         if not self.keeps_statistics or images[:, 0].numel() == 1:

@@ -75,13 +75,14 @@ class ViTHead(Head):
     def flops(self, samples: int) -> int:
         """Operations of forward and backward on so many images; pixels need no gradient."""
         tokens, width = self.smashed_shape
-        is_trained = self.embeddings.patch_embeddings.projection.weight.requires_grad
-        first, *others = self.blocks
-        total = tokens * flops.training(self.encoder) + self._patch_flops() * (1 + is_trained)
-        total += flops.block_training(first, tokens, width, is_trained)
-        return samples * (
-            total + sum(flops.block_training(block, tokens, width) for block in others)
-        )
+        patches = self.embeddings.patch_embeddings.projection.weight
+        total = tokens * flops.training(self.encoder)
+        total += self._patch_flops() * (1 + patches.requires_grad)
+        needs_inputs = flops.is_trained(self.embeddings)
+        for block in self.blocks:
+            total += flops.block_training(block, tokens, width, needs_inputs)
+            needs_inputs = needs_inputs or flops.is_trained(block)
+        return samples * total
 
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""

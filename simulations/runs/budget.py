@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -24,7 +25,10 @@ class Budget(Protocol):
     """An amount that a run may spend."""
 
     def is_spent(self, totals: Mapping[str, Any]) -> bool:
-        """Tell, from sums over all rounds so far, whether nothing is left."""
+        """Tell, from sums over all rounds so far, whether nothing is left.
+
+        `totals["by_round"]` has the values of each column that does not add up.
+        """
         ...
 
 
@@ -136,6 +140,36 @@ class Joules(Limited):
         return rows[ENERGY_JOULES]
 
 
+@dataclass(frozen=True, config=STRICT)
+class Patience:
+    """Ends the run after so many rounds without a better value than before.
+
+    Parameters
+    ----------
+    rounds : int
+        Rounds to wait.
+    of : "train_loss" or "client_accuracy"
+        What is to get better: the training loss, or the mean accuracy of clients on samples that
+        they hold out (`holdout`). The test images choose nothing.
+    least : float
+        Smallest change that counts as better.
+    """
+
+    rounds: Annotated[int, Field(ge=1)] = 10
+    of: Literal["train_loss", "client_accuracy"] = "train_loss"
+    least: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    def is_spent(self, totals: Mapping[str, Any]) -> bool:
+        """Tell whether the best value is so many rounds old."""
+        sign = -1 if self.of == "train_loss" else 1
+        values = [sign * float(value) for value in totals["by_round"][self.of]]
+        best, when = -math.inf, -1
+        for number, value in enumerate(values):
+            if value > best + self.least:
+                best, when = value, number
+        return len(values) - 1 - when >= self.rounds
+
+
 @dataclass(frozen=True)
 class First:
     """Whichever of several budgets runs out first."""
@@ -167,6 +201,7 @@ BUDGETS: Table[Any] = Table(
         "joules": Joules,
         "nominal": Nominal,
         "none": NoBudget,
+        "patience": Patience,
         "rounds": Rounds,
         "seconds": VirtualSeconds,
     },
@@ -183,9 +218,14 @@ def each(budget: Budget) -> Sequence[Budget]:
     return budget.budgets if isinstance(budget, First) else (budget,)
 
 
-def check_budgets(budgets: Iterable[Any], system: object) -> None:
-    """Raise ValueError if one of `budgets` needs a system and there is none."""
+def check_budgets(budgets: Iterable[Any], system: object, holdout: float) -> None:
+    """Raise ValueError if one of `budgets` needs a system, or held-out samples, without any."""
     for budget in budgets:
+        if isinstance(budget, Patience) and budget.of == "client_accuracy" and not holdout:
+            raise ValueError(
+                "budget: patience(of='client_accuracy') needs samples that clients hold out; give "
+                "holdout=0.1, or of='train_loss'"
+            )
         if getattr(budget, "needs_system", False) and not system:
             name = next(name for name, kind in BUDGETS.items() if kind is type(budget))
             raise ValueError(

@@ -18,6 +18,7 @@ from fl_split.models.cut import Head, Tail
 from fl_split.recipe.precision import Precision
 from simulations.data.samples import Samples
 from simulations.runs.fairness import Fairness
+from simulations.runs.moving_average import MovingAverage
 from simulations.runs.observers import Observer
 from simulations.runs.setup import Setup
 from strategies import RoundResult
@@ -50,16 +51,17 @@ class Evaluator(Observer):
         setup: Setup,
         threads: ServerThreads,
         fairness: Fairness,
+        average: MovingAverage,
     ) -> None:
         self.head, self.tail, self.setup, self.threads = head, tail, setup, threads
-        self.fairness = fairness
+        self.fairness, self.average = fairness, average
 
     def measure(self, result: RoundResult) -> dict[str, float | None]:
         """Evaluate the global model, or all that clients keep."""
         if result.own:
             found = [self._of({**result.weights, **own}, k) for k, own in result.own.items()]
         else:
-            found = [self._of(result.weights)]
+            found = [self._of(self.average.add(result.weights))]
         classes = np.mean([one.by_class for one in found], axis=0)
         clients = {k: value for one in found for k, value in one.by_client.items()}
         return {

@@ -150,6 +150,17 @@ class Experiment(BaseModel):
         description="fp32, or products of head and tail in bf16 or fp16; payloads stay fp32",
         json_schema_extra=UNTOLD,
     )
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the old in a moving average of the model over rounds, which is what "
+        "is tested and saved; 0 is off",
+        json_schema_extra=UNTOLD,
+    )
+    freeze: str = Field(
+        "",
+        description="stages that are not trained, with commas between, as embeddings, block1",
+        json_schema_extra=UNTOLD,
+    )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="held out for testing where a data set has no test split"
     )

@@ -151,6 +151,12 @@ class Recorder:
         found = {m.name: self._sum(m) for m in (*METRICS, *self.metrics) if m.adds_up}
         return {"rounds": len(self.rows), **found}
 
+    def so_far(self) -> dict[str, Any]:
+        """Return what a budget is told: totals, and the values of columns that do not add up."""
+        others = [m.name for m in METRICS if not m.adds_up]
+        by_round = {name: [row[name] for row in self.rows] for name in others}
+        return {**self.totals(), "by_round": by_round}
+
     def _sum(self, metric: Metric) -> Any:
         """Add a column up; empty cells count nothing, a watch's seconds are told to the ms."""
         found = sum(row.get(metric.name) or 0 for row in self.rows)

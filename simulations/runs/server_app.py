@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.flat import Flat
@@ -31,6 +32,7 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.fairness import Fairness
 from simulations.runs.files import WriteError, write_whole, writing
 from simulations.runs.lateness import TimedAttendance
+from simulations.runs.moving_average import MovingAverage
 from simulations.runs.observers import (
     Budgets,
     Channels,
@@ -126,7 +128,6 @@ class RunController:
         self.grid, self.setup = grid, context.setup
         self.experiment = experiment = context.setup.experiment
         self.before = context.resumed or Checkpoint(0, self.setup.initial_weights(), {}, {})
-        self.finished = self.before.weights
         self.threads, self.graphs = ServerThreads(context.threads), context.graphs
         self.head, self.tail = Flat(self.setup.head), Flat(self.setup.tail)
         self.pooled = CentralisedTrainer(self.head, self.tail, self.setup)
@@ -155,15 +156,20 @@ class RunController:
             experiment.parts.tracking.open(experiment.model_dump(exclude={"out"}), self.folder)
         )
         fairness = Fairness(self.folder, self.setup.class_names, self.before.rounds)
-        self.evaluator = Evaluator(self.head, self.tail, self.setup, self.threads, fairness)
+        self.average = MovingAverage(experiment.ema, self.before.moments.get("ema", {}))
+        halves = self.head, self.tail
+        self.evaluator = Evaluator(*halves, self.setup, self.threads, fairness, self.average)
         self.evaluator.load(self.before.weights)
-        self.budgets = Budgets(_budgets(context), self.recorder.totals)
-        self.checkpoints = Checkpointer(
-            grid, self.folder, experiment, self.pooled.moments, self.before
-        )
+        self.finished = self.average.of(self.before.weights)
+        self.budgets = Budgets(_budgets(context), self.recorder.so_far)
+        self.checkpoints = Checkpointer(grid, self.folder, experiment, self._moments, self.before)
         self.observers = self._observers(context)
         if isinstance(grid, LocalGrid) and self.before.clients:
             grid.restore(self.before.clients)
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """What is remembered from round to round beside what training knows of, by name."""
+        return {**self.pooled.moments(), "ema": self.average.state()}
 
     def _observers(self, context: LocalContext) -> list[Observer]:
         """Return what looks at the run after each round, in this order."""
@@ -276,7 +282,7 @@ class RunController:
         numbers = measured(self.observers, result)
         with undisturbed():  # what ends a run here finds the round whole, or not begun
             row = self.recorder.add(result, numbers, of_clients(self.observers, result))
-            self.finished = result.weights
+            self.finished = self.average.of(result.weights)
             self.checkpoints.keep(result)
         return any([observer.after_round(result, row) for observer in self.observers])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,9 @@ from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
 from fl_split.models import MODELS
 from fl_split.models.cut import Head, Tail, insert
+from fl_split.models.freezing import freeze
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
-from fl_split.recipe.loss import CrossEntropy
-from fl_split.recipe.precision import Precision
-from fl_split.recipe.schedules import check_length
 from fl_split.specs import shortened
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
@@ -49,6 +47,7 @@ from simulations.runs.experiment_data import (
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
+from simulations.runs.recipes import check_recipe, check_trained, exchange_of, recipe_of
 from simulations.runs.trials import check_attention, check_channels, try_link
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
@@ -119,9 +118,7 @@ class Setup:
     @property
     def exchange(self) -> Exchange:
         """What both halves do with one batch."""
-        loss = CrossEntropy(self.experiment.label_smoothing)
-        precision = Precision(self.experiment.precision)
-        return replace(self.parts.strategy.exchange(self.head), loss=loss, precision=precision)
+        return exchange_of(self.experiment, self.head)
 
     @property
     def parts(self) -> Parts:
@@ -149,8 +146,7 @@ class Setup:
 
     def recipe(self) -> Recipe:
         """How gradients become steps."""
-        e = self.experiment
-        return Recipe(self.parts.schedule, e.rounds, self.parts.clip, e.accumulate)
+        return recipe_of(self.experiment)
 
     def worker(self) -> Worker:
         """Return what a process needs to serve clients."""
@@ -240,7 +236,10 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
         config.id2label = dict(enumerate(names))
         config.label2id = {name: label for label, name in enumerate(names)}
     model.train()  # checkpoints come in evaluation mode
+    with named("freeze"):
+        freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
+    check_trained(e, head, tail)
     check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())
@@ -253,29 +252,15 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     return model, head, tail, [*loaded.notes_on(names), *demand]
 
 
-def _check_recipe(e: Experiment) -> None:
-    """Raise ValueError if schedule and rounds, or augmentation and codec, do not agree."""
-    with named("schedule"):
-        check_length(e.parts.schedule, e.rounds)
-    mixing = [one for one in e.parts.augment if one.mixes_labels]
-    if len(mixing) > 1:
-        raise ValueError(f"augment: {e.augment} mixes labels twice; leave mixup or cutmix out")
-    if mixing and e.parts.strategy.sends_smashed_data and not e.parts.codec.keeps_samples:
-        raise ValueError(
-            f"augment: {e.augment} mixes labels, and {e.codec} merges samples, whose labels it "
-            "mixes itself; leave mixup and cutmix out, or take a codec that keeps samples"
-        )
-
-
 def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
     strategy = e.parts.strategy
     with named("strategy"):
         strategy.check(e.parts.codec)
-    _check_recipe(e)
+    check_recipe(e)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
-    check_budgets(each(e.parts.budget), e.parts.system)
+    check_budgets(each(e.parts.budget), e.parts.system, e.holdout)
     with named("system"):
         check_system(strategy, e.parts.system, e.clients, bool(e.end))
     sizes = dict(enumerate(partitions.sizes.tolist()))

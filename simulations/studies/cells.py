@@ -179,7 +179,7 @@ def _is_finished(folder: Path, cell: Cell) -> bool:
         raise DamagedError(f"{folder / ROUNDS} has {len(rounds)} rounds, {SUMMARY} tells others")
     if not cell.until:
         return True
-    totals = {**rounds.sum(numeric_only=True), "rounds": len(rounds)}
+    totals = {**rounds.sum(numeric_only=True), "rounds": len(rounds), "by_round": rounds}
     budget = First((cell.experiment.parts.budget, parse_last(cell.until)))
     return len(rounds) >= cell.experiment.rounds or budget.is_spent(totals)
 
