@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fl_split.checks.laws import check_repr, hold, must, refuses
-from fl_split.codecs import Codec, Identity, Received, Smashed
+from fl_split.codecs import Codec, Identity, Mixed, Received, Smashed
 from fl_split.exchange.link import Link
 from fl_split.exchange.split import Split, encode
 from fl_split.flat import Flat
@@ -49,9 +50,7 @@ class _Trial:
     def encode(self, data: Smashed) -> Payload:
         """Do as the head does: an encoder that the codec brings comes first."""
         tokens = self.encoder(data.tokens)
-        return encode(
-            self.codec, Smashed(tokens, data.attention, data.labels, data.num_classes), AT
-        )
+        return encode(self.codec, replace(data, tokens=tokens), AT)
 
     def sent(self, data: Smashed) -> bytes:
         """Return what goes up."""
@@ -77,6 +76,7 @@ def check_codec(codec: Codec) -> None:
     - what is decoded of the counted bytes alone is what is decoded of the packed payload;
     - unpacked values have names and shapes of those that were packed: so has their gradient;
     - rows, tokens, targets and weights that come out belong together;
+    - labels that are mixed with others arrive so, if it says that it keeps samples;
     - the generator that it is given decides on all that is random;
     - packing changes nothing in place;
     - batches of 1, 2, 3 samples, of copies and of zeros work, and without gradient;
@@ -90,6 +90,7 @@ def check_codec(codec: Codec) -> None:
         _changes_nothing,
         _counted_bytes,
         _belongs_together,
+        _mixed_labels,
         _seeded,
         _odd_batches,
         _finite,
@@ -97,6 +98,20 @@ def check_codec(codec: Codec) -> None:
         _damaged,
     ):
         law(trial)
+
+
+def _mixed_labels(trial: _Trial) -> None:
+    if not trial.codec.keeps_samples:
+        return
+    data = trial.smashed()
+    others = data.labels.roll(1)
+    mixed = replace(data, mixed=Mixed(others, 0.75))
+    found = must("mixed labels must arrive", lambda: trial.received(mixed)).targets
+    own = torch.arange(len(others))
+    wanted = torch.zeros(len(others), CLASSES)
+    wanted[own, data.labels] += 0.75
+    wanted[own, others] += 0.25
+    hold(found.shape == wanted.shape and torch.allclose(found, wanted), "mixed labels must arrive")
 
 
 def _counted_bytes(trial: _Trial) -> None:

@@ -101,7 +101,9 @@ class SplitFC(Codec):
         for number in bits[bits > 0].unique().tolist():
             chosen = bits == number
             columns[..., chosen] += side[f"{LEVELS}{number}"] * step[chosen]
-        return Payload({COLUMNS: columns}, {"labels": side["labels"], MASK: side[MASK]})
+        used = {BITS, RANGE, "shape", *(name for name in side if name.startswith(LEVELS))}
+        rest = {name: tensor for name, tensor in side.items() if name not in used}
+        return Payload({COLUMNS: columns}, rest)
 
 
 def keep_probabilities(rows: Tensor, keep: float) -> Tensor:

@@ -55,9 +55,8 @@ def block_training(block: Any, tokens: int, width: int, needs_inputs: bool = Tru
     """
     if not needs_inputs and not is_trained(block):
         return blocks_forward([block], tokens, width)
-    if needs_inputs or is_trained(
-        block.norm1 if hasattr(block, "norm1") else block.layernorm_before
-    ):
+    norm = block.norm1 if hasattr(block, "norm1") else block.layernorm_before  # as in DINOv2
+    if needs_inputs or is_trained(norm):
         return tokens * training(block) + 12 * tokens**2 * width
     linear = 0
     for name, layer in block.named_modules():
