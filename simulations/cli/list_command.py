@@ -32,6 +32,9 @@ KEYS = {
     "datasets": "dataset",
     "models": "model",
     "optimisers": "head_optimizer",
+    "schedules": "schedule",
+    "clips": "clip",
+    "augmentations": "augment",
     "engines": "engine",
     "systems": "system",
     "tracking": "tracking",
@@ -43,7 +46,9 @@ ALSO = {"downlink": "codecs", "down_channel": "channels", "tail_optimizer": "opt
 
 TITLES = {
     "aggregations": "Aggregation (aggregation)",
+    "augmentations": "Augmentations (augment)",
     "channels": "Channels (channel, down_channel)",
+    "clips": "Clipping (clip)",
     "codecs": "Codecs (codec, and what only packs also as downlink)",
     "datasets": "Data sets (dataset)",
     "optimisers": "Optimisers (head_optimizer, tail_optimizer)",
