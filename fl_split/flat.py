@@ -68,10 +68,12 @@ class Flat(Generic[M]):
     @cached_property
     def in_matrices(self) -> Tensor:
         """Where in the vector (P,) weights with more than one dimension are: no norm, no bias."""
-        return torch.cat([torch.full((p.numel(),), p.dim() > 1) for p in self._parameters])
+        return torch.cat(
+            [torch.full((p.numel(),), p.dim() > 1, device=p.device) for p in self._parameters]
+        )
 
     def load(self, vector: Tensor | np.ndarray) -> None:
-        """Copy `vector` into the parameters.
+        """Copy `vector` into the parameters, from wherever it is.
 
         Raises
         ------
@@ -81,11 +83,16 @@ class Flat(Generic[M]):
         if tuple(vector.shape) != tuple(self.vector.shape):
             expected, got = self.vector.numel(), tuple(vector.shape)
             raise ValueError(f"weights must be a vector of {expected} numbers, got shape {got}")
-        np.copyto(self.vector.detach().numpy(), np.asarray(vector))  # which may be read-only
+        if self.vector.is_cpu:
+            np.copyto(self.vector.detach().numpy(), np.asarray(vector))  # which may be read-only
+            return
+        found = vector if isinstance(vector, Tensor) else torch.from_numpy(np.array(vector))
+        self.vector.detach().copy_(found)
 
     def numpy(self) -> np.ndarray:
         """Return a copy of the parameters as one float32 vector."""
-        return self.vector.detach().numpy().copy()
+        host = self.vector.detach().cpu()
+        return host.numpy().copy() if self.vector.is_cpu else host.numpy()
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -110,5 +117,5 @@ def _statistics(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Tensor
     """Return where in the vector running statistics are; None if there are none."""
     norms = (part for part in module.modules() if isinstance(part, BatchNorm))
     known = {id(statistic) for norm in norms for statistic in norm.statistics()}
-    flags = [torch.full((p.numel(),), id(p) in known) for p in parameters]
+    flags = [torch.full((p.numel(),), id(p) in known, device=p.device) for p in parameters]
     return torch.cat(flags).nonzero().flatten() if known else None

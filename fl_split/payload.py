@@ -53,6 +53,20 @@ class Payload:
         return sum(tensor.numel() for tensor in self.carried.values())
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors are; the CPU without any."""
+        found = (*self.carried.values(), *self.side.values())
+        return found[0].device if found else torch.device("cpu")
+
+    def to(self, device: torch.device) -> Payload:
+        """Return the payload with all its tensors on `device`; those that are there stay."""
+        carried, side = (
+            {name: tensor.to(device) for name, tensor in tensors.items()}
+            for tensors in (self.carried, self.side)
+        )
+        return Payload(carried, side)
+
+    @property
     def nbytes(self) -> int:
         """Bytes on the wire, by serialising."""
         return len(self.to_bytes())
@@ -79,7 +93,7 @@ class Payload:
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> Payload:
-        """Read what :meth:`to_bytes` wrote; the tensors share one copy of the data.
+        """Read what :meth:`to_bytes` wrote; the tensors share one copy of the data, on the CPU.
 
         Raises
         ------
@@ -168,7 +182,7 @@ def _decode(buffer: bytearray, code: int, size: int, offset: int) -> tuple[Tenso
     """Read `size` numbers at `offset`; return them and where they end."""
     if code == _ZEROS:
         check_size(size)
-        return torch.zeros(size, dtype=torch.int64), offset
+        return torch.zeros(size, dtype=torch.int64, device="cpu"), offset
     if code & _PACKED:
         bits = code & ~_PACKED
         end = offset + -(-size * max(1, bits) // 8)
@@ -181,7 +195,7 @@ def _decode(buffer: bytearray, code: int, size: int, offset: int) -> tuple[Tenso
         return torch.from_numpy(unpack_bits(data, bits, size)), end
     dtype = DTYPES[code]
     if size == 0:
-        return torch.empty(0, dtype=dtype), offset
+        return torch.empty(0, dtype=dtype, device="cpu"), offset
     tensor = torch.frombuffer(buffer, dtype=dtype, count=size, offset=offset)
     return tensor, offset + size * dtype.itemsize
 

@@ -105,7 +105,8 @@ def seeded(seed: int, purpose: Purpose, *path: int) -> Iterator[None]:
     differential privacy). There is one of each, so one thread at a time.
     """
     number = derive(seed, purpose, *path)
-    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=gpus):
         before = np.random.get_state()
         torch.manual_seed(number)
         np.random.seed(number % 2**32)

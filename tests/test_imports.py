@@ -29,6 +29,7 @@ FLOORS = {
             "drift",
             "metrics",
             "optimizers",
+            "accelerators",
             "activations",
             "clash",
         },

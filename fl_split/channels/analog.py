@@ -68,13 +68,8 @@ class Analog(Channel):
             size -= value.numel() * value.element_size()
             if value.numel():
                 rows = value.reshape(len(value) if value.dim() else 1, -1)
-                symbols = _symbols(functional.pad(rows, (0, rows.shape[1] % 2)))
-                power = rows.square().mean(dim=1, keepdim=True)
-                noise = _gaussian(symbols.shape, generator) * (power / self.snr).sqrt()
-                received = torch.view_as_real(self.receive(symbols, noise, generator))
-                kept = received.flatten(1)[:, : rows.shape[1]]
-                payload.carried[name] = kept.reshape(value.shape)
-                uses += symbols.numel()
+                payload.carried[name] = self.over_the_air(rows, generator).reshape(value.shape)
+                uses += len(rows) * -(-rows.shape[1] // 2)
         gone = clean(payload)
         zeroed = count_of(gone)
         size += math.ceil(uses * math.log2(1 + self.snr) / 8)
@@ -82,12 +77,20 @@ class Analog(Channel):
             payload.to_bytes(), size, uses=uses, damaged=zeroed, zeroed=zeroed, gone=gone
         )
 
+    def over_the_air(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what is received of samples (B, n), whose neighbours are complex symbols."""
+        symbols = _symbols(functional.pad(rows, (0, rows.shape[1] % 2)))
+        power = rows.square().mean(dim=1, keepdim=True)
+        noise = _gaussian(symbols.shape, generator, rows.device) * (power / self.snr).sqrt()
+        received = torch.view_as_real(self.receive(symbols, noise, generator))
+        return received.flatten(1)[:, : rows.shape[1]]
+
 
 def _symbols(rows: Tensor) -> Tensor:
     """Join neighbours of (samples, 2 uses) to complex symbols (samples, uses)."""
     return torch.view_as_complex(rows.reshape(len(rows), -1, 2).contiguous())
 
 
-def _gaussian(shape: torch.Size, generator: torch.Generator) -> Tensor:
+def _gaussian(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
     """Draw complex numbers whose real and imaginary parts have variance 1."""
-    return torch.view_as_complex(torch.randn(*shape, 2, generator=generator))
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=generator).to(device))

@@ -34,6 +34,6 @@ class Rayleigh(Analog):
 
     def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
         """Fade each sample, add noise, and divide by the gain if it is known."""
-        parts = torch.randn(len(symbols), 1, 2, generator=generator) / 2**0.5
-        gain = torch.view_as_complex(parts)
+        draws = torch.randn(len(symbols), 1, 2, generator=generator).to(symbols.device)
+        gain = torch.view_as_complex(draws / 2**0.5)
         return symbols + noise / gain if self.csi else gain * symbols + noise

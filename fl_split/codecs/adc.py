@@ -102,11 +102,11 @@ def label_mixtures(cluster: Tensor, labels: Tensor, num_classes: int) -> dict[st
     classes nearly all are zero; then the members' labels, cluster by cluster, and the
     cluster sizes say the same in fewer bytes.
     """
-    sizes = torch.bincount(cluster)
+    sizes = _sizes(cluster, int(cluster.max()) + 1)
     members = {
         "labels": labels[cluster.argsort(stable=True)],
         "sizes": sizes,
-        "classes": torch.tensor([num_classes]),
+        "classes": torch.tensor([num_classes], device=labels.device),
     }
     counts = {"counts": _count(cluster, labels, len(sizes), num_classes)}
     return min(counts, members, key=lambda side: Payload({}, side).nbytes)
@@ -120,12 +120,12 @@ def read_mixtures(side: Mapping[str, Tensor]) -> Tensor:
     check_size(len(sizes), classes)
     if int(sizes.sum()) != len(side["labels"]) or int(sizes.min()) < 1:
         raise ValueError(f"{len(side['labels'])} labels for clusters of {sizes.tolist()}")
-    cluster = torch.arange(len(sizes)).repeat_interleave(sizes)
+    cluster = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
     return _count(cluster, side["labels"], len(sizes), classes)
 
 
 def _count(cluster: Tensor, labels: Tensor, num_clusters: int, num_classes: int) -> Tensor:
-    counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64)
+    counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64, device=labels.device)
     return counts.index_put_((cluster, labels), torch.ones_like(labels), accumulate=True)
 
 
@@ -182,7 +182,7 @@ def kmeans(
         raise ValueError(f"init must hold {num_clusters} indices, got {len(init)}")
     generator = generator or torch.Generator().manual_seed(0)
     if init is None:
-        init = torch.randperm(len(points), generator=generator)[:num_clusters]
+        init = torch.randperm(len(points), generator=generator).to(points.device)[:num_clusters]
     centroids = points[init]
     for _ in range(max_iter):
         previous = centroids
@@ -190,7 +190,8 @@ def kmeans(
         centroids, sizes = _means(points, assignment, num_clusters)
         empty = sizes == 0
         if empty.any():
-            chosen = torch.randint(len(points), (int(empty.sum()),), generator=generator)
+            count = (int(empty.sum()),)
+            chosen = torch.randint(len(points), count, generator=generator).to(points.device)
             centroids[empty] = points[chosen]
         if (centroids - previous).norm(dim=1).sum() ** 2 < tol:
             break
@@ -238,13 +239,40 @@ def merge_and_select(
     num_clusters = int(cluster.max()) + 1
     scores, sizes = _means(attention, cluster, num_clusters)
     kept = most_attended(scores, min(num_tokens, scores.shape[1]), num_read)
-    places = torch.arange(len(tokens))[:, None] * tokens.shape[1] + kept[cluster]
-    bags = (cluster[:, None] * kept.shape[1] + torch.arange(kept.shape[1])).flatten()
+    total = (sum_of_bags if tokens.is_cpu else sum_of_products)(tokens, cluster, kept, sizes)
+    return total / sizes[:, None, None].to(total.dtype), kept
+
+
+def sum_of_bags(tokens: Tensor, cluster: Tensor, kept: Tensor, sizes: Tensor) -> Tensor:
+    """Sum the kept tokens (K, T) of each cluster's members, (K, T, D), without a copy of them.
+
+    `tokens` are (B, N, D), `cluster` (B,) and `sizes` (K,).
+    """
+    device, width = tokens.device, kept.shape[1]
+    samples = torch.arange(len(tokens), device=device)
+    places = samples[:, None] * tokens.shape[1] + kept[cluster]
+    bags = (cluster[:, None] * width + torch.arange(width, device=device)).flatten()
     members = places.flatten()[bags.argsort(stable=True)]  # by cluster, then by token
-    counts = sizes.repeat_interleave(kept.shape[1])
-    rows = tokens.flatten(0, 1)  # which are summed without a copy of what is selected
+    counts = sizes.repeat_interleave(width)
+    rows = tokens.flatten(0, 1)
     total = functional.embedding_bag(members, rows, counts.cumsum(0) - counts, mode="sum")
-    return (total / counts[:, None].to(total.dtype)).view(*kept.shape, -1), kept
+    return total.view(*kept.shape, -1)
+
+
+def sum_of_products(tokens: Tensor, cluster: Tensor, kept: Tensor, sizes: Tensor) -> Tensor:
+    """Do the same by one product with who belongs to which cluster: the same bits each time.
+
+    On a GPU sums into bags go by atomic additions, in any order.
+    """
+    belongs = membership(cluster, len(sizes)).to(tokens.dtype)
+    total = (belongs @ tokens.flatten(1)).view(len(sizes), *tokens.shape[1:])  # clusters tokens dim
+    return total.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def membership(assignment: Tensor, num_clusters: int) -> Tensor:
+    """Return (K, B) booleans: which samples belong to which cluster."""
+    numbers = torch.arange(num_clusters, device=assignment.device)
+    return assignment == numbers[:, None]
 
 
 def _consecutive(assignment: Tensor) -> Tensor:
@@ -256,7 +284,16 @@ def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
     return (points[:, None] - centroids).square_().sum(dim=-1)  # batch clusters
 
 
+def _sizes(assignment: Tensor, num_clusters: int) -> Tensor:
+    if assignment.is_cpu:
+        return torch.bincount(assignment, minlength=num_clusters)
+    return membership(assignment, num_clusters).sum(dim=1)
+
+
 def _means(points: Tensor, assignment: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    sizes = torch.bincount(assignment, minlength=num_clusters)
-    total = points.new_zeros(num_clusters, points.shape[1]).index_add(0, assignment, points)
+    sizes = _sizes(assignment, num_clusters)
+    if points.is_cpu:
+        total = points.new_zeros(num_clusters, points.shape[1]).index_add(0, assignment, points)
+    else:
+        total = membership(assignment, num_clusters).to(points.dtype) @ points
     return total / sizes.clamp(min=1)[:, None], sizes

@@ -49,7 +49,7 @@ class C3SL(Codec):
         missing = -len(flat) % self.factor
         groups = torch.cat([flat, flat.new_zeros(missing, flat.shape[1])])
         groups = groups.view(-1, self.factor, flat.shape[1])  # groups R d
-        bound = torch.fft.rfft(groups) * self._spectra(flat.shape[1])
+        bound = torch.fft.rfft(groups) * self._spectra(flat)
         sums = torch.fft.irfft(bound.sum(dim=1), n=flat.shape[1])
         shape = smashed.tokens.shape[1:]
         return Payload({"sums": sums.view(-1, *shape)}, {"labels": smashed.labels})
@@ -60,18 +60,20 @@ class C3SL(Codec):
         if -(-len(labels) // self.factor) != len(sums):
             raise ValueError(f"{len(sums)} sums for {len(labels)} labels")
         flat = sums.flatten(1)
-        spectra = self._spectra(flat.shape[1]).conj()
+        spectra = self._spectra(flat).conj()
         found = torch.fft.irfft(torch.fft.rfft(flat)[:, None] * spectra, n=flat.shape[1])
         return Received(found.flatten(0, 1)[: len(labels)].view(-1, *sums.shape[1:]), labels)
 
-    def _spectra(self, size: int) -> Tensor:
-        return key_spectra(self.factor, size, self.keys == "unitary")
+    def _spectra(self, flat: Tensor) -> Tensor:
+        return key_spectra(self.factor, flat.shape[1], self.keys == "unitary", flat.device)
 
 
 @lru_cache(maxsize=8)
-def key_spectra(count: int, size: int, unitary: bool) -> Tensor:
-    """Spectra (R, d // 2 + 1) of the public keys, complex."""
+def key_spectra(count: int, size: int, unitary: bool, device: torch.device | str = "cpu") -> Tensor:
+    """Spectra (R, d // 2 + 1) of the public keys, complex; computed on the CPU, then moved."""
     draw = seeded_generator(0, "c3sl keys", count, size)
-    keys = torch.randn(count, size, generator=draw)
+    keys = torch.randn(count, size, generator=draw, device="cpu")
     spectra = torch.fft.rfft(keys / keys.norm(dim=1, keepdim=True))
-    return spectra / spectra.abs().clamp(min=1e-12) if unitary else spectra
+    if unitary:
+        spectra = spectra / spectra.abs().clamp(min=1e-12)
+    return spectra.to(device)

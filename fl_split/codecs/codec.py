@@ -71,7 +71,7 @@ class Received:
 
 def most_attended(attention: Tensor, count: int, num_read: int) -> Tensor:
     """Indices (B, count) of the first `num_read` tokens, then of others by falling attention."""
-    first = torch.arange(num_read).expand(len(attention), -1)
+    first = torch.arange(num_read, device=attention.device).expand(len(attention), -1)
     best = attention[:, num_read:].topk(count - num_read, dim=1).indices + num_read
     return torch.cat([first, best], dim=1)
 
@@ -79,7 +79,7 @@ def most_attended(attention: Tensor, count: int, num_read: int) -> Tensor:
 def nearest_to_zero(low: Tensor, step: Tensor, top: Tensor | int) -> Tensor:
     """Return which level of a grid, low + step * 0 ... low + step * top, is nearest to zero."""
     level = torch.where(step > 0, -low / step, torch.zeros_like(low)).round()
-    return level.clamp(min=0).minimum(torch.as_tensor(top, dtype=level.dtype))
+    return level.clamp(min=0).minimum(torch.as_tensor(top, dtype=level.dtype, device=level.device))
 
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -93,6 +93,8 @@ class Codec:
     sides: a codec needs no gradient code of its own. *Pack* and *unpack* turn a payload
     into what is sent and back, without gradient: the server takes the cut gradient at the
     unpacked values, the client applies it at its own (straight-through).
+
+    What comes out lies on the device of what goes in; drawn on the CPU, it is moved there.
 
     A codec that only packs can follow another one (see :class:`Chain`) and can serve cut
     gradients. Decoding and unpacking may use what was sent and the codec's own fields only.

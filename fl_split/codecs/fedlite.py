@@ -62,7 +62,8 @@ class FedLite(Codec):
         codes = torch.stack([codes.view(len(tokens), -1) for codes, _ in found], dim=1)
         codebook = torch.stack([book for _, book in found])
         values = _Corrected.apply(tokens, _rebuild(codes, codebook, tokens.shape), self.strength)
-        side = {CODES: codes, CODEBOOK: codebook, SHAPE: torch.tensor(tokens.shape)}
+        shape = torch.tensor(tokens.shape, device=tokens.device)
+        side = {CODES: codes, CODEBOOK: codebook, SHAPE: shape}
         return Payload({"tokens": values}, {"labels": smashed.labels, **side})
 
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
@@ -72,20 +73,21 @@ class FedLite(Codec):
     def unpack(self, packed: Payload) -> Payload:
         """Rebuild values from codes and codebook."""
         side = packed.side
-        shape = tuple(int(size) for size in side[SHAPE])
+        shape = side[SHAPE].tolist()
         check_size(*shape)
         return Payload({"tokens": _rebuild(side[CODES], side[CODEBOOK], shape)}, side)
 
     def _cluster(self, points: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Lloyd's algorithm on (P, length); at most as many centroids as points."""
         count = min(self.centroids, len(points))
-        book = points[torch.randperm(len(points), generator=generator)[:count]]
+        drawn = torch.randperm(len(points), generator=generator).to(points.device)
+        book = points[drawn[:count]]
         columns = torch.cat([points.T, points.new_ones(1, len(points))])  # 1 adds up to sizes
         for _ in range(self.iterations):
             sums = (columns @ _nearest(columns, book).T).T
             sizes = sums[:, -1:]
             book = torch.where(sizes > 0, sums[:, :-1] / sizes.clamp(min=1), book)
-        numbers = torch.arange(count, dtype=points.dtype)
+        numbers = torch.arange(count, dtype=points.dtype, device=points.device)
         return (numbers @ _nearest(columns, book)).long(), book
 
 
@@ -117,5 +119,5 @@ class _Corrected(torch.autograd.Function):
 
 def _rebuild(codes: Tensor, codebook: Tensor, shape: Any) -> Tensor:
     """Centroids by codes (B, R, q / R) from codebooks (R, L, length), as `shape` (B, N, D)."""
-    groups = torch.arange(len(codebook))[None, :, None]
+    groups = torch.arange(len(codebook), device=codebook.device)[None, :, None]
     return codebook[groups, codes].reshape(*shape)

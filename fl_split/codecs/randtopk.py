@@ -47,5 +47,5 @@ class RandTopK(Sparsifier):
             return top
         others = self.alpha / max(1, magnitude.shape[1] - count)
         weights = others + top * ((1 - self.alpha) / count - others)
-        draws = 1 - torch.rand(magnitude.shape, generator=generator)
+        draws = 1 - torch.rand(magnitude.shape, generator=generator).to(magnitude.device)
         return largest(draws.log_() / weights, count, generator)

@@ -66,17 +66,17 @@ class Rans(Codec):
         coded: dict[str, Tensor] = {}
         for name, tensor in side.items():
             coded |= self._shorter(name, tensor)
-        return Payload({}, coded)
+        return Payload({}, coded).to(payload.device)
 
     def unpack(self, packed: Payload) -> Payload:
         """Return values on the grid, and whole numbers as they were."""
         side = dict(packed.side)
         for key in [key for key in side if key.startswith((SHAPE, FLAGS))]:
             name = key[len(SHAPE) :]
-            shape = tuple(int(size) for size in side.pop(key))
+            shape = tuple(side.pop(key).tolist())
             check_size(*shape)
             symbols = _read(side, name, int(np.prod(shape)))
-            found = torch.from_numpy(symbols).view(shape)
+            found = torch.from_numpy(symbols).view(shape).to(packed.device)
             side[name] = found.bool() if key.startswith(FLAGS) else found
         values = dict(packed.carried)
         for key in [key for key in side if key.startswith(GRID)]:
@@ -89,7 +89,7 @@ class Rans(Codec):
         top = 2**self.bits - 1
         low, high = value.min().clamp(max=0), value.max().clamp(min=0)
         step = (high - low) / top
-        safe = step if float(step) > 0 else torch.ones(())
+        safe = step if float(step) > 0 else torch.ones_like(step)
         zero = (-low / safe).round()
         return ((value / safe).round() + zero).clamp(0, top).long(), torch.stack([step, zero])
 
@@ -98,13 +98,13 @@ class Rans(Codec):
         plain = {name: tensor}
         if tensor.dtype not in (torch.int64, torch.bool) or not tensor.numel():
             return plain
-        symbols: Symbols = tensor.long().numpy().reshape(-1)
+        symbols: Symbols = tensor.long().cpu().numpy().reshape(-1)
         if symbols.min() < 0 or symbols.max() >= 2**PRECISION:
             return plain
         counts = np.bincount(symbols)
         share, common = counts.max() / len(symbols), int(counts.argmax())
         kind = FLAGS if tensor.dtype == torch.bool else SHAPE
-        shape = {kind + name: torch.tensor(tensor.shape)}
+        shape = {kind + name: torch.tensor(tensor.shape, device="cpu")}
         found = [plain]
         if self.layout != "sparse" or share == 1:
             found.append(shape | _coded(name, symbols))
@@ -149,8 +149,8 @@ def _normalise(counts: Symbols) -> Symbols:
 def _coded(name: str, symbols: Symbols) -> dict[str, Tensor]:
     """Return one stream as it stands on the wire."""
     words, table = encode(symbols)
-    coded = torch.from_numpy(words.view(np.uint8).copy())
-    return {WORDS + name: coded, TABLE + name: torch.from_numpy(table)}
+    found = {WORDS + name: words.view(np.uint8).copy(), TABLE + name: table}
+    return {key: torch.as_tensor(value, device="cpu") for key, value in found.items()}
 
 
 def _sparse(name: str, symbols: Symbols, common: int) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def _sparse(name: str, symbols: Symbols, common: int) -> dict[str, Tensor]:
     width = min([w for w in widths if w >= 8] or widths, key=bits)
     values = np.concatenate([[common], symbols[places]])  # the first says which is common
     streams = zip(STREAMS, (values, places % width, counts(width)), strict=True)
-    side = {WIDTH + name: torch.tensor([width])}
+    side = {WIDTH + name: torch.tensor([width], device="cpu")}
     for prefix, stream in streams:
         side |= _coded(prefix + name, stream)
     return side
@@ -184,10 +184,11 @@ def _read(side: dict[str, Tensor], name: str, size: int) -> Symbols:
     """Take a tensor's streams out of `side` and put its `size` symbols together."""
 
     def stream(prefix: str, count: int) -> Symbols:
-        words = side.pop(WORDS + prefix + name).numpy()
+        words = side.pop(WORDS + prefix + name).cpu().numpy()
         if len(words) % 4:
             raise ValueError("a stream that ends within a word")
-        return decode(words.view(np.uint32), side.pop(TABLE + prefix + name).numpy(), count)
+        table = side.pop(TABLE + prefix + name).cpu().numpy()
+        return decode(words.view(np.uint32), table, count)
 
     if WIDTH + name not in side:
         return stream("", size)

@@ -84,7 +84,7 @@ class SLICER(Codec):
         """Split into blocks and quantise; of a tie between blocks, all go to the lower one."""
         kept, side = payload.carried[KEPT].detach(), dict(payload.side)
         size, count = kept.abs(), min(self.blocks, kept.shape[1])
-        parts = torch.from_numpy(np.sort(size.numpy(), axis=1)).tensor_split(count, dim=1)
+        parts = _sorted(size).tensor_split(count, dim=1)
         least, greatest = ([part[:, end] for part in parts] for end in (0, -1))
         bounds = torch.stack([torch.stack(least, 1), torch.stack(greatest, 1)])
         bounds = bounds.clamp(max=65504).half()
@@ -93,7 +93,7 @@ class SLICER(Codec):
         ranges = bounds.float().unbind(2)
         found = [self._bits(*both, allowed) for both in zip(parts, ranges, strict=True)]
         bits = torch.stack(found, dim=1)
-        block = torch.zeros(size.shape, dtype=torch.int64)
+        block = torch.zeros(size.shape, dtype=torch.int64, device=size.device)
         for edge in greatest[:-1]:
             block += size > edge[:, None]
         side |= {NEGATIVE: kept < 0, BLOCKS: block, BITS: bits, RANGE: bounds}
@@ -110,7 +110,7 @@ class SLICER(Codec):
         negative, block, bits = (side.pop(name) for name in (NEGATIVE, BLOCKS, BITS))
         low, high = (part.gather(1, block) for part in side.pop(RANGE).float())
         own = bits.gather(1, block)
-        share = torch.full((block.numel(),), 0.5)
+        share = torch.full((block.numel(),), 0.5, device=block.device)
         for number in bits[bits > 0].unique().tolist():
             levels = side.pop(f"{LEVELS}{number}").float()
             share.index_copy_(0, places(own == number), levels / (2**number - 1))
@@ -124,7 +124,8 @@ class SLICER(Codec):
         """
         share = _share(size, *ends[..., None])
         width = ends[1] - ends[0]
-        bits, is_fine = torch.full(width.shape, MOST_BITS), torch.full(width.shape, True)
+        bits = torch.full(width.shape, MOST_BITS, device=width.device)
+        is_fine = torch.full(width.shape, True, device=width.device)
         for number in range(MOST_BITS - 1, -1, -1):
             top = 2**number - 1
             if self.guard == "int":
@@ -135,6 +136,13 @@ class SLICER(Codec):
                 is_fine &= (share - nearest).abs_().mean(dim=1) * width <= allowed
             bits = torch.where(is_fine, number, bits)
         return bits
+
+
+def _sorted(size: Tensor) -> Tensor:
+    """Return every row of (B, n) sorted; numpy is faster on the CPU."""
+    if size.is_cpu:
+        return torch.from_numpy(np.sort(size.cpu().numpy(), axis=1)).to(size.device)
+    return size.sort(dim=1).values
 
 
 def _share(size: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class SplitFC(Codec):
         """Send the kept columns (B, N, D')."""
         tokens = smashed.tokens
         chances = keep_probabilities(tokens.detach().flatten(0, 1), self.keep)
-        mask = torch.rand(len(chances), generator=generator) < chances
+        mask = torch.rand(len(chances), generator=generator).to(chances.device) < chances
         if not mask.any():
             mask[chances.argmax()] = True
         columns = tokens[..., mask] / chances[mask]
@@ -81,7 +81,7 @@ class SplitFC(Codec):
         for number in bits[bits > 0].unique().tolist():
             chosen = levels[..., bits == number].clamp_(0, 2**number - 1)
             side[f"{LEVELS}{number}"] = chosen.long()
-        side["shape"] = torch.tensor(columns.shape[:2])
+        side["shape"] = torch.tensor(columns.shape[:2], device=columns.device)
         return Payload({}, side)
 
     def fill(self, packed: Payload, name: str) -> Tensor:
@@ -94,7 +94,7 @@ class SplitFC(Codec):
         """Return the columns on their grids."""
         side = packed.side
         (low, step), bits = side[RANGE], side[BITS]
-        rows, tokens = (int(size) for size in side["shape"])
+        rows, tokens = side["shape"].tolist()
         if rows != len(side["labels"]):
             raise ValueError(f"{rows} samples for {len(side['labels'])} labels")
         columns = low.expand(rows, tokens, len(bits)).clone()
@@ -116,7 +116,7 @@ def keep_probabilities(rows: Tensor, keep: float) -> Tensor:
     deviation = torch.linalg.vector_norm(moved - moved.mean(dim=0), dim=0) / math.sqrt(len(rows))
     wanted = keep * width
     if wanted >= width or float(deviation.sum()) == 0:
-        return torch.full((width,), keep)
+        return torch.full((width,), keep, device=rows.device)
     lift = float((wanted * deviation.max() - deviation.sum()) / (width - wanted))
     lifted = deviation + max(0.0, lift)
     return (wanted * lifted / lifted.sum()).clamp(1e-6, 1)
@@ -130,7 +130,7 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
     """
     a, total = ranges.double(), budget * len(ranges)
     if not bool((a > 0).any()):
-        return torch.zeros(len(a), dtype=torch.int64)
+        return torch.zeros(len(a), dtype=torch.int64, device=a.device)
     low, high = -80.0, 80.0  # of log2 nu
     for _ in range(20):
         middle = (low + high) / 2
@@ -138,8 +138,8 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
         low, high = (middle, high) if float(real.sum()) > total else (low, middle)
     bits = _levels(a, high).log2().floor().clamp(0, MOST_BITS).long()
     bits[bits == 1] = 0
-    places = torch.arange(MOST_BITS)  # what is left over by rounding down
-    gains = a.square()[:, None] * _savings() * (places >= bits[:, None])
+    places = torch.arange(MOST_BITS, device=a.device)  # what is left over by rounding down
+    gains = a.square()[:, None] * _savings(a.device) * (places >= bits[:, None])
     spare = max(0, int(total - bits.sum()))  # below 0 where ranges are beyond the bisection
     best = gains.flatten().topk(min(spare, gains.numel()))
     chosen = best.indices[best.values > 0] // MOST_BITS
@@ -147,9 +147,10 @@ def allot_bits(ranges: Tensor, budget: float) -> Tensor:
     return bits.where(bits != 1, 0)
 
 
-def _savings() -> Tensor:
+def _savings(device: torch.device) -> Tensor:
     """What the next bit takes off 1 / (Q - 1)^2, of a mean 1; half of what two do, of the first."""
-    error = (2.0 ** torch.arange(1, MOST_BITS + 1, dtype=torch.float64) - 1) ** -2
+    places = torch.arange(1, MOST_BITS + 1, dtype=torch.float64, device=device)
+    error = (2.0**places - 1) ** -2
     saved = -error.diff()
     return torch.cat([saved[:1] / 2, saved[:1] / 2, saved[1:]])
 

@@ -80,7 +80,7 @@ class Uniform(Codec):
         step = (high - low).div_(top)
         scaled = (value - low).div_(torch.where(step > 0, step, torch.ones_like(step)))
         if self.rounding == "stochastic":
-            scaled += torch.rand(scaled.shape, generator=generator)
+            scaled += torch.rand(scaled.shape, generator=generator).to(scaled.device)
             scaled = scaled.floor_()
         else:
             scaled = scaled.round_()

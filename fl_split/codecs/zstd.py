@@ -35,14 +35,16 @@ class Zstd(Codec):
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Return one tensor of bytes."""
         data = zstandard.ZstdCompressor(level=self.level).compress(payload.to_bytes(bytewise=True))
-        return Payload({}, {BLOB: torch.from_numpy(np.frombuffer(data, np.uint8).copy())})
+        blob = np.frombuffer(data, np.uint8).copy()
+        return Payload({}, {BLOB: torch.from_numpy(blob).to(payload.device)})
 
     def unpack(self, packed: Payload) -> Payload:
         """Return what was packed."""
-        frame = packed.side[BLOB].numpy().tobytes()
+        frame = packed.side[BLOB].cpu().numpy().tobytes()
         try:
             size = zstandard.frame_content_size(frame)
             check_size(size)
-            return Payload.from_bytes(zstandard.ZstdDecompressor().decompress(frame))
+            data = zstandard.ZstdDecompressor().decompress(frame)
+            return Payload.from_bytes(data).to(packed.device)
         except zstandard.ZstdError as error:
             raise ValueError(f"no Zstandard frame: {error}") from None

@@ -20,6 +20,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from fl_split.accelerators import CPU
 from fl_split.channels import Channel, Crossing, Perfect
 from fl_split.channels.channel import clean
 from fl_split.codecs import Codec, Identity, Received
@@ -83,6 +84,8 @@ class Link:
         unpack as if there were none: see :meth:`over`.
     snr_db : Callable, optional
         Signal-to-noise ratio of a message in dB, for channels that ask for it.
+    device : torch.device
+        Where what is received is put; bytes and channels are on the CPU.
     """
 
     def __init__(
@@ -92,8 +95,9 @@ class Link:
         channel: Channel | None = None,
         down_channel: Channel | None = None,
         snr_db: Callable[[Way, StepId], float] | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        self.snr_db = snr_db
+        self.snr_db, self.device = snr_db, device
         self.codec, self.downlink = codec, downlink
         self.channel, self.down_channel = channel or Perfect(), down_channel or Perfect()
         self._owed: dict[int, dict[str, Tensor]] = {}
@@ -110,7 +114,8 @@ class Link:
 
     def renewed(self) -> Link:
         """Return a link like this one that owes nobody anything, as at the start of a round."""
-        return Link(self.codec, self.downlink, self.channel, self.down_channel, self.snr_db)
+        roads = self.codec, self.downlink, self.channel, self.down_channel
+        return Link(*roads, self.snr_db, self.device)
 
     def road(self, way: Way) -> tuple[Channel, Codec]:
         """Return over which channel a message goes, and which codec has packed it."""
@@ -150,7 +155,7 @@ class Link:
             if crossing.data is None:
                 return None
             gone = {self.codec.value_of(name): one for name, one in crossing.gone.items()}
-            return self._arrived(Payload.from_bytes(crossing.data), tail, gone)
+            return self._arrived(self._here(crossing.data), tail, gone)
         except ValueError:
             if crossing.is_spoilt:
                 return None
@@ -164,7 +169,7 @@ class Link:
         ValueError
             Bytes that are no payload, or one that `tail` cannot be trained on.
         """
-        return self._arrived(Payload.from_bytes(data), tail)
+        return self._arrived(self._here(data), tail)
 
     def carry(self, payload: Payload, at: StepId, tail: Tail) -> Arrival:
         """Do both in one process, which needs no bytes."""
@@ -188,9 +193,13 @@ class Link:
     def read(self, data: bytes | memoryview, at: StepId) -> Payload:
         """Either side: unpack what :meth:`down` or :meth:`across` sent; ValueError if it cannot."""
         try:
-            return self.downlink.unpack(Payload.from_bytes(data))
+            return self.downlink.unpack(self._here(data))
         except UNREADABLE as error:
             raise ValueError(f"cannot be unpacked: {error}") from None
+
+    def _here(self, data: bytes | memoryview) -> Payload:
+        """Read bytes, and put what they hold on the device."""
+        return Payload.from_bytes(data).to(self.device)
 
     def _arrived(
         self, packed: Payload, tail: Tail, gone: Mapping[str, Tensor] = MappingProxyType({})
@@ -200,7 +209,7 @@ class Link:
             check_finite(payload)
             leaves = {k: value.detach().requires_grad_() for k, value in payload.carried.items()}
             values = {
-                k: torch.where(gone[k], leaf.detach(), leaf)
+                k: torch.where(gone[k].to(leaf.device), leaf.detach(), leaf)
                 if k in gone and gone[k].shape == leaf.shape
                 else leaf
                 for k, leaf in leaves.items()

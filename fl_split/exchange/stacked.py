@@ -265,11 +265,12 @@ def is_faster(
     draw, members = generator(0, "stacked"), MEMBERS
     heads = [Flat(copy.deepcopy(head)) for _ in range(members)]
     for flat in heads:
-        flat.load(flat.vector.detach() + 0.01 * torch.randn(flat.vector.shape, generator=draw))
-    pixels = torch.randn(members * shape[0], *shape[1:], generator=draw)
+        noise = torch.randn(flat.vector.shape, generator=draw, device="cpu")
+        flat.load(flat.vector.detach() + 0.01 * noise)
+    pixels = torch.randn(members * shape[0], *shape[1:], generator=draw, device="cpu")
     with torch.no_grad():
         sent = head(pixels)[0]
-    weights = torch.randn(sent.shape, generator=draw)
+    weights = torch.randn(sent.shape, generator=draw, device="cpu")
 
     def loop() -> tuple[Tensor, Tensor]:
         outputs, gradients = [], []

@@ -75,7 +75,7 @@ class Whole(Exchange):
             descent.restore({name.removeprefix(MOMENT): v for name, v in kept.items()})
         losses, samples = self._train(client, descent)
         if is_own:
-            memory |= {TAIL: torch.from_numpy(tail.numpy())}
+            memory |= {TAIL: tail.vector.detach().clone()}
             memory |= {f"{MOMENT}{name}": moment for name, moment in descent.state().items()}
         end = client.end()
         weights = end.weights if is_own else {**end.weights, TAIL: Weights.of(tail.numpy())}

@@ -215,7 +215,7 @@ def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:
         found = codec.modules(width)
     if found is not None:
         head.encoder, tail.decoder = found
-        tail.width = head.encoder(torch.zeros(1, width)).shape[-1]
+        tail.width = head.encoder(torch.zeros(1, width, device="cpu")).shape[-1]
 
 
 def draws(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from fl_split.accelerators import device_of
 from fl_split.activations import activation_bytes, saved
 from fl_split.seeds import seeded
 
@@ -31,7 +32,8 @@ def kept_bytes(blocks: Sequence[nn.Module] | nn.ModuleList, tokens: int, width: 
 
 def _measured(block: nn.Module, tokens: int, width: int) -> int:
     with saved() as sizes, seeded(0, "trial"), torch.enable_grad():
-        output = block(torch.zeros(1, tokens, width, requires_grad=True))
+        inputs = torch.zeros(1, tokens, width, requires_grad=True, device=device_of(block))
+        output = block(inputs)
     found = activation_bytes(sizes, block.parameters())
     del output  # whose graph was kept so long
     return found

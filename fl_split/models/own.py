@@ -91,7 +91,7 @@ class OwnModel:
             raise ValueError(f"{self!r} must return an nn.Module, got {type(module).__name__}")
         stages = {name: stage for name, stage in module._modules.items() if stage is not None}
         _check_weights(module, stages)
-        pixels = torch.randn(2, *shape, generator=generator(0, "trial"))
+        pixels = torch.randn(2, *shape, generator=generator(0, "trial"), device="cpu")
         whole = None
         if type(module).forward not in (nn.Module.forward, nn.Sequential.forward):
             whole = _logits(copy.deepcopy(module), pixels, "its forward fails")

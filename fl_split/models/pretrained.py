@@ -191,7 +191,7 @@ def adapt(model: PreTrainedModel, *, image_size: int, patch_size: int) -> PreTra
 
 
 def _fold_kernel(kernel: Tensor, patch_size: int) -> Tensor:
-    basis = torch.eye(patch_size**2).reshape(-1, 1, patch_size, patch_size)
+    basis = torch.eye(patch_size**2, device=kernel.device).reshape(-1, 1, patch_size, patch_size)
     shrinks = patch_size > kernel.shape[-1]
     resized = functional.interpolate(
         basis, size=kernel.shape[-2:], mode="bicubic", antialias=shrinks

@@ -52,7 +52,7 @@ class ConvHead(Head):
         self.stages = nn.Sequential(*stages.values())
         self.encoder = nn.Identity()
         self.image_shape = image_shape
-        found = trial(self.stages, torch.zeros(1, *image_shape))
+        found = trial(self.stages, torch.zeros(1, *image_shape, device="cpu"))
         self.features, self.sample_flops, self.has_dropout, self.sample_bytes = found
         width, *positions = self.features
         self.smashed_shape = math.prod(positions), width
@@ -96,7 +96,7 @@ class ConvMiddle(Tail):
         self.stages = nn.Sequential(*stages.values())
         self.shape = shape
         self.width, self.num_tokens = shape[0], math.prod(shape[1:])
-        found = trial(self.stages, torch.zeros(1, *shape, requires_grad=True))
+        found = trial(self.stages, torch.zeros(1, *shape, requires_grad=True, device="cpu"))
         self.features, self.sample_flops, self.has_dropout, self.sample_bytes = found
         self.has_batch_norm = normalises_batches(self)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fl_split.accelerators import CPU
 from fl_split.flat import Flat
 from fl_split.models.norms import MOMENTUM
 from fl_split.optimizers import Optimizer, moments, set_moments
@@ -70,12 +71,13 @@ class Descent:
         """All that it remembers, by name."""
         found = moments(self.optimizer, self.flat.vector)
         if self._sum is not None:
-            found |= {SUM: self._sum, COUNT: torch.tensor(self._count)}
+            found |= {SUM: self._sum, COUNT: torch.tensor(self._count, device="cpu")}
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Remember what :meth:`state` returned; its tensors are copied."""
-        found = {name: value.clone() for name, value in state.items()}
+        device = self.flat.vector.device
+        found = {k: v.to(device if v.dim() else CPU, copy=True) for k, v in state.items()}
         self._sum, count = found.pop(SUM, None), found.pop(COUNT, None)
         self._count = 0 if count is None else int(count)
         set_moments(self.optimizer, self.flat.vector, found)

@@ -43,10 +43,10 @@ class CrossEntropy:
             return weights[0] * value, [float(value.detach())]
         rows = self._rows(logits, torch.cat([part.targets for part in received]))
         shares = torch.cat([_shares(part) for part in received])
-        counts = torch.tensor([len(part.tokens) for part in received])
-        scale = torch.tensor(weights).repeat_interleave(counts)
-        starts = (counts.cumsum(0) - counts).numpy()
-        losses = np.add.reduceat((rows.detach() * shares).numpy(), starts)
+        counts = torch.tensor([len(part.tokens) for part in received], device="cpu")
+        scale = torch.tensor(weights, device="cpu").repeat_interleave(counts).to(rows.device)
+        starts = (counts.cumsum(0) - counts).cpu().numpy()
+        losses = np.add.reduceat((rows.detach() * shares).cpu().numpy(), starts)
         return (rows * (shares * scale)).sum(), losses.tolist()
 
     def _rows(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,5 +58,7 @@ class CrossEntropy:
 
 def _shares(received: Received) -> Tensor:
     """Return how much each row counts in the client's loss; the shares sum to 1."""
-    count, weights = len(received.tokens), received.weights
-    return torch.full((count,), 1 / count) if weights is None else weights / weights.sum()
+    if received.weights is None:
+        count = len(received.tokens)
+        return torch.full((count,), 1 / count, device=received.tokens.device)
+    return received.weights / received.weights.sum()

@@ -78,7 +78,7 @@ class Aggregator:
         """
         names = list(updates[0].weights)
         places = {
-            name: where.numpy()
+            name: where.cpu().numpy()
             for name, where in (statistics or {}).items()
             if name in names and where is not None
         }

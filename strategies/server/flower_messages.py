@@ -125,7 +125,7 @@ def update(vectors: Mapping[str, Weights], samples: float) -> Message:
 
 def tensors_to_record(found: Mapping[str, Tensor]) -> ArrayRecord:
     """Wrap tensors for a client's state."""
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in found.items()})
+    return ArrayRecord({name: Array(np.asarray(value.cpu())) for name, value in found.items()})
 
 
 def tensors_from_record(record: ArrayRecord) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ class Population:
 
     def _order(self, server_round: int) -> NDArray[np.int64]:
         draw = generator(self.seed, "sample", server_round)
-        order = torch.randperm(len(self._eligible), generator=draw)
+        order = torch.randperm(len(self._eligible), generator=draw, device="cpu")
         drawn = self._eligible[order.numpy()]
         return drawn[~np.isin(drawn, [*self.away])] if self.away else drawn
 

@@ -202,7 +202,8 @@ class Round(Punctual):
         """Return the clients in the order of `policy`: cyclic, reverse or random."""
         if policy == "random":
             draw = generator(self.seed, "order", self.number)
-            return [self.clients[i] for i in torch.randperm(len(self.clients), generator=draw)]
+            order = torch.randperm(len(self.clients), generator=draw).tolist()
+            return [self.clients[i] for i in order]
         return self.clients[::-1] if policy == "reverse" else self.clients
 
     def train_pooled(self) -> None:

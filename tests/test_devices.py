@@ -1,0 +1,332 @@
+"""Tensors stay on the device they are given: found in the source, and by running without a GPU.
+
+Three ways. The source names the device of each tensor that is made. Fake tensors of CUDA have no
+numbers, but torch itself refuses to mix them with those of the CPU. Pretending tensors have
+numbers, so that what asks for them (how many marks, which classes) runs too: see pretend.py.
+"""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fl_split.channels import CHANNELS
+from fl_split.codecs import CODECS, Smashed, parse_codec, parse_downlink
+from fl_split.codecs.c3sl import key_spectra
+from fl_split.exchange.link import Link
+from fl_split.exchange.split import Split, pair
+from fl_split.models.cut import insert
+from fl_split.models.vit import ViT
+from fl_split.payload import Payload
+from fl_split.recipe.loss import CrossEntropy
+from fl_split.seeds import StepId
+from tests.pretend import DEVICE, Apart, away, home, pretence
+
+ROOT = Path(__file__).parents[1]
+AT = StepId(3, 1, 2, 0)
+
+MAKERS = {
+    "arange", "as_tensor", "empty", "eye", "frombuffer", "from_numpy", "full", "linspace",
+    "logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "scalar_tensor",
+    "tensor", "tril_indices", "triu_indices", "zeros",
+}  # fmt: skip
+"""What makes a tensor out of no other."""
+
+LEAVES = {"to", "item", "tolist"}
+"""What takes a tensor from where it was made to where it is needed, or to Python."""
+
+HOST = {
+    "fl_split/payload.py",  # bytes
+    "fl_split/seeds.py",  # states of generators
+    "fl_split/flat.py",  # weights as they are sent
+    "fl_split/exchange/records.py",
+    "fl_split/exchange/whole.py",
+    "fl_split/channels/channel.py",  # bytes on their way
+    "fl_split/channels/erasure.py",
+    "fl_split/checks/codecs.py",  # laws, on the CPU
+    "fl_split/checks/models.py",
+    "strategies/server/aggregation.py",  # averages of weights, which Flower makes
+    "strategies/server/flower_messages.py",
+    "strategies/server/loop.py",
+    "strategies/server/participants.py",
+    "strategies/server/private_models.py",
+    "strategies/server/tail.py",
+}
+"""Files that work on the CPU: with bytes, with weights as they are sent, with who is chosen."""
+
+
+def faults(source: str) -> list[int]:
+    """Return lines that make a tensor on no device that is named, or take one for an array."""
+    tree = ast.parse(source)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+    def leaves(node):
+        """Tell whether what a call makes is moved in the same expression."""
+        while True:
+            node, before = parents[node], node
+            if isinstance(node, ast.Attribute) and node.attr in LEAVES:
+                return True
+            is_chain = isinstance(node, ast.Attribute | ast.Subscript) and node.value is before
+            if not is_chain and not (isinstance(node, ast.Call) and node.func is before):
+                return False
+
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, name = ast.unparse(node.func.value), node.func.attr
+        if owner == "torch" and name in MAKERS:
+            names = {one.arg for one in node.keywords}
+            if "device" not in names and not leaves(node):
+                found.append(node.lineno)
+        elif name == "numpy" and not owner.endswith(".cpu()"):
+            found.append(node.lineno)
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_fault"),
+    [
+        ("x = torch.zeros(3)", True),
+        ("x = torch.zeros(3, device=y.device)", False),
+        ("x = torch.rand(3, generator=g)", True),
+        ("x = torch.rand(3, generator=g).to(y.device)", False),
+        ("x = (1 - torch.rand(3, generator=g)).to(y.device)", True),  # the rule is strict
+        ("x = torch.from_numpy(a).view(3).to(y.device)", False),
+        ("x = f(torch.arange(3)).to(y.device)", True),
+        ("i = torch.randperm(3, generator=g)[:2].tolist()", False),
+        ("x = y.numpy()", True),
+        ("x = y.detach().cpu().numpy()", False),
+        ("x = torch.zeros_like(y)", False),
+    ],
+)
+def test_the_rule_on_sources_finds_what_it_should(line, is_fault):
+    assert bool(faults(line)) == is_fault
+
+
+def test_every_tensor_is_made_on_a_device_that_is_named():
+    found = {}
+    for package in ("fl_split", "strategies"):
+        for file in (ROOT / package).rglob("*.py"):
+            name = str(file.relative_to(ROOT))
+            if lines := faults(file.read_text()):
+                found[name] = lines
+    assert found.keys() <= HOST, {name: found[name] for name in found.keys() - HOST}
+    assert HOST - {"fl_split/flat.py"} <= found.keys(), "a file that needs no exception"
+
+
+SPECS = {
+    "adc": ["adc(ratio=0.3)", "adc(ratio=0.3, weighted_loss=True)"],
+    "c3sl": ["c3sl(factor=2)", "c3sl(factor=4, keys='unitary')"],
+    "randtopk": ["randtopk(ratio=0.2)"],
+    "rans": ["rans()", "topk(ratio=0.2) | rans()", "uniform() | rans(layout='sparse')"],
+    "slicer": ["slicer()", "slicer(asymmetry=0.4, guard='int')"],
+    "splitfc": ["splitfc()", "splitfc(keep=1.0, bits=1.0)"],
+    "topk": ["topk(ratio=0.2)", "topk(ratio=0.02)"],
+    "uniform": ["uniform()", "uniform(per='channel', rounding='stochastic')"],
+    "zstd": ["zstd()", "topk(ratio=0.2) | uniform() | zstd()"],
+}
+ALL = [spec for name in CODECS for spec in SPECS.get(name, [f"{name}()"])]
+
+FAKE = [
+    "bf16()", "bottlenet()", "fp16()", "identity()", "uniform()",
+    "uniform(per='channel', rounding='stochastic')",
+]  # fmt: skip
+"""Codecs that ask for no numbers. All others look at some (how many clusters are empty, where
+marks are, whether columns differ, what an entropy coder counts), which fake tensors lack; and
+fake tensors of CUDA are neither sorted nor transformed by a torch without CUDA (attended, c3sl)."""
+
+
+def batch(rows=9, tokens=5, width=16, classes=4):
+    """Smashed data with gradient, their attention and labels, on the CPU."""
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(rows, tokens, width, generator=draw)
+    values[2] = values[1]  # ties
+    attention = torch.rand(rows, tokens, generator=draw).softmax(dim=1)
+    return values, attention, torch.arange(rows) % classes
+
+
+def smashed(values, attention, labels):
+    return Smashed(values.requires_grad_(), lambda: attention, labels, 4)
+
+
+def tensors(payload):
+    return {**payload.carried, **payload.side}
+
+
+@pytest.fixture(autouse=True)
+def _keys_are_drawn_anew():
+    """Keys made of fake tensors, or pretending ones, are none for others."""
+    key_spectra.cache_clear()
+    yield
+    key_spectra.cache_clear()
+
+
+@pytest.mark.parametrize("spec", FAKE)
+def test_codecs_run_on_fake_tensors_of_cuda(spec):
+    """There torch itself raises FakeTensorDeviceMismatchError where devices differ."""
+    codec = parse_codec(spec)
+    with FakeTensorMode() as mode:
+        values, attention, labels = (mode.from_tensor(one).to("cuda:0") for one in batch())
+        payload = codec.encode(smashed(values, attention, labels), AT.generator("codec"))
+        found = codec.decode(payload)
+        assert found.tokens.device == torch.device("cuda:0")
+        with torch.no_grad():
+            packed = codec.pack(payload, AT.generator("pack"))
+            back = codec.unpack(packed)
+        for one in (payload, packed, back):
+            assert {t.device for t in tensors(one).values()} == {torch.device("cuda:0")}
+
+
+def test_fake_tensors_of_two_devices_are_refused():
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="devices"):
+        torch.zeros(3, device="cuda:0") + torch.zeros(3, device="cpu")
+
+
+def exchanged(codec, data):
+    """Encode, pack, unpack and decode; return all that came out, and the gradient of the sum."""
+    with torch.no_grad():
+        data = smashed(*(one.clone() for one in data))
+    payload = codec.encode(data, AT.generator("codec"))
+    with torch.no_grad():
+        packed = codec.pack(payload, AT.generator("pack"))
+        back = codec.unpack(packed)
+    leaves = {k: v.detach().requires_grad_() for k, v in back.carried.items()}
+    received = codec.decode(Payload(leaves, back.side))
+    received.tokens.square().sum().backward()
+    cut = {name: leaf.grad for name, leaf in leaves.items()}
+    values, weights = pair(payload, Payload(cut))
+    (gradient,) = torch.autograd.grad(values, [data.tokens], weights, materialize_grads=True)
+    more = {} if received.weights is None else {"weights": received.weights}
+    parts = {f"packed {k}": v for k, v in tensors(packed).items()}
+    results = {"tokens": received.tokens, "targets": received.targets, "gradient": gradient}
+    return {**parts, **results, **more}
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_codecs_give_on_another_device_what_they_give_on_the_cpu(spec):
+    """Same device in, same device out, and but for roundings the same numbers."""
+    codec = parse_codec(spec)
+    wanted = exchanged(codec, batch())
+    key_spectra.cache_clear()
+    with pretence():
+        found = exchanged(codec, [away(one) for one in batch()])
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        close = home(found[name].detach())
+        assert close.dtype == value.dtype and close.shape == value.shape, name
+        torch.testing.assert_close(close, value.detach(), rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("spec", ["topk(ratio=0.2, error_feedback=True)", "randtopk() | zstd()"])
+def test_downlinks_stay_on_the_device(spec):
+    codec, (gradient, *_) = parse_downlink(spec), batch()
+    wanted = codec.unpack(codec.pack(Payload({"g": gradient}), AT.generator("downlink")))
+    with pretence():
+        packed = codec.pack(Payload({"g": away(gradient)}), AT.generator("downlink"))
+        found = home(codec.unpack(packed).carried["g"])
+    assert torch.equal(found, wanted.carried["g"])
+
+
+def test_a_codec_that_forgets_the_device_is_found(monkeypatch):
+    """What the tests above stand for: draws that stay on the CPU, and clusters made there."""
+    codec, data = parse_codec("uniform(rounding='stochastic')"), batch()
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **more: self)
+    with pretence(), pytest.raises(Apart):
+        exchanged(codec, [away(one) for one in data])
+
+
+@pytest.mark.parametrize("name", [name for name in CHANNELS if name in {"awgn", "rayleigh"}])
+def test_noise_is_drawn_on_the_cpu_and_added_on_the_device(name):
+    rows, *_ = batch()
+    channel, draw = CHANNELS[name](), AT.generator
+    wanted = channel.over_the_air(rows.flatten(1), draw("channel"))
+    with pretence():
+        found = home(channel.over_the_air(away(rows).flatten(1), draw("channel")))
+    torch.testing.assert_close(found, wanted)
+
+
+class Reader(torch.nn.Module):
+    """Stands for a tail: a layer whose weight was put on the device by hand."""
+
+    has_batch_norm = has_dropout = False
+    num_tokens, num_classes, width = None, 4, 16
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, tokens):
+        return tokens.mean(dim=1) @ self.weight
+
+
+class Vector:
+    """Stands for the flat weights of a tail."""
+
+    statistics = None
+
+    def __init__(self, module):
+        self.module = module
+
+    def differentiate(self, outputs, inputs):
+        found = torch.autograd.grad(outputs, [self.module.weight, *inputs])
+        return found[0], list(found[1:])
+
+
+def served(codec, payloads, weight, device):
+    """Receive bytes of two clients, run them through a tail together, pack cut gradients."""
+    link = Link(codec, parse_downlink("uniform(bits=8)"), device=device)
+    tail = Vector(Reader(weight.requires_grad_()))
+    arrivals = [link.arrive(data, AT, tail.module) for data in payloads]
+    losses, cuts, gradient = Split().cut_gradients(tail, arrivals, [0.25, 0.75], AT)
+    down = [link.down(cut, replace(AT, client=k)) for k, cut in enumerate(cuts)]
+    again = [link.read(data, AT).carried for data in down]
+    return losses, gradient, [value for found in again for value in found.values()]
+
+
+@pytest.mark.parametrize("spec", ["identity()", "adc(ratio=0.3, weighted_loss=True)", "topk()"])
+def test_the_server_serves_on_the_device(spec):
+    """Bytes come from the CPU and go there; all between is on the device of the link."""
+    codec = parse_codec(spec)
+    up = Link(codec, parse_downlink("identity()"))
+    payloads = [
+        up.up(codec.encode(smashed(*batch(rows)), AT.generator("codec")), AT) for rows in (9, 7)
+    ]
+    weight = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    losses, gradient, cuts = served(codec, payloads, weight.clone(), torch.device("cpu"))
+    with pretence():
+        found = served(codec, payloads, away(weight), DEVICE)
+    assert found[0] == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(home(found[1]), gradient)
+    for one, wanted in zip(found[2], cuts, strict=True):
+        torch.testing.assert_close(home(one), wanted)
+
+
+def test_a_server_that_leaves_its_link_on_the_cpu_is_found():
+    codec = parse_codec("identity()")
+    data = Link(codec, codec).up(codec.encode(smashed(*batch()), AT.generator("codec")), AT)
+    with pretence(), pytest.raises(Apart):
+        served(codec, [data, data], away(torch.randn(16, 4)), torch.device("cpu"))
+
+
+def test_losses_of_several_clients_are_computed_on_the_device():
+    with FakeTensorMode() as mode, pytest.raises(RuntimeError, match="devices"):
+        logits = mode.from_tensor(torch.randn(16, 4)).to("cuda:0")
+        codec = parse_codec("identity()")
+        parts = [codec.decode(codec.encode(smashed(*batch(8)), None)) for _ in range(2)]
+        CrossEntropy().joint(logits, parts, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("spec", ["identity()", "bottlenet()"])
+def test_a_head_and_a_tail_run_both_ways_on_another_device(spec):
+    model = ViT(hidden_size=16, num_attention_heads=2, patch_size=4, num_hidden_layers=2)
+    head, tail = model.split(model.build(image_size=8, channels=1, num_classes=4, seed=0), 1)
+    insert(head, tail, parse_codec(spec), 0)
+    head, tail = head.to("meta"), tail.to("meta")
+    logits = tail(head(torch.zeros(3, 1, 8, 8, device="meta"))[0])
+    logits.sum().backward()
+    grads = [one.grad.device for half in (head, tail) for one in half.parameters()]
+    assert {str(one) for one in grads} == {"meta"}
