@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ def check_name(name: str) -> str:
     raise ValueError(f"must be one of {NAMES}, got {name!r}")
 
 
-def named(name: str) -> torch.device:
+def find(name: str) -> torch.device:
     """Return the device of a name, with its number; "auto" is the first GPU of CUDA, else the CPU.
 
     Raises
@@ -67,6 +68,14 @@ def device_of(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), CPU)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was asked for; whoever reads a clock must."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def title(device: torch.device) -> str:
     """Return the kind of a GPU, as "NVIDIA H200 (CUDA 12.8)"; nothing for the CPU."""
     if device.type == "cuda":
@@ -85,17 +94,19 @@ def deterministic(device: torch.device, is_asked: bool) -> Iterator[None]:
         yield
         return
     before, warns = torch.are_deterministic_algorithms_enabled(), _warns_only()
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    flags = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    products: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    flags = products.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
     workspace = os.environ.get(WORKSPACE)
     os.environ[WORKSPACE] = ":4096:8"
     torch.use_deterministic_algorithms(True)
-    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+    products.fp32_precision = cudnn.conv.fp32_precision = "ieee"  # no TF32
+    cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = flags
+        products.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark = flags
         if workspace is None:
             os.environ.pop(WORKSPACE, None)
         else:

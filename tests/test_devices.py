@@ -6,23 +6,34 @@ numbers, so that what asks for them (how many marks, which classes) runs too: se
 """
 
 import ast
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fl_split import accelerators
 from fl_split.channels import CHANNELS
 from fl_split.codecs import CODECS, Smashed, parse_codec, parse_downlink
 from fl_split.codecs.c3sl import key_spectra
 from fl_split.exchange.link import Link
 from fl_split.exchange.split import Split, pair
+from fl_split.flat import Flat
 from fl_split.models.cut import insert
 from fl_split.models.vit import ViT
+from fl_split.optimizers import OPTIMIZERS
 from fl_split.payload import Payload
+from fl_split.recipe.descent import Descent
 from fl_split.recipe.loss import CrossEntropy
 from fl_split.seeds import StepId
+from fl_split.spec_errors import SpecError
+from fl_split.specs import parse
+from simulations.data.samples import Samples
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
 from tests.pretend import DEVICE, Apart, away, home, pretence
 
 ROOT = Path(__file__).parents[1]
@@ -271,7 +282,8 @@ class Vector:
     def __init__(self, module):
         self.module = module
 
-    def differentiate(self, outputs, inputs):
+    def differentiate(self, outputs, gradients=None, inputs=()):
+        assert gradients is None
         found = torch.autograd.grad(outputs, [self.module.weight, *inputs])
         return found[0], list(found[1:])
 
@@ -330,3 +342,124 @@ def test_a_head_and_a_tail_run_both_ways_on_another_device(spec):
     logits.sum().backward()
     grads = [one.grad.device for half in (head, tail) for one in half.parameters()]
     assert {str(one) for one in grads} == {"meta"}
+
+
+class Gpus:
+    """A CUDA of so many GPUs."""
+
+    def __init__(self, monkeypatch, count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "wanted"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:0"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda:0"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_a_device_is_found_by_its_name(monkeypatch, name, gpus, wanted):
+    Gpus(monkeypatch, gpus)
+    assert accelerators.find(name) == torch.device(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "told"),
+    [
+        ("cuda", 0, "'cuda' needs a GPU that torch can use, and there is none"),
+        ("cuda:3", 2, "no GPU 'cuda:3'; this machine has 'cuda:0' to 'cuda:1'"),
+        ("cuda:1", 1, "no GPU 'cuda:1'; this machine has 'cuda:0'"),
+        ("mps", 0, "no GPU of Apple ('mps') that torch can use"),
+    ],
+)
+def test_a_device_that_is_not_there_is_told_at_the_door(monkeypatch, tmp_path, name, gpus, told):
+    """Before data are loaded, in one line that names the key, and nothing is written."""
+    Gpus(monkeypatch, gpus)
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError) as error:
+        prepare(Experiment.from_dict({"device": name, "out": str(folder)}))
+    message = str(error.value)
+    assert message.startswith(f"device: {told}") and "\n" not in message
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "CUDA"])
+def test_what_is_no_device_is_told_with_the_names_of_devices(name):
+    with pytest.raises(SpecError, match="device must be one of auto, cpu, cuda"):
+        Experiment.from_dict({"device": name})
+
+
+def test_determinism_is_asked_of_cuda_in_the_block_alone(monkeypatch):
+    """No GPU is needed to set the flags; all of them are what they were afterwards."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    assert cudnn.conv.fp32_precision == "tf32"  # torch's default
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(cudnn, "benchmark", True)
+
+    def flags():
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            matmul.fp32_precision,
+            cudnn.conv.fp32_precision,
+            cudnn.benchmark,
+            os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        )
+
+    before = flags()
+    for device, is_asked in (("cpu", True), ("cuda", False)):
+        with accelerators.deterministic(torch.device(device), is_asked):
+            assert flags() == before
+    with pytest.raises(KeyError), accelerators.deterministic(torch.device("cuda"), True):
+        assert flags() == (True, "ieee", "ieee", False, ":4096:8")
+        raise KeyError
+    assert flags() == before
+
+
+def test_a_worker_computes_on_its_device_from_the_first_batch_to_the_last_state():
+    """Of the head on a device without numbers: all that it is given lies there too."""
+    samples = Samples(
+        np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 4, [np.arange(8)], 4, [0.5], [0.5]
+    )
+    pixels, labels = samples.batch(np.arange(3), torch.device("meta"))
+    assert pixels.dtype == torch.float32 and pixels.shape == (3, 1, 8, 8)
+    assert {str(pixels.device), str(labels.device)} == {"meta"}
+
+
+def test_bytes_cast_on_the_device_are_those_cast_by_numpy():
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (9, 3, 4, 4), np.uint8)
+    samples = Samples(images, np.arange(9), [], 9, [0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
+    wanted, _ = samples.batch(slice(2, 7))
+    with pretence():
+        found, labels = samples.batch(slice(2, 7), DEVICE)
+    assert torch.equal(home(found), wanted)
+    assert home(labels).tolist() == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("spec", ["adam(lr=0.01)", "sgd(momentum=0.9)"])
+def test_moments_come_back_to_the_device_of_their_weights(spec):
+    """A client's state is on the CPU: a count of steps stays there, all else moves."""
+    layer = Flat(torch.nn.Linear(3, 2))
+    descent = Descent(layer, parse(spec, OPTIMIZERS))
+    descent.step(torch.ones_like(layer.vector))
+    there = Flat(torch.nn.Linear(3, 2).to("meta"))
+    again = Descent(there, parse(spec, OPTIMIZERS))
+    again.restore(descent.state())
+    again.step(torch.ones_like(there.vector))
+    devices = {name: str(value.device) for name, value in again.state().items()}
+    assert devices == {name: "cpu" if name == "step" else "meta" for name in devices}
+    assert len(devices) == len(descent.state())
+
+
+def test_weights_that_are_loaded_or_sent_cross_to_the_device_and_back():
+    flat, other = Flat(torch.nn.Linear(3, 2)), Flat(torch.nn.Linear(3, 2).to("meta"))
+    other.load(flat.numpy())
+    other.load(flat.vector.detach())
+    assert str(other.vector.device) == "meta"
+    assert all(str(one.device) == "meta" for one in other.module.parameters())
+    with pytest.raises(ValueError, match="must be a vector of 8 numbers"):
+        other.load(np.zeros(7, np.float32))

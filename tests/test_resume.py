@@ -204,7 +204,9 @@ def test_going_on_on_another_kind_of_cpu_is_told_in_one_line(left):
     told, cpu = resumed_here(left)
     here = provenance.cpu()
     assert cpu == f"x86_64 OLD, {here}"
-    assert told.startswith(f"warning: so far on a CPU of kind x86_64 OLD, from here on {here}")
+    assert told.startswith(
+        f"warning: so far on a CPU or GPU of kind x86_64 OLD, from here on {here}"
+    )
     assert told.count("\n") == 1
 
 

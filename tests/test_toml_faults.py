@@ -54,6 +54,8 @@ def test_a_mark_and_any_ends_of_lines_are_read_over(tmp_path, mark, end):
         ("rounds = 1e0\n", "rounds must be a whole number; write `rounds = 1`"),
         ("rounds = true\n", "rounds must be a whole number; as in `rounds = 20`"),
         ('fraction = "0.5"\n', "fraction must be a number; write `fraction = 0.5`"),
+        ('deterministic = "yes"\n', "deterministic must be true or false; as in `deterministic = false`"),
+        ('deterministic = "True"\n', "deterministic must be true or false; write `deterministic = true`"),
         ("dataset = 5\n", 'dataset must be a text; write `dataset = "5"`'),
         ("seed = [1, 2]\n", "several values stand in a table: [sweep]"),
         ('[[compare]]\nclients = 3\n[[compare]]\nclients = "4"\n', 'line 4, `clients = "4"`'),

@@ -120,7 +120,7 @@ def resume(
     shows = is_watched() if progress is None else progress
     with counting(shows) as told:
         setup = prepare(experiment, told)
-    if text := resumed_elsewhere(before.cpu):
+    if text := resumed_elsewhere(before.cpu, setup.device):
         warnings.warn(text, stacklevel=2)
     with stopped(path):
         watch = partial(watching, callbacks=as_list(callback), shows=shows, done=before.rounds)

@@ -211,7 +211,7 @@ def resume(
         values = experiment.model_dump()
         with counting(err) as progress:
             setup = prepare(Experiment.from_dict(_with_options(values, engine)), progress)
-    if text := resumed_elsewhere(checkpoint.cpu):
+    if text := resumed_elsewhere(checkpoint.cpu, setup.device):
         err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
     done, rounds = checkpoint.rounds, setup.experiment.rounds
     out.print(f"{folder}: {done} of {rounds} rounds done", markup=False, highlight=False)

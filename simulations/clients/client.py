@@ -133,7 +133,8 @@ class Client:
 
     def batch(self) -> Batch:
         """Return the samples of the present step."""
-        return self.worker.data.train_batch(self.rows(), self.worker.augment, self.at)
+        worker = self.worker
+        return worker.data.train_batch(self.rows(), worker.augment, self.at, worker.device)
 
     def _look_ahead(self) -> None:
         """Begin to decode the next step's images, if they are, while the server is at work."""
@@ -205,11 +206,11 @@ class Client:
 
     def initial_tail(self) -> NDArray[np.float32]:
         """Return the tail that every run starts from."""
-        return flatten(trained(self.worker.tail)).numpy()
+        return flatten(trained(self.worker.tail)).cpu().numpy()
 
     def own_tail(self) -> NDArray[np.float32]:
         """Return the tail that the client has trained for itself, at first the initial one."""
-        return self.memory[TAIL].numpy() if TAIL in self.memory else self.initial_tail()
+        return self.memory[TAIL].cpu().numpy() if TAIL in self.memory else self.initial_tail()
 
     def stop(self) -> None:
         """Be in no round any more: nothing of it is kept live."""
@@ -256,13 +257,14 @@ class Client:
         self.head.load(state.head)
         self.descent = self._fresh()
         self.descent.restore(state.moments)
-        self.memory = dict(state.memory)
+        self.memory = {k: value.to(self.worker.device) for k, value in state.memory.items()}
 
 
 class ClientPool:
     """Shells of clients: their modules take long to make, so they are lent and taken back."""
 
     def __init__(self, worker: Worker) -> None:
+        worker.settle()
         self.worker = worker
         self._idle: list[Client] = []
 

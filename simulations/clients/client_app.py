@@ -126,10 +126,11 @@ class SplitApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; every action of an exchange, also of one that came later, is one."""
-        answering = self.open(message, context)
-        if answering is None:
-            return super().__call__(message, context)
-        return _finish(answering, answering.receive)
+        with self._pool(context).worker.computing():
+            answering = self.open(message, context)
+            if answering is None:
+                return super().__call__(message, context)
+            return _finish(answering, answering.receive)
 
     def open(self, message: Message, context: Context) -> Answering | None:
         """Begin to answer a message of an exchange; None for what is answered in one go."""

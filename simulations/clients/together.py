@@ -84,7 +84,7 @@ def _batches(clients: Sequence[Client]) -> tuple[Tensor, Tensor, list[Mixed | No
     worker = clients[0].worker
     if not worker.augment:
         rows = np.concatenate([client.rows() for client in clients])
-        return *worker.data.batch(rows), [None] * len(clients)
+        return *worker.data.batch(rows, worker.device), [None] * len(clients)
     batches = [client.batch() for client in clients]
     pixels = torch.cat([batch.pixels for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])

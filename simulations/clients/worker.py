@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
+
+from fl_split.accelerators import CPU, deterministic
 from fl_split.activations import saved
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
@@ -41,6 +44,10 @@ class Worker:
         What is done to the images of a batch.
     modules : sequence of str
         Names of the modules that the parts are of.
+    device : torch.device
+        What computes.
+    is_deterministic : bool
+        Whether a GPU must give the same bits each time.
     graphs : GraphMemory
         Room for autograd graphs between two messages.
     stacks : Stacks
@@ -58,12 +65,22 @@ class Worker:
     recipe: Recipe = PLAIN
     augment: Sequence[Augmentation] = ()
     modules: Sequence[str] = ()
+    device: torch.device = CPU
+    is_deterministic: bool = False
     graphs: GraphMemory = field(default_factory=GraphMemory)
     _tail: Flat[Tail] | None = None
     _sizes: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stacks = Stacks(self)
+
+    def settle(self) -> None:
+        """Put the models on the device, in the process that serves clients."""
+        self.head, self.tail = self.head.to(self.device), self.tail.to(self.device)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Compute in the block as the run wants it."""
+        return deterministic(self.device, self.is_deterministic)
 
     def graph_bytes(self, samples: int) -> int:
         """Bytes that autograd saves for a batch of so many samples; 0 before the first one."""

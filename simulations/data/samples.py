@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl_split.accelerators import CPU
 from fl_split.exchange.protocol import Batch
 from fl_split.seeds import StepId
 from simulations.data.augmentation import Augmentation, augmented
@@ -42,23 +43,32 @@ class Samples:
     mean: list[float]
     std: list[float]
 
-    def batch(self, rows: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor]:
-        """Return normalised pixels (B, C, H, W) float32 and labels (B,) int64."""
-        pixels = torch.from_numpy(self.pixels[rows].astype(np.float32))
-        mean, std = self._scale
-        return pixels.sub_(mean).div_(std), torch.from_numpy(self.labels[rows].copy())
+    def batch(
+        self, rows: NDArray[np.int64] | slice, device: torch.device = CPU
+    ) -> tuple[Tensor, Tensor]:
+        """Return normalised pixels (B, C, H, W) float32 and labels (B,) int64, on `device`."""
+        found, labels = self.pixels[rows], torch.from_numpy(self.labels[rows].copy())
+        is_cast_there = device.type != "cpu" and found.dtype == np.uint8  # a quarter of the way
+        found = found.copy() if is_cast_there else found.astype(np.float32)
+        pixels = torch.from_numpy(found).to(device).float()
+        mean, std = (one.to(device) for one in self._scale)
+        return pixels.sub_(mean).div_(std), labels.to(device)
 
     def train_batch(
-        self, rows: NDArray[np.int64], augment: Sequence[Augmentation], at: StepId
+        self,
+        rows: NDArray[np.int64],
+        augment: Sequence[Augmentation],
+        at: StepId,
+        device: torch.device = CPU,
     ) -> Batch:
         """Return what a client trains on in a step: normalised, and before that augmented."""
         if not augment:
-            return Batch(*self.batch(rows), self.num_classes)
+            return Batch(*self.batch(rows, device), self.num_classes)
         white = np.iinfo(self.pixels.dtype).max
-        pixels = torch.from_numpy(self.pixels[rows].astype(np.float32)).div_(white)
-        labels = torch.from_numpy(self.labels[rows].copy())
-        batch = augmented(Batch(pixels, labels, self.num_classes), augment, at)
-        mean, std = (one / white for one in self._scale)
+        found = torch.from_numpy(self.pixels[rows].astype(np.float32))
+        pixels, labels = found.to(device).div_(white), torch.from_numpy(self.labels[rows].copy())
+        batch = augmented(Batch(pixels, labels.to(device), self.num_classes), augment, at)
+        mean, std = (one.to(device) / white for one in self._scale)
         return batch._replace(pixels=(batch.pixels - mean) / std)
 
     @cached_property

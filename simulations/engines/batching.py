@@ -27,6 +27,13 @@ def answer_together(
     again alone. Messages stay unanswered once half of the timeout is over, and from the second
     message to one client on: finished replies must not wait for a client that hangs.
     """
+    with parts[0][1].pool.worker.computing():
+        return _answered(app, parts, timeout)
+
+
+def _answered(
+    app: ClientApp, parts: Sequence[tuple[Message, ResidentContext]], timeout: float
+) -> list[Message]:
     began = time.monotonic()
     replies: dict[int, Message] = {}
     opened: dict[int, Answering] = {}

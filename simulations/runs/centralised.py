@@ -62,7 +62,7 @@ class CentralisedTrainer:
         seen, steps = 0, _num_steps(schedule, len(rows), budget)
         while seen < budget:
             chosen = rows[schedule.batch(at, len(rows))]
-            batch = train.train_batch(chosen, augment, at)
+            batch = train.train_batch(chosen, augment, at, self.setup.device)
             with _told(at):
                 found = step(head, tail, link, batch, at)
                 if not math.isfinite(found.loss):

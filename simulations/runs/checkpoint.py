@@ -34,8 +34,11 @@ FILE = "checkpoint.safetensors"
 MOST_KEPT = 2**28
 """Bytes that optimisers and aggregation may remember for a copy of it to be kept each round."""
 
-FREE = {"cache_gb", "out", "plugins", "engine", "timeout", "checkpoint_every", "tracking"}
-"""Keys that do not change a result, so a run may go on with other values."""
+FREE = {
+    "cache_gb", "out", "plugins", "device", "engine", "timeout", "checkpoint_every", "tracking",
+}  # fmt: skip
+"""Keys that do not change a result, or but its last bits, which is said: a run may go on with
+other values."""
 # `plugins` only says where code lies; the code itself is compared.
 
 
@@ -58,7 +61,8 @@ class Checkpoint:
     clients : dict
         Flower state of the clients that have one, by partition id.
     cpu : str
-        Kinds of CPU that the rounds were computed on, see `provenance.kinds`; empty if unknown.
+        Kinds of CPU or GPU that the rounds were computed on, see `provenance.kinds`; empty if
+        unknown.
     """
 
     rounds: int
@@ -74,7 +78,7 @@ class Checkpoint:
             for name, vector in self.weights.items()
         }
         for name, moments in self.moments.items():
-            tensors |= {f"moments/{name}/{key}": value for key, value in moments.items()}
+            tensors |= {f"moments/{name}/{key}": value.cpu() for key, value in moments.items()}
         for client, state in self.clients.items():
             data = bytearray(flower_private.record_to_bytes(state))
             tensors[f"client/{client}"] = torch.frombuffer(data, dtype=torch.uint8)
@@ -96,6 +100,8 @@ class Checkpointer(Observer):
         Gives the state of optimisers that training does not know of.
     before : Checkpoint
         Where the run began or goes on.
+    device : torch.device
+        What computes.
 
     Attributes
     ----------
@@ -111,9 +117,10 @@ class Checkpointer(Observer):
         experiment: Experiment,
         moments: Callable[[], dict[str, dict[str, Tensor]]],
         before: Checkpoint,
+        device: torch.device,
     ) -> None:
         self.grid, self.folder, self.experiment = grid, folder, experiment
-        self.moments, self.cpu = moments, machine(before.cpu)["cpu"]
+        self.moments, self.cpu = moments, machine(before.cpu, device)["cpu"]
         self.latest: Checkpoint | None = None
         self.written = before.rounds
 
@@ -126,7 +133,7 @@ class Checkpointer(Observer):
         if _bytes(moments) <= MOST_KEPT:
             # Copies: optimisers write into their moments while the next round goes on.
             copies = {
-                name: {key: value.detach().clone() for key, value in found.items()}
+                name: {key: value.detach().to("cpu", copy=True) for key, value in found.items()}
                 for name, found in moments.items()
             }
             self.latest = self._checkpoint(result, copies, self.grid.states_at_hand())

@@ -105,8 +105,8 @@ class Evaluator(Observer):
         return np.concatenate(right), sum(losses)
 
     def _part(self, samples: Samples, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
-        pixels, labels = samples.batch(rows)
+        pixels, labels = samples.batch(rows, self.setup.device)
         precision = Precision(self.setup.experiment.precision)
         logits = predict(self.head.module, self.tail.module, pixels, precision)
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        return (logits.argmax(dim=1) == labels).numpy(), float(loss)
+        return (logits.argmax(dim=1) == labels).cpu().numpy(), float(loss)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from fl_split.accelerators import check_name
 from fl_split.foreign import Given, plug_in
 from fl_split.models.preprocessing import Resize
 from fl_split.recipe.precision import Name
@@ -175,6 +176,16 @@ class Experiment(BaseModel):
         json_schema_extra=UNTOLD,
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
+    device: str = Field(
+        "auto",
+        description="what computes: auto (a GPU of CUDA, else the CPU), cpu, cuda, cuda:1 or mps",
+        json_schema_extra=UNTOLD,
+    )
+    deterministic: bool = Field(
+        False,
+        description="make a GPU give the same bits each time, more slowly; the CPU always does",
+        json_schema_extra=UNTOLD,
+    )
     engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
     timeout: Annotated[float, Field(gt=0)] = Field(
         600.0,
@@ -211,6 +222,11 @@ class Experiment(BaseModel):
         raise ValueError(
             f"must be a number of stages from 1, or a stage's name, got {cut!r}{_unquoted(cut)}"
         )
+
+    @field_validator("device")
+    @classmethod
+    def _is_device(cls, device: str) -> str:
+        return check_name(device)
 
     @field_validator("end", mode="before")
     @classmethod

@@ -67,7 +67,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Key:
-    """A key of an experiment; `may_be_text` is told of those whose default is a number."""
+    """A key of an experiment; `may_be_text` is told of those that are a number or a text."""
 
     default: Any
     about: str

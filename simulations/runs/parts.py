@@ -8,6 +8,9 @@ from dataclasses import dataclass, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
+import torch
+
+from fl_split.accelerators import CPU
 from fl_split.channels import CHANNELS, Channel
 from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
 from fl_split.exchange.account import UPWARD, Way
@@ -118,9 +121,10 @@ class Parts:
     system: System | None
     clients: int
 
-    def link(self) -> Link:
-        """Return the road between clients and server."""
-        return Link(self.codec, self.downlink, self.channel, self.down_channel, self.snr_db)
+    def link(self, device: torch.device = CPU) -> Link:
+        """Return the road between clients and server; what is received is put on `device`."""
+        roads = self.codec, self.downlink, self.channel, self.down_channel
+        return Link(*roads, self.snr_db, device)
 
     @property
     def snr_db(self) -> Callable[[Way, StepId], float] | None:

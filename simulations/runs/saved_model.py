@@ -13,7 +13,9 @@ def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
 
     Version 5 renamed the parts of a ViT, and reads both names; version 4 reads the old ones.
     """
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    state = {
+        name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()
+    }
     if not is_transformers:
         return state
     from transformers.core_model_loading import revert_weight_conversion

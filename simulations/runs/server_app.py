@@ -14,6 +14,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
+from fl_split.accelerators import deterministic
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.flat import Flat
 from fl_split.models import processor
@@ -109,11 +110,12 @@ def main(grid: Grid, context: Context) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # results must not depend on how many cores are idle
     try:
-        if isinstance(context, LocalContext):
-            RunController(grid, context).run()
-        else:
+        if not isinstance(context, LocalContext):
             setup = prepare(Experiment.from_dict(context.run_config))
-            RunController(grid, LocalContext(setup, lambda row, result: None)).run()
+            context = LocalContext(setup, lambda row, result: None)
+        setup = context.setup
+        with deterministic(setup.device, setup.experiment.deterministic):
+            RunController(grid, context).run()
     finally:
         torch.set_num_threads(threads)  # who called, as a notebook, goes on with its own
 
@@ -129,6 +131,8 @@ class RunController:
         self.experiment = experiment = context.setup.experiment
         self.before = context.resumed or Checkpoint(0, self.setup.initial_weights(), {}, {})
         self.threads, self.graphs = ServerThreads(context.threads), context.graphs
+        for half in (self.setup.head, self.setup.tail):
+            half.to(self.setup.device)
         self.head, self.tail = Flat(self.setup.head), Flat(self.setup.tail)
         self.pooled = CentralisedTrainer(self.head, self.tail, self.setup)
         self.pooled.set_moments(self.before.moments)
@@ -162,7 +166,9 @@ class RunController:
         self.evaluator.load(self.before.weights)
         self.finished = self.average.of(self.before.weights)
         self.budgets = Budgets(_budgets(context), self.recorder.so_far)
-        self.checkpoints = Checkpointer(grid, self.folder, experiment, self._moments, self.before)
+        self.checkpoints = Checkpointer(
+            grid, self.folder, experiment, self._moments, self.before, self.setup.device
+        )
         self.observers = self._observers(context)
         if isinstance(grid, LocalGrid) and self.before.clients:
             grid.restore(self.before.clients)
@@ -192,7 +198,7 @@ class RunController:
         setup, parts = self.setup, self.experiment.parts
         halves = setup.exchange, setup.head, setup.tail, parts.codec
         facts = {
-            "machine": machine(self.before.cpu),
+            "machine": machine(self.before.cpu, self.setup.device),
             "activation_bytes": memory_of_a_batch(
                 *halves, self.experiment.batch_size, setup.train.num_classes
             ),
@@ -259,7 +265,7 @@ class RunController:
             batch_size=experiment.batch_size,
             seed=experiment.seed,
             exchange=self.setup.exchange,
-            link=experiment.parts.link(),
+            link=experiment.parts.link(self.setup.device),
             tail_optimizer=experiment.parts.tail_optimizer,
             head=self.head,
             tail=self.tail,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fl_split import accelerators
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
@@ -104,10 +107,15 @@ class Setup:
         """Weights at the cut that belong to the codec and not to the model."""
         both = {"encoder": self.head.encoder, "decoder": self.tail.decoder}
         return {
-            f"{half}.{name}": weight.detach().clone()
+            f"{half}.{name}": weight.detach().to("cpu", copy=True)
             for half, module in both.items()
             for name, weight in module.state_dict().items()
         }
+
+    @cached_property
+    def device(self) -> torch.device:
+        """What computes."""
+        return accelerators.find(self.experiment.device)
 
     @property
     def model_input(self) -> dict[str, int]:
@@ -128,7 +136,7 @@ class Setup:
     def initial_weights(self) -> dict[str, Weights]:
         """Flat weights of head and tail before training."""
         halves = {HEAD: self.head, TAIL: self.tail}
-        return {k: Weights.of(flatten(trained(half)).numpy()) for k, half in halves.items()}
+        return {k: Weights.of(flatten(trained(half)).cpu().numpy()) for k, half in halves.items()}
 
     def population(self) -> Population:
         """All clients with their samples, from which rounds choose; of classes if need be."""
@@ -155,13 +163,15 @@ class Setup:
             self.train,
             *copy.deepcopy((self.head, self.tail)),  # the server trains its own
             self.exchange,
-            parts.link(),
+            parts.link(self.device),
             parts.head_optimizer,
             parts.tail_optimizer,
             self.schedule(),
             self.recipe(),
             parts.augment,
             self.modules(),
+            self.device,
+            self.experiment.deterministic,
         )
 
     def modules(self) -> list[str]:
@@ -178,10 +188,12 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     Raises
     ------
     ValueError
-        Data that cannot be loaded, a partition that cannot be satisfied, a model that
-        cannot be built, or a cut outside it. The message names the key.
+        A device that is not there, data that cannot be loaded, a partition that cannot be
+        satisfied, a model that cannot be built, or a cut outside it. The message names the key.
     """
     e = experiment
+    with named("device"):
+        accelerators.find(e.device)
     if e.parts.strategy.sends_smashed_data:
         check_channels(e.parts.link(), bool(e.end))
     with named("dataset"):

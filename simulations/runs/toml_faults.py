@@ -26,7 +26,7 @@ WORDS = {
     "yes": "true", "no": "false", "on": "true", "off": "false",
 }  # fmt: skip
 
-NAMED = {int: "a whole number", float: "a number", str: "a text"}
+NAMED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 LONGEST = 80
 """Characters of a line that are shown."""
@@ -161,9 +161,9 @@ def _check_type(text: str, key: str, value: Any) -> None:
     if (known := keys().get(key)) is None or key == "plugins":
         return
     kind = type(known.default)
-    fits = {int: (int,), float: (int, float), str: (str,)}.get(kind, (object,))
+    fits = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}.get(kind, (object,))
     if known.may_be_text:
-        fits = (*fits, str)
+        fits = int, str
     if isinstance(value, fits) and (not isinstance(value, bool) or bool in fits):
         return
     where = _line_of(text, rf"\s*{re.escape(key)}\s*=", value={key: value})
@@ -182,6 +182,8 @@ def _meant(value: Any, kind: type) -> str | None:
         return None
     if kind is str:
         return json.dumps(str(value))
+    if kind is bool:
+        return {"true": "true", "false": "false"}.get(str(value).lower())
     with suppress(ValueError, OverflowError, TypeError):
         number = float(value)
         if kind is float or number == int(number):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fl_split.accelerators import device_of
 from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import CODECS, Codec, Smashed
 from fl_split.exchange.account import Way
@@ -73,8 +74,9 @@ def memory_of_a_batch(
     Both are the same where clients train whole models.
     """
     shape = samples, *head.image_shape
-    pixels = torch.randn(shape, generator=generator(0, "trial"))
-    labels = torch.arange(samples) % num_classes
+    device = device_of(head)
+    pixels = torch.randn(shape, generator=generator(0, "trial")).to(device)
+    labels = torch.arange(samples, device=device) % num_classes
     weights = [*head.parameters(), *tail.parameters()]
     with saved() as of_all, seeded(0, "trial"):
         logits = joined(head, tail, pixels)  # whose graph is kept so long

@@ -19,6 +19,7 @@ import torch
 from rich.filesize import decimal
 from rich.table import Table
 
+from fl_split.accelerators import wait_for
 from fl_split.exchange.account import weights_bytes
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Batch, HalfServed
@@ -43,7 +44,8 @@ from strategies.server.threads import available_cores
 class RunCost:
     """What a whole run costs.
 
-    `seconds` are CPU time of one thread that trains and evaluates, without start and messages.
+    `seconds` are CPU time of one thread that trains and evaluates, or time of a GPU, without start
+    and messages.
     """
 
     steps: int
@@ -213,30 +215,38 @@ def _weights_of_a_client(setup: Setup) -> int:
 def _time(setup: Setup) -> tuple[float, float]:
     """Time a step on a whole batch, and an evaluation from one batch."""
     e, train, test = setup.experiment, setup.train, setup.test
-    head, tail = Flat(copy.deepcopy(setup.head)), Flat(copy.deepcopy(setup.tail))
+    device = setup.device
+    head = Flat(copy.deepcopy(setup.head).to(device))
+    tail = Flat(copy.deepcopy(setup.tail).to(device))
     recipe = setup.recipe()
     descents = [
         Descent(head, e.parts.head_optimizer, recipe),
         Descent(tail, e.parts.tail_optimizer, recipe),
     ]
-    pixels, labels = train.batch(Ragged.of(train.partitions).flat[: e.batch_size])
-    batch, link = Batch(pixels, labels, train.num_classes), e.parts.link()
+    pixels, labels = train.batch(Ragged.of(train.partitions).flat[: e.batch_size], device)
+    batch, link = Batch(pixels, labels, train.num_classes), e.parts.link(device)
     take = setup.exchange.step
 
     def step() -> None:
         found = take(head, tail, link, batch, StepId(0, 0, 0, 0))
         descend(descents, [found.of_head, found.of_tail], ONLY)
 
-    images = test.batch(slice(0, EVALUATION_ROWS))[0]
-    part = _least(lambda: predict(head.module, tail.module, images))
-    return _least(step), -(-len(test.labels) // EVALUATION_ROWS) * part
+    images = test.batch(slice(0, EVALUATION_ROWS), device)[0]
+    part = _least(lambda: predict(head.module, tail.module, images), device)
+    return _least(step, device), -(-len(test.labels) // EVALUATION_ROWS) * part
 
 
-def _least(work: Callable[[], object], repeats: int = 4) -> float:
-    """Return the CPU seconds of the quickest of several calls: the first ones are slow."""
+def _least(work: Callable[[], object], device: torch.device, repeats: int = 4) -> float:
+    """Return the seconds of the quickest of several calls: the first ones are slow.
+
+    They are CPU seconds, or on a GPU those of the clock on the wall.
+    """
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     times = []
     for _ in range(repeats):
-        began = time.process_time()
+        wait_for(device)
+        began = clock()
         work()
-        times.append(time.process_time() - began)
+        wait_for(device)
+        times.append(clock() - began)
     return min(times)
