@@ -1,4 +1,4 @@
-"""Heads of several clients as one: stacked weights, batched products, the same bits.
+"""Heads of several clients as one: stacked weights, batched products; on the CPU the same bits.
 
 With few tokens per client most of a step is the cost of calling kernels. Running G clients
 through the very code of the head, with layers that hold one set of weights per client, calls
@@ -16,94 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fl_split.codecs import Codec, Mixed, Smashed
 from fl_split.exchange.split import encode, pair
+from fl_split.exchange.stacked_layers import Conv2d, LayerNorm, Linear
 from fl_split.flat import Flat
 from fl_split.models.cut import Head
 from fl_split.payload import Payload
 from fl_split.seeds import StepId, generator
 
 MEMBERS = 8
-"""Most clients in a stack: more gain little, and their activations leave the cache."""
+"""Most clients in a stack on a CPU: more gain little, and their activations leave the cache."""
 
 TRIALS = 3
 """Times that loop and stack run against each other; the best of each counts."""
-
-
-class Linear(nn.Module):
-    """G linear layers, weight (G, out, in) and bias (G, out) or None, on rows (G * B, ...)."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Apply layer g to the rows of client g."""
-        inputs = rows.reshape(len(self.weight), -1, rows.shape[-1])
-        transposed = self.weight.transpose(1, 2)
-        if self.bias is None:
-            outputs = inputs @ transposed
-        else:
-            outputs = torch.baddbmm(self.bias[:, None], inputs, transposed)
-        return outputs.view(*rows.shape[:-1], -1)
-
-
-class LayerNorm(nn.Module):
-    """G layer norms, weight and bias (G, D), on rows (G * B, N, D)."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Apply norm g to the rows of client g."""
-        return _LayerNorm.apply(rows, self.weight, self.bias, self.eps)
-
-
-class _LayerNorm(torch.autograd.Function):
-    """All clients forward in one call; backward one call each, to sum in the loop's order."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        normed, mean, rstd = torch.native_layer_norm(rows, rows.shape[-1:], None, None, eps)
-        ctx.save_for_backward(rows, weight, bias, mean, rstd)
-        grouped = normed.view(len(weight), -1, rows.shape[-1])
-        return torch.addcmul(bias[:, None], grouped, weight[:, None]).view(rows.shape)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        rows, weight, bias, mean, rstd = ctx.saved_tensors
-        split = [part.chunk(len(weight)) for part in (gradient, rows, mean, rstd)]
-        found = [
-            torch.ops.aten.native_layer_norm_backward(
-                grad, part, rows.shape[-1:], average, scale, own_weight, own_bias, [True] * 3
-            )
-            for grad, part, average, scale, own_weight, own_bias in zip(
-                *split, weight, bias, strict=True
-            )
-        ]
-        inputs, weights, biases = zip(*found, strict=True)
-        return torch.cat(inputs), torch.stack(weights), torch.stack(biases), None
-
-
-class Conv2d(nn.Module):
-    """G convolutions, weight (G, out, in, h, w) and bias (G, out), on images (G * B, ...)."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, stride: Any) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Apply convolution g to the images of client g."""
-        parts = zip(images.chunk(len(self.weight)), self.weight, self.bias, strict=True)
-        return torch.cat([functional.conv2d(*part, stride=self.stride) for part in parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,26 +43,33 @@ class StackedForward:
     before : Tensor
         (G * B, N, D), the input of the last block, without graph.
     weights : list[Tensor]
-        The parameters, each (G, ...).
+        The parameters, each (G, ...), or with what fills up a stack (size, ...).
+    members : int
+        Number of clients G.
+    is_fixed : bool
+        Whether the stack is filled up: gradients may be asked for again, and of some clients.
     """
 
     tokens: Tensor
     before: Tensor
     weights: list[Tensor]
-
-    @property
-    def members(self) -> int:
-        """Number of clients G."""
-        return len(self.weights[0])
+    members: int
+    is_fixed: bool = False
 
     def differentiate(self, gradient: Tensor) -> Tensor:
-        """Return the gradients (G, P) of the flat weights for that of the tokens; once only."""
-        found = torch.autograd.grad(self.tokens, self.weights, gradient)
-        return torch.cat([part.flatten(1) for part in found], dim=1)
+        """Return the gradients (G, P) of the flat weights for that of the tokens.
+
+        Once only, unless the stack is filled up.
+        """
+        found = torch.autograd.grad(self.tokens, self.weights, gradient, retain_graph=self.is_fixed)
+        return torch.cat([part[: self.members].flatten(1) for part in found], dim=1)
 
 
 class StackedHead:
-    """Any number of copies of `head` with weights of their own.
+    """Copies of `head` with weights of their own: any number, or always as many as `size`.
+
+    With a size a stack of fewer clients is filled up with copies of its first one. Kernels of a
+    GPU are chosen by shapes: so no client's bits depend on who is there beside it.
 
     Raises
     ------
@@ -144,7 +77,8 @@ class StackedHead:
         `head` draws random numbers or holds layers that have no stacked counterpart.
     """
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, size: int = 0) -> None:
+        self.size = size
         if not head.can_stack:
             raise ValueError("only ViT heads without dropout can be stacked")
         self._shapes = [parameter.shape for parameter in head.parameters()]
@@ -162,24 +96,31 @@ class StackedHead:
 
     def run(self, vectors: Sequence[Tensor], pixels: Tensor) -> StackedForward:
         """Forward of G clients with flat weights (P,) each on images (G * B, C, H, W)."""
-        members = len(vectors)
+        members, rows = len(vectors), len(pixels)
+        if missing := max(0, self.size - members):
+            first = pixels[: rows // members]
+            pixels = torch.cat([pixels, first.repeat(missing, 1, 1, 1)])
+            vectors = [*vectors, *[vectors[0]] * missing]
         with torch.no_grad():
             columns = torch.stack(list(vectors)).split([s.numel() for s in self._shapes], dim=1)
         weights = [
-            column.reshape(members, *shape).requires_grad_()
+            column.reshape(len(vectors), *shape).requires_grad_()
             for column, shape in zip(columns, self._shapes, strict=True)
         ]
         for (owner, attribute), weight in zip(self._slots, weights, strict=True):
             if owner is self._head.embeddings:  # (G, 1, N, D), which the module adds to its rows
-                rows = weight.expand(-1, len(pixels) // members, -1, -1)
-                setattr(owner, attribute, rows.reshape(len(pixels), *weight.shape[2:]))
+                places = weight.expand(-1, len(pixels) // len(vectors), -1, -1)
+                setattr(owner, attribute, places.reshape(len(pixels), *weight.shape[2:]))
             else:
                 setattr(owner, attribute, weight)
         tokens = self._head.embeddings(pixels)
         for block in self._head.blocks[:-1]:
             tokens = block(tokens)
         sent = self._head.encoder(self._head.blocks[-1](tokens))
-        return StackedForward(sent, tokens.detach(), weights)
+        before = tokens.detach()
+        if missing:
+            sent, before = sent[:rows], before[:rows]
+        return StackedForward(sent, before, weights, members, self.size > 0)
 
 
 @dataclass(frozen=True)
@@ -224,19 +165,24 @@ def head_gradients(
 ) -> Tensor:
     """Do what :func:`~fl_split.exchange.split.head_gradient` does, for all clients of a stack.
 
-    `slots` are all those of one forward, in order. Returns (G, P).
+    `slots` are all those of one forward, in order, or of a filled-up one some. Returns as many
+    rows (G, P).
 
     Raises
     ------
     ValueError
         A gradient does not have the names and shapes of its payload's values.
     """
-    parts = []
+    forward, parts = slots[0].forward, dict[int, Tensor]()
     for slot, payload, gradient in zip(slots, payloads, gradients, strict=True):
         values, weights = pair(payload, gradient)
         found = torch.autograd.grad(values, [slot.tokens], weights, materialize_grads=True)
-        parts.append(found[0])
-    return slots[0].forward.differentiate(torch.cat(parts))
+        parts[slot.number] = found[0]
+    if len(parts) == forward.members:
+        return forward.differentiate(torch.cat(list(parts.values())))
+    nothing = torch.zeros_like(next(iter(parts.values())))
+    whole = [parts.get(number, nothing) for number in range(forward.members)]
+    return forward.differentiate(torch.cat(whole))[list(parts)]
 
 
 def _swap(module: nn.Module) -> None:
@@ -251,18 +197,13 @@ def _swap(module: nn.Module) -> None:
             _swap(child)
 
 
-def is_faster(
-    stacked: StackedHead,
-    head: Head,
-    shape: Sequence[int],
-    clock: Callable[[], float] = time.thread_time,
-) -> bool:
-    """Try a stack of copies of `head` on batches of `shape` (B, C, H, W) against one by one.
+Contest = tuple[Callable[[], tuple[Tensor, Tensor]], Callable[[], tuple[Tensor, Tensor]]]
+"""Heads one by one, and as a stack: each gives tokens and gradients."""
 
-    True if the stack takes less CPU time on this machine, by `clock`, and, which kernels do
-    not promise, gives the same bits.
-    """
-    draw, members = generator(0, "stacked"), MEMBERS
+
+def _contest(stacked: StackedHead, head: Head, shape: Sequence[int], members: int) -> Contest:
+    """Let copies of `head` run on batches of `shape` (B, C, H, W), one by one and as a stack."""
+    draw = generator(0, "stacked")
     heads = [Flat(copy.deepcopy(head)) for _ in range(members)]
     for flat in heads:
         noise = torch.randn(flat.vector.shape, generator=draw, device="cpu")
@@ -285,6 +226,21 @@ def is_faster(
         found = stacked.run([flat.vector for flat in heads], pixels)
         return found.tokens, found.differentiate(weights)
 
+    return loop, stack
+
+
+def is_faster(
+    stacked: StackedHead,
+    head: Head,
+    shape: Sequence[int],
+    clock: Callable[[], float] = time.thread_time,
+) -> bool:
+    """Try a stack of copies of `head` on batches of `shape` (B, C, H, W) against one by one.
+
+    True if the stack takes less CPU time on this machine, by `clock`, and, which kernels do
+    not promise, gives the same bits.
+    """
+    loop, stack = _contest(stacked, head, shape, MEMBERS)
     seconds: dict[Callable[[], Any], list[float]] = {loop: [], stack: []}
     for _ in range(TRIALS):
         results = []
@@ -295,3 +251,11 @@ def is_faster(
         if not all(map(torch.equal, *results)):
             return False
     return min(seconds[stack]) < min(seconds[loop])
+
+
+def gives_same_bits(
+    stacked: StackedHead, head: Head, shape: Sequence[int], members: int = MEMBERS
+) -> bool:
+    """Tell whether a stack of so many gives the bits of one by one on batches of `shape`."""
+    loop, stack = _contest(stacked, head, shape, members)
+    return all(map(torch.equal, loop(), stack()))
