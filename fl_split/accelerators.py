@@ -46,6 +46,17 @@ def find(name: str) -> torch.device:
     return torch.device(kind)
 
 
+def workers_for(name: str) -> int:
+    """Return how many processes may compute at once, one for each GPU; 0 where no GPU does.
+
+    "cuda", and "auto" with a GPU, may take all of them; a GPU that is named is the only one.
+    """
+    device = find(name)
+    if device.type == "cpu":
+        return 0
+    return torch.cuda.device_count() if name in {"auto", "cuda"} else 1
+
+
 def _gpu(name: str, number: int) -> int:
     if not torch.cuda.is_available():
         raise ValueError(f"{name!r} needs a GPU that torch can use, and there is none; {_here()}")

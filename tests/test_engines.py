@@ -24,7 +24,7 @@ from fl_split.exchange.stacked import StackedHead, is_faster
 from fl_split.flat import flatten
 from fl_split.models.vit import ViT, split
 from simulations.clients import client_app
-from simulations.clients.client import ClientPool
+from simulations.clients.pool import ClientPool
 from simulations.clients.worker import Stacks
 from simulations.engines.inline import Inline, InlineGrid
 from simulations.engines.local_grid import FIRST_NODE

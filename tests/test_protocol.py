@@ -24,7 +24,7 @@ from fl_split.exchange.whole import MOMENT, Whole
 from fl_split.flat import Flat
 from fl_split.payload import Payload
 from simulations.clients import client_app
-from simulations.clients.client import ClientPool
+from simulations.clients.pool import ClientPool
 from simulations.clients.state import ClientState
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare

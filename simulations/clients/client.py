@@ -13,7 +13,7 @@ from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
 from fl_split.exchange.records import END, GO_ON, HEAD, HELD, ROUND, TAIL, Record, Weights
 from fl_split.exchange.split import head_gradient
-from fl_split.exchange.stacked import StackSlot
+from fl_split.exchange.stacked import StackSlot, head_gradients
 from fl_split.flat import Flat, copy_trained, flatten, trained
 from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import scaled
@@ -148,13 +148,21 @@ class Client:
         return ready if isinstance(ready, Payload) else self._smash()
 
     def _smash(self) -> Payload:
-        exchange, batch = self.worker.exchange, self.batch()
+        return self._smashed()[0]
+
+    def _smashed(self) -> tuple[Payload, StackSlot | None]:
+        """Return what is sent, and where its graph begins if the head runs as one of several."""
+        batch, worker = self.batch(), self.worker
         self._look_ahead()
         self.release()
-        with self.worker.measure(1, len(batch.labels)):
-            payload = exchange.smash(self.head.module, self.link.codec, batch, self.at, self.memory)
-        self.keep(payload, len(batch.labels))
-        return payload
+        samples = len(batch.labels)
+        payload, slot = worker.stacks.smash_alone(self.head, batch, self.at)
+        if payload is None:
+            head, codec = self.head.module, self.link.codec
+            with worker.measure(1, samples):
+                payload = worker.exchange.smash(head, codec, batch, self.at, self.memory)
+        self.keep(payload, samples, slot)
+        return payload, slot
 
     def backward(self, record: Record) -> Tensor:
         """Return the head's gradient for the cut gradient in `record`.
@@ -168,11 +176,13 @@ class Client:
         if record.step != self.at.step:
             raise RuntimeError(f"a gradient of step {record.step} in step {self.at.step}")
         gradient = self.link.read(record.sent(), self.at)
-        if self.slot:
+        if self.slot and not self.worker.stacks.is_filled_up:
             self.worker.stacks.count(apart=1)
             self.release()
-        graph, precision = self.graph or self._smash(), self.worker.exchange.precision
-        return head_gradient(self.head, graph, gradient, precision)
+        graph, slot = (self.graph, self.slot) if self.graph else self._smashed()
+        if slot:
+            return head_gradients([slot], [graph], [gradient])[0]
+        return head_gradient(self.head, graph, gradient, self.worker.exchange.precision)
 
     def learn(self, gradient: Tensor) -> None:
         """Step the head on its gradient for the present step, and go on to the next."""
@@ -258,29 +268,3 @@ class Client:
         self.descent = self._fresh()
         self.descent.restore(state.moments)
         self.memory = {k: value.to(self.worker.device) for k, value in state.memory.items()}
-
-
-class ClientPool:
-    """Shells of clients: their modules take long to make, so they are lent and taken back."""
-
-    def __init__(self, worker: Worker) -> None:
-        worker.settle()
-        self.worker = worker
-        self._idle: list[Client] = []
-
-    def lend(self, partition: int) -> Client:
-        """Return a client that has done nothing yet; its weights are whatever was left in it."""
-        client = self._idle.pop() if self._idle else Client(self.worker)
-        client.partition = partition
-        return client
-
-    def take_back(self, client: Client) -> None:
-        """Take back a client whose round is over, or whose state has been saved.
-
-        It keeps its modules, but no optimiser, whose moments would take memory.
-        """
-        client.release()
-        client.place, client.keeps_head, client.assignment = None, False, USUAL
-        client.memory = {}
-        vars(client).pop("descent", None)
-        self._idle.append(client)

@@ -15,7 +15,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_split.exchange.records import CPU_SECONDS, HEAD, HELD, TAIL, Record, Weights
-from simulations.clients.client import Client, ClientPool
+from simulations.clients.client import Client
+from simulations.clients.pool import ClientPool
 from simulations.clients.state import ClientState
 from strategies.server import flower_messages
 

@@ -10,33 +10,38 @@ from torch import Tensor
 
 from fl_split.codecs import Mixed
 from fl_split.exchange.records import GRADIENT
-from fl_split.exchange.stacked import MEMBERS, StackedForward, head_gradients, smash_together
+from fl_split.exchange.stacked import StackedForward, head_gradients, smash_together
 from simulations.clients.client import Client
 from simulations.clients.client_app import Answering
 
 
 def backward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]:
-    """Yield the clients of a stack whose gradients have all come."""
+    """Yield the clients of a stack whose gradients have all come, of a filled-up one some."""
     by_forward: dict[StackedForward, dict[int, Answering]] = {}
     for one in answering:
         if one.client.slot and one.record.action == GRADIENT:
             slot = one.client.slot
             by_forward.setdefault(slot.forward, {})[slot.number] = one
     for forward, members in by_forward.items():
-        if len(members) == forward.members:
+        if len(members) == forward.members or forward.is_fixed:
             yield [members[number] for number in sorted(members)]
 
 
 def forward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]:
-    """Yield clients whose next batches have one size, where a stack is faster for that size."""
+    """Yield clients whose next batches have one size, where a stack is wanted for that size."""
     by_size: dict[int, list[Answering]] = {}
     for one in answering:
         if not one.has_answer and one.client.has_batch():
             by_size.setdefault(one.client.batch_samples, []).append(one)
-    for size, alike in by_size.items():
-        if len(alike) > 1 and alike[0].client.worker.stacks.of(size):
-            stacks = [alike[i : i + MEMBERS] for i in range(0, len(alike), MEMBERS)]
-            yield from (stack for stack in stacks if len(stack) > 1)
+    for samples, alike in by_size.items():
+        if len(alike) > 1 and alike[0].client.worker.stacks.of(samples):
+            yield from (stack for stack in _cut(alike) if len(stack) > 1)
+
+
+def _cut(answering: Sequence[Answering]) -> list[list[Answering]]:
+    """Cut clients of one worker into stacks of its present size."""
+    size = answering[0].client.worker.stacks.size
+    return [list(answering[i : i + size]) for i in range(0, len(answering), size)]
 
 
 def backward_together(stack: Sequence[Answering]) -> None:
@@ -45,14 +50,37 @@ def backward_together(stack: Sequence[Answering]) -> None:
     gradients = [one.client.link.read(one.record.sent(), one.client.at) for one in stack]
     slots = [client.slot for client in clients if client.slot]
     graphs = [client.graph for client in clients if client.graph]
-    found: Tensor = head_gradients(slots, graphs, gradients)
-    clients[0].worker.stacks.count(together=len(clients))
+    stacks = clients[0].worker.stacks
+    try:
+        found: Tensor = head_gradients(slots, graphs, gradients)
+    except torch.OutOfMemoryError:
+        stacks.halve()
+        for client in clients:
+            client.release()  # so that each repeats its forward
+        return
+    stacks.count(together=len(clients))
     for client, gradient in zip(clients, found, strict=True):
         client.ready = gradient
 
 
 def forward_together(stack: Sequence[Answering]) -> None:
-    """Compute what the clients send; :meth:`Client.forward` then has it ready."""
+    """Compute what the clients send; :meth:`Client.forward` then has it ready.
+
+    Where memory is short the stack is halved, and the forward repeated.
+    """
+    stacks = stack[0].client.worker.stacks
+    try:
+        _forward(stack)
+    except torch.OutOfMemoryError:
+        for one in stack:
+            one.client.release()
+        stacks.halve()
+        for part in _cut(stack) if stacks.size > 1 else []:
+            if len(part) > 1:
+                forward_together(part)
+
+
+def _forward(stack: Sequence[Answering]) -> None:
     clients: list[Client] = [one.client for one in stack]
     worker, samples = clients[0].worker, clients[0].batch_samples
     stacked = worker.stacks.of(samples)
@@ -60,7 +88,8 @@ def forward_together(stack: Sequence[Answering]) -> None:
     for client in clients:
         client.release()
     pixels, labels, mixed = _batches(clients)
-    with worker.measure(len(clients), samples):
+    copies = worker.stacks.size if worker.stacks.is_filled_up else len(clients)
+    with worker.measure(copies, samples):
         found = smash_together(
             stacked,
             [client.head for client in clients],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -14,14 +15,23 @@ from fl_split.accelerators import CPU, deterministic
 from fl_split.activations import saved
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
-from fl_split.exchange.protocol import Exchange
-from fl_split.exchange.stacked import MEMBERS, StackedHead, is_faster
+from fl_split.exchange.protocol import Batch, Exchange
+from fl_split.exchange.stacked import (
+    MEMBERS,
+    StackedHead,
+    StackSlot,
+    gives_same_bits,
+    is_faster,
+    smash_together,
+)
 from fl_split.flat import Flat, copy_trained
 from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import Optimizer
+from fl_split.payload import Payload
 from fl_split.recipe.descent import PLAIN, Recipe
-from fl_split.recipe.precision import FP32
+from fl_split.seeds import StepId
 from simulations.clients.schedule import Schedule
+from simulations.clients.stack_size import can_stack
 from simulations.data.augmentation import Augmentation
 from simulations.data.samples import Samples
 
@@ -48,6 +58,8 @@ class Worker:
         What computes.
     is_deterministic : bool
         Whether a GPU must give the same bits each time.
+    stack : int
+        How many clients' heads run as one; 0 leaves it to a trial, on a CPU.
     graphs : GraphMemory
         Room for autograd graphs between two messages.
     stacks : Stacks
@@ -67,6 +79,7 @@ class Worker:
     modules: Sequence[str] = ()
     device: torch.device = CPU
     is_deterministic: bool = False
+    stack: int = 0
     graphs: GraphMemory = field(default_factory=GraphMemory)
     _tail: Flat[Tail] | None = None
     _sizes: dict[int, int] = field(default_factory=dict)
@@ -107,6 +120,11 @@ class Worker:
         return self._tail
 
 
+def short_of(size: int) -> str:
+    """Say that memory is short for a stack of so many."""
+    return f"memory is short for {size} clients' heads as one; from here on {size // 2}, or fewer"
+
+
 @dataclass
 class Stacks:
     """Decides for which batches the heads of several clients run as one.
@@ -114,33 +132,83 @@ class Stacks:
     Attributes
     ----------
     pays : Callable
-        Tells whether a stack pays for batches of a shape (B, C, H, W); by default it is tried.
+        Tells whether a stack pays for batches of a shape (B, C, H, W) on a CPU, where nobody has
+        said how many clients are in it; by default it is tried.
+    size : int
+        Most clients of a stack, less where memory was short.
     """
 
     worker: Worker
     pays: Callable[[StackedHead, Head, Sequence[int]], bool] = is_faster
     head: StackedHead | None = None
+    size: int = 0
     _together: int = 0
     _apart: int = 0
     _pays: dict[int, bool] = field(default_factory=dict)
+    _has_told: bool = False
+
+    def __post_init__(self) -> None:
+        self.size = self.size or self.worker.stack or MEMBERS
+
+    @property
+    def is_filled_up(self) -> bool:
+        """Whether all heads run in stacks of one size, as on a GPU, where shapes decide on bits."""
+        return self.worker.device.type != "cpu" and self.size > 1 and self._is_possible
 
     def of(self, samples: int) -> StackedHead | None:
-        """Return what runs several heads at once, where that is faster for such batches.
+        """Return what runs several heads at once, where that is wanted for such batches.
 
-        Not if clients that went forward together mostly do not come back together, as the
-        order of a strategy may have it: each of them repeats its forward alone.
+        Left to a trial it is where that is faster, and not if clients that went forward together
+        mostly do not come back together, as the order of a strategy may have it: each of them
+        repeats its forward alone.
         """
-        head = self.worker.head
-        if not self._is_possible or self._apart > self._together + MOST_APART:
+        if self.size < 2 or not self._is_possible:
             return None
-        if samples * math.prod(head.smashed_shape) > MOST_NUMBERS:
+        head, is_on_cpu = self.worker.head, self.worker.device.type == "cpu"
+        if not self.worker.stack and (
+            self._apart > self._together + MOST_APART
+            or samples * math.prod(head.smashed_shape) > MOST_NUMBERS
+        ):
             return None
         if self.head is None:
-            self.head = StackedHead(head)
-        if samples not in self._pays:
+            self.head = StackedHead(head, 0 if is_on_cpu else self.size)
+        if is_on_cpu and samples not in self._pays:
             shape = samples, *self.worker.data.pixels.shape[1:]
-            self._pays[samples] = self.pays(self.head, head, shape)
-        return self.head if self._pays[samples] else None
+            is_asked = self.worker.stack > 0
+            pays = partial(gives_same_bits, members=self.size) if is_asked else self.pays
+            self._pays[samples] = pays(self.head, head, shape)
+        return self.head if self._pays.get(samples, not is_on_cpu) else None
+
+    def smash_alone(
+        self, head: Flat[Head], batch: Batch, at: StepId
+    ) -> tuple[Payload, StackSlot] | tuple[None, None]:
+        """Run one head in a stack where all must; nothing where it runs as it is."""
+        samples = len(batch.labels)
+        while self.is_filled_up and (stacked := self.of(samples)):
+            try:
+                with self.worker.measure(self.size, samples):
+                    codec, mixed = self.worker.link.codec, [batch.mixed]
+                    return smash_together(stacked, [head], codec, *batch[:3], [at], mixed)[0]
+            except torch.OutOfMemoryError:
+                self.halve()
+        return None, None
+
+    def halve(self) -> None:
+        """Run half as many heads as one from now on, as memory is short; say so the first time.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            There is but one.
+        """
+        if self.size < 2:
+            raise torch.OutOfMemoryError("one batch of one client")
+        if not self._has_told:
+            warnings.warn(short_of(self.size), stacklevel=2)
+        self._has_told, self.size = True, self.size // 2
+        if self.head:
+            self.head.size = self.size if self.head.size else 0
+        torch.cuda.empty_cache()
 
     def count(self, together: int = 0, apart: int = 0) -> None:
         """Count clients that went forward in a stack by how their gradients came back."""
@@ -149,13 +217,13 @@ class Stacks:
 
     @cached_property
     def _is_possible(self) -> bool:
-        """Whether heads can run as one at all, and there is room for a trial."""
+        """Whether heads can run as one at all, and on a CPU there is room for a trial."""
         worker = self.worker
-        is_whole = worker.exchange.precision == FP32
-        can_stack = is_whole and worker.exchange.can_stack and worker.head.can_stack
-        return can_stack and self._trial_bytes() <= worker.graphs.limit
+        if not can_stack(worker.exchange, worker.head):
+            return False
+        return worker.device.type != "cpu" or self._trial_bytes() <= worker.graphs.limit
 
     def _trial_bytes(self) -> int:
         """Bytes of a trial: the weights of a stack, stacked too, and the gradients of both."""
         parameters = self.worker.head.parameters()
-        return 4 * MEMBERS * sum(4 * parameter.numel() for parameter in parameters)
+        return 4 * self.size * sum(4 * parameter.numel() for parameter in parameters)

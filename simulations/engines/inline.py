@@ -11,7 +11,6 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic.dataclasses import dataclass
 
-from fl_split.exchange.stacked import MEMBERS
 from fl_split.specs import STRICT
 from simulations.clients.worker import Worker
 from simulations.engines.batching import answer_together
@@ -24,6 +23,7 @@ class InlineGrid(LocalGrid):
 
     def __init__(self, app: ClientApp, worker: Worker, clients: int, timeout: float) -> None:
         super().__init__(worker, clients)
+        self._worker = worker
         self._app, self._timeout = app, timeout
         self._contexts = Contexts(worker)
         self._queue: deque[list[Message]] = deque()
@@ -31,7 +31,8 @@ class InlineGrid(LocalGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages."""
         pushed = list(messages)
-        self._queue += [pushed[i : i + MEMBERS] for i in range(0, len(pushed), MEMBERS)]
+        size = self._worker.stacks.size
+        self._queue += [pushed[i : i + size] for i in range(0, len(pushed), size)]
         return [self._accept(message) for message in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -44,6 +45,10 @@ class InlineGrid(LocalGrid):
         if left := oldest[len(replies) :]:
             self._queue.appendleft(left)
         return [reply for reply in replies if reply.metadata.reply_to_message_id in wanted]
+
+    def stack(self) -> int:
+        """Size of the worker's stacks."""
+        return self._worker.stacks.size if self._worker.stack else 0
 
     def states(self) -> dict[int, RecordDict]:
         """State of the clients that have one, by partition id."""
@@ -66,7 +71,7 @@ class Inline:
     """All clients in this process, one after the other; for debugging and tests."""
 
     @contextmanager
-    def session(self, app: ClientApp) -> Iterator[Session]:
-        """Start nothing."""
+    def session(self, app: ClientApp, device: str = "cpu") -> Iterator[Session]:
+        """Start nothing; one GPU computes."""
         keep_freed_memory()
         yield lambda worker, clients, timeout: InlineGrid(app, worker, clients, timeout)

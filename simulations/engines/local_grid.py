@@ -15,8 +15,8 @@ from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from simulations.clients.client import ClientPool
 from simulations.clients.client_app import ResidentContext
+from simulations.clients.pool import ClientPool
 from simulations.clients.worker import Worker
 from simulations.data.ragged import held_by
 from strategies.server import flower_private
@@ -49,8 +49,8 @@ class Session(Protocol):
 class Engine(Protocol):
     """What runs the clients."""
 
-    def session(self, app: ClientApp) -> AbstractContextManager[Session]:
-        """Start the workers, and stop them in the end."""
+    def session(self, app: ClientApp, device: str = "cpu") -> AbstractContextManager[Session]:
+        """Start the workers, and stop them in the end; `device` is the experiment's."""
         ...
 
 
@@ -73,6 +73,10 @@ class LocalGrid(Grid):
     @abstractmethod
     def cpu_seconds(self) -> float:
         """CPU time of the server and of all workers so far."""
+
+    def stack(self) -> int:
+        """How many clients' heads run as one now; 0 where trials decide, on a CPU."""
+        return 0
 
     @abstractmethod
     def states(self) -> dict[int, RecordDict] | None:
@@ -132,6 +136,11 @@ class LocalGrid(Grid):
         message_id = f"{next(self._ids):064x}"
         flower_private.set_message_id(message, message_id)
         return message_id
+
+
+def stack_of(grid: Grid) -> int:
+    """How many clients' heads run as one on a grid; Flower's own runs each alone."""
+    return grid.stack() if isinstance(grid, LocalGrid) else 1
 
 
 class Contexts(dict[int, ResidentContext]):

@@ -10,6 +10,7 @@ import torch
 from flwr.clientapp import ClientApp
 
 from simulations.clients.client_app import ResidentContext
+from simulations.clients.worker import Worker
 from simulations.engines.batching import answer_together
 from simulations.engines.local_grid import Contexts
 from simulations.engines.memory import keep_freed_memory
@@ -24,6 +25,7 @@ class ClientActor:
         keep_freed_memory()
         self._app = app
         self._contexts: Mapping[int, ResidentContext] = {}
+        self._worker: Worker | None = None
         self._timeout = 0.0
 
     def open(self, worker: list[Any], timeout: float, parts: list[Any]) -> None:
@@ -33,7 +35,8 @@ class ClientActor:
         """
         import ray
 
-        self._contexts = Contexts(ray.get(worker[0]))
+        self._worker = ray.get(worker[0])
+        self._contexts = Contexts(self._worker)
         self._timeout = timeout
         for node, state, journal in flower_messages.from_wire(parts):
             context = self._contexts[node]
@@ -56,6 +59,10 @@ class ClientActor:
             has_state = is_asked or context.client is None or reply.has_error()
             replies.append((reply, (context.snapshot() or ()) if has_state else None))
         return flower_messages.to_wire(replies)
+
+    def stack(self) -> int:
+        """Report how many clients' heads run as one."""
+        return self._worker.stacks.size if self._worker else 0
 
     def states(self, nodes: list[int]) -> list[Any]:
         """Report the states of `nodes`."""

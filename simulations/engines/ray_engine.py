@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -17,17 +18,26 @@ from flwr.clientapp import ClientApp
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
+from fl_split.accelerators import workers_for
 from fl_split.clash import ClashError, check_folder
 from fl_split.exchange.stacked import MEMBERS
 from fl_split.foreign import travelling
 from fl_split.specs import STRICT
-from simulations.clients.worker import Worker
+from simulations.clients.worker import Worker, short_of
 from simulations.data.ragged import Ragged
 from simulations.engines.local_grid import FIRST_NODE, EngineError, LocalGrid, Session
 from simulations.engines.memory import keep_freed_memory
 from simulations.engines.ray_actor import ClientActor
 from simulations.engines.ray_recovery import WAIT_SECONDS, ActorConnection, Post, reason
-from simulations.engines.ray_start import PROMPT, end, knock, shared, temporary_folder, wait_for
+from simulations.engines.ray_start import (
+    PROMPT,
+    end,
+    knock,
+    shared,
+    temporary_folder,
+    too_many,
+    wait_for,
+)
 from strategies.server import flower_messages
 from strategies.server.threads import available_cores
 
@@ -45,6 +55,7 @@ class RayGrid(LocalGrid):
 
         super().__init__(worker, clients)
         self._ray = ray
+        self._asked, self._stack = worker.stack, worker.stack or MEMBERS
         self._home = _balance(Ragged.of(worker.data.partitions).sizes.tolist(), len(posts))
         self._done: SimpleQueue[tuple[ActorConnection, Any] | None] = SimpleQueue()
         # In a list, so that Ray passes the reference on and an actor fetches it once.
@@ -62,7 +73,7 @@ class RayGrid(LocalGrid):
             ids.append(self._accept(message))
             bundles[self._home[message.metadata.dst_node_id - FIRST_NODE]].append(message)
         longest = max(map(len, bundles))
-        size = max(BUNDLE, MEMBERS * math.ceil(longest / CALLS / MEMBERS))
+        size = max(BUNDLE, self._stack * math.ceil(longest / CALLS / self._stack))
         for start in range(0, longest, size):
             for connection, bundle in zip(self._connections, bundles, strict=True):
                 if part := bundle[start : start + size]:
@@ -87,6 +98,21 @@ class RayGrid(LocalGrid):
     def wake(self) -> None:
         """Make a blocking pull return; called by other threads that have a result."""
         self._done.put(None)
+
+    def stack(self) -> int:
+        """Size of the stacks of the worker that has the least; it is said when one gets smaller."""
+        if self._asked < 2:
+            return self._asked
+        calls = [connection.actor.stack.remote() for connection in self._connections]
+        ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=PROMPT)
+        sizes = [self._stack]
+        for call in ready:
+            with suppress(self._ray.exceptions.RayError):
+                sizes.append(self._ray.get(call))
+        if min(sizes) < self._stack == self._asked:
+            warnings.warn(short_of(self._stack), stacklevel=2)
+        self._stack = min(sizes)
+        return self._stack
 
     def states(self) -> dict[int, RecordDict] | None:
         """State of the clients that have one, by partition id; None if a worker cannot tell."""
@@ -151,16 +177,22 @@ class Ray:
     address: str = ""
 
     @contextmanager
-    def session(self, app: ClientApp) -> Iterator[Session]:
-        """Start Ray, or join it, and start the actors.
+    def session(self, app: ClientApp, device: str = "cpu") -> Iterator[Session]:
+        """Start Ray, or join it, and start the actors; with GPUs one for each of them.
 
         A Ray that already runs in this process, as in a notebook, is used and left running.
         """
         import ray
 
         grids: list[RayGrid] = []
-        with self._running() as (count, is_ours):
-            actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(ClientActor)
+        gpus = workers_for(device)
+        if gpus and self.workers > gpus:
+            raise EngineError(too_many(self.workers, gpus, device))
+        takes_gpus = device in {"auto", "cuda"} and gpus > 0
+        with self._running(gpus, takes_gpus) as (count, is_ours):
+            actor = ray.remote(num_cpus=1, num_gpus=int(takes_gpus), scheduling_strategy="SPREAD")(
+                ClientActor
+            )
             posts = [Post(partial(actor.remote, app), ray.kill) for _ in range(count)]
             wait_for(posts)
 
@@ -180,8 +212,12 @@ class Ray:
                     end([post.actor for post in posts])
 
     @contextmanager
-    def _running(self) -> Iterator[tuple[int, bool]]:
-        """See to it that Ray runs; yield the number of workers, and whether it ends with them."""
+    def _running(self, gpus: int, takes_gpus: bool) -> Iterator[tuple[int, bool]]:
+        """See to it that Ray runs; yield the number of workers, and whether it ends with them.
+
+        With `gpus` there are no more workers than these; `takes_gpus` says that Ray hands them
+        out, one to each.
+        """
         keep_freed_memory()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -194,10 +230,10 @@ class Ray:
         if ray.is_initialized():
             if self.address:
                 raise EngineError("a Ray runs in this process already; leave out its address")
-            yield self._free_workers(), False
+            yield self._free_workers(gpus, takes_gpus), False
             return
         quiet = {"log_to_driver": False, "logging_level": "error"}
-        count = self.workers or available_cores()
+        count = self.workers or gpus or available_cores()
         if self.address:
             try:
                 knock(self.address)
@@ -209,23 +245,30 @@ class Ray:
             folder = temporary_folder()
             try:
                 ray.init(
-                    "local", num_cpus=count, include_dashboard=False, _temp_dir=folder, **quiet
+                    "local",
+                    num_cpus=count,
+                    num_gpus=gpus if takes_gpus else None,
+                    include_dashboard=False,
+                    _temp_dir=folder,
+                    **quiet,
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise EngineError(f"Ray does not start: {reason(error)}") from None
         try:
-            yield (self._free_workers() if self.address else count), True
+            yield (self._free_workers(gpus, takes_gpus) if self.address else count), True
         finally:
             ray.shutdown()
 
-    def _free_workers(self) -> int:
-        """Return how many workers the running Ray has CPUs for; EngineError if too few."""
+    def _free_workers(self, gpus: int, takes_gpus: bool) -> int:
+        """Return how many workers the running Ray has room for; EngineError if too few."""
         import ray
 
-        free = int(ray.available_resources().get("CPU", 0))
-        count = self.workers or free
-        if not 1 <= count <= free:
-            raise EngineError(f"{count} workers need a CPU each, Ray has {free} free")
+        found = ray.available_resources()
+        free = int(found.get("CPU", 0))
+        most = min(free, int(found.get("GPU", 0))) if takes_gpus else min(free, gpus or free)
+        count, each = self.workers or most, "a CPU and a GPU" if takes_gpus else "a CPU"
+        if not 1 <= count <= most:
+            raise EngineError(f"{count} workers need {each} each, Ray has {most} free")
         return count
 
 

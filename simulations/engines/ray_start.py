@@ -64,6 +64,16 @@ def wait_for(posts: Sequence[Post]) -> None:
             calls[post.actor.cpu_seconds.remote()] = post
 
 
+def too_many(workers: int, gpus: int, device: str) -> str:
+    """Say that more workers are asked for than there are GPUs."""
+    if device not in {"auto", "cuda"}:
+        return f"device={device!r} is one GPU, for one worker; take ray(workers=1), or inline()"
+    return (
+        f"{workers} workers need a GPU each, and there are {gpus}; take ray(workers={gpus}), or "
+        "ray() for one per GPU"
+    )
+
+
 def shared(worker: Worker) -> Any:
     """Put what all workers need into Ray's object store; EngineError if it does not fit."""
     import ray

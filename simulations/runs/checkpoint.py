@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl_split.exchange.records import Weights
 from fl_split.spec_errors import SpecError
-from simulations.engines.local_grid import LocalGrid
+from simulations.engines.local_grid import LocalGrid, stack_of
 from simulations.runs.experiment import Experiment
 from simulations.runs.files import write_whole
 from simulations.runs.observers import Observer, Row
@@ -63,6 +63,8 @@ class Checkpoint:
     cpu : str
         Kinds of CPU or GPU that the rounds were computed on, see `provenance.kinds`; empty if
         unknown.
+    stack : int
+        How many clients' heads ran as one; 0 where trials decided.
     """
 
     rounds: int
@@ -70,6 +72,7 @@ class Checkpoint:
     moments: Mapping[str, dict[str, Tensor]]
     clients: Mapping[int, RecordDict]
     cpu: str = ""
+    stack: int = 0
 
     def write(self, folder: Path, experiment: Experiment) -> None:
         """Replace the checkpoint in `folder`; a crash leaves the old one or the new one."""
@@ -85,6 +88,7 @@ class Checkpoint:
         metadata = {
             "rounds": str(self.rounds),
             "cpu": self.cpu,
+            "stack": str(self.stack),
             "experiment": json.dumps(_fixed(experiment)),
         }
         metadata["digest"] = _digest(tensors, metadata)
@@ -172,7 +176,8 @@ class Checkpointer(Observer):
     ) -> Checkpoint | None:
         if states is None:
             return None
-        return Checkpoint(result.round, result.weights, moments, states, self.cpu)
+        kinds = self.cpu, stack_of(self.grid)
+        return Checkpoint(result.round, result.weights, moments, states, *kinds)
 
 
 def _bytes(moments: Mapping[str, Mapping[str, Tensor]]) -> int:
@@ -259,7 +264,7 @@ def _assemble(metadata: dict[str, str], tensors: dict[str, Tensor]) -> Checkpoin
             optimizer, _, key = name.partition("/")
             moments.setdefault(optimizer, {})[key] = tensor
     rounds, cpu = int(metadata["rounds"]), metadata.get("cpu", "")
-    return Checkpoint(rounds, weights, moments, clients, cpu)
+    return Checkpoint(rounds, weights, moments, clients, cpu, int(metadata.get("stack", 0)))
 
 
 def _fixed(experiment: Experiment) -> dict[str, object]:

@@ -20,6 +20,7 @@ from fl_split.recipe.precision import Name
 from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import located, parse
 from simulations.data.decoding import OnBad
+from simulations.runs.key_checks import checked_cut, checked_end, checked_stack
 from simulations.runs.parts import SPEC_TABLES, Parts, build, spelt_out
 from simulations.runs.paths import Written, expanded, placed
 from simulations.runs.settings import plugin_files
@@ -181,6 +182,11 @@ class Experiment(BaseModel):
         description="what computes: auto (a GPU of CUDA, else the CPU), cpu, cuda, cuda:1 or mps",
         json_schema_extra=UNTOLD,
     )
+    stack: int | str = Field(
+        "auto",
+        description="how many clients' heads run as one; auto: a trial, on a GPU by free memory",
+        json_schema_extra=UNTOLD,
+    )
     deterministic: bool = Field(
         False,
         description="make a GPU give the same bits each time, more slowly; the CPU always does",
@@ -217,11 +223,7 @@ class Experiment(BaseModel):
     @field_validator("cut", mode="before")
     @classmethod
     def _is_cut(cls, cut: Any) -> Any:
-        if (type(cut) is int and cut >= 1) or (isinstance(cut, str) and _no_number(cut)):
-            return cut
-        raise ValueError(
-            f"must be a number of stages from 1, or a stage's name, got {cut!r}{_unquoted(cut)}"
-        )
+        return checked_cut(cut)
 
     @field_validator("device")
     @classmethod
@@ -231,11 +233,12 @@ class Experiment(BaseModel):
     @field_validator("end", mode="before")
     @classmethod
     def _is_end(cls, end: Any) -> Any:
-        if (type(end) is int and end >= 0) or (isinstance(end, str) and _no_number(end)):
-            return end
-        raise ValueError(
-            f"must be a number of stages, a stage's name, or 0, got {end!r}{_unquoted(end)}"
-        )
+        return checked_end(end)
+
+    @field_validator("stack", mode="before")
+    @classmethod
+    def _is_stack(cls, stack: Any) -> Any:
+        return checked_stack(stack)
 
     @cached_property
     def parts(self) -> Parts:
@@ -281,13 +284,3 @@ class Experiment(BaseModel):
         return "".join(
             f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()
         )
-
-
-def _unquoted(value: Any) -> str:
-    is_number = isinstance(value, str) and value.isdecimal()
-    return f"; a number has no quotes: {value}" if is_number else ""
-
-
-def _no_number(text: str) -> bool:
-    """Tell whether a text names a stage: text of digits might be its number, or its name."""
-    return bool(text) and not text.isdecimal()

@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from flwr.app import Context, UserConfigValue
 
-from simulations.clients.client import ClientPool
 from simulations.clients.client_app import SplitApp
+from simulations.clients.pool import ClientPool
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 
@@ -20,7 +20,7 @@ def _pool(context: Context) -> ClientPool:
 @lru_cache(maxsize=1)
 def _build(run_config: tuple[tuple[str, UserConfigValue], ...]) -> ClientPool:
     torch.set_num_threads(1)  # as everywhere: results must not depend on idle cores
-    return ClientPool(prepare(Experiment.from_dict(dict(run_config))).worker())
+    return ClientPool(prepare(Experiment.from_dict(dict(run_config))).worker(stack=1))
 
 
 app = SplitApp(_pool)

@@ -41,8 +41,10 @@ def workers(setups: Collection[Setup]) -> Iterator[Session]:
     with ExitStack() as held:
         for setup in setups:
             held.enter_context(alone(output_folder(setup.experiment)))
-        engine = next(iter(setups)).experiment.parts.engine
-        session = held.enter_context(engine.session(client_app.app))
+        first = next(iter(setups))
+        name = () if first.device.type == "cpu" else (first.experiment.device,)
+        engine = first.experiment.parts.engine
+        session = held.enter_context(engine.session(client_app.app, *name))
         held.enter_context(terminable())  # last, since Ray has a handler of its own
         yield session
 
@@ -92,7 +94,8 @@ def run(
             about_data.check(setup, output_folder(experiment))
         except ValueError as error:
             raise OutputError(str(error)) from None
-    grid = session(setup.worker(), experiment.clients, experiment.timeout)
+    worker = setup.worker(setup.stack(resumed.stack if resumed else 0))
+    grid = session(worker, experiment.clients, experiment.timeout)
     server_app.app(grid, LocalContext(setup, watch, resumed, budget, observers))
     return read_summary(output_folder(experiment) / SUMMARY)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.data.images import DataError
-from simulations.engines.local_grid import LocalGrid, WorkersLost
+from simulations.engines.local_grid import LocalGrid, WorkersLost, stack_of
 from simulations.runs import about_data
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
@@ -30,6 +29,7 @@ from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
 from simulations.runs.columns import VIRTUAL_SECONDS
 from simulations.runs.evaluator import Evaluator
 from simulations.runs.experiment import Experiment
+from simulations.runs.facts import facts_of
 from simulations.runs.fairness import Fairness
 from simulations.runs.files import WriteError, write_whole, writing
 from simulations.runs.lateness import TimedAttendance
@@ -48,21 +48,21 @@ from simulations.runs.observers import (
     of_clients,
 )
 from simulations.runs.paths import expanded, new_folder
-from simulations.runs.provenance import machine
 from simulations.runs.results import UNWRITTEN, Recorder
 from simulations.runs.setup import Setup, prepare
 from simulations.runs.signals import undisturbed
-from simulations.runs.trials import memory_of_a_batch
 from simulations.runs.virtual_time import VirtualTime
 from simulations.system.system import Timed
 from strategies import NoClientsLeft, Progress, RoundResult, Training, TrainingFailed, train
 from strategies.server.attendance import Everyone
 from strategies.server.threads import ServerThreads
+from strategies.server.training import OutOfMemory
 
 app = ServerApp()
 
 ENDED_BY: dict[type[BaseException], str] = {
     KeyboardInterrupt: "interrupted",
+    OutOfMemory: "out of memory",
     TrainingFailed: "training failed",
     NoClientsLeft: "no clients left",
     WorkersLost: "workers lost",
@@ -117,6 +117,9 @@ def main(grid: Grid, context: Context) -> None:
         with deterministic(setup.device, setup.experiment.deterministic):
             RunController(grid, context).run()
     finally:
+        if isinstance(context, LocalContext):
+            for half in (context.setup.head, context.setup.tail):
+                half.cpu()  # and free a GPU of them
         torch.set_num_threads(threads)  # who called, as a notebook, goes on with its own
 
 
@@ -195,20 +198,7 @@ class RunController:
 
     def run(self) -> None:
         """Train, write results, and whatever happens leave the last round's model."""
-        setup, parts = self.setup, self.experiment.parts
-        halves = setup.exchange, setup.head, setup.tail, parts.codec
-        facts = {
-            "machine": machine(self.before.cpu, self.setup.device),
-            "activation_bytes": memory_of_a_batch(
-                *halves, self.experiment.batch_size, setup.train.num_classes
-            ),
-            "client_bytes": setup.client_bytes,
-            "majority_accuracy": setup.majority_accuracy,
-            "model_input": setup.model_input,
-            "model_notes": setup.model_notes,
-            "unheld": asdict(setup.unheld),
-            "data": self.about_data,
-        }
+        facts = facts_of(self.setup, self.before.cpu, self.about_data)
         try:
             self._train()
         except BaseException as error:
@@ -227,7 +217,7 @@ class RunController:
         is_stopped = isinstance(error, KeyboardInterrupt)
         with suppress(WriteError) if isinstance(error, WriteError) else nullcontext():
             try:
-                if isinstance(error, KeyboardInterrupt | WorkersLost):
+                if isinstance(error, KeyboardInterrupt | WorkersLost | OutOfMemory):
                     self.checkpoints.write_latest()
             finally:
                 self._leave("interrupted" if is_stopped else "failed", ended_by, facts)
@@ -235,6 +225,7 @@ class RunController:
     def _leave(self, status: str, ended_by: str, facts: Mapping[str, Any]) -> None:
         """Write the model after the last whole round, and the summary."""
         self.threads.close()
+        facts = {**facts, "stack": stack_of(self.grid)}
         self.evaluator.load(self.finished)  # training may have gone on from there
         model, codec = merged(self.setup.model), self.setup.codec_weights()
         try:
@@ -256,6 +247,8 @@ class RunController:
             )
         except DataError as error:
             raise TrainingFailed(str(error)) from None
+        except torch.OutOfMemoryError:
+            raise OutOfMemory("the server") from None
 
     def _training(self) -> Training:
         experiment, moments = self.experiment, self.before.moments
@@ -274,6 +267,7 @@ class RunController:
             threads=self.threads,
             graphs=self.graphs,
             recipe=self.setup.recipe(),
+            stack=0 if self.setup.device.type == "cpu" else stack_of(self.grid),
             num_steps=self.setup.num_steps,
             attendance=TimedAttendance(self.timers[0]) if self.timers else Everyone(),
             speeds=self.timers[0].speeds if self.timers else (),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl_split import accelerators
+from fl_split.accelerators import find
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
@@ -22,6 +22,7 @@ from fl_split.models.freezing import freeze
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
 from fl_split.specs import shortened
+from simulations.clients import stack_size
 from simulations.clients.schedule import Schedule
 from simulations.clients.worker import Worker
 from simulations.data import partition
@@ -115,7 +116,7 @@ class Setup:
     @cached_property
     def device(self) -> torch.device:
         """What computes."""
-        return accelerators.find(self.experiment.device)
+        return find(self.experiment.device)
 
     @property
     def model_input(self) -> dict[str, int]:
@@ -156,8 +157,17 @@ class Setup:
         """How gradients become steps."""
         return recipe_of(self.experiment)
 
-    def worker(self) -> Worker:
-        """Return what a process needs to serve clients."""
+    def stack(self, known: int = 0) -> int:
+        """Return how many heads run as one, `known` on a GPU before a resume; 0: trials decide."""
+        e, known = self.experiment, known if self.device.type != "cpu" else 0
+        where = self.device, self.exchange, self.head, e.batch_size, e.clients
+        return stack_size.of(*where, known if e.stack == "auto" else int(e.stack))
+
+    def worker(self, stack: int | None = None) -> Worker:
+        """Return what a process needs to serve clients.
+
+        `stack` heads run as one, by default as :meth:`stack` says.
+        """
         parts = self.parts
         return Worker(
             self.train,
@@ -172,6 +182,7 @@ class Setup:
             self.modules(),
             self.device,
             self.experiment.deterministic,
+            self.stack() if stack is None else stack,
         )
 
     def modules(self) -> list[str]:
@@ -193,7 +204,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     """
     e = experiment
     with named("device"):
-        accelerators.find(e.device)
+        find(e.device)
     if e.parts.strategy.sends_smashed_data:
         check_channels(e.parts.link(), bool(e.end))
     with named("dataset"):

@@ -29,7 +29,7 @@ from fl_split.flat import Flat
 from fl_split.recipe.descent import Descent, descend
 from fl_split.recipe.schedules import ONLY
 from fl_split.seeds import StepId
-from simulations.clients.client import ClientPool
+from simulations.clients.pool import ClientPool
 from simulations.data.ragged import Ragged
 from simulations.report.text_table import text_table
 from simulations.runs.evaluator import EVALUATION_ROWS
@@ -176,7 +176,7 @@ class Rehearsal:
     """Performs single exchanges of a run with its initial weights, and counts them."""
 
     def __init__(self, setup: Setup) -> None:
-        worker = setup.worker()
+        worker = setup.worker(stack=1)
         self.pool, self.tail = ClientPool(worker), Flat(worker.tail)
         self.weights = {HEAD: setup.initial_weights()[HEAD]}
 

@@ -33,7 +33,6 @@ from strategies.server.aggregation import Update
 from strategies.server.mailbox import PUSH_AT, Mailbox
 from strategies.server.participants import Assignment
 from strategies.server.tasks import SERVER, TaskGraph
-from strategies.server.threads import group_size
 from strategies.server.training import Training
 
 
@@ -100,7 +99,7 @@ class Conversation:
         the groups in which they are served together: a worker may run the heads of those that
         come together as one. Returns `clients`.
         """
-        size = group_size(len(clients))
+        size = self.training.group_size(len(clients))
         for number, client in enumerate(clients, start=1):
             if self._vanishes(self.at(client)):
                 continue
@@ -120,8 +119,9 @@ class Conversation:
         while not is_over:
             for batch in self.mailbox.batches():
                 found = [(k, one) for k, r in batch.items() if (one := self.sort(k, r)) is not None]
-                for start in range(0, len(found), PUSH_AT):
-                    yield dict(found[start : start + PUSH_AT])
+                size = max(PUSH_AT, self.training.stack)
+                for start in range(0, len(found), size):
+                    yield dict(found[start : start + size])
                 self._give_up_lost()
             is_over = not self._give_up_lost()
 

@@ -14,7 +14,7 @@ from fl_split.exchange.link import UNREADABLE
 from fl_split.exchange.records import Record
 from strategies.server import flower_messages
 from strategies.server.threads import ServerThreads
-from strategies.server.training import TrainingFailed
+from strategies.server.training import OutOfMemory, TrainingFailed
 
 PULL_INTERVAL = 0.01
 """Seconds between two looks for replies, on runtimes that do not wait themselves."""
@@ -27,6 +27,9 @@ PUSH_AT = 8
 
 DATA_ERROR = "DataError: "
 """What the error of a client says whose data cannot be read: without it results would be others."""
+
+MEMORY_ERROR = "OutOfMemoryError: "
+"""What the error of a client says for which a GPU has too little memory: others fare no better."""
 
 
 @dataclass
@@ -106,7 +109,12 @@ class Mailbox:
         return traffic is not None and bool(traffic.dropped)
 
     def _lose(self, client: int, reason: str) -> None:
-        """Drop a client that gave an error; TrainingFailed if others would hide that data lack."""
+        """Drop a client that gave an error; TrainingFailed if others would hide that data lack.
+
+        OutOfMemory if a GPU is too small.
+        """
+        if MEMORY_ERROR in reason:
+            raise OutOfMemory(f"client {client}, alone")
         _, is_of_data, text = reason.partition(DATA_ERROR)
         if is_of_data:
             fault = text.removesuffix("'>")  # of Flower's own runtime

@@ -20,7 +20,6 @@ from strategies.server.aggregation import Update
 from strategies.server.punctual import Punctual
 from strategies.server.tail import TrainedTail
 from strategies.server.tasks import SERVER
-from strategies.server.threads import group_size
 
 LEAST_TOKENS = 2048
 """Tokens from which on a group of clients is worth a job, and a message to each worker."""
@@ -161,7 +160,7 @@ class Round(Punctual):
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
         """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
-        size, tokens = group_size(len(clients)), 0
+        size, tokens = self.training.group_size(len(clients)), 0
         group: dict[int, Arrival] = {}
         for client in clients:
             arrival = self.payload(client)

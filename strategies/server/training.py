@@ -20,7 +20,7 @@ from fl_split.recipe.descent import PLAIN, Recipe
 from strategies.server.aggregation import Aggregator, fedavg
 from strategies.server.attendance import Attendance, Everyone
 from strategies.server.tasks import Task
-from strategies.server.threads import ServerThreads
+from strategies.server.threads import ServerThreads, group_size
 
 
 class TrainingFailed(RuntimeError):
@@ -37,6 +37,16 @@ class Progress:
     rounds: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
     aggregator: dict[str, Tensor] = field(default_factory=dict)
+
+
+class OutOfMemory(TrainingFailed):
+    """A GPU has too little memory for one batch of one client, or for the server's part."""
+
+    def __init__(self, whose: str) -> None:
+        super().__init__(
+            f"the GPU ran out of memory ({whose}); take a smaller batch_size, a smaller model, "
+            "precision='bf16', or device='cpu'"
+        )
 
 
 class PooledWork(NamedTuple):
@@ -75,6 +85,8 @@ class Training:
         The server's room for graphs between two messages.
     recipe : Recipe
         How gradients become steps.
+    stack : int
+        Clients whose heads a GPU runs as one: groups are no smaller. 0 on a CPU.
     num_steps : Callable
         Gives the steps of a client's round, for the samples it holds and the size of its batches
         (0: the usual one).
@@ -102,11 +114,16 @@ class Training:
     threads: ServerThreads = field(default_factory=ServerThreads)
     graphs: GraphMemory = field(default_factory=GraphMemory)
     recipe: Recipe = PLAIN
+    stack: int = 0
     num_steps: Callable[[int, int], int] = lambda samples, batch_size: 1
     progress: Progress = field(default_factory=Progress)
     attendance: Attendance = field(default_factory=Everyone)
     speeds: Sequence[float] = ()
     on_round: Callable[[RoundResult], bool | None] = lambda result: None
+
+    def group_size(self, clients: int) -> int:
+        """Return how many of `clients` are served together, at least: no fewer than in a stack."""
+        return max(group_size(clients), self.stack)
 
 
 @dataclass
