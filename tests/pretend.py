@@ -49,6 +49,14 @@ class Pretending(Tensor):
     def __repr__(self) -> str:
         return f"Pretending({self.numbers})"
 
+    @property
+    def data(self) -> Pretending:
+        return Pretending(self.numbers)
+
+    @data.setter
+    def data(self, other: Pretending) -> None:
+        self.numbers = home(other)
+
     def tolist(self) -> Any:
         return self.numbers.tolist()
 

@@ -182,7 +182,8 @@ def head_gradients(
         return forward.differentiate(torch.cat(list(parts.values())))
     nothing = torch.zeros_like(next(iter(parts.values())))
     whole = [parts.get(number, nothing) for number in range(forward.members)]
-    return forward.differentiate(torch.cat(whole))[list(parts)]
+    found = forward.differentiate(torch.cat(whole))
+    return torch.stack([found[number] for number in parts])
 
 
 def _swap(module: nn.Module) -> None:
