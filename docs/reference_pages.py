@@ -38,7 +38,7 @@ RANGES = {
 }
 """Names of limits in a JSON schema, and how a sentence puts them."""
 
-KINDS = {"integer": "whole number", "number": "number", "string": "text"}
+KINDS = {"boolean": "true or false", "integer": "whole number", "number": "number", "string": "text"}
 
 UNITS = {
     "share": "share",

@@ -21,7 +21,9 @@ from fl_split.codecs import CODECS, Smashed, parse_codec, parse_downlink
 from fl_split.codecs.c3sl import key_spectra
 from fl_split.exchange.link import Link
 from fl_split.exchange.split import Split, pair
+from fl_split.exchange.stacked import StackedHead
 from fl_split.flat import Flat
+from fl_split.models import MODELS
 from fl_split.models.cut import insert
 from fl_split.models.vit import ViT
 from fl_split.optimizers import OPTIMIZERS
@@ -463,3 +465,44 @@ def test_weights_that_are_loaded_or_sent_cross_to_the_device_and_back():
     assert all(str(one.device) == "meta" for one in other.module.parameters())
     with pytest.raises(ValueError, match="must be a vector of 8 numbers"):
         other.load(np.zeros(7, np.float32))
+
+
+SCRATCH = {
+    "vit": ("vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)", 1, 2),
+    "resnet18": ("resnet18(width=4)", 1, 2),
+    "lenet": ("lenet()", 1, 2),
+}
+
+
+@pytest.mark.parametrize("end", [False, True], ids=["one cut", "two cuts"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_run_both_ways_on_another_device(name, end):
+    """All parts of each model of the table; one that is loaded from files is one of these."""
+    if name not in SCRATCH:
+        assert name == "pretrained"
+        pytest.skip("its modules are those of vit and resnet18")
+    text, cut, last = SCRATCH[name]
+    spec = parse(text, MODELS)
+    model = spec.build(image_size=32, channels=3, num_classes=4, seed=0)
+    head, tail = spec.split(model, cut, last if end else 0)
+    parts = [head.to("meta"), tail.to("meta")]
+    features = head(torch.zeros(3, *head.image_shape, device="meta"))[0]
+    logits = tail(features)
+    if end:
+        logits = head.end(logits)
+    assert logits.shape == (3, 4)
+    logits.sum().backward()
+    weights = [one for part in parts for one in part.parameters()]
+    assert weights and {str(one.grad.device) for one in weights} == {"meta"}
+
+
+def test_stacked_heads_run_both_ways_on_another_device():
+    """With the formulas of a GPU: those of the CPU loop over clients."""
+    spec = parse(SCRATCH["vit"][0], MODELS)
+    head, _ = spec.split(spec.build(image_size=8, channels=1, num_classes=4, seed=0), 2)
+    flat = Flat(head.to("meta"))
+    stacked = StackedHead(head, size=4)
+    pixels = torch.zeros(6, 1, 8, 8, device="meta")
+    found = stacked.run([flat.vector.detach()] * 3, pixels)
+    gradient = found.differentiate(torch.zeros_like(found.tokens))
+    assert gradient.shape == (3, len(flat.vector)) and str(gradient.device) == "meta"

@@ -182,8 +182,8 @@ def head_gradients(
         return forward.differentiate(torch.cat(list(parts.values())))
     nothing = torch.zeros_like(next(iter(parts.values())))
     whole = [parts.get(number, nothing) for number in range(forward.members)]
-    found = forward.differentiate(torch.cat(whole))
-    return torch.stack([found[number] for number in parts])
+    of_all = forward.differentiate(torch.cat(whole))
+    return torch.stack([of_all[number] for number in parts])
 
 
 def _swap(module: nn.Module) -> None:
