@@ -38,7 +38,12 @@ RANGES = {
 }
 """Names of limits in a JSON schema, and how a sentence puts them."""
 
-KINDS = {"boolean": "true or false", "integer": "whole number", "number": "number", "string": "text"}
+KINDS = {
+    "boolean": "true or false",
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+}
 
 UNITS = {
     "share": "share",
