@@ -9,7 +9,7 @@ from fl_split.models.cut import Head
 from fl_split.recipe.precision import FP32
 
 SHARE = 4
-"""Of the free memory a stack may take 1 / SHARE, and kept graphs as much; the tail is there too."""
+"""Of the free memory a stack may take 1 / SHARE: kept graphs and the tail need some, too."""
 
 MOST = 128
 """Most clients in a stack: by then a GPU has enough to do."""
