@@ -79,6 +79,16 @@ def device_of(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), CPU)
 
 
+def check_bf16(device: torch.device) -> None:
+    """Raise ValueError for a GPU of CUDA that has no bf16: those older than Ampere."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        name, version = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        raise ValueError(
+            f"bf16 needs a GPU of compute capability 8.0 or more; {name} has "
+            f"{version[0]}.{version[1]}; take fp16 or fp32"
+        )
+
+
 def wait_for(device: torch.device) -> None:
     """Wait until a GPU has done all that it was asked for; whoever reads a clock must."""
     if device.type == "cuda":

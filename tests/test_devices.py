@@ -389,6 +389,20 @@ def test_a_device_that_is_not_there_is_told_at_the_door(monkeypatch, tmp_path, n
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(("version", "fits"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bf16_is_refused_by_a_gpu_that_has_none(monkeypatch, version, fits):
+    """Ampere, 8.0, was the first to have it."""
+    Gpus(monkeypatch, 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: version)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    if fits:
+        accelerators.check_bf16(torch.device("cuda:0"))
+        return
+    told = "precision: bf16 needs a GPU of compute capability 8.0 or more; Tesla T4 has 7.5"
+    with pytest.raises(ValueError, match=told):
+        prepare(Experiment.from_dict({"device": "cuda", "precision": "bf16"}))
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "CUDA"])
 def test_what_is_no_device_is_told_with_the_names_of_devices(name):
     with pytest.raises(SpecError, match="device must be one of auto, cpu, cuda"):

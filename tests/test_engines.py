@@ -398,12 +398,12 @@ def test_an_idle_shell_holds_no_moments():
     client.begin(Record(GO_ON, numbers={ROUND: 1}))
     client.learn(torch.ones_like(client.head.vector))
     pool.take_back(client)
-    assert not hasattr(client, "optimizer")
+    assert not hasattr(client, "descent")
     again = pool.lend(1)
     assert again is client
     again.begin(Record(GO_ON, numbers={ROUND: 2}))
     assert torch.equal(again.head.vector, flatten(list(worker.head.parameters())))
-    assert not again.optimizer.state
+    assert not again.descent.state()
 
 
 def test_clients_are_spread_over_workers_by_size():

@@ -18,6 +18,7 @@ from fl_split.exchange import stacked_layers as layers
 from fl_split.exchange.stacked import StackedHead
 from fl_split.flat import Flat
 from fl_split.models.vit import ViT, split
+from fl_split.recipe.precision import Precision
 from fl_split.spec_errors import SpecError
 from simulations.clients import stack_size
 from simulations.engines.ray_start import too_many
@@ -99,6 +100,19 @@ def test_a_whole_stack_with_the_formulas_of_a_gpu_is_close_to_heads_alone(monkey
     found = StackedHead(head).run(vectors, pixels)
     torch.testing.assert_close(found.tokens.detach(), tokens, **CLOSE)
     torch.testing.assert_close(found.differentiate(weights), gradients, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_a_stack_in_half_precision_is_close_to_heads_alone(name):
+    """Also with gradients that fp16 alone would lose."""
+    head, vectors, pixels = head_and_batches()
+    precision, weights = Precision(name), 2.0**-30 * drawn(*head(pixels)[0].shape)
+    tokens, gradients = one_by_one(head, vectors, pixels, weights)
+    found = StackedHead(head, precision=precision).run(vectors, pixels)
+    assert found.tokens.dtype == torch.float32
+    assert not torch.equal(found.tokens.detach(), tokens)
+    for mine, its in ((found.tokens.detach(), tokens), (found.differentiate(weights), gradients)):
+        assert float((mine - its).norm() / its.norm()) < 0.02
 
 
 def test_a_stack_that_is_filled_up_gives_a_client_the_same_bits_whoever_is_beside_it():

@@ -23,6 +23,7 @@ from fl_split.exchange.stacked_layers import Conv2d, LayerNorm, Linear
 from fl_split.flat import Flat
 from fl_split.models.cut import Head
 from fl_split.payload import Payload
+from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId, generator
 
 MEMBERS = 8
@@ -55,14 +56,18 @@ class StackedForward:
     weights: list[Tensor]
     members: int
     is_fixed: bool = False
+    precision: Precision = FP32
 
     def differentiate(self, gradient: Tensor) -> Tensor:
         """Return the gradients (G, P) of the flat weights for that of the tokens.
 
         Once only, unless the stack is filled up.
         """
+        scale = self.precision.scale([gradient])
+        gradient = gradient if scale == 1 else gradient * scale
         found = torch.autograd.grad(self.tokens, self.weights, gradient, retain_graph=self.is_fixed)
-        return torch.cat([part[: self.members].flatten(1) for part in found], dim=1)
+        whole = torch.cat([part[: self.members].flatten(1) for part in found], dim=1)
+        return whole if scale == 1 else whole / scale
 
 
 class StackedHead:
@@ -77,8 +82,8 @@ class StackedHead:
         `head` draws random numbers or holds layers that have no stacked counterpart.
     """
 
-    def __init__(self, head: Head, size: int = 0) -> None:
-        self.size = size
+    def __init__(self, head: Head, size: int = 0, precision: Precision = FP32) -> None:
+        self.size, self.precision = size, precision
         if not head.can_stack:
             raise ValueError("only ViT heads without dropout can be stacked")
         self._shapes = [parameter.shape for parameter in head.parameters()]
@@ -113,14 +118,15 @@ class StackedHead:
                 setattr(owner, attribute, places.reshape(len(pixels), *weight.shape[2:]))
             else:
                 setattr(owner, attribute, weight)
-        tokens = self._head.embeddings(pixels)
-        for block in self._head.blocks[:-1]:
-            tokens = block(tokens)
-        sent = self._head.encoder(self._head.blocks[-1](tokens))
+        with self.precision.forward(pixels):
+            tokens = self._head.embeddings(pixels)
+            for block in self._head.blocks[:-1]:
+                tokens = block(tokens)
+            sent = self._head.encoder(self._head.blocks[-1](tokens)).float()
         before = tokens.detach()
         if missing:
             sent, before = sent[:rows], before[:rows]
-        return StackedForward(sent, before, weights, members, self.size > 0)
+        return StackedForward(sent, before, weights, members, self.size > 0, self.precision)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ Contest = tuple[Callable[[], tuple[Tensor, Tensor]], Callable[[], tuple[Tensor, 
 
 def _contest(stacked: StackedHead, head: Head, shape: Sequence[int], members: int) -> Contest:
     """Let copies of `head` run on batches of `shape` (B, C, H, W), one by one and as a stack."""
-    draw = generator(0, "stacked")
+    draw, precision = generator(0, "stacked"), stacked.precision
     heads = [Flat(copy.deepcopy(head)) for _ in range(members)]
     for flat in heads:
         noise = torch.randn(flat.vector.shape, generator=draw, device="cpu")
@@ -219,8 +225,9 @@ def _contest(stacked: StackedHead, head: Head, shape: Sequence[int], members: in
         for flat, images, weight in zip(
             heads, pixels.chunk(members), weights.chunk(members), strict=True
         ):
-            outputs.append(flat.module(images)[0])
-            gradients.append(flat.differentiate(outputs[-1:], [weight])[0])
+            with precision.forward(images):
+                outputs.append(flat.module(images)[0].float())
+            gradients.append(precision.differentiate(flat, outputs[-1:], [weight])[0])
         return torch.cat(outputs), torch.stack(gradients)
 
     def stack() -> tuple[Tensor, Tensor]:

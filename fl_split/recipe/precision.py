@@ -52,7 +52,7 @@ class Precision:
             scale = LOSS_SCALE
             outputs = [output * scale for output in outputs]
         else:
-            scale = _towards_one(gradients)
+            scale = self.scale(gradients)
             gradients = [gradient * scale for gradient in gradients]
         gradient, others = flat.differentiate(outputs, gradients, inputs)
         gradient /= scale
@@ -60,13 +60,14 @@ class Precision:
             gradient[flat.statistics] *= scale
         return gradient, [other / scale for other in others]
 
+    def scale(self, gradients: Sequence[Tensor]) -> float:
+        """Return what gradients are multiplied by before a backward pass, 1 but in fp16."""
+        if self.name != "fp16":
+            return 1.0
+        largest = max((float(one.abs().max()) for one in gradients if one.numel()), default=0.0)
+        if not largest or not math.isfinite(largest):
+            return 1.0
+        return 2.0 ** -math.frexp(largest)[1]
+
 
 FP32 = Precision()
-
-
-def _towards_one(gradients: Sequence[Tensor]) -> float:
-    """Return the power of two that brings the largest number near 1."""
-    largest = max((float(one.abs().max()) for one in gradients if one.numel()), default=0.0)
-    if not largest or not math.isfinite(largest):
-        return 1.0
-    return 2.0 ** -math.frexp(largest)[1]

@@ -6,7 +6,6 @@ import torch
 
 from fl_split.exchange.protocol import Exchange
 from fl_split.models.cut import Head
-from fl_split.recipe.precision import FP32
 
 SHARE = 4
 """Of the free memory a stack may take 1 / SHARE: kept graphs and the tail need some, too."""
@@ -20,7 +19,7 @@ FLOATS = 4
 
 def can_stack(exchange: Exchange, head: Head) -> bool:
     """Tell whether heads can run as one at all."""
-    return exchange.precision == FP32 and exchange.can_stack and head.can_stack
+    return exchange.can_stack and head.can_stack
 
 
 def member_bytes(head: Head, batch_size: int) -> int:

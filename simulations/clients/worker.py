@@ -171,7 +171,8 @@ class Stacks:
         ):
             return None
         if self.head is None:
-            self.head = StackedHead(head, 0 if is_on_cpu else self.size)
+            size, precision = 0 if is_on_cpu else self.size, self.worker.exchange.precision
+            self.head = StackedHead(head, size, precision)
         if is_on_cpu and samples not in self._pays:
             shape = samples, *self.worker.data.pixels.shape[1:]
             is_asked = self.worker.stack > 0

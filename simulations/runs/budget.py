@@ -218,7 +218,7 @@ def each(budget: Budget) -> Sequence[Budget]:
     return budget.budgets if isinstance(budget, First) else (budget,)
 
 
-def check_budgets(budgets: Iterable[Any], system: object, holdout: float) -> None:
+def check_budgets(budgets: Iterable[Any], system: object, holdout: float = 0.0) -> None:
     """Raise ValueError if one of `budgets` needs a system, or held-out samples, without any."""
     for budget in budgets:
         if isinstance(budget, Patience) and budget.of == "client_accuracy" and not holdout:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl_split.accelerators import find
+from fl_split.accelerators import check_bf16, find
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
@@ -204,7 +204,10 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     """
     e = experiment
     with named("device"):
-        find(e.device)
+        device = find(e.device)
+    if e.precision == "bf16":
+        with named("precision"):
+            check_bf16(device)
     if e.parts.strategy.sends_smashed_data:
         check_channels(e.parts.link(), bool(e.end))
     with named("dataset"):

@@ -129,8 +129,7 @@ class ParetoStudy(BaseModel):
                         raise SpecError(f"pareto: two codecs are called {label!r}; give a name")
                     found[name] = Cell.read(name, base, {**specs, "seed": seed}, until)
         for cell in found.values():
-            e = cell.experiment
-            check_budgets(self.budgets().values(), e.parts.system, e.holdout)
+            check_budgets(self.budgets().values(), cell.experiment.parts.system)
         check_apart(found)
         return [*found.values()]
 
