@@ -203,9 +203,12 @@ def test_folders_that_cannot_be_written_to_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "engine", ["inline", pytest.param("ray(workers=1)", marks=pytest.mark.slow)]
+    ("engine", "blow", "code"),
+    [
+        ("inline", signal.SIGTERM, 143),
+        pytest.param("ray(workers=1)", signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize(("blow", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_end_cleanly(tmp_path, engine, blow, code):
     command = [sys.executable, "-m", "simulations.cli.main", "run", QUICK, "rounds=1000"]
     command += ["--engine", engine, "--out", str(tmp_path / "x")]
