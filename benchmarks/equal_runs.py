@@ -19,6 +19,10 @@ DROP = f"model=vit({VIT}, hidden_dropout_prob=0.1)"
 LENET = "model=lenet(image_size=16); clients=5; batch_size=32"
 RESNET = "model=resnet18(width=4, small_images=True, image_size=16); clients=5; batch_size=32"
 LORA = "model=pretrained(path='{checkpoint}', lora=2); local_steps=2"
+RECIPE = (
+    "augment=crop(padding=1) | flip() | mixup(); schedule=cosine(warmup=0.5); "
+    "clip=norm(limit=0.5); head_optimizer=adamw(lr=0.003, no_decay=True); label_smoothing=0.1; accumulate=2; ema=0.5"
+)
 SGD = "head_optimizer=sgd(lr=0.05, momentum=0.9); tail_optimizer=sgd(lr=0.05, momentum=0.9)"
 LONG = "rounds=8; checkpoint_every=1"
 MERGE = "strategy=mergesfl(slowest=0.25, candidates=1.5)"
@@ -119,6 +123,12 @@ RUNS = {
     "lora": LORA,
     "lora sflv1": f"{LORA}; strategy=sflv1",
     "lora adc psl": f"{LORA}; {ADC}; {PSL}",
+    # a recipe
+    "recipe": RECIPE,
+    "recipe sflv1": f"{RECIPE}; strategy=sflv1",
+    "recipe fedavg": f"{RECIPE}; strategy=fedavg; freeze=embeddings",
+    "recipe u": f"{RECIPE}; end=2",
+    "recipe centralised": f"{RECIPE}; strategy=centralised; precision=bf16",
     # workers of their own
     "ray 1": "engine=ray(workers=1)",
     "ray 2": "engine=ray(workers=2)",
@@ -130,6 +140,7 @@ RUNS = {
     "long fedadam adc": f"{LONG}; aggregation=fedadam(); {ADC}; fraction=0.6; strategy=sflv1",
     "long psl holdout": f"{LONG}; {PSL}; holdout=0.2",
     "long u sflv2": f"{LONG}; end=2; strategy=sflv2",
+    "long recipe": f"{LONG}; {RECIPE}",
 }
 """Settings of each run beside BASE, `key=value` with `; ` between."""
 
