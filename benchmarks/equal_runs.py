@@ -21,7 +21,8 @@ RESNET = "model=resnet18(width=4, small_images=True, image_size=16); clients=5; 
 LORA = "model=pretrained(path='{checkpoint}', lora=2); local_steps=2"
 RECIPE = (
     "augment=crop(padding=1) | flip() | mixup(); schedule=cosine(warmup=0.5); "
-    "clip=norm(limit=0.5); head_optimizer=adamw(lr=0.003, no_decay=True); label_smoothing=0.1; accumulate=2; ema=0.5"
+    "clip=norm(limit=0.5); head_optimizer=adamw(lr=0.003, no_decay=True); "
+    "label_smoothing=0.1; accumulate=2; ema=0.5"
 )
 SGD = "head_optimizer=sgd(lr=0.05, momentum=0.9); tail_optimizer=sgd(lr=0.05, momentum=0.9)"
 LONG = "rounds=8; checkpoint_every=1"
