@@ -38,4 +38,6 @@ class SFLV1(Strategy):
         for arrivals in round.arrivals():
             round.serve_apart(tails, arrivals)
         updates = round.updates((lambda client: 1) if self.official_scripts else None)
-        return [update.including(tail=tails[update.client].weights()) for update in updates]
+        return [
+            update.including(tail=tails[update.client].finish().weights()) for update in updates
+        ]

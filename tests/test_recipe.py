@@ -11,7 +11,7 @@ from fl_split.codecs import Received
 from fl_split.flat import Flat
 from fl_split.optimizers import OPTIMIZERS, SGD, AdamW
 from fl_split.recipe.clipping import Norm
-from fl_split.recipe.descent import Descent, Recipe, descend
+from fl_split.recipe.descent import Descent, Recipe, descend, finish
 from fl_split.recipe.loss import CrossEntropy
 from fl_split.recipe.schedules import SCHEDULES, Constant, Cosine, Linear, Moment, Stairs
 from fl_split.specs import parse
@@ -70,6 +70,7 @@ def test_rates_are_those_of_torchs_schedulers(schedule, make):
         ("linear(final=0.5)", (4, 0, 4), 1 - 0.5 * 3 / 12),
         ("step(every=1.5, gamma=0.1)", (2, 1, 4), 1.0),
         ("step(every=1.5, gamma=0.1)", (2, 2, 4), 0.1),
+        ("step(every=0.1, gamma=0.5)", (1, 3, 10), 0.125),  # 0.3 / 0.1 is less than 3
     ],
 )
 def test_rates_change_within_a_round(spec, step, factor):
@@ -158,6 +159,7 @@ def test_an_accumulated_step_is_one_on_the_mean(optimizer):
             state = own.state()
             own = Descent(flat, spec, Recipe(accumulate=3))
             own.restore(state)
+    finish([own], Moment(1, 6, 1, 7))
     for group in (found[:3], found[3:6], found[6:]):
         plain.step(torch.stack(group).mean(dim=0))
     torch.testing.assert_close(flat.vector, reference.vector)

@@ -99,7 +99,7 @@ def _nearest(columns: Tensor, book: Tensor) -> Tensor:
     closeness = torch.cat([book, book.square().sum(dim=1, keepdim=True) / -2], dim=1) @ columns
     nearest = closeness.eq_(closeness.amax(dim=0))
     if int(nearest.sum()) != nearest.shape[1]:
-        nearest *= nearest.cumsum(dim=0) == 1
+        nearest *= nearest.long().cumsum(dim=0) == 1  # of floats CUDA's sums are in no fixed order
     return nearest
 
 

@@ -107,6 +107,10 @@ class ClientSide(Protocol):
         """Step the head and a tail on their two gradients, and go on to the next batch."""
         ...
 
+    def finish_with(self, tail: Descent) -> None:
+        """Step head and tail on what is left of accumulated gradients, before the round ends."""
+        ...
+
     def skip(self) -> None:
         """Go on to the next batch without learning from the present one."""
         ...

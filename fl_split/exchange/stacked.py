@@ -63,11 +63,16 @@ class StackedForward:
 
         Once only, unless the stack is filled up.
         """
-        scale = self.precision.scale([gradient])
-        gradient = gradient if scale == 1 else gradient * scale
+        parts = gradient.chunk(self.members)
+        scales = [self.precision.scale([part]) for part in parts]  # as of a head alone
+        is_scaled = any(scale != 1 for scale in scales)
+        if is_scaled:
+            gradient = torch.cat([part * s for part, s in zip(parts, scales, strict=True)])
         found = torch.autograd.grad(self.tokens, self.weights, gradient, retain_graph=self.is_fixed)
         whole = torch.cat([part[: self.members].flatten(1) for part in found], dim=1)
-        return whole if scale == 1 else whole / scale
+        if is_scaled:
+            whole = whole / torch.tensor(scales, device=whole.device)[:, None]
+        return whole
 
 
 class StackedHead:

@@ -109,6 +109,7 @@ class Whole(Exchange):
             client.learn_with(of_tail, gradients)
             losses.append(found.loss)
             samples += len(batch.labels)
+        client.finish_with(of_tail)
         return losses, samples
 
     def _pulled(self, gradient: Tensor, flat: Flat[Any], start: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ class Recipe:
     clip : Clip
         What becomes of gradients before the optimiser gets them.
     accumulate : int
-        Steps whose gradients are averaged to one step of the optimiser; the last step of a round
-        takes what is left.
+        Steps whose gradients are averaged to one step of the optimiser; what is left at the end
+        of a round makes one more, see :func:`finish`.
     """
 
     schedule: Schedule = field(default_factory=Constant)
@@ -82,11 +82,10 @@ class Descent:
         self._count = 0 if count is None else int(count)
         set_moments(self.optimizer, self.flat.vector, found)
 
-    def _gather(self, gradient: Tensor) -> Tensor:
-        """Return the sum of gradients since the last step, this one in it."""
+    def _gather(self, gradient: Tensor) -> None:
+        """Add a gradient to those since the last step."""
         self._sum = gradient if self._sum is None else self._sum + gradient
         self._count += 1
-        return self._sum
 
     def _mean(self) -> Tensor:
         """Return the mean of what was gathered, and begin anew."""
@@ -96,9 +95,10 @@ class Descent:
         return mean
 
     def _move(self, gradient: Tensor, at: Moment) -> None:
-        """Take one step of the optimiser, at the rate of the moment."""
+        """Take one step of the optimiser, at the rate of the moment; statistics stay."""
         factor = self.recipe.schedule.factor(at, self.recipe.rounds)
-        vector = self.flat.vector
+        vector, where = self.flat.vector, self.flat.statistics
+        kept = None if where is None else vector.detach()[where]
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
             if self._decay:
@@ -107,6 +107,8 @@ class Descent:
         vector.grad = gradient
         self.optimizer.step()
         vector.grad = None
+        if kept is not None:
+            vector.detach()[where] = kept
 
 
 def descend(descents: Sequence[Descent], gradients: Sequence[Tensor], at: Moment) -> None:
@@ -115,17 +117,24 @@ def descend(descents: Sequence[Descent], gradients: Sequence[Tensor], at: Moment
     Running statistics go their gradient times MOMENTUM, whatever rate, moments or decay others
     have.
     """
-    recipe, moved = descents[0].recipe, []
     for descent, gradient in zip(descents, gradients, strict=True):
-        where = descent.flat.statistics
+        vector, where = descent.flat.vector.detach(), descent.flat.statistics
         if where is not None:
-            kept = descent.flat.vector.detach()[where]
-            moved.append((descent, kept - MOMENTUM * gradient[where]))
+            vector[where] = vector[where] - MOMENTUM * gradient[where]
             gradient = gradient.index_fill(0, where, 0.0)
         descent._gather(gradient)
-    if descents[0]._count >= recipe.accumulate or at.is_last:
-        means = [descent._mean() for descent in descents]
-        for descent, mean in zip(descents, recipe.clip.clipped(means), strict=True):
-            descent._move(mean, at)
-    for descent, statistics in moved:
-        descent.flat.vector.detach()[descent.flat.statistics] = statistics
+    if descents[0]._count >= descents[0].recipe.accumulate:
+        _step(descents, at)
+
+
+def finish(descents: Sequence[Descent], at: Moment) -> None:
+    """Take a step on the gradients that are left at the end of a round, if there are any."""
+    if descents[0]._count:
+        _step(descents, at)
+
+
+def _step(descents: Sequence[Descent], at: Moment) -> None:
+    """Step on the means of what was gathered, clipped together."""
+    means = [descent._mean() for descent in descents]
+    for descent, mean in zip(descents, descents[0].recipe.clip.clipped(means), strict=True):
+        descent._move(mean, at)

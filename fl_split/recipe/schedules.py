@@ -17,6 +17,9 @@ from pydantic.dataclasses import dataclass
 from fl_split.specs import STRICT
 from fl_split.tables import Table
 
+ROUNDING = 1e-9
+"""What places, which are sums of shares of rounds, may be off."""
+
 Rounds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Per = Literal["step", "round"]
@@ -38,11 +41,6 @@ class Moment:
     done: int
     taken: int
     total: int
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the round has no other step."""
-        return self.done + self.taken >= self.total
 
     def place(self, per: Per) -> tuple[float, float]:
         """Return where the step begins and ends, in rounds."""
@@ -130,7 +128,7 @@ class Stairs(Warm):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
 
     def _after(self, place: float, length: float) -> float:
-        return float(self.gamma ** (place // self.every))
+        return float(self.gamma ** math.floor(place / self.every + ROUNDING))
 
 
 SCHEDULES: Table[type[Schedule]] = Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from fl_split.flat import Flat, copy_trained, flatten, trained
 from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import scaled
 from fl_split.payload import Payload
-from fl_split.recipe.descent import Descent, descend
+from fl_split.recipe.descent import Descent, descend, finish
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
 from simulations.clients.schedule import Schedule
@@ -194,10 +194,19 @@ class Client:
         descend([self.descent, tail], gradients, self._moment)
         self.skip()
 
+    def finish_with(self, tail: Descent) -> None:
+        """Step head and tail on what is left of accumulated gradients, before the round ends."""
+        finish([self.descent, tail], self._last_moment)
+
     @property
     def _moment(self) -> Moment:
         at = self.at
         return Moment(at.round, at.step, 1, self.schedule.num_steps(self.num_samples))
+
+    @property
+    def _last_moment(self) -> Moment:
+        now = self._moment
+        return replace(now, done=max(0, now.done - 1))
 
     def skip(self) -> None:
         """Go on to the next batch without learning from the present one."""
@@ -229,6 +238,7 @@ class Client:
 
     def end(self) -> Record:
         """End the round: return the samples that the client holds, and a head that came."""
+        finish([self.descent], self._last_moment)
         self.stop()
         weights = {} if self.keeps_head else {HEAD: Weights.of(self.head.numpy())}
         return Record(END, weights=weights, numbers={HELD: self.num_samples})

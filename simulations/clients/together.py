@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -51,12 +52,14 @@ def backward_together(stack: Sequence[Answering]) -> None:
     slots = [client.slot for client in clients if client.slot]
     graphs = [client.graph for client in clients if client.graph]
     stacks = clients[0].worker.stacks
-    try:
-        found: Tensor = head_gradients(slots, graphs, gradients)
-    except torch.OutOfMemoryError:
-        stacks.halve()
+    found: Tensor | None = None
+    with suppress(torch.OutOfMemoryError):
+        found = head_gradients(slots, graphs, gradients)
+    if found is None:  # outside of the handler, whose traceback would hold what failed
+        del slots, graphs
         for client in clients:
             client.release()  # so that each repeats its forward
+        stacks.halve()
         return
     stacks.count(together=len(clients))
     for client, gradient in zip(clients, found, strict=True):
@@ -69,15 +72,16 @@ def forward_together(stack: Sequence[Answering]) -> None:
     Where memory is short the stack is halved, and the forward repeated.
     """
     stacks = stack[0].client.worker.stacks
-    try:
+    with suppress(torch.OutOfMemoryError):
         _forward(stack)
-    except torch.OutOfMemoryError:
-        for one in stack:
-            one.client.release()
-        stacks.halve()
-        for part in _cut(stack) if stacks.size > 1 else []:
-            if len(part) > 1:
-                forward_together(part)
+        return
+    # Not in the handler of the error, whose traceback would hold what failed.
+    for one in stack:
+        one.client.release()
+    stacks.halve()
+    for part in _cut(stack) if stacks.size > 1 else []:
+        if len(part) > 1:
+            forward_together(part)
 
 
 def _forward(stack: Sequence[Answering]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -186,12 +186,10 @@ class Stacks:
         """Run one head in a stack where all must; nothing where it runs as it is."""
         samples = len(batch.labels)
         while self.is_filled_up and (stacked := self.of(samples)):
-            try:
-                with self.worker.measure(self.size, samples):
-                    codec, mixed = self.worker.link.codec, [batch.mixed]
-                    return smash_together(stacked, [head], codec, *batch[:3], [at], mixed)[0]
-            except torch.OutOfMemoryError:
-                self.halve()
+            with suppress(torch.OutOfMemoryError), self.worker.measure(self.size, samples):
+                codec, mixed = self.worker.link.codec, [batch.mixed]
+                return smash_together(stacked, [head], codec, *batch[:3], [at], mixed)[0]
+            self.halve()  # not in the handler, whose traceback would hold what failed
         return None, None
 
     def halve(self) -> None:

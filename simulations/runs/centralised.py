@@ -13,7 +13,7 @@ from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail, whole_flops
-from fl_split.recipe.descent import Descent, descend
+from fl_split.recipe.descent import Descent, descend, finish
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
 from simulations.clients.schedule import Schedule
@@ -72,6 +72,7 @@ class CentralisedTrainer:
             losses.append(found.loss)
             seen += len(chosen)
             at = at.next()
+        finish([*self.descents.values()], Moment(server_round, steps - 1, 1, steps))
         flops = whole_flops(head.module, tail.module, seen)
         return PooledWork(sum(losses) / len(losses), seen, len(losses), flops)
 

@@ -158,10 +158,13 @@ class Setup:
         return recipe_of(self.experiment)
 
     def stack(self, known: int = 0) -> int:
-        """Return how many heads run as one, `known` on a GPU before a resume; 0: trials decide."""
+        """Return how many heads run as one; 0 leaves it to trials.
+
+        Before a resume it is `known` on a GPU: it may be less than what was asked for.
+        """
         e, known = self.experiment, known if self.device.type != "cpu" else 0
         where = self.device, self.exchange, self.head, e.batch_size, e.clients
-        return stack_size.of(*where, known if e.stack == "auto" else int(e.stack))
+        return stack_size.of(*where, known or (0 if e.stack == "auto" else int(e.stack)))
 
     def worker(self, stack: int | None = None) -> Worker:
         """Return what a process needs to serve clients.

@@ -78,7 +78,7 @@ def memory_of_a_batch(
     pixels = torch.randn(shape, generator=generator(0, "trial")).to(device)
     labels = torch.arange(samples, device=device) % num_classes
     weights = [*head.parameters(), *tail.parameters()]
-    with saved() as of_all, seeded(0, "trial"):
+    with saved() as of_all, seeded(0, "trial"), exchange.precision.forward(pixels):
         logits = joined(head, tail, pixels)  # whose graph is kept so long
     whole = activation_bytes(of_all, weights)
     if exchange.trains_whole_models:

@@ -51,7 +51,8 @@ def train(
     tail.descent.restore(training.progress.moments)
     training.aggregator.set_state(training.progress.aggregator)
     for number in range(training.progress.rounds + 1, rounds + 1):
-        tail.flat.load(weights[TAIL].numpy())
+        tail.flat.load(weights[TAIL].numpy())  # an observer may have put others into both
+        training.head.load(weights[HEAD].numpy())
         delay, away = training.attendance.begin(number, everyone.holders)
         round = Round(
             number=number,
@@ -75,6 +76,7 @@ def train(
 
 def _train_round(strategy: Strategy, round: Round) -> RoundResult:
     updates = strategy.train_round(round)
+    round.tail.finish()
     if updates is None:
         raise TypeError(f"{type(strategy).__name__}.train_round returned None; return updates()")
     if not updates and not strategy.trains_on_server:

@@ -14,7 +14,7 @@ from fl_split.exchange.records import Weights
 from fl_split.flat import Flat, copy_trained
 from fl_split.models.cut import Tail
 from fl_split.optimizers import Optimizer
-from fl_split.recipe.descent import PLAIN, Descent, Recipe
+from fl_split.recipe.descent import PLAIN, Descent, Recipe, finish
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
 
@@ -33,6 +33,7 @@ class TrainedTail:
         self._spec = optimizer, exchange, recipe
         self.descent = Descent(tail, optimizer, recipe)
         self._copies: list[Flat[Tail]] = []
+        self._last: Moment | None = None
 
     def forks(self, count: int) -> list[TrainedTail]:
         """Return `count` copies with the same weights and fresh optimisers (SFLV1).
@@ -75,6 +76,13 @@ class TrainedTail:
     def descend(self, gradient: Tensor, moment: Moment) -> None:
         """Take one step of the optimiser, at a moment of the tail's round."""
         self.descent.step(gradient, moment)
+        self._last = moment
+
+    def finish(self) -> TrainedTail:
+        """Take a step on what is left of accumulated gradients, at the end of a round."""
+        if self._last:
+            finish([self.descent], self._last)
+        return self
 
     def _stepped(self, served: Served, moment: Moment) -> Served:
         if served.cuts:
