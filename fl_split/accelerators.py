@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -105,29 +105,40 @@ def title(device: torch.device) -> str:
 
 
 @contextmanager
-def deterministic(device: torch.device, is_asked: bool) -> Iterator[None]:
-    """Make CUDA give the same bits each time, in the block; nothing is left behind.
+def computing(device: torch.device, is_deterministic: bool) -> Iterator[None]:
+    """Compute in the block as results ask for it; nothing is left behind. Only CUDA is told.
 
-    Does nothing on other devices, or if it is not asked for. cuBLAS reads its setting when
-    CUDA starts in a process.
+    Numbers in fp32 are products in fp32: by torch's default cuDNN would round them to TF32. If it
+    is asked for, CUDA gives the same bits each time; cuBLAS reads its setting when CUDA starts in
+    a process.
     """
-    if not is_asked or device.type != "cuda":
+    if device.type != "cuda":
         yield
         return
-    before, warns = torch.are_deterministic_algorithms_enabled(), _warns_only()
     products: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    flags = products.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
-    workspace = os.environ.get(WORKSPACE)
+    flags = products.fp32_precision, cudnn.conv.fp32_precision
+    products.fp32_precision = cudnn.conv.fp32_precision = "ieee"  # no TF32
+    try:
+        with _deterministic() if is_deterministic else nullcontext():
+            yield
+    finally:
+        products.fp32_precision, cudnn.conv.fp32_precision = flags
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    before, warns = torch.are_deterministic_algorithms_enabled(), _warns_only()
+    cudnn: Any = torch.backends.cudnn
+    benchmark, workspace = cudnn.benchmark, os.environ.get(WORKSPACE)
     os.environ[WORKSPACE] = ":4096:8"
     torch.use_deterministic_algorithms(True)
-    products.fp32_precision = cudnn.conv.fp32_precision = "ieee"  # no TF32
     cudnn.benchmark = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
-        products.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark = flags
+        cudnn.benchmark = benchmark
         if workspace is None:
             os.environ.pop(WORKSPACE, None)
         else:

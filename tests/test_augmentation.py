@@ -189,6 +189,9 @@ def test_images_are_augmented_before_they_are_normalised():
         ({"augment": "mixup() | cutmix()"}, "mixes labels twice"),
         ({"augment": "crop(padding=0)"}, "padding must be greater than or equal to 1"),
         ({"augment": "blur()"}, "unknown name 'blur'"),
+        ({"augment": "crop(padding=8)"}, "augment: crop: padding=8 for images of 8 pixels"),
+        ({"augment": "randaugment(m=30)"}, "m must be less than 30"),
+        ({"augment": "randaugment(n=20)"}, "n must be less than or equal to 15"),
     ],
 )
 def test_what_does_not_fit_is_refused(keys, message):

@@ -69,6 +69,16 @@ RUNS = [
     {"strategy": "centralised"},
     {"strategy": "parallel", "end": 3, "cut": 1, "downlink": "fp16()"},
     {"model": "resnet18(width=4)", "cut": 1},
+    {
+        "augment": "crop(padding=1) | flip() | mixup()",
+        "schedule": "cosine(warmup=0.5)",
+        "clip": "norm(limit=0.5)",
+        "head_optimizer": "adamw(lr=0.003, no_decay=True)",
+        "label_smoothing": 0.1,
+        "accumulate": 2,
+        "ema": 0.5,
+        "freeze": "embeddings",
+    },
     {"channel": "erasure(p=0.1, mode='drop')", "down_channel": "awgn(snr_db=20)"},
 ]
 

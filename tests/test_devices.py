@@ -426,10 +426,11 @@ def test_determinism_is_asked_of_cuda_in_the_block_alone(monkeypatch):
         )
 
     before = flags()
-    for device, is_asked in (("cpu", True), ("cuda", False)):
-        with accelerators.deterministic(torch.device(device), is_asked):
-            assert flags() == before
-    with pytest.raises(KeyError), accelerators.deterministic(torch.device("cuda"), True):
+    with accelerators.computing(torch.device("cpu"), True):
+        assert flags() == before
+    with accelerators.computing(torch.device("cuda"), False):  # fp32 is fp32 in any case
+        assert flags() == (before[0], "ieee", "ieee", *before[3:])
+    with pytest.raises(KeyError), accelerators.computing(torch.device("cuda"), True):
         assert flags() == (True, "ieee", "ieee", False, ":4096:8")
         raise KeyError
     assert flags() == before

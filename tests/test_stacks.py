@@ -6,6 +6,7 @@ clients; what it does with stacks of one size runs on tensors that pretend (see 
 
 import json
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from simulations.clients import stack_size
 from simulations.engines.ray_start import too_many
 from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
 from strategies import TrainingFailed
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -113,6 +115,20 @@ def test_a_stack_in_half_precision_is_close_to_heads_alone(name):
     assert not torch.equal(found.tokens.detach(), tokens)
     for mine, its in ((found.tokens.detach(), tokens), (found.differentiate(weights), gradients)):
         assert float((mine - its).norm() / its.norm()) < 0.02
+
+
+def test_a_stack_in_fp16_gives_the_bits_of_heads_alone_whatever_the_others_gradients():
+    """Each client's gradient is scaled by itself: of sizes 1, 1/32 and 1/1024 none is rounded."""
+    head, vectors, pixels = head_and_batches()
+    precision = Precision("fp16")
+    weights = drawn(*head(pixels)[0].shape)
+    weights = torch.cat([part / 32**k for k, part in enumerate(weights.chunk(3))])
+    wanted = []
+    for vector, images, weight in zip(vectors, pixels.chunk(3), weights.chunk(3), strict=True):
+        stack = StackedHead(head, precision=precision).run([vector], images)
+        wanted.append(stack.differentiate(weight))
+    found = StackedHead(head, precision=precision).run(vectors, pixels).differentiate(weights)
+    assert torch.equal(found, torch.cat(wanted))
 
 
 def test_a_stack_that_is_filled_up_gives_a_client_the_same_bits_whoever_is_beside_it():
@@ -212,10 +228,11 @@ class Short:
         monkeypatch.setattr("simulations.clients.worker.gives_same_bits", lambda *_, **__: True)
 
 
-def test_a_size_that_is_asked_for_is_taken_and_changes_no_bit(simulate, monkeypatch):
-    alone = simulate(**CHANGES, stack=1)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_size_that_is_asked_for_is_taken_and_changes_no_bit(simulate, monkeypatch, precision):
+    alone = simulate(**CHANGES, stack=1, precision=precision)
     seen = Short(monkeypatch, most=99)
-    found = simulate(**CHANGES, stack=3)
+    found = simulate(**CHANGES, stack=3, precision=precision)
     assert set(seen.sizes) <= {2, 3} and 3 in seen.sizes
     assert found.equals(alone)
     assert found.summary["stack"] == 3 and alone.summary["stack"] == 1
@@ -272,6 +289,38 @@ def test_a_gpu_too_small_for_one_client_ends_the_run_in_one_line_with_a_checkpoi
     (folder,) = [path.parent for path in tmp_path.glob("*/summary.json")]
     assert json.loads((folder / "summary.json").read_text())["ended_by"] == "out of memory"
     assert checkpoint.read(folder)[1].rounds == 1
+
+
+def test_a_run_that_goes_on_takes_the_stack_that_fitted(monkeypatch):
+    """Less than what was asked for, where memory was short before; on a CPU trials decide."""
+    for asked, wanted in ((64, 64), ("auto", 0)):
+        experiment = Experiment.from_dict({**CHANGES, "stack": asked})
+        on_cpu, on_gpu = prepare(experiment), prepare(experiment)
+        assert on_cpu.stack(16) == wanted
+        with monkeypatch.context() as patch:
+            patch.setattr("simulations.runs.setup.find", lambda name: torch.device("cuda"))
+            assert on_gpu.stack(16) == 16
+
+
+def test_what_did_not_fit_is_freed_before_it_is_tried_again(simulate, monkeypatch):
+    """A traceback would hold the graph of the failed stack in memory."""
+    run, failed, alive = StackedHead.run, [], []
+
+    def short(stacked, vectors, pixels):
+        alive.append(any(one() is not None for one in failed))
+        found = run(stacked, vectors, pixels)
+        if len(vectors) > 2:
+            failed.append(weakref.ref(found.tokens))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return found
+
+    monkeypatch.setattr(StackedHead, "run", short)
+    monkeypatch.setattr("simulations.clients.worker.gives_same_bits", lambda *_, **__: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulate(**{**CHANGES, "stack": 4, "rounds": 1})
+    assert len(failed) >= 1 and len(alive) > len(failed)
+    assert not any(alive)
 
 
 def test_the_size_in_use_is_kept_with_the_run_and_taken_up_again(simulate):

@@ -1,6 +1,7 @@
 """Full recipes in whole runs: equal where algorithms are, frozen stages, averages, precision."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +19,9 @@ from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT, split
 from fl_split.recipe.precision import Precision
 from fl_split.seeds import StepId
+from simulations.clients import together
+from simulations.clients.state import ClientState
+from simulations.runs import checkpoint
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 
@@ -58,8 +62,7 @@ def test_sflv1_equals_fedavg_under_a_full_recipe(simulate):
 @pytest.mark.parametrize("strategy", ["sflv2()", "sflv1()", "fedavg()", "centralised()"])
 def test_one_client_is_trained_alike_by_all(simulate, strategy):
     """In one round, as private optimisers of a head differ from those that start anew."""
-    alone = {**FULL, "clients": 1, "rounds": 2, "schedule": "cosine(warmup=0.2)", "ema": 0.0}
-    alone |= {"rounds": 1, "schedule": "constant(warmup=0.5)"}
+    alone = {**FULL, "clients": 1, "rounds": 1, "schedule": "cosine(warmup=0.25)"}
     assert is_equal(simulate(**alone), simulate(**alone, strategy=strategy))
 
 
@@ -81,10 +84,16 @@ def test_engines_agree_under_a_full_recipe(case, on_ray, reference, through_stat
     assert is_equal(inline, through_state(**changes))
 
 
-@pytest.mark.parametrize("case", [*EXCHANGES, "private"])
+ALONE = {
+    "private": {"strategy": "parallel(average_heads=False)", "ema": 0.0},
+    "centralised": {"strategy": "centralised()"},
+    "lossy": {"channel": "erasure(p=0.2, packet=100000, mode='drop')", "codec": "zstd()"},
+}
+
+
+@pytest.mark.parametrize("case", [*EXCHANGES, *ALONE])
 def test_a_stopped_run_goes_on_as_if_it_never_stopped(case, simulate, resume):
-    private = {"strategy": "parallel(average_heads=False)", "ema": 0.0}
-    changes = {**FULL, **EXCHANGES.get(case, private), "checkpoint_every": 1}
+    changes = {**FULL, **{**EXCHANGES, **ALONE}[case], "checkpoint_every": 1}
     whole = simulate(**changes)
     with pytest.raises(KeyboardInterrupt):
         simulate(watch=stop_after(2), **changes)
@@ -94,18 +103,41 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(case, simulate, resume):
 
 
 def test_stacked_heads_see_the_same_images(simulate, monkeypatch):
-    changes = {**FULL, "batch_size": 16, "local_steps": 4}
-    together = simulate(**changes)
-    monkeypatch.setattr("simulations.clients.worker.Stacks.of", lambda self, samples: None)
-    assert is_equal(together, simulate(**changes))
+    changes, stacked = {**FULL, "batch_size": 16, "local_steps": 4}, []
+
+    def noted(stack):
+        stacked.append(len(stack))
+        return forward(stack)
+
+    forward = together._forward
+    monkeypatch.setattr(together, "_forward", noted)
+    alone = simulate(**changes, stack=1)
+    assert not stacked
+    assert is_equal(alone, simulate(**changes, stack=3))
+    assert 3 in stacked
+
+
+def test_nothing_that_was_accumulated_is_lost_with_a_payload(simulate, tmp_path):
+    """Between two rounds neither the tail nor a private head has gradients left."""
+    changes = {**ALONE["lossy"], **ALONE["private"], "accumulate": 2, "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        simulate(**changes, batch_size=16, rounds=4, local_steps=5, watch=stop_after(3))
+    found = checkpoint.read(tmp_path / "run1")[1]
+    kept = [ClientState.read(state).moments for state in found.clients.values()]
+    assert kept and found.moments["tail"]
+    assert not any("accumulated" in moments for moments in [*kept, found.moments["tail"]])
+    lost = pd.read_csv(tmp_path / "run1" / "rounds.csv")["lost_payloads_up"]
+    assert lost.sum() > 3
 
 
 # Moving average.
 
 
-def test_the_moving_average_is_what_is_saved_and_tested(simulate):
+@pytest.mark.parametrize("strategy", ["parallel()", "centralised()", "fedavg()"])
+def test_the_moving_average_is_what_is_saved_and_tested(simulate, strategy):
     """w1, then d w1 + (1 - d) w2: the weights of two runs without one."""
-    one, two, mean = simulate(rounds=1), simulate(rounds=2), simulate(rounds=2, ema=0.75)
+    one, two = simulate(rounds=1, strategy=strategy), simulate(rounds=2, strategy=strategy)
+    mean = simulate(rounds=2, ema=0.75, strategy=strategy)
     for name, found in mean.model.items():
         wanted = 0.75 * one.model[name] + 0.25 * two.model[name]
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)

@@ -45,7 +45,8 @@ class Norm:
     limit : float
         Largest norm.
     halves : bool
-        Each half has its own in any case, so that `sflv1` stays equal to `fedavg`.
+        Clip head and tail by their own norms also where one process has both gradients. Then
+        `sflv1` equals `fedavg`.
     """
 
     limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 
 import torch
 
-from fl_split.accelerators import CPU, deterministic
+from fl_split.accelerators import CPU, computing
 from fl_split.activations import saved
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
@@ -93,7 +93,7 @@ class Worker:
 
     def computing(self) -> AbstractContextManager[None]:
         """Compute in the block as the run wants it."""
-        return deterministic(self.device, self.is_deterministic)
+        return computing(self.device, self.is_deterministic)
 
     def graph_bytes(self, samples: int) -> int:
         """Bytes that autograd saves for a batch of so many samples; 0 before the first one."""

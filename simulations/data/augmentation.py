@@ -44,6 +44,8 @@ class OfImages:
     """Base of operations that leave labels as they are."""
 
     mixes_labels: ClassVar[bool] = False
+    is_deterministic: ClassVar[bool] = True
+    """Whether CUDA can be made to give the same bits each time: sums of histograms cannot."""
 
     def augmented(self, batch: Batch) -> Batch:
         """Return the batch with other images."""
@@ -75,6 +77,8 @@ class Crop(OfImages):
         from kornia.augmentation import RandomCrop
 
         size = (pixels.shape[2], pixels.shape[3])
+        if self.padding >= min(size):
+            raise ValueError(f"crop: padding={self.padding} for images of {min(size)} pixels")
         mode = "reflect" if self.mirrored else "constant"
         found: Tensor = RandomCrop(size, padding=self.padding, padding_mode=mode)(pixels)
         return found
@@ -133,8 +137,10 @@ class RandAugment(OfImages):
     it.
     """
 
-    n: Annotated[int, Field(ge=1)] = 2
-    m: Annotated[int, Field(ge=1, le=30)] = 9
+    n: Annotated[int, Field(ge=1, le=15)] = 2
+    m: Annotated[int, Field(ge=1, lt=30)] = 9
+
+    is_deterministic: ClassVar[bool] = False
 
     def transform(self, pixels: Tensor) -> Tensor:
         """Apply the operations."""
@@ -146,6 +152,8 @@ class RandAugment(OfImages):
 @dataclass(frozen=True, config=STRICT)
 class Trivial(OfImages):
     """TrivialAugment (Müller and Hutter, ICCV 2021): one operation of any strength per batch."""
+
+    is_deterministic: ClassVar[bool] = False
 
     def transform(self, pixels: Tensor) -> Tensor:
         """Apply it."""

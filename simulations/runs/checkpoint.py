@@ -35,7 +35,8 @@ MOST_KEPT = 2**28
 """Bytes that optimisers and aggregation may remember for a copy of it to be kept each round."""
 
 FREE = {
-    "cache_gb", "out", "plugins", "device", "engine", "timeout", "checkpoint_every", "tracking",
+    "cache_gb", "out", "plugins", "device", "stack", "engine", "timeout", "checkpoint_every",
+    "tracking",
 }  # fmt: skip
 """Keys that do not change a result, or but its last bits, which is said: a run may go on with
 other values."""

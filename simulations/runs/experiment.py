@@ -134,7 +134,7 @@ class Experiment(BaseModel):
     )
     clip: str = Field(
         "none()",
-        description="how long gradients may be",
+        description="how large the norm of gradients may be",
         json_schema_extra=UNTOLD,
     )
     accumulate: Count = Field(
@@ -154,8 +154,8 @@ class Experiment(BaseModel):
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="share of the old in a moving average of the model over rounds, which is what "
-        "is tested and saved; 0 is off",
+        description="weight of earlier rounds in a moving average of the model; the average is "
+        "tested and saved; 0 is off",
         json_schema_extra=UNTOLD,
     )
     freeze: str = Field(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fl_split.exchange.protocol import Exchange
+import torch
+
+from fl_split.exchange.protocol import Batch, Exchange
 from fl_split.models.cut import Head, Tail
 from fl_split.recipe.descent import Recipe
 from fl_split.recipe.loss import CrossEntropy
 from fl_split.recipe.precision import Precision
 from fl_split.recipe.schedules import check_length
+from fl_split.seeds import StepId, generator
+from simulations.data.augmentation import augmented
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import named
 
@@ -42,6 +46,23 @@ def check_recipe(e: Experiment) -> None:
             f"ema: {e.strategy} leaves models with the clients, and nothing to average over "
             "rounds; leave ema at 0"
         )
+
+
+def check_augmentation(e: Experiment, head: Head, device: torch.device) -> None:
+    """Raise ValueError for an augmentation that does not fit images or device."""
+    if e.deterministic and device.type == "cuda":
+        for one in e.parts.augment:
+            if not getattr(one, "is_deterministic", True):
+                raise ValueError(
+                    f"{one} cannot give the same bits each time on CUDA; leave it out, or set "
+                    "deterministic=false"
+                )
+    pixels = torch.rand((2, *head.image_shape), generator=generator(0, "trial"), device="cpu")
+    batch = Batch(pixels, torch.zeros(2, dtype=torch.int64, device="cpu"), 2)
+    found = augmented(batch, e.parts.augment, StepId(0, 0, 0, 0)).pixels
+    if found.shape != pixels.shape:
+        shapes = f"{tuple(found.shape)} of {tuple(pixels.shape)}"
+        raise ValueError(f"{e.augment} makes images of another shape: {shapes}")
 
 
 def check_trained(e: Experiment, head: Head, tail: Tail) -> None:

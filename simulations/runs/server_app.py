@@ -13,7 +13,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from fl_split.accelerators import deterministic
+from fl_split.accelerators import computing
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.flat import Flat
 from fl_split.models import processor
@@ -114,7 +114,7 @@ def main(grid: Grid, context: Context) -> None:
             setup = prepare(Experiment.from_dict(context.run_config))
             context = LocalContext(setup, lambda row, result: None)
         setup = context.setup
-        with deterministic(setup.device, setup.experiment.deterministic):
+        with computing(setup.device, setup.experiment.deterministic):
             RunController(grid, context).run()
     finally:
         if isinstance(context, LocalContext):

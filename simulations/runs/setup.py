@@ -51,7 +51,13 @@ from simulations.runs.experiment_data import (
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.recipes import check_recipe, check_trained, exchange_of, recipe_of
+from simulations.runs.recipes import (
+    check_augmentation,
+    check_recipe,
+    check_trained,
+    exchange_of,
+    recipe_of,
+)
 from simulations.runs.trials import check_attention, check_channels, try_link
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
@@ -269,6 +275,8 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
         freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
     check_trained(e, head, tail)
+    with named("augment"):
+        check_augmentation(e, head, find(e.device))
     check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())
