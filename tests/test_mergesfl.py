@@ -13,7 +13,7 @@ from torch.nn import functional
 from fl_split.exchange.records import HELD
 from fl_split.seeds import StepId, generator
 from simulations.clients import client_app
-from simulations.clients.schedule import Schedule
+from simulations.clients.epochs import Epochs
 from simulations.engines.local_grid import LocalGrid
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
@@ -123,7 +123,7 @@ def test_merged_labels_are_nearer_to_all_than_those_of_a_random_draw(simulate):
     """Measured on the batches that are merged: up to 16 samples of what a client holds."""
     values = {"clients": 50, "partition": "dirichlet(alpha=0.1)", "strategy": "mergesfl"}
     setup = prepare(Experiment.from_dict({**values, "fraction": 0.2, "batch_size": 16}))
-    people, schedule = setup.population(), setup.schedule()
+    people, epochs = setup.population(), setup.epochs()
     whole = np.bincount(setup.train.labels[np.concatenate(setup.train.partitions)])
 
     def distances(strategy):
@@ -131,7 +131,7 @@ def test_merged_labels_are_nearer_to_all_than_those_of_a_random_draw(simulate):
             chosen = strategy.choose(people, number)
             assert len(chosen) == 10 and list(chosen) == sorted(chosen)
             rows = [
-                part[schedule.batch(StepId(0, number, client, 0), len(part))]
+                part[epochs.batch(StepId(0, number, client, 0), len(part))]
                 for client, part in enumerate(setup.train.partitions)
                 if client in chosen
             ]
@@ -204,6 +204,6 @@ def test_a_share_of_the_batch_size_is_rounded_down_but_never_to_nothing():
 
 @pytest.mark.parametrize("size", [16, 8, 4, 1])
 def test_a_client_takes_batches_of_the_size_that_it_is_asked_for(size):
-    schedule = Schedule(0, 16, 1, 0).with_batches_of(size)
-    assert schedule.batch_samples(0, 100) == size
-    assert schedule.num_steps(100) == math.ceil(100 / size)
+    epochs = Epochs(0, 16, 1, 0).with_batches_of(size)
+    assert epochs.batch_samples(0, 100) == size
+    assert epochs.num_steps(100) == math.ceil(100 / size)

@@ -254,7 +254,7 @@ def test_shared_middles_and_own_ends_by_the_formulas(simulate, strategy):
     for step in range(3):
         joint = {}
         for client, rows in enumerate(setup.train.partitions):
-            chosen = setup.schedule().batch(StepId(0, 1, client, step), len(rows))
+            chosen = setup.epochs().batch(StepId(0, 1, client, step), len(rows))
             pixels, labels = setup.train.batch(rows[chosen])
             model = models[client]
             model.zero_grad()

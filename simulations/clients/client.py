@@ -21,7 +21,7 @@ from fl_split.payload import Payload
 from fl_split.recipe.descent import Descent, descend, finish
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
-from simulations.clients.schedule import Schedule
+from simulations.clients.epochs import Epochs
 from simulations.clients.state import ClientState
 from simulations.clients.worker import Worker
 from strategies.server.participants import USUAL, Assignment
@@ -62,7 +62,7 @@ class Client:
 
     def begin(self, record: Record) -> None:
         """Enter a round with the head of a BEGIN, or without one with the client's own."""
-        seed, number = self.worker.schedule.seed, int(record.number(ROUND))
+        seed, number = self.worker.epochs.seed, int(record.number(ROUND))
         self.place = StepId(seed, number, self.partition, 0)
         self.release()
         self.assignment = Assignment.told(record.numbers)
@@ -90,9 +90,9 @@ class Client:
         return self.worker.link
 
     @property
-    def schedule(self) -> Schedule:
+    def epochs(self) -> Epochs:
         """Which samples make up which step of this client's round."""
-        return self.worker.schedule.with_batches_of(self.assignment.batch_size)
+        return self.worker.epochs.with_batches_of(self.assignment.batch_size)
 
     @property
     def at(self) -> StepId:
@@ -116,12 +116,12 @@ class Client:
         """Tell whether a round is going on that has another step for this client."""
         if self.place is None:
             return False
-        return self.place.step < self.schedule.num_steps(self.num_samples)
+        return self.place.step < self.epochs.num_steps(self.num_samples)
 
     @property
     def batch_samples(self) -> int:
         """Samples of the present step."""
-        return self.schedule.batch_samples(self.at.step, self.num_samples)
+        return self.epochs.batch_samples(self.at.step, self.num_samples)
 
     def rows(self) -> NDArray[np.int64]:
         """Row numbers (B,) of the present step's samples in the data."""
@@ -129,7 +129,7 @@ class Client:
 
     def _rows(self, step: StepId) -> NDArray[np.int64]:
         rows = self.worker.data.partitions[self.partition]
-        return rows[self.schedule.batch(step, len(rows))]
+        return rows[self.epochs.batch(step, len(rows))]
 
     def batch(self) -> Batch:
         """Return the samples of the present step."""
@@ -139,7 +139,7 @@ class Client:
     def _look_ahead(self) -> None:
         """Begin to decode the next step's images, if they are, while the server is at work."""
         data, following = self.worker.data, self.at.next()
-        if data.decodes and following.step < self.schedule.num_steps(self.num_samples):
+        if data.decodes and following.step < self.epochs.num_steps(self.num_samples):
             data.prefetch(self._rows(following))
 
     def forward(self) -> Payload:
@@ -201,7 +201,7 @@ class Client:
     @property
     def _moment(self) -> Moment:
         at = self.at
-        return Moment(at.round, at.step, 1, self.schedule.num_steps(self.num_samples))
+        return Moment(at.round, at.step, 1, self.epochs.num_steps(self.num_samples))
 
     @property
     def _last_moment(self) -> Moment:
@@ -270,7 +270,7 @@ class Client:
 
     def restore(self, state: ClientState) -> None:
         """Be where :meth:`save` was called."""
-        seed = self.worker.schedule.seed
+        seed = self.worker.epochs.seed
         if state.round:
             self.place = StepId(seed, state.round, self.partition, state.step)
         self.keeps_head, self.assignment = state.keeps_head, state.assignment

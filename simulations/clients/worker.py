@@ -30,7 +30,7 @@ from fl_split.optimizers import Optimizer
 from fl_split.payload import Payload
 from fl_split.recipe.descent import PLAIN, Recipe
 from fl_split.seeds import StepId
-from simulations.clients.schedule import Schedule
+from simulations.clients.epochs import Epochs
 from simulations.clients.stack_size import can_stack
 from simulations.data.augmentation import Augmentation
 from simulations.data.samples import Samples
@@ -73,7 +73,7 @@ class Worker:
     link: Link
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
-    schedule: Schedule
+    epochs: Epochs
     recipe: Recipe = PLAIN
     augment: Sequence[Augmentation] = ()
     modules: Sequence[str] = ()

@@ -16,7 +16,7 @@ from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.recipe.descent import Descent, descend, finish
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
-from simulations.clients.schedule import Schedule
+from simulations.clients.epochs import Epochs
 from simulations.data.images import DataError
 from simulations.runs.setup import Setup
 from strategies.server.training import PooledWork, TrainingFailed
@@ -51,17 +51,17 @@ class CentralisedTrainer:
         TrainingFailed
             A step led to numbers that are not finite.
         """
-        schedule, train = self.setup.schedule(), self.setup.train
+        epochs, train = self.setup.epochs(), self.setup.train
         augment = self.setup.parts.augment
         head, tail = self.head, self.tail
         rows = np.concatenate(train.partitions)
-        budget = sum(schedule.num_samples(len(train.partitions[c])) for c in clients)
-        at = StepId(schedule.seed, server_round, 0, 0)
+        budget = sum(epochs.num_samples(len(train.partitions[c])) for c in clients)
+        at = StepId(epochs.seed, server_round, 0, 0)
         step, link = self.setup.exchange.step, Link(Identity(), Identity())
         losses: list[float] = []
-        seen, steps = 0, _num_steps(schedule, len(rows), budget)
+        seen, steps = 0, _num_steps(epochs, len(rows), budget)
         while seen < budget:
-            chosen = rows[schedule.batch(at, len(rows))]
+            chosen = rows[epochs.batch(at, len(rows))]
             batch = train.train_batch(chosen, augment, at, self.setup.device)
             with _told(at):
                 found = step(head, tail, link, batch, at)
@@ -77,11 +77,11 @@ class CentralisedTrainer:
         return PooledWork(sum(losses) / len(losses), seen, len(losses), flops)
 
 
-def _num_steps(schedule: Schedule, rows: int, budget: int) -> int:
+def _num_steps(epochs: Epochs, rows: int, budget: int) -> int:
     """Return how many batches of `rows` samples it takes to see `budget` of them."""
     seen = steps = 0
     while seen < budget:
-        seen += schedule.batch_samples(steps, rows)
+        seen += epochs.batch_samples(steps, rows)
         steps += 1
     return steps
 

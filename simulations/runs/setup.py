@@ -23,7 +23,7 @@ from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
 from fl_split.specs import shortened
 from simulations.clients import stack_size
-from simulations.clients.schedule import Schedule
+from simulations.clients.epochs import Epochs
 from simulations.clients.worker import Worker
 from simulations.data import partition
 from simulations.data.cache import Progress
@@ -150,14 +150,14 @@ class Setup:
         e, with_labels = self.experiment, self.parts.strategy.needs_labels
         return Population(*held_by(self.train, with_labels), e.fraction, e.batch_size, e.seed)
 
-    def schedule(self) -> Schedule:
+    def epochs(self) -> Epochs:
         """Which samples make up which step."""
         e = self.experiment
-        return Schedule(e.seed, e.batch_size, e.local_epochs, e.local_steps)
+        return Epochs(e.seed, e.batch_size, e.local_epochs, e.local_steps)
 
     def num_steps(self, samples: int, batch_size: int) -> int:
         """Steps of a round of a client that holds so many samples; 0 is the usual batch size."""
-        return self.schedule().with_batches_of(batch_size).num_steps(samples)
+        return self.epochs().with_batches_of(batch_size).num_steps(samples)
 
     def recipe(self) -> Recipe:
         """How gradients become steps."""
@@ -185,7 +185,7 @@ class Setup:
             parts.link(self.device),
             parts.head_optimizer,
             parts.tail_optimizer,
-            self.schedule(),
+            self.epochs(),
             self.recipe(),
             parts.augment,
             self.modules(),

@@ -152,18 +152,18 @@ def _batches(
 
     The numbers are the samples of the step and the bits of the largest label that is sent.
     """
-    schedule, train, seed = setup.schedule(), setup.train, setup.experiment.seed
+    epochs, train, seed = setup.epochs(), setup.train, setup.experiment.seed
     if strategy.trains_on_server:
         rows = len(Ragged.of(train.partitions).flat)
-        left, step = sum(schedule.num_samples(len(train.partitions[k])) for k in chosen), 0
+        left, step = sum(epochs.num_samples(len(train.partitions[k])) for k in chosen), 0
         while left > 0:
-            size = schedule.batch_samples(step, rows)
+            size = epochs.batch_samples(step, rows)
             yield (size, 0), (StepId(seed, number, 0, step), USUAL)
             left, step = left - size, step + 1
         return
     has_labels = strategy.sends_smashed_data and setup.head.end is None
     for client, assignment in chosen.items():
-        held, own = train.partitions[client], schedule.with_batches_of(assignment.batch_size)
+        held, own = train.partitions[client], epochs.with_batches_of(assignment.batch_size)
         for step in range(own.num_steps(len(held))):
             at = StepId(seed, number, client, step)
             size, bits = own.batch_samples(step, len(held)), 0

@@ -11,7 +11,7 @@ from fl_split.seeds import StepId, generator
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Epochs:
     """Which samples make up which step of a round: shuffled epochs, the last batch kept."""
 
     seed: int
@@ -19,8 +19,8 @@ class Schedule:
     local_epochs: int
     local_steps: int
 
-    def with_batches_of(self, size: int) -> Schedule:
-        """Return the schedule with another batch size; 0 keeps this one."""
+    def with_batches_of(self, size: int) -> Epochs:
+        """Return the same with another batch size; 0 keeps this one."""
         return replace(self, batch_size=size) if size else self
 
     def num_steps(self, num_samples: int) -> int:
