@@ -62,9 +62,13 @@ class Table(dict[str, E]):
     def check(self, built: object, spec: str) -> None:
         """Raise SpecError if `built` is not of our kind."""
         if not isinstance(built, self.kind):
+            kind, where = self.kind.__name__, f"{self.kind.__module__}.{self.kind.__name__}"
+            members = [name for name in vars(self.kind) if not name.startswith("_")]
+            is_protocol = getattr(self.kind, "_is_protocol", False)
+            what = f"that has {', '.join(members)}, see {where}" if is_protocol else f"of {where}"
             raise SpecError(
-                f"{spec!r} is no {self.kind.__name__}: it must have what "
-                f"{self.kind.__module__}.{self.kind.__name__} has; got {type(built).__name__}"
+                f"{built!r:.40} is no {kind}: write a text, as '{next(iter(self))}()', or give an "
+                f"object {what}"
             )
 
 

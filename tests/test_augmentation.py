@@ -185,11 +185,14 @@ def test_images_are_augmented_before_they_are_normalised():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"augment": "mixup()", "codec": "adc(ratio=0.5)"}, "adc.* merges samples"),
+        (
+            {"augment": "mixup()", "codec": "adc(ratio=0.5)"},
+            "codec adc.ratio=0.5. merges samples",
+        ),
         ({"augment": "mixup() | cutmix()"}, "mixes labels twice"),
         ({"augment": "crop(padding=0)"}, "padding must be greater than or equal to 1"),
         ({"augment": "blur()"}, "unknown name 'blur'"),
-        ({"augment": "crop(padding=8)"}, "augment: crop: padding=8 for images of 8 pixels"),
+        ({"augment": "crop(padding=8)"}, "augment: padding of crop must be at most .* 4; got 8"),
         ({"augment": "randaugment(m=30)"}, "m must be less than 30"),
         ({"augment": "randaugment(n=20)"}, "n must be less than or equal to 15"),
     ],

@@ -56,7 +56,7 @@ def test_a_mark_and_any_ends_of_lines_are_read_over(tmp_path, mark, end):
         ('fraction = "0.5"\n', "fraction must be a number; write `fraction = 0.5`"),
         ('deterministic = "yes"\n', "must be true or false; as in `deterministic = false`"),
         ('deterministic = "True"\n', "must be true or false; write `deterministic = true`"),
-        ("dataset = 5\n", 'dataset must be a text; write `dataset = "5"`'),
+        ("dataset = 5\n", 'dataset must be a text; as in `dataset = "digits()"`'),
         ("seed = [1, 2]\n", "several values stand in a table: [sweep]"),
         ('[[compare]]\nclients = 3\n[[compare]]\nclients = "4"\n', 'line 4, `clients = "4"`'),
     ],

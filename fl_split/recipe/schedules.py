@@ -83,6 +83,13 @@ class Warm:
     warmup: Rounds = 0.0
     per: Per = "step"
 
+    def __post_init__(self) -> None:
+        if self.per == "round" and 0 < self.warmup <= 1:
+            raise ValueError(
+                f"warmup must be more than one round with per='round', got {self.warmup:g}: the "
+                "rate of the first round would be the full one"
+            )
+
     def factor(self, at: Moment, rounds: int) -> float:
         """Return the factor of a step."""
         begin, end = at.place(self.per)

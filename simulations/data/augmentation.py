@@ -77,8 +77,11 @@ class Crop(OfImages):
         from kornia.augmentation import RandomCrop
 
         size = (pixels.shape[2], pixels.shape[3])
-        if self.padding >= min(size):
-            raise ValueError(f"crop: padding={self.padding} for images of {min(size)} pixels")
+        if 2 * self.padding > min(size):
+            raise ValueError(
+                f"padding of crop must be at most half of the images' {min(size)} pixels, "
+                f"{min(size) // 2}; got {self.padding}"
+            )
         mode = "reflect" if self.mirrored else "constant"
         found: Tensor = RandomCrop(size, padding=self.padding, padding_mode=mode)(pixels)
         return found

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from fl_split.accelerators import check_bf16, find
+from fl_split.codecs import CODECS
 from fl_split.exchange.protocol import Batch, Exchange
 from fl_split.models.cut import Head, Tail
 from fl_split.recipe.descent import Recipe
@@ -13,7 +15,9 @@ from fl_split.recipe.loss import CrossEntropy
 from fl_split.recipe.precision import Precision
 from fl_split.recipe.schedules import check_length
 from fl_split.seeds import StepId, generator
-from simulations.data.augmentation import augmented
+from fl_split.specs import shortened
+from simulations.clients.stack_size import can_stack
+from simulations.data.augmentation import AUGMENTATIONS, augmented
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import named
 
@@ -38,8 +42,9 @@ def check_recipe(e: Experiment) -> None:
         raise ValueError(f"augment: {e.augment} mixes labels twice; leave mixup or cutmix out")
     if mixing and strategy.sends_smashed_data and not e.parts.codec.keeps_samples:
         raise ValueError(
-            f"augment: {e.augment} mixes labels, and {e.codec} merges samples, whose labels it "
-            "mixes itself; leave mixup and cutmix out, or take a codec that keeps samples"
+            f"augment: {shortened(e.augment, AUGMENTATIONS)} mixes labels, and the codec "
+            f"{shortened(e.codec, CODECS)} merges samples; leave mixup and cutmix out, or take "
+            "another codec, as codec=identity"
         )
     if e.ema and strategy.keeps_models:
         raise ValueError(
@@ -65,11 +70,38 @@ def check_augmentation(e: Experiment, head: Head, device: torch.device) -> None:
         raise ValueError(f"{e.augment} makes images of another shape: {shapes}")
 
 
+def check_stack(e: Experiment, head: Head) -> None:
+    """Raise ValueError if heads shall run as one that cannot."""
+    if e.stack not in {"auto", 1} and not can_stack(exchange_of(e, head), head):
+        raise ValueError(
+            f"heads of this run cannot run {e.stack} as one: that needs one cut through a ViT "
+            "without dropout, with nothing frozen; leave stack at 'auto'"
+        )
+
+
+def check_device(e: Experiment) -> None:
+    """Raise ValueError for a device that is not there, or cannot compute as asked."""
+    with named("device"):
+        device = find(e.device)
+    if e.precision == "bf16":
+        with named("precision"):
+            check_bf16(device)
+
+
+def check_halves(e: Experiment, head: Head, tail: Tail) -> None:
+    """Raise ValueError if frozen stages, a stack or an augmentation do not fit the model."""
+    check_trained(e, head, tail)
+    with named("stack"):
+        check_stack(e, head)
+    with named("augment"):
+        check_augmentation(e, head, find(e.device))
+
+
 def check_trained(e: Experiment, head: Head, tail: Tail) -> None:
     """Raise ValueError if freezing has left one of the two halves nothing to train."""
-    for half, owner in ((head, "client"), (tail, "server")):
+    for half, owner in ((head, "before"), (tail, "behind")):
         if not any(parameter.requires_grad for parameter in half.parameters()):
             raise ValueError(
-                f"freeze: {e.freeze!r} leaves the {owner} nothing to train with cut={e.cut!r}; "
-                "freeze less, or cut elsewhere"
+                f"freeze: {e.freeze!r} leaves nothing to train {owner} cut={e.cut!r}; freeze less, "
+                "or cut elsewhere: each side keeps something, also where models are not split"
             )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl_split.accelerators import check_bf16, find
+from fl_split.accelerators import find
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.flat import flatten, trained
@@ -34,6 +34,7 @@ from simulations.data.showing import classes as classes_of
 from simulations.data.skew import skewed
 from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
+from simulations.runs import recipes
 from simulations.runs.budget import check_budgets, each
 from simulations.runs.demand import check_demand, client_bytes
 from simulations.runs.experiment import Experiment
@@ -51,13 +52,6 @@ from simulations.runs.experiment_data import (
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.recipes import (
-    check_augmentation,
-    check_recipe,
-    check_trained,
-    exchange_of,
-    recipe_of,
-)
 from simulations.runs.trials import check_attention, check_channels, try_link
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
@@ -133,7 +127,7 @@ class Setup:
     @property
     def exchange(self) -> Exchange:
         """What both halves do with one batch."""
-        return exchange_of(self.experiment, self.head)
+        return recipes.exchange_of(self.experiment, self.head)
 
     @property
     def parts(self) -> Parts:
@@ -161,7 +155,7 @@ class Setup:
 
     def recipe(self) -> Recipe:
         """How gradients become steps."""
-        return recipe_of(self.experiment)
+        return recipes.recipe_of(self.experiment)
 
     def stack(self, known: int = 0) -> int:
         """Return how many heads run as one; 0 leaves it to trials.
@@ -212,11 +206,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         satisfied, a model that cannot be built, or a cut outside it. The message names the key.
     """
     e = experiment
-    with named("device"):
-        device = find(e.device)
-    if e.precision == "bf16":
-        with named("precision"):
-            check_bf16(device)
+    recipes.check_device(e)
     if e.parts.strategy.sends_smashed_data:
         check_channels(e.parts.link(), bool(e.end))
     with named("dataset"):
@@ -274,9 +264,7 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     with named("freeze"):
         freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
-    check_trained(e, head, tail)
-    with named("augment"):
-        check_augmentation(e, head, find(e.device))
+    recipes.check_halves(e, head, tail)
     check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())
@@ -294,7 +282,7 @@ def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     strategy = e.parts.strategy
     with named("strategy"):
         strategy.check(e.parts.codec)
-    check_recipe(e)
+    recipes.check_recipe(e)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     check_budgets(each(e.parts.budget), e.parts.system, e.holdout)

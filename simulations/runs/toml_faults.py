@@ -28,6 +28,9 @@ WORDS = {
 
 NAMED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
+JOINED = {"augment": " | ", "freeze": ", "}
+"""Keys of which several values are one, and what stands between."""
+
 LONGEST = 80
 """Characters of a line that are shown."""
 
@@ -167,12 +170,17 @@ def _check_type(text: str, key: str, value: Any) -> None:
     if isinstance(value, fits) and (not isinstance(value, bool) or bool in fits):
         return
     where = _line_of(text, rf"\s*{re.escape(key)}\s*=", value={key: value})
-    if isinstance(value, list):
+    spec = json.dumps(known.default)
+    if isinstance(value, list) and key in JOINED:
+        advice = f"write `{key} = {json.dumps(JOINED[key].join(map(str, value)))}`"
+    elif kind is str and "(" in str(known.default) and not isinstance(value, list):
+        advice = f"as in `{key} = {spec}`; `fl-split list` names others"
+    elif isinstance(value, list):
         advice = f"several values stand in a table: [sweep], and below it {key} = [...]"
     elif (right := _meant(value, kind)) is not None:
         advice = f"write `{key} = {right}`"
     else:
-        advice = f"as in `{key} = {json.dumps(known.default)}`"
+        advice = f"as in `{key} = {spec}`"
     raise SpecError(f"{where}{key} must be {NAMED.get(kind, kind.__name__)}; {advice}")
 
 

@@ -82,7 +82,8 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
     if not updates and not strategy.trains_on_server:
         reasons = sorted({t.dropped for t in round.mailbox.account.traffic.values()})
         some = "; ".join(reasons[:NAMED]) + ("; ..." if reasons[NAMED:] else "")
-        kind, advice = NoClientsLeft, ""
+        is_divergent = all("not finite" in one for one in reasons)
+        kind, advice = NoClientsLeft, "; take a smaller learning rate" * is_divergent
         if round.late == {*round.clients}:
             kind, advice = AllLate, "; give them more time in the system"
         raise kind(
