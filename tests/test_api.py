@@ -266,24 +266,28 @@ def test_what_is_given_again_must_be_the_same(tiny):
 
 
 def test_a_fingerprint_is_the_same_in_every_process(tmp_path):
-    script = tmp_path / "script.py"
     code = (
-        "from fl_split.codecs import Codec\nfrom simulations.api.objects import as_spec\n{}"
+        "from fl_split.codecs import Codec\n{}"
         "class Own(Codec):\n    def pack(self, payload, generator):\n"
         "        return payload if 'k' in {{'u', 'v', 'w'}} else {}\n"
-        "print(as_spec('codec', Own()))\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "from simulations.api.objects import as_spec\nimport same, other\n"
+        "for module in (same, other):\n    print(as_spec('codec', module.Own()))\n"
     )
 
-    def told(seed, comment, value):
-        script.write_text(code.format(comment, value))
+    def told(seed, comment):
+        (tmp_path / "same.py").write_text(code.format(comment, "payload"))
+        (tmp_path / "other.py").write_text(code.format(comment, "None"))
         return subprocess.run(
-            [sys.executable, str(script)], env={**os.environ, "PYTHONHASHSEED": seed},
+            [sys.executable, str(tmp_path / "script.py")],
+            env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+        ).stdout.splitlines()  # fmt: skip
 
-    first = told("1", "", "payload")
-    assert first.startswith("object('Own'") and told("2", "# a line\n", "payload") == first
-    assert told("1", "", "None") != first
+    same, other = told("1", "")
+    assert same.startswith("object('Own'") and other != same
+    assert told("2", "# a line\n") == [same, other]
 
 
 def test_a_trained_codec_is_part_of_the_model(tiny, decoded):
