@@ -12,7 +12,7 @@ run: .venv/ready
 	$(BIN)/fl-split compare configs/showcase.toml
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 wheel-test: .venv/ready
 	.ci/smoke $(BIN)/python
