@@ -50,9 +50,8 @@ class CrossEntropy:
         return (rows * (shares * scale)).sum(), losses.tolist()
 
     def _rows(self, logits: Tensor, targets: Tensor) -> Tensor:
-        smoothing = self.label_smoothing
         return functional.cross_entropy(
-            logits, targets, reduction="none", label_smoothing=smoothing
+            logits, targets, reduction="none", label_smoothing=self.label_smoothing
         )
 
 

@@ -47,12 +47,9 @@ class Samples:
         self, rows: NDArray[np.int64] | slice, device: torch.device = CPU
     ) -> tuple[Tensor, Tensor]:
         """Return normalised pixels (B, C, H, W) float32 and labels (B,) int64, on `device`."""
-        found, labels = self.pixels[rows], torch.from_numpy(self.labels[rows].copy())
-        is_cast_there = device.type != "cpu" and found.dtype == np.uint8  # a quarter of the way
-        found = found.copy() if is_cast_there else found.astype(np.float32)
-        pixels = torch.from_numpy(found).to(device).float()
+        pixels, labels = self._read(rows, device)
         mean, std = (one.to(device) for one in self._scale)
-        return pixels.sub_(mean).div_(std), labels.to(device)
+        return pixels.sub_(mean).div_(std), labels
 
     def train_batch(
         self,
@@ -65,11 +62,17 @@ class Samples:
         if not augment:
             return Batch(*self.batch(rows, device), self.num_classes)
         white = np.iinfo(self.pixels.dtype).max
-        found = torch.from_numpy(self.pixels[rows].astype(np.float32))
-        pixels, labels = found.to(device).div_(white), torch.from_numpy(self.labels[rows].copy())
-        batch = augmented(Batch(pixels, labels.to(device), self.num_classes), augment, at)
+        pixels, labels = self._read(rows, device)
+        batch = augmented(Batch(pixels.div_(white), labels, self.num_classes), augment, at)
         mean, std = (one.to(device) / white for one in self._scale)
         return batch._replace(pixels=(batch.pixels - mean) / std)
+
+    def _read(self, rows: NDArray[np.int64] | slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return pixels as they are stored, in float32, and labels, on `device`."""
+        found, labels = self.pixels[rows], torch.from_numpy(self.labels[rows].copy())
+        is_cast_there = device.type != "cpu" and found.dtype == np.uint8  # a quarter of the way
+        found = found.copy() if is_cast_there else found.astype(np.float32)
+        return torch.from_numpy(found).to(device).float(), labels.to(device)
 
     @cached_property
     def decodes(self) -> bool:
