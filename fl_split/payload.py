@@ -42,10 +42,13 @@ class Payload:
         Float tensors, the values, through which gradients flow; the cut gradient has their shapes.
     side : dict[str, Tensor]
         Side information without gradient: labels, indices, scales, codebooks.
+    local : Tensor, optional
+        A loss that the sender minimises beside; it is not sent.
     """
 
     carried: dict[str, Tensor]
     side: dict[str, Tensor] = field(default_factory=dict)
+    local: Tensor | None = None
 
     @property
     def values(self) -> int:

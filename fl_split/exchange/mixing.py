@@ -39,6 +39,16 @@ def mix(received: Received, side: Mapping[str, Tensor], num_classes: int) -> Rec
     others, own = side[LABELS].long(), received.targets
     if own.shape != others.shape:
         raise ValueError(f"{len(others)} mixed labels for targets {tuple(own.shape)}")
-    share = side[SHARE].float()
+    return replace(received, targets=_between(own, others, side[SHARE].float(), num_classes))
+
+
+def mixed_targets(labels: Tensor, mixed: Mixed | None, num_classes: int) -> Tensor:
+    """Return targets of a batch: labels (B,), or what they are mixed to, (B, C)."""
+    if mixed is None:
+        return labels
+    return _between(labels, mixed.labels, mixed.share, num_classes)
+
+
+def _between(own: Tensor, others: Tensor, share: Tensor | float, num_classes: int) -> Tensor:
     first, second = (functional.one_hot(one, num_classes).float() for one in (own, others))
-    return replace(received, targets=share * first + (1 - share) * second)
+    return share * first + (1 - share) * second

@@ -10,7 +10,7 @@ shrinks with the uplink.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from fl_split.codecs import Codec, Smashed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, shapes
+from fl_split.exchange.local_loss import local_loss
 from fl_split.exchange.mixing import attach
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
 from fl_split.exchange.records import (
@@ -34,6 +35,7 @@ from fl_split.exchange.records import (
     Record,
 )
 from fl_split.flat import Flat
+from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
 from fl_split.recipe.precision import FP32, Precision
@@ -80,22 +82,33 @@ class Split(Exchange):
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
         """Run the head and encode; nothing must be remembered."""
-        with randomness(head, "head", at), self.precision.forward(batch.pixels):
-            tokens, attention = head(batch.pixels)
+        tokens, attention, local = self.ahead(head, batch, at)
         smashed = Smashed(
-            tokens.float(),
+            tokens,
             attention,
             batch.labels,
             batch.num_classes,
             head.num_read,
             batch.mixed,
         )
-        return encode(codec, smashed, at)
+        return replace(encode(codec, smashed, at), local=local)
+
+    def ahead(
+        self, head: Head, batch: Batch, at: StepId
+    ) -> tuple[Tensor, Callable[[], Tensor], Tensor | None]:
+        """Run the head; return tokens (B, N, D), what gives attention, and the local loss."""
+        trace = Trace() if head.beside else None
+        traced = (trace,) if trace else ()
+        with randomness(head, "head", at), self.precision.forward(batch.pixels):
+            tokens, attention = head(batch.pixels, *traced)
+            local = local_loss(head, trace, batch, self.loss) if trace else None
+        return tokens.float(), attention, local
 
     def flops(self, head: Head, tail: Tail) -> Flops:
-        """Operations of the head, without its end."""
-        forward = head.forward_flops(1)
-        return Flops(forward, head.flops(1) - forward)
+        """Operations of the head with what is beside it, without its end."""
+        forward = head.forward_flops(1) + sum(part.forward_flops(1) for part in head.parts_beside)
+        both = head.flops(1) + sum(part.flops(1) for part in head.parts_beside)
+        return Flops(forward, both - forward)
 
     # The server's half.
 
@@ -196,7 +209,7 @@ def head_gradient(
 
 
 def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the values of `payload` and their gradients, in the same order.
+    """Return the values of `payload` and their gradients, in the same order; its loss is one.
 
     Raises
     ------
@@ -206,7 +219,10 @@ def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor
     expected, got = shapes(payload), shapes(gradient)
     if expected != got:
         raise ValueError(f"cut gradient must have the shapes {expected}, got {got}")
-    return list(payload.carried.values()), [gradient.carried[name] for name in payload.carried]
+    values, gradients = [*payload.carried.values()], [gradient.carried[k] for k in payload.carried]
+    if payload.local is None:
+        return values, gradients
+    return [*values, payload.local], [*gradients, torch.ones_like(payload.local)]
 
 
 def randomness(module: Head | Tail, purpose: Purpose, at: StepId) -> AbstractContextManager[None]:

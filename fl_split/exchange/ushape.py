@@ -112,9 +112,7 @@ class UShape(Split):
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
         """Turn a batch into a payload without its labels; remember the targets."""
-        with randomness(head, "head", at), self.precision.forward(batch.pixels):
-            tokens, attention = head(batch.pixels)
-        tokens = tokens.float()
+        tokens, attention, local = self.ahead(head, batch, at)
         attention, classes = cache(attention), batch.num_classes
         nothing = torch.zeros_like(batch.labels)
         unknown = Smashed(tokens, attention, nothing, classes, head.num_read)
@@ -126,7 +124,7 @@ class UShape(Split):
         memory[TARGETS] = received.targets
         if received.weights is not None:
             memory[ROW_WEIGHTS] = received.weights
-        return payload
+        return replace(payload, local=local)
 
     # The server's half.
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fl_split.codecs import Codec
+from fl_split.models.beside import Beside, Trace
 from fl_split.models.norms import BatchNorm
 from fl_split.seeds import seeded
 from fl_split.spec_errors import nearest
@@ -34,6 +36,8 @@ class Head(nn.Module, ABC):
         Whether there is a CLS token whose attention codecs can ask for.
     has_dropout : bool
         Whether a training forward draws random numbers.
+    beside : nn.ModuleList
+        Parts with a loss of their own, as exits; each is a :class:`~fl_split.models.beside.Beside`.
     end : Tail or None
         In a U-shape the last stages, which :meth:`forward` does not run through. Its weights
         are the head's last: they travel, are averaged and optimised with the others.
@@ -48,12 +52,18 @@ class Head(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.beside = nn.ModuleList()
         self.end: Tail | None = None
 
     @property
     def can_stack(self) -> bool:
         """Whether heads of several clients can run as one, with stacked weights."""
         return False
+
+    @property
+    def parts_beside(self) -> list[Beside]:
+        """What is in `beside`."""
+        return [cast(Beside, part) for part in self.beside]
 
     @property
     def smashed_bytes(self) -> int:
@@ -68,10 +78,13 @@ class Head(nn.Module, ABC):
         return 4 * (self.end.num_tokens or self.smashed_shape[0]) * self.end.width
 
     @abstractmethod
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def forward(
+        self, pixels: Tensor, trace: Trace | None = None
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return smashed tokens (B, N, D) and what gives the CLS attention (B, N).
 
-        `pixels` is (B, C, H, W). See :meth:`attention`, which only some codecs ask for.
+        `pixels` is (B, C, H, W). See :meth:`attention`, which only some codecs ask for. A
+        `trace` gets what the parts beside need; it is only given to heads that have some.
         """
 
     @abstractmethod
@@ -148,6 +161,7 @@ def whole_flops(head: Head, tail: Tail, samples: int) -> int:
     """Operations of forward and backward of all parts on so many images, uncompressed."""
     tokens = head.smashed_shape[0]
     total = head.flops(samples) + tail.flops(samples, tokens)
+    total += sum(part.flops(samples) for part in head.parts_beside)
     return total + (head.end.flops(samples, tokens) if head.end else 0)
 
 

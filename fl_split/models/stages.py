@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fl_split.activations import activation_bytes, saved
 from fl_split.models import linear_flops as flops
+from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail, normalises_batches, num_before_end, num_stages
 from fl_split.seeds import global_state, seeded
 
@@ -57,9 +58,16 @@ class ConvHead(Head):
         width, *positions = self.features
         self.smashed_shape = math.prod(positions), width
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def forward(
+        self, pixels: Tensor, trace: Trace | None = None
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return smashed tokens (B, H W, C) and what refuses to give attention."""
-        tokens = _tokens(self.stages(pixels))
+        features = pixels
+        for stage in self.stages:
+            features = stage(features)
+            if trace is not None:
+                trace.hidden.append(_tokens(features))
+        tokens = _tokens(features)
         return self.encoder(tokens), partial(self.attention, tokens)
 
     def flops(self, samples: int) -> int:

@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fl_split.models import linear_flops as flops
+from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
 from fl_split.models.kept import kept_bytes
 from fl_split.models.preprocessing import Preprocessing
@@ -53,16 +54,21 @@ class ViTHead(Head):
 
     @property
     def can_stack(self) -> bool:
-        """True without dropout, with nothing frozen and no end."""
+        """True without dropout, with nothing frozen, no end and nothing beside."""
         is_trained = all(parameter.requires_grad for parameter in self.parameters())
-        return is_trained and not self.has_dropout and self.end is None
+        is_alone = self.end is None and not self.beside
+        return is_trained and is_alone and not self.has_dropout
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def forward(
+        self, pixels: Tensor, trace: Trace | None = None
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return smashed tokens (B, N, D), CLS first, and what gives :meth:`attention`."""
-        tokens = self.embeddings(pixels)
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        return self.encoder(self.blocks[-1](tokens)), partial(self.attention, tokens)
+        tokens = before = self.embeddings(pixels)
+        for block in self.blocks:
+            before, tokens = tokens, block(tokens)
+            if trace is not None:
+                trace.hidden.append(tokens)
+        return self.encoder(tokens), partial(self.attention, before)
 
     def attention(self, before: Tensor) -> Tensor:
         """CLS attention row (B, N) of the last block, given that block's input (B, N, D).

@@ -1,0 +1,44 @@
+"""Parts beside the trunk of a head, with a loss of their own that needs no server."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Trace:
+    """What a forward pass of a head leaves behind, for the parts beside it.
+
+    Attributes
+    ----------
+    hidden : list[Tensor]
+        Tokens (B, N, D) after each stage; a feature map has its positions as tokens.
+    masks : list[Tensor]
+        What selectors of tokens say of patches (B, N), one for each place where they choose.
+    """
+
+    hidden: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+
+
+class Beside(nn.Module, ABC):
+    """A part of a head beside its stages; its weights travel with the head's."""
+
+    @abstractmethod
+    def loss(self, trace: Trace, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a loss of one batch, that is added to the one which the server minimises.
+
+        `of_logits` gives the loss of logits (B, C), against the labels of the batch.
+        """
+
+    @abstractmethod
+    def flops(self, samples: int) -> int:
+        """Operations of forward and backward on so many images."""
+
+    @abstractmethod
+    def forward_flops(self, samples: int) -> int:
+        """Operations of the forward alone."""
