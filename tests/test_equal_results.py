@@ -97,17 +97,20 @@ def test_unlike_machines_are_told(compared):
 @pytest.mark.slow
 def test_the_same_code_gives_the_same_results_twice(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
-    for folder in (a, b):
-        done = call("record", folder, "--tiny")
+    for folder, only in ((a, []), (b, ["--only", "adc"])):
+        done = call("record", folder, "--tiny", *only)
         assert done.returncode == 0, done.stdout + done.stderr
-    done = call("compare", a, b)
+    assert call("compare", a, b).returncode == 1  # two runs are in one folder only
+    done = call("compare", a, b, "--only", "adc")
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "3 runs, 0 differ"
+    assert done.stdout.splitlines()[-1] == "1 runs, 0 differ"
+    whole = json.loads((a / "results.json").read_text())["runs"]
+    assert sorted(whole) == ["adc", "parallel", "sflv2"]
+    assert whole["parallel"]["rounds.csv"]["round"] == ["1", "2"]
+    assert len(set(whole["parallel"]["clients.parquet"]["client"])) == 6
     record = json.loads((b / "results.json").read_text())
-    assert record["runs"]["parallel"]["rounds.csv"]["round"] == ["1", "2"]
-    assert len(set(record["runs"]["parallel"]["clients.parquet"]["client"])) == 6
     loss = record["runs"]["adc"]["rounds.csv"]["loss"]
     loss[0] = loss[0][:-1] + str((int(loss[0][-1]) + 1) % 10)
     (b / "results.json").write_text(json.dumps(record))
-    done = call("compare", a, b)
+    done = call("compare", a, b, "--only", "adc")
     assert done.returncode == 1 and "adc: DIFFERS: rounds.csv loss: row 1" in done.stdout

@@ -337,9 +337,9 @@ def wait_until(condition, seconds=300):
 @pytest.mark.slow
 def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(config, reference):
     out, changes = config.parent / "out", {"checkpoint_every": 2, "local_steps": 4}
-    blows = [(signal.SIGINT, 3), (signal.SIGKILL, 6)]
+    blows = [(signal.SIGINT, 2), (signal.SIGKILL, 4)]
     command = ["sweep", str(config), "--out", str(out)]
-    command += [*(f"{key}={value}" for key, value in changes.items()), "seed=0..1", "rounds=16"]
+    command += [*(f"{key}={value}" for key, value in changes.items()), "seed=0..1", "rounds=9"]
     rows = [out / f"seed{seed}" / "rounds.csv" for seed in (0, 1)]
 
     def done(path):
@@ -360,17 +360,17 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(config, r
             said = process.communicate(timeout=300)[1]
         finally:
             process.kill()
-        time.sleep(0.5)
+        time.sleep(0.2)
         left = done(rows[0])
-        time.sleep(1)
-        assert done(rows[0]) == left < 16  # nobody goes on
+        time.sleep(0.8)
+        assert done(rows[0]) == left < 9  # nobody goes on
         codes = {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
         assert process.returncode == codes[blow]
         assert ("to go on" in said) == (blow != signal.SIGKILL) and "Traceback" not in said
     last = CliRunner().invoke(cli.app, command)
     assert last.exit_code == 0, last.output
     log = " ".join((out / "seed0" / "log.txt").read_text().split())
-    assert log.count("of 16 rounds done") == len(blows)
+    assert log.count("of 9 rounds done") == len(blows)
     for seed in (0, 1):
-        undisturbed = reference(**changes, rounds=16, seed=seed)
+        undisturbed = reference(**changes, rounds=9, seed=seed)
         assert undisturbed.equals(replace(undisturbed, folder=out / f"seed{seed}"))
