@@ -51,6 +51,7 @@ Purpose = Literal[
     "adapters",
     "c3sl keys",
     "codec modules",
+    "exits",
     "model",
     "partition",
     # skews, by class: (client,)

@@ -36,6 +36,7 @@ FLOORS = {
         {"codecs"},
         {"channels"},
         {"models"},
+        {"exits"},
         {"flat"},
         {"recipe"},
         {"exchange"},

@@ -95,8 +95,8 @@ class ClientSide(Protocol):
         """Return what the exchange's `smash` makes of the present batch; keep the graph."""
         ...
 
-    def backward(self, record: Record) -> Tensor:
-        """Return the head's gradient for the cut gradient that has come."""
+    def backward(self, record: Record | None) -> Tensor:
+        """Return the head's gradient for the cut gradient that has come, or for none."""
         ...
 
     def learn(self, gradient: Tensor) -> None:

@@ -59,8 +59,10 @@ class Split(Exchange):
             client.begin(record)
         elif record.action == GRADIENT:
             client.learn(client.backward(record))
-        elif record.action == SKIP:
+        elif record.action == SKIP and not client.head.module.beside:
             client.skip()
+        elif record.action == SKIP:  # the server has nothing to say; what is beside learns
+            client.learn(client.backward(None))
         else:
             raise ValueError(f"split learning knows no {record.action!r}")
         return None
@@ -196,15 +198,18 @@ def encode(codec: Codec, smashed: Smashed, at: StepId) -> Payload:
 
 
 def head_gradient(
-    head: Flat[Head], payload: Payload, gradient: Payload, precision: Precision = FP32
+    head: Flat[Head], payload: Payload, gradient: Payload | None, precision: Precision = FP32
 ) -> Tensor:
-    """Return the head's gradient for the cut gradient of its payload.
+    """Return the head's gradient for the cut gradient of its payload, None for its loss alone.
 
     Raises
     ------
     ValueError
         The gradient does not have the names and shapes of the payload's values.
     """
+    if gradient is None:
+        assert payload.local is not None
+        return precision.differentiate(head, [payload.local])[0]
     return precision.differentiate(head, *pair(payload, gradient))[0]
 
 

@@ -18,7 +18,9 @@ from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, Step
 from fl_split.exchange.records import BEGIN, GO_ON, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
 from fl_split.exchange.ushape import crossing
+from fl_split.exits import exits_of
 from fl_split.flat import Flat
+from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail, whole_flops
 from fl_split.recipe.descent import Descent
 from fl_split.recipe.precision import FP32, Precision
@@ -131,3 +133,18 @@ def predict(head: Head, tail: Tail, pixels: Tensor, precision: Precision = FP32)
     """Logits (B, C) in fp32, without compression or graph, as in evaluation."""
     with precision.forward(pixels):
         return joined(head, tail, pixels).float()
+
+
+@torch.no_grad()
+def predict_by_exit(
+    head: Head, tail: Tail, pixels: Tensor, precision: Precision = FP32
+) -> list[Tensor]:
+    """Return the same, and after it the logits (B, C) of each exit of the head."""
+    exits = exits_of(head)
+    if exits is None:
+        return [predict(head, tail, pixels, precision)]
+    trace = Trace()
+    with precision.forward(pixels):
+        tokens = tail(head(pixels, trace)[0])
+        logits = tokens if head.end is None else head.end(tokens)
+        return [one.float() for one in (logits, *exits.logits(trace))]

@@ -28,7 +28,8 @@ from simulations.runs.files import (
     read_summary,
 )
 from simulations.runs.paths import expanded
-from simulations.runs.results import CLIENTS, CODEC, COMPARISON, MODEL, ROUNDS, STUDY, SUMMARY
+from simulations.runs.results import CLIENTS, COMPARISON, ROUNDS, STUDY, SUMMARY
+from simulations.runs.saved_model import CODEC, MODEL
 from simulations.studies.pareto import FRONT, pareto_figure
 
 if TYPE_CHECKING:

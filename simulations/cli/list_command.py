@@ -32,6 +32,7 @@ KEYS = {
     "datasets": "dataset",
     "models": "model",
     "optimisers": "head_optimizer",
+    "exits": "exits",
     "schedules": "schedule",
     "clips": "clip",
     "augmentations": "augment",

@@ -164,8 +164,8 @@ class Client:
         self.keep(payload, samples, slot)
         return payload, slot
 
-    def backward(self, record: Record) -> Tensor:
-        """Return the head's gradient for the cut gradient in `record`.
+    def backward(self, record: Record | None) -> Tensor:
+        """Return the head's gradient for the cut gradient in `record`, or for its own loss alone.
 
         Where the graph of the forward was not kept, or is that of a whole stack, the
         forward is repeated: same bits.
@@ -173,14 +173,14 @@ class Client:
         ready, self.ready = self.ready, None
         if isinstance(ready, Tensor):
             return ready
-        if record.step != self.at.step:
+        if record and record.step != self.at.step:
             raise RuntimeError(f"a gradient of step {record.step} in step {self.at.step}")
-        gradient = self.link.read(record.sent(), self.at)
+        gradient = self.link.read(record.sent(), self.at) if record else None
         if self.slot and not self.worker.stacks.is_filled_up:
             self.worker.stacks.count(apart=1)
             self.release()
         graph, slot = (self.graph, self.slot) if self.graph else self._smashed()
-        if slot:
+        if slot and gradient:
             return head_gradients([slot], [graph], [gradient])[0]
         return head_gradient(self.head, graph, gradient, self.worker.exchange.precision)
 

@@ -7,16 +7,19 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
 from fl_split.exchange.records import HEAD, TAIL, Weights
-from fl_split.exchange.whole import predict
+from fl_split.exchange.whole import predict_by_exit
+from fl_split.exits import exits_of
 from fl_split.flat import Flat
 from fl_split.metrics import by_class
 from fl_split.models.cut import Head, Tail
 from fl_split.recipe.precision import Precision
 from simulations.data.samples import Samples
+from simulations.runs.columns import Metric
 from simulations.runs.fairness import Fairness
 from simulations.runs.moving_average import MovingAverage
 from simulations.runs.observers import Observer
@@ -29,12 +32,23 @@ EVALUATION_ROWS = 128
 
 
 class Answers(NamedTuple):
-    """What one model gets right: accuracy and loss, accuracy by class, by client with a shard."""
+    """What one model gets right: accuracy and loss, accuracy by class, by client with a shard.
+
+    `of_exits` is the accuracy of each exit of the head, if every image left there.
+    """
 
     accuracy: float
     loss: float
     by_class: NDArray[np.float64]
     by_client: dict[int, float]
+    of_exits: list[float]
+
+
+def exit_metrics(head: Head) -> list[Metric]:
+    """Return the columns for the accuracies of the exits of `head`."""
+    exits = exits_of(head)
+    names = exits.names if exits else []
+    return [Metric(f"accuracy_{name}", f"accuracy of {name}", "share") for name in names]
 
 
 class Evaluator(Observer):
@@ -55,6 +69,7 @@ class Evaluator(Observer):
     ) -> None:
         self.head, self.tail, self.setup, self.threads = head, tail, setup, threads
         self.fairness, self.average = fairness, average
+        self._exit_columns = [metric.name for metric in exit_metrics(head.module)]
 
     def measure(self, result: RoundResult) -> dict[str, float | None]:
         """Evaluate the global model, or all that clients keep."""
@@ -64,10 +79,12 @@ class Evaluator(Observer):
             found = [self._of(self.average.add(result.weights))]
         classes = np.mean([one.by_class for one in found], axis=0)
         clients = {k: value for one in found for k, value in one.by_client.items()}
+        exits = np.mean([one.of_exits for one in found], axis=0)
         return {
             "accuracy": float(np.mean([one.accuracy for one in found])),
             "loss": float(np.mean([one.loss for one in found])),
             **self.fairness.add(result.round, classes, clients),
+            **dict(zip(self._exit_columns, map(float, exits), strict=True)),
         }
 
     def load(self, weights: Mapping[str, Weights]) -> None:
@@ -81,32 +98,34 @@ class Evaluator(Observer):
         self.head.module.eval()
         self.tail.module.eval()
         test, shards = self.setup.test, self.setup.shards
-        right, loss = self._answers(test, np.arange(len(test.labels)))
+        (right, *exits), loss = self._answers(test, np.arange(len(test.labels)))
         by_client: dict[int, float] = {}
         owners = [k for k in ([client] if client is not None else shards) if k in shards]
         if owners:
             rows = np.concatenate([shards[k] for k in owners])
-            own, _ = self._answers(self.setup.train, rows)
+            (own, *_), _ = self._answers(self.setup.train, rows)
             ends = np.cumsum([len(shards[k]) for k in owners])[:-1]
             parts = np.split(own, ends)
             by_client = {k: float(part.mean()) for k, part in zip(owners, parts, strict=True)}
         self.head.module.train()
         self.tail.module.train()
         classes = by_class(right, test.labels, test.num_classes)
-        return Answers(float(right.mean()), loss / len(right), classes, by_client)
+        of_exits = [float(one.mean()) for one in exits]
+        return Answers(float(right.mean()), loss / len(right), classes, by_client, of_exits)
 
     def _answers(
         self, samples: Samples, rows: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], float]:
-        """Which rows are right, and the summed loss."""
+        """Which rows are right (1 + exits, rows), and the summed loss of the server's answers."""
         starts = range(0, len(rows), EVALUATION_ROWS)
         batches = [rows[start : start + EVALUATION_ROWS] for start in starts]
         right, losses = zip(*self.threads.map(partial(self._part, samples), batches), strict=True)
-        return np.concatenate(right), sum(losses)
+        return np.concatenate(right, axis=1), sum(losses)
 
     def _part(self, samples: Samples, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
         pixels, labels = samples.batch(rows, self.setup.device)
         precision = Precision(self.setup.experiment.precision)
-        logits = predict(self.head.module, self.tail.module, pixels, precision)
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
-        return (logits.argmax(dim=1) == labels).cpu().numpy(), float(loss)
+        found = predict_by_exit(self.head.module, self.tail.module, pixels, precision)
+        loss = functional.cross_entropy(found[0], labels, reduction="sum")
+        right = torch.stack([logits.argmax(dim=1) == labels for logits in found])
+        return right.cpu().numpy(), float(loss)

@@ -15,6 +15,7 @@ from fl_split.channels import CHANNELS, Channel
 from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
 from fl_split.exchange.account import UPWARD, Way
 from fl_split.exchange.link import Link
+from fl_split.exits import EXITS, Exiting
 from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.recipe.clipping import CLIPS, Clip
@@ -48,6 +49,7 @@ TABLES: dict[str, Table[Any]] = {
     "down_channel": CHANNELS,
     "downlink": CODECS,
     "engine": ENGINES,
+    "exits": EXITS,
     "head_optimizer": OPTIMIZERS,
     "model": MODELS,
     "schedule": SCHEDULES,
@@ -108,6 +110,7 @@ class Parts:
     strategy: Strategy
     aggregation: Callable[[], Aggregator]
     model: Model
+    exits: Exiting
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
     schedule: Schedule
@@ -149,6 +152,7 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         strategy=parse(specs["strategy"], STRATEGIES),
         aggregation=partial(_fresh, specs["aggregation"]),
         model=model,
+        exits=parse(specs["exits"], EXITS),
         head_optimizer=parse(specs["head_optimizer"], OPTIMIZERS),
         tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
         schedule=parse(specs["schedule"], SCHEDULES),

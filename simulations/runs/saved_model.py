@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+MODEL, CODEC, BESIDE = "model.safetensors", "codec.safetensors", "beside.safetensors"
+"""Files of a run: weights of the model, of a trained codec, of exits beside the head."""
 
 
 def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
@@ -22,6 +26,15 @@ def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
 
     found: dict[str, Tensor] = revert_weight_conversion(model, state)
     return found
+
+
+def named_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return copies of the weights of modules, each by the module's name and its own."""
+    return {
+        f"{prefix}.{name}".lstrip("."): weight.detach().to("cpu", copy=True)
+        for prefix, module in modules.items()
+        for name, weight in module.state_dict().items()
+    }
 
 
 def config_of(model: nn.Module) -> Any:

@@ -27,7 +27,7 @@ from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
 from simulations.runs.columns import VIRTUAL_SECONDS
-from simulations.runs.evaluator import Evaluator
+from simulations.runs.evaluator import Evaluator, exit_metrics
 from simulations.runs.experiment import Experiment
 from simulations.runs.facts import facts_of
 from simulations.runs.fairness import Fairness
@@ -124,10 +124,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 class RunController:
-    """A run in progress: the model in training, its observers, its results.
-
-    `finished` are the weights after the last whole round.
-    """
+    """A run in progress; `finished` are the weights after its last whole round."""
 
     def __init__(self, grid: Grid, context: LocalContext) -> None:
         self.grid, self.setup = grid, context.setup
@@ -145,7 +142,8 @@ class RunController:
         link = experiment.parts.link()
         is_perfect = link.channel.is_perfect and link.down_channel.is_perfect
         self.channels = [] if is_perfect else [Channels()]
-        new = new_metrics([*self.channels, *self.timers, *context.observers])
+        declared = new_metrics([*self.channels, *self.timers, *context.observers])
+        new = [*exit_metrics(self.setup.head), *declared]
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         for timer in self.timers:
             timer.elapsed = sum(row[VIRTUAL_SECONDS] for row in self.recorder.rows)
@@ -227,9 +225,9 @@ class RunController:
         self.threads.close()
         facts = {**facts, "stack": stack_of(self.grid)}
         self.evaluator.load(self.finished)  # training may have gone on from there
-        model, codec = merged(self.setup.model), self.setup.codec_weights()
+        model, added = merged(self.setup.model), self.setup.added_weights()
         try:
-            self.recorder.finish(model, status, ended_by, codec, facts)
+            self.recorder.finish(model, status, ended_by, added, facts)
         finally:
             self.tracker.log.close(status)
 

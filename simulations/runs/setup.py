@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fl_split.accelerators import find
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
+from fl_split.exits import insert_exits
 from fl_split.flat import flatten, trained
 from fl_split.models import MODELS
 from fl_split.models.cut import Head, Tail, insert
@@ -52,6 +53,7 @@ from simulations.runs.experiment_data import (
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
+from simulations.runs.saved_model import BESIDE, CODEC, named_weights
 from simulations.runs.trials import check_attention, check_channels, try_link
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
@@ -104,14 +106,10 @@ class Setup:
         commonest = np.bincount(self.train.labels[rows], minlength=self.train.num_classes).argmax()
         return float((self.test.labels == commonest).mean())
 
-    def codec_weights(self) -> dict[str, Tensor]:
-        """Weights at the cut that belong to the codec and not to the model."""
-        both = {"encoder": self.head.encoder, "decoder": self.tail.decoder}
-        return {
-            f"{half}.{name}": weight.detach().to("cpu", copy=True)
-            for half, module in both.items()
-            for name, weight in module.state_dict().items()
-        }
+    def added_weights(self) -> dict[str, dict[str, Tensor]]:
+        """Weights that are not the model's, by file: of the codec, of what is beside the head."""
+        codec = {"encoder": self.head.encoder, "decoder": self.tail.decoder}
+        return {CODEC: named_weights(codec), BESIDE: named_weights({"": self.head.beside})}
 
     @cached_property
     def device(self) -> torch.device:
@@ -264,12 +262,14 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     with named("freeze"):
         freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
-    recipes.check_halves(e, head, tail)
     check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())
     insert(head, tail, e.parts.codec, e.seed)
     e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
+    with named("exits"):
+        insert_exits(head, e.parts.exits, len(names), e.seed)
+    recipes.check_halves(e, head, tail)
     with named("codec"):
         model_name = shortened(e.model, MODELS).partition("(")[0]
         check_attention(e.parts.codec, head, model_name)

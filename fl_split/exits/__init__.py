@@ -1,0 +1,37 @@
+"""Exits: a device that is sure answers by itself; one paper, one file."""
+
+from __future__ import annotations
+
+from pydantic.dataclasses import dataclass
+
+from fl_split.exits.exits import Exiting, Exits, exits_of
+from fl_split.exits.plain import Plain
+from fl_split.exits.recursive import Recursive
+from fl_split.models.cut import Head
+from fl_split.seeds import seeded
+from fl_split.specs import STRICT
+from fl_split.tables import Table
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoExits:
+    """Only the server answers."""
+
+    def build(self, head: Head, num_classes: int) -> None:
+        """Build nothing."""
+
+
+EXITS: Table[type[Exiting]] = Table(
+    Exiting, "fl_split.exits", {"none": NoExits, "plain": Plain, "recursive": Recursive}
+)
+
+
+def insert_exits(head: Head, exits: Exiting, num_classes: int, seed: int) -> None:
+    """Put exits, if there are any, beside `head`; their weights are drawn from `seed`."""
+    with seeded(seed, "exits"):
+        found = exits.build(head, num_classes)
+    if found is not None:
+        head.beside.append(found)
+
+
+__all__ = ["EXITS", "Exiting", "Exits", "NoExits", "exits_of", "insert_exits"]

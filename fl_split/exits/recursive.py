@@ -1,0 +1,80 @@
+"""Recursive exits: each mixes its answer into that of the exit before.
+
+Inspired by REEN (arXiv 2412.19587), whose exact recursion we could not read:
+
+    q_i = classifier_i(e_i) ;  g_i = sigmoid(u_i . [e_i ; e_(i-1)])
+    p_1 = softmax(q_1) ;       p_i = g_i softmax(q_i) + (1 - g_i) p_(i-1)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fl_split.exits.exits import Exits, Weight, stages_with_exit
+from fl_split.models.beside import Trace
+from fl_split.models.cut import Head
+from fl_split.specs import STRICT
+
+
+class RecursiveExits(Exits):
+    """Classifiers whose answers are carried along.
+
+    Attributes
+    ----------
+    gates : nn.ModuleList
+        One for each exit but the first: linear layer from the features of two exits to (1,).
+    """
+
+    def __init__(
+        self, head: Head, after: Sequence[int], num_classes: int, weight: float, detach: bool
+    ) -> None:
+        super().__init__(head, after, num_classes, weight, detach)
+        pairs = itertools.pairwise(self.widths)
+        self.gates = nn.ModuleList(nn.Linear(sum(widths), 1) for widths in pairs)
+
+    def logits(self, trace: Trace) -> list[Tensor]:
+        """Return the logarithms (B, C) of what each exit has of all up to it."""
+        features = self.features(trace)
+        own = [
+            layer(one).float().log_softmax(dim=1)
+            for layer, one in zip(self.classifiers, features, strict=True)
+        ]
+        found = own[:1]
+        for gate, answer, now, before in zip(
+            self.gates, own[1:], features[1:], features, strict=False
+        ):
+            share = gate(torch.cat([now, before], dim=1)).float()
+            kept = nn.functional.logsigmoid(-share) + found[-1]
+            found.append(torch.logaddexp(nn.functional.logsigmoid(share) + answer, kept))
+        return found
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recursive:
+    """Classifiers after head blocks, each a learned mixture with the answer before it.
+
+    Inspired by REEN; the server's classifier answers by itself.
+
+    Parameters
+    ----------
+    after : str
+        Numbers of head blocks, as ``1, 2``, or ``all``.
+    weight : float
+        Weight of each exit's loss, beside 1 of the server's.
+    detach : bool
+        Let no gradient of an exit go into the trunk.
+    """
+
+    after: str = "all"
+    weight: Weight = 1.0
+    detach: bool = False
+
+    def build(self, head: Head, num_classes: int) -> Exits:
+        """Build the exits for `head`."""
+        chosen = stages_with_exit(self.after, head)
+        return RecursiveExits(head, chosen, num_classes, self.weight, self.detach)
