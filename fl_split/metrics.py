@@ -20,6 +20,18 @@ def by_class(
     return np.divide(hits, samples, out=np.full(num_classes, math.nan), where=samples > 0)
 
 
+def calibration_error(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 15
+) -> float:
+    """Expected calibration error (Guo et al., ICML 2017): mean gap of confidence and accuracy.
+
+    Confidences (N,) in 0..1 fall into `bins` of one width; gaps count by the samples in them.
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, confidence - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
 def worst(accuracies: Numbers, share: float = 0.1) -> float:
     """Mean of the worst `share` of the clients, rounded up."""
     ordered = np.sort(np.asarray(accuracies, dtype=float))

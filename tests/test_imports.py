@@ -57,6 +57,7 @@ FLOORS = {
         {"engines"},
         {"runs"},
         {"report"},
+        {"inference"},
         {"studies"},
         {"checks"},
         {"api"},

@@ -97,6 +97,10 @@ class Exits(Beside):
         losses = [of_logits(logits) for logits in self.logits(trace)]
         return self.weight * torch.stack(losses).sum()
 
+    def forward_flops_of(self, count: int) -> int:
+        """Operations of the forward of the first `count` exits, on one image."""
+        return sum(flops.forward(layer) for layer in self.classifiers[:count])
+
     def flops(self, samples: int) -> int:
         """Operations of forward and backward; one token of an image is read."""
         layers = [part for part in self.modules() if isinstance(part, nn.Linear)]

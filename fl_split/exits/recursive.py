@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fl_split.exits.exits import Exits, Weight, stages_with_exit
+from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head
 from fl_split.specs import STRICT
@@ -36,6 +37,11 @@ class RecursiveExits(Exits):
         super().__init__(head, after, num_classes, weight, detach)
         pairs = itertools.pairwise(self.widths)
         self.gates = nn.ModuleList(nn.Linear(sum(widths), 1) for widths in pairs)
+
+    def forward_flops_of(self, count: int) -> int:
+        """Operations of the forward of the first `count` exits, on one image."""
+        gates = sum(flops.forward(gate) for gate in self.gates[: max(0, count - 1)])
+        return super().forward_flops_of(count) + gates
 
     def logits(self, trace: Trace) -> list[Tensor]:
         """Return the logarithms (B, C) of what each exit has of all up to it."""

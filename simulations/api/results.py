@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from fl_split.exchange.whole import Joined
-from fl_split.models.cut import insert
 from simulations.api.looking import Data
 from simulations.api.objects import with_specs
 from simulations.report import comparison, comparison_figure
@@ -29,7 +27,7 @@ from simulations.runs.files import (
 )
 from simulations.runs.paths import expanded
 from simulations.runs.results import CLIENTS, COMPARISON, ROUNDS, STUDY, SUMMARY
-from simulations.runs.saved_model import CODEC, MODEL
+from simulations.runs.saved_model import CODEC, load_halves
 from simulations.studies.pareto import FRONT, pareto_figure
 
 if TYPE_CHECKING:
@@ -103,22 +101,9 @@ class Run:
         ValueError
             The model was an object in memory, which must be given again.
         """
-        experiment = self.experiment
-        spec = experiment.parts.model
-        if spec.is_transformers:
-            from transformers import AutoModelForImageClassification
-
-            model: nn.Module = AutoModelForImageClassification.from_pretrained(self.folder)
-        else:
-            model = spec.build(**self.summary["model_input"], seed=0)
-            model.load_state_dict(load_file(self.folder / MODEL))
-        if (self.folder / CODEC).is_file():
-            head, tail = spec.split(model, experiment.cut, experiment.end)
-            insert(head, tail, experiment.parts.codec, experiment.seed)
-            head.encoder.load_state_dict(_half(self.folder / CODEC, "encoder."))
-            tail.decoder.load_state_dict(_half(self.folder / CODEC, "decoder."))
-            model = Joined(head, tail)
-        return model.eval()
+        found = load_halves(self.folder, self.experiment, self.summary["model_input"])
+        model, head, tail = found
+        return (Joined(head, tail) if (self.folder / CODEC).is_file() else model).eval()
 
     def plot(self) -> Figure:
         """Draw accuracy against rounds, bytes and client steps."""
@@ -140,12 +125,6 @@ class Comparison:
     def plot(self) -> Figure:
         """Draw accuracy against rounds, bytes and client steps, a line for each run."""
         return comparison_figure({name: run.folder for name, run in self.runs.items()})
-
-
-def _half(file: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the weights whose names begin with `prefix`, without it."""
-    found = load_file(file).items()
-    return {k.removeprefix(prefix): value for k, value in found if k.startswith(prefix)}
 
 
 @dataclass(frozen=True)

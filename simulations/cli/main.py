@@ -12,6 +12,7 @@ from simulations.cli import (
     check_command,
     configs_command,
     data_commands,
+    infer_command,
     list_command,
     study_commands,
     time_command,
@@ -55,6 +56,7 @@ app.add_typer(list_command.app)
 app.add_typer(configs_command.app)
 app.add_typer(check_command.app)
 app.add_typer(time_command.app)
+app.add_typer(infer_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 
 
@@ -72,6 +74,7 @@ def main() -> None:
     [b]fl-split watch DIR[/b]                   what runs are doing
     [b]fl-split report DIR -o report.html[/b]   tables and figures of runs
     [b]fl-split time DIR -s SPEC[/b]            seconds and joules on devices and networks
+    [b]fl-split infer DIR[/b]                   which images leave the device early
     [b]fl-split calibrate CONFIG[/b]            this machine as a device
     [b]fl-split data SPEC[/b]                   what would be trained on
     [b]fl-split partition CONFIG[/b]            who would hold which samples

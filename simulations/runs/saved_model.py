@@ -4,12 +4,50 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from fl_split.exits import insert_exits
+from fl_split.models.cut import Head, Tail, insert
+from simulations.runs.experiment import Experiment
 
 MODEL, CODEC, BESIDE = "model.safetensors", "codec.safetensors", "beside.safetensors"
 """Files of a run: weights of the model, of a trained codec, of exits beside the head."""
+
+
+def load_halves(
+    folder: Path, experiment: Experiment, model_input: Mapping[str, int]
+) -> tuple[nn.Module, Head, Tail]:
+    """Read the trained model of a run; return it and both halves, which share its weights.
+
+    `model_input` is what the model is built for, as the summary of the run says.
+    """
+    spec = experiment.parts.model
+    if spec.is_transformers:
+        from transformers import AutoModelForImageClassification
+
+        model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
+    else:
+        model = spec.build(**model_input, seed=0)
+        model.load_state_dict(load_file(folder / MODEL))
+    head, tail = spec.split(model, experiment.cut, experiment.end)
+    if (folder / CODEC).is_file():
+        insert(head, tail, experiment.parts.codec, experiment.seed)
+        head.encoder.load_state_dict(_half(folder / CODEC, "encoder."))
+        tail.decoder.load_state_dict(_half(folder / CODEC, "decoder."))
+    insert_exits(head, experiment.parts.exits, model_input["num_classes"], experiment.seed)
+    if (folder / BESIDE).is_file():
+        head.beside.load_state_dict(load_file(folder / BESIDE))
+    return model, head, tail
+
+
+def _half(file: Path, prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names begin with `prefix`, without it."""
+    found = load_file(file).items()
+    return {k.removeprefix(prefix): value for k, value in found if k.startswith(prefix)}
 
 
 def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:

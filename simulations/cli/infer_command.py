@@ -1,0 +1,80 @@
+"""Command `infer`: a trained run answers its test images, on the device or by the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.cli.terminal import door, existing, out, quiet
+from simulations.runs.paths import expanded
+
+app = typer.Typer()
+
+
+@app.command()
+def infer(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy", "-p", metavar="SPEC", help="When an image leaves; may be repeated."
+        ),
+    ] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", "-s", metavar="SPEC", help="Devices and network, for seconds."),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Another codec than the run's."),
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="What payloads go over; default: the run's.")
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Fit policies to held-out rows: accuracy that sending all is worth."
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Default: DIR/infer.")
+    ] = None,
+) -> None:
+    r"""Let a trained run answer its test images one by one, with exits as with a server.
+
+    Each image leaves at an exit of the device, or is sent to the server, as the policy says.
+    Beside the policies: all at the last exit, all sent, an oracle, JPEG and WebP files of the
+    images. Thresholds are swept to a frontier, against a random mixture at equal bytes.
+
+    Example: [b]fl-split infer runs/a -p "threshold(tau=0.8)" -s "devices('pi5') | lte()"[/b]
+    """
+    with door():
+        folder = existing(folder)
+        target = expanded(output) if output else folder / "infer"
+    with quiet():
+        from simulations.inference.inference import infer as inferred
+        from simulations.inference.inference import write
+        from simulations.report.text_table import text_table
+    with door():
+        found = inferred(
+            folder,
+            policy or ["threshold()"],
+            system=system,
+            codec=codec,
+            channel=channel,
+            price=price,
+        )
+        files = write(found, target)
+    titles, rows, spare = found.lines()
+    caption = "Means over test images. mixture: all local and all sent at random, equal bytes."
+    out.print(text_table(titles, rows, out.width, caption=caption, spare=spare))
+    for name, counts in found.histograms.items():
+        told = ", ".join(f"{key} {count}" for key, count in counts.items())
+        out.print(f"{name}: {told}", markup=False, highlight=False, soft_wrap=True)
+    for note in found.notes:
+        out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    text = f"Written: {', '.join(map(str, files))}"
+    out.print(text, markup=False, highlight=False, soft_wrap=True)

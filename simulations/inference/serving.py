@@ -1,0 +1,153 @@
+"""What a policy makes of images: right answers, bytes, operations, seconds, joules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fl_split.metrics import calibration_error
+from simulations.inference.latency import Latency
+from simulations.inference.policies import AllLocal, AllSent, Decisions, Policy
+from simulations.inference.ways import Ways
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What N images gave and cost, as arrays (N,).
+
+    Attributes
+    ----------
+    confidence : array
+        Largest probability of the answer that counts.
+    is_lost : array
+        Whether the channel lost what was sent: then the last exit passed answers, if there is one.
+    bytes_up, bytes_down : array
+        Payload, and the class that comes back.
+    seconds, joules : array
+        Of the device, under a system; not numbers without one.
+    """
+
+    decisions: Decisions
+    right: NDArray[np.bool_]
+    confidence: Numbers
+    is_lost: NDArray[np.bool_]
+    bytes_up: NDArray[np.int64]
+    bytes_down: NDArray[np.int64]
+    device_flops: NDArray[np.int64]
+    server_flops: NDArray[np.int64]
+    seconds: Numbers
+    joules: Numbers
+
+    def images(self, names: Sequence[str]) -> pd.DataFrame:
+        """Return one row per image."""
+        place, is_sent = self.decisions
+        columns = {key: value for key, value in vars(self).items() if key != "decisions"}
+        left = np.where(is_sent, "sent from ", "") + np.array(names)[place].astype(object)
+        return pd.DataFrame({"left": left, **columns})
+
+    def summary(self) -> dict[str, Any]:
+        """Return means over images: accuracy, shares, costs, calibration."""
+        return {
+            "accuracy": float(self.right.mean()),
+            "sent": float(self.decisions.is_sent.mean()),
+            "lost": int(self.is_lost.sum()),
+            "bytes_up": float(self.bytes_up.mean()),
+            "bytes_down": float(self.bytes_down.mean()),
+            "device_flops": float(self.device_flops.mean()),
+            "server_flops": float(self.server_flops.mean()),
+            "calibration_error": calibration_error(self.confidence, self.right),
+            "seconds": float(self.seconds.mean()),
+            "joules": float(self.joules.mean()),
+        }
+
+
+def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
+    """Let a policy decide on all images, and add up what each of them takes."""
+    place, is_sent = decisions = policy.decide(ways)
+    images = np.arange(len(place))
+    served, local = ways.served[place, images], ways.local
+    is_lost = is_sent & np.isnan(served).any(axis=1)
+    answers = np.where((is_sent & ~is_lost)[:, None], served, _last_exits(ways, place, local))
+    known = ~np.isnan(answers).any(axis=1)
+    answers = np.nan_to_num(answers)
+    right = known & (answers.argmax(axis=1) == ways.labels)
+    bytes_up = np.where(is_sent, ways.sent_bytes[place, images], 0)
+    bytes_down = np.where(is_sent & ~is_lost, ways.answer_bytes, 0)
+    device = ways.device_flops[place]
+    server = np.where(is_sent & ~is_lost, ways.server_flops[place], 0)
+    nothing = np.full(len(place), np.nan)
+    took = (nothing, nothing)
+    if latency:
+        took = latency.of(device, server, bytes_up, bytes_down, is_sent)
+    confidence = answers.max(axis=1)
+    costs = bytes_up, bytes_down, device, server
+    return Served(decisions, right, confidence, is_lost, *costs, *took)
+
+
+def _last_exits(ways: Ways, place: NDArray[np.int64], local: Numbers) -> Numbers:
+    """Return the probabilities (N, C) of the last exit that each image has passed."""
+    passed = [np.flatnonzero(ways.has_exit[: number + 1]) for number in range(len(ways.names))]
+    last = np.array([one[-1] if len(one) else number for number, one in enumerate(passed)])
+    return np.asarray(local[last[place], np.arange(len(place))])
+
+
+def histogram(served: Served, ways: Ways) -> dict[str, int]:
+    """Count the images that leave at, or are sent from, each place."""
+    counted = Counter(served.images(ways.names)["left"])
+    names = [*ways.names, *(f"sent from {name}" for name in ways.names)]
+    return {name: counted[name] for name in names if counted[name]}
+
+
+def mixture(ways: Ways, bytes_up: float) -> float:
+    """Return the accuracy of a random mixture of all local and all sent, at the same bytes.
+
+    The control of every policy: who cannot beat it has learnt nothing of images.
+    """
+    local, sent = (serve(ways, policy).summary() for policy in (AllLocal(), AllSent()))
+    share = bytes_up / sent["bytes_up"] if sent["bytes_up"] else 0.0
+    return float(local["accuracy"] + min(1.0, share) * (sent["accuracy"] - local["accuracy"]))
+
+
+def fitted(policy: Policy, ways: Ways, price: float) -> Policy:
+    """Return the policy of its sweep with the most accuracy less price times bytes.
+
+    `ways` are of held-out images. Bytes are a share of those of sending all; of equal policies
+    the first counts.
+    """
+    whole = serve(ways, AllSent()).summary()["bytes_up"] or 1.0
+
+    def worth(one: Policy) -> float:
+        found = serve(ways, one).summary()
+        return float(found["accuracy"] - price * found["bytes_up"] / whole)
+
+    return max(policy.sweep(), key=worth)
+
+
+def frontier(ways: Ways, policy: Policy, latency: Latency | None = None) -> pd.DataFrame:
+    """Return one row for each policy of a sweep, the fewest bytes first."""
+    rows = []
+    for one in policy.sweep():
+        found = serve(ways, one, latency).summary()
+        rows.append({"policy": repr(one), **found, "mixture": mixture(ways, found["bytes_up"])})
+    return pd.DataFrame(rows).sort_values("bytes_up", kind="stable").reset_index(drop=True)
+
+
+def area(frame: pd.DataFrame, whole: float) -> float:
+    """Return the mean accuracy of a frontier over bytes from 0 to `whole`, those of sending all.
+
+    At each number of bytes the best policy counts that needs no more.
+    """
+    if not whole:
+        return float(frame["accuracy"].max())
+    share = np.minimum(frame["bytes_up"].to_numpy() / whole, 1.0)
+    best = np.maximum.accumulate(frame["accuracy"].to_numpy())
+    widths = np.diff([*share, 1.0])
+    return float((best * widths).sum() + best[0] * share[0])

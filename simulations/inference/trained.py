@@ -1,0 +1,95 @@
+"""A finished run, ready to answer: its data, and both halves with the weights it has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_split.exits import Exits, exits_of
+from fl_split.models.cut import Head, Tail
+from simulations.data.samples import Samples
+from simulations.runs.checkpoint import read_experiment
+from simulations.runs.experiment import Experiment
+from simulations.runs.files import read_summary
+from simulations.runs.results import SUMMARY
+from simulations.runs.saved_model import load_halves
+from simulations.runs.setup import Setup, prepare
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Head and tail of a run, on the CPU and in evaluation mode.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The whole model, that both halves are of.
+    """
+
+    folder: Path
+    setup: Setup
+    module: Any
+    head: Head
+    tail: Tail
+
+    @property
+    def experiment(self) -> Experiment:
+        """The settings of the run."""
+        return self.setup.experiment
+
+    @property
+    def exits(self) -> Exits | None:
+        """Exits of the head, if it has some."""
+        return exits_of(self.head)
+
+    @property
+    def test(self) -> Samples:
+        """Test images."""
+        return self.setup.test
+
+    @property
+    def held_out(self) -> NDArray[np.int64]:
+        """Rows of the training images that clients have kept back, in the order of clients.
+
+        Raises
+        ------
+        ValueError
+            There are none.
+        """
+        shards = self.setup.shards
+        if not shards:
+            raise ValueError(
+                f"{str(self.folder)!r} has kept no rows back, and nothing may be fitted to test "
+                "images; train with a holdout, as holdout=0.1"
+            )
+        return np.concatenate([shards[client] for client in sorted(shards)])
+
+
+def load(folder: Path, objects: Mapping[str, Any] | None = None) -> Trained:
+    """Read the finished run in `folder`; `objects` are parts that stood in the place of specs.
+
+    Raises
+    ------
+    ValueError
+        There is no finished run, or its data are not there; or a model cut twice, or of which
+        each client keeps its own.
+    """
+    experiment = read_experiment(folder, objects or {})
+    summary = read_summary(folder / SUMMARY)
+    if not summary:
+        raise ValueError(f"{str(folder)!r} has no {SUMMARY}: the run has not ended")
+    if experiment.end:
+        raise ValueError("a model cut twice keeps its classifier on the device; train with end=0")
+    if experiment.parts.strategy.keeps_models:
+        raise ValueError(
+            f"{experiment.strategy} leaves models with the clients, and the server has no copy to "
+            "go on with; take a strategy that averages heads"
+        )
+    setup = prepare(experiment)
+    module, head, tail = load_halves(folder, experiment, summary["model_input"])
+    return Trained(folder, setup, module, head.eval(), tail.eval())
