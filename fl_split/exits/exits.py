@@ -102,9 +102,11 @@ class Exits(Beside):
         return sum(flops.forward(layer) for layer in self.classifiers[:count])
 
     def flops(self, samples: int) -> int:
-        """Operations of forward and backward; one token of an image is read."""
-        layers = [part for part in self.modules() if isinstance(part, nn.Linear)]
-        return samples * sum(flops.of_layer(layer, not self.detach) for layer in layers)
+        """Operations of forward and backward; one token of an image is read.
+
+        Detached ones need the gradient of their inputs too: for the weights of the norms.
+        """
+        return samples * flops.training(self)
 
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""
@@ -141,8 +143,8 @@ def stages_with_exit(after: str, head: Head) -> list[int]:
             f"after must be 'all' or numbers of head blocks with commas between, got {after!r}"
         )
     numbers = [int(word) for word in words]
-    if wrong := next((n for n in numbers if not 1 <= n <= count), None):
-        raise ValueError(f"after: the head has blocks 1..{count} before the cut, got {wrong}")
-    if 0 in numbers or any(a >= b for a, b in itertools.pairwise(numbers)):
+    if wrong := [number for number in numbers if not 1 <= number <= count]:
+        raise ValueError(f"after: the head has blocks 1..{count} before the cut, got {wrong[0]}")
+    if any(a >= b for a, b in itertools.pairwise(numbers)):
         raise ValueError(f"after must grow from 1, got {after!r}")
     return numbers

@@ -239,9 +239,8 @@ class Conversation:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
         work, smashed = size * self.flops.forward, int(record.number(SMASHED_BYTES))
-        numbers = smashed // 4 * self.link.encodes
         crossing = self.link.over(data, at, "up", self.mailbox.account)
-        self.tasks.payload(client, at.step, work, numbers, crossing.size)
+        self.tasks.payload(client, at.step, work, smashed // 4 * self.link.encodes, crossing.size)
         arrival = self.link.received(crossing, at, self.training.tail.module)
         if arrival is None:
             self._skip(client, "up")
@@ -250,12 +249,16 @@ class Conversation:
         return arrival
 
     def _skip(self, client: int, way: str) -> None:
-        """Let a client go on without learning, as its payload or its cut gradient is lost."""
+        """Let a client go on with what it can learn alone: a payload or cut gradient is lost."""
         self.mailbox.account.count_loss(client, way)
-        self.flops_not_done += self.flops.backward * self.batch_samples[client]
+        step, work = self.steps[client], self.flops.backward * self.batch_samples[client]
         if way == "up":  # else it went with the cut gradient
-            self.tasks.follow("down", client, self.steps[client], 0)
-        self.mailbox.send(client, Record(SKIP, step=self.steps[client]))
+            self.tasks.follow("down", client, step, 0)
+        if self.training.head.module.beside:  # which has a loss of its own
+            self.tasks.follow("backward", client, step, work)
+        else:
+            self.flops_not_done += work
+        self.mailbox.send(client, Record(SKIP, step=step))
         self.steps[client] += 1
 
     def _end(self, client: int, record: Record) -> None:
@@ -263,13 +266,11 @@ class Conversation:
         if record.number(HELD) != self.samples[client]:
             raise ValueError("another number of samples than it said at the start")
         if self.exchange.trains_whole_models:
-            trained = int(record.number(SAMPLES))
             self.losses[client] = {0: record.number(LOSS)}
-            self.tasks.follow("train", client, 0, trained * self.flops.total)
+            self.tasks.follow("train", client, 0, int(record.number(SAMPLES)) * self.flops.total)
         elif record.number(SAMPLES):
             raise ValueError("samples with the end of a round whose steps were all served")
-        size = weights_bytes(record)
-        task = self.tasks.follow("sync up", client, self.steps[client], size)
+        task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
         self._origins |= dict.fromkeys(record.weights.values(), task)
         self.ends[client] = Update(client, self.samples[client], dict(record.weights))
 
@@ -296,5 +297,4 @@ class Conversation:
                 self._resume(waiting)
 
     def _resume(self, waiting: Waiting) -> None:
-        work = partial(waiting.half.resume, waiting.answers)
-        self.training.threads.submit(work, waiting.then)
+        self.training.threads.submit(partial(waiting.half.resume, waiting.answers), waiting.then)

@@ -1,0 +1,239 @@
+"""Exits: hand-worked answers, gradients against one whole model, bytes, operations, runs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fl_split.codecs import Identity
+from fl_split.exchange.link import Link
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.split import Split
+from fl_split.exchange.whole import predict_by_exit
+from fl_split.exits import EXITS, exits_of, insert_exits
+from fl_split.exits.exits import stages_with_exit
+from fl_split.flat import Flat
+from fl_split.models.beside import Trace
+from fl_split.models.resnet import ResNet18
+from fl_split.models.vit import ViT
+from fl_split.seeds import StepId
+from fl_split.specs import parse
+from simulations.runs.experiment import Experiment
+from simulations.runs.setup import prepare
+
+SMALL = ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
+SPECS = ["plain()", "recursive()", "plain(after='2', weight=0.3)", "recursive(detach=True)"]
+"""With exits: the entries of the table, and what their parameters change."""
+
+AT = StepId(0, 1, 0, 0)
+
+
+def test_specs_name_every_entry():
+    assert {spec.partition("(")[0] for spec in SPECS} == {*EXITS} - {"none"}
+
+
+def halves(spec, cut=2, model=SMALL, channels=1):
+    module = model.build(image_size=8, channels=channels, num_classes=4, seed=0)
+    head, tail = model.split(module.train(), cut)
+    insert_exits(head, parse(spec, EXITS), 4, 0)
+    return head, tail
+
+
+def batch(size=5, channels=1):
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.randn(size, channels, 8, 8, generator=draw)
+    return Batch(pixels, torch.arange(size) % 4, 4)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_gradients_are_those_of_one_model_with_the_sum_of_losses(spec):
+    head, tail = halves(spec)
+    found = batch()
+    flat_head, flat_tail = Flat(head), Flat(tail)
+    link = Link(Identity(), Identity())
+    step = Split().step(flat_head, flat_tail, link, found, AT)
+    trace, exits = Trace(), exits_of(head)
+    of_server = functional.cross_entropy(tail(head(found.pixels, trace)[0]), found.labels)
+    losses = [functional.cross_entropy(one, found.labels) for one in exits.logits(trace)]
+    whole = of_server + exits.weight * sum(losses)
+    wanted = [*head.parameters(), *tail.parameters()]
+    gradients = torch.autograd.grad(whole, wanted)
+    expected = torch.cat([one.flatten() for one in gradients])
+    torch.testing.assert_close(torch.cat([step.of_head, step.of_tail]), expected)
+    assert step.loss == pytest.approx(float(of_server.detach()))
+
+
+@pytest.mark.parametrize("spec", ["plain(detach=True)", "recursive(detach=True)"])
+def test_a_detached_exit_leaves_the_trunk_alone(spec):
+    found, link = batch(), Link(Identity(), Identity())
+    (alone, tail), (head, tail_too) = halves("none()"), halves(spec)
+    first = Split().step(Flat(alone), Flat(tail), link, found, AT)
+    second = Split().step(Flat(head), Flat(tail_too), link, found, AT)
+    beside = sum(one.numel() for one in head.beside.parameters())
+    assert torch.equal(second.of_head[beside:], first.of_head)
+    assert torch.equal(second.of_tail, first.of_tail)
+    assert bool(second.of_head[:beside].abs().sum() > 0)
+
+
+def test_recursion_by_hand():
+    """Two exits, two classes: p1 = (0.8, 0.2), own answer (0.4, 0.6), gate 0.25."""
+    head, _ = halves("recursive()")
+    exits = exits_of(head)
+    answers, gate = [(0.8, 0.2), (0.4, 0.6)], math.log(0.25 / 0.75)
+    for layer, (first, second) in zip(exits.classifiers, answers, strict=True):
+        layer.weight.data.zero_()
+        layer.bias.data = torch.tensor([math.log(first), math.log(second), -90.0, -90.0])
+    exits.gates[0].weight.data.zero_()
+    exits.gates[0].bias.data.fill_(gate)
+    trace = Trace()
+    head(batch(1).pixels, trace)
+    first, second = (one.exp()[0, :2].tolist() for one in exits.logits(trace))
+    assert first == pytest.approx([0.8, 0.2])
+    assert second == pytest.approx([0.25 * 0.4 + 0.75 * 0.8, 0.25 * 0.6 + 0.75 * 0.2])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_operations_equal_torchs_counter(spec):
+    head, _ = halves(spec)
+    with sdpa_kernel(SDPBackend.MATH):
+        counts = []
+        for trace in (None, Trace()):
+            with FlopCounterMode(display=False) as forward:
+                tokens, _ = head(batch().pixels, trace)
+                total = tokens.sum()
+                if trace:
+                    exits = exits_of(head)
+                    total = total + sum(one.sum() for one in exits.logits(trace))
+            with FlopCounterMode(display=False) as backward:
+                total.backward()
+            counts.append((forward.get_total_flops(), backward.get_total_flops()))
+    (bare, bare_back), (whole, whole_back) = counts
+    assert exits.forward_flops(5) == whole - bare
+    assert exits.flops(5) == whole - bare + whole_back - bare_back
+    assert exits.forward_flops_of(len(exits.after)) * 5 == whole - bare
+
+
+def test_exits_of_feature_maps_read_their_mean():
+    head, tail = halves("plain()", cut=3, model=ResNet18(width=4), channels=3)
+    found, exits = batch(channels=3), exits_of(head)
+    head.eval()
+    trace = Trace()
+    head(found.pixels, trace)
+    assert exits.widths == [one.shape[2] for one in trace.hidden] and len(exits.after) == 3
+    means = [one.mean(dim=1) for one in trace.hidden]
+    for read, mean, norm in zip(exits.features(trace), means, exits.norms, strict=True):
+        torch.testing.assert_close(read, norm(mean))
+    answers = predict_by_exit(head, tail.eval(), found.pixels)
+    assert [tuple(one.shape) for one in answers] == [(5, 4)] * 4
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ("3", "the head has blocks 1..2 before the cut, got 3"),
+        ("0", "blocks 1..2 before the cut, got 0"),
+        ("2, 1", "must grow from 1, got '2, 1'"),
+        ("1, 1", "must grow from 1"),
+        ("first", "must be 'all' or numbers of head blocks"),
+        ("", "must be 'all' or numbers of head blocks"),
+    ],
+)
+def test_exits_behind_the_cut_and_nonsense_are_refused(after, message):
+    head, _ = halves("none()")
+    with pytest.raises(ValueError, match=message):
+        stages_with_exit(after, head)
+    with pytest.raises(ValueError, match=f"exits: .*{message}"):
+        prepare(Experiment.from_dict({"exits": f"plain(after={after!r})", "cut": 2}))
+
+
+def test_a_stack_of_heads_with_exits_is_refused():
+    with pytest.raises(ValueError, match=r"stack: .*without dropout or exits"):
+        prepare(Experiment.from_dict({"exits": "plain()", "stack": 4}))
+
+
+EXCHANGES = {"split": {}, "u-shape": {"end": 2}, "whole": {"strategy": "fedavg()"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", EXCHANGES)
+def test_engines_agree(case, on_ray, reference, through_state):
+    changes = {"exits": "recursive()", **EXCHANGES[case]}
+    inline = reference(**changes)
+    for other in (on_ray(**changes), through_state(**changes)):
+        assert inline.equals(other)
+        assert inline.rounds["accuracy_exit1"].equals(other.rounds["accuracy_exit1"])
+        weights = [load_file(one.folder / "beside.safetensors") for one in (inline, other)]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("case", [*EXCHANGES, "private", "centralised"])
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(case, simulate, resume):
+    others = {
+        "private": {"strategy": "parallel(average_heads=False)"},
+        "centralised": {"strategy": "centralised()"},
+    }
+    changes = {"exits": "plain()", "checkpoint_every": 1, **{**EXCHANGES, **others}[case]}
+
+    def stop(row, result):
+        if row["round"] == 1:
+            raise KeyboardInterrupt
+
+    whole = simulate(**changes)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(watch=stop, **changes)
+    half = type(whole)(whole.folder.parent / "run2")
+    resume(half)
+    assert whole.equals(half)
+    assert whole.rounds["accuracy_exit1"].equals(half.rounds["accuracy_exit1"])
+
+
+def test_exits_travel_with_heads(simulate):
+    """Each of 6 clients has 4 bytes more for each weight, up and down, in both rounds."""
+    without, with_exits = simulate(rounds=1), simulate(rounds=1, exits="plain()")
+    weights = 2 * 16 + 16 * 10 + 10  # norm, classifier
+    for way in ("head_bytes_up", "head_bytes_down"):
+        more = with_exits.rounds[way].sum() - without.rounds[way].sum()
+        assert more == 6 * 4 * weights
+    for way in ("payload_bytes_up", "payload_bytes_down"):
+        assert with_exits.rounds[way].equals(without.rounds[way])
+
+
+def test_sflv1_equals_fedavg(simulate):
+    first, second = (simulate(exits="plain()", strategy=one) for one in ("sflv1()", "fedavg()"))
+    assert first.equals(second)
+    assert first.rounds["accuracy_exit1"].equals(second.rounds["accuracy_exit1"])
+
+
+def test_what_is_lost_still_teaches_the_exits(simulate):
+    """With a channel that loses all, the trunk learns from exits alone, the tail not at all."""
+    alone = {"rounds": 1, "clients": 1, "codec": "zstd()"}
+    lost = {**alone, "channel": "erasure(p=0.99, packet=500, mode='drop')"}
+    first, again = simulate(exits="plain()", **lost), simulate(exits="plain()", **alone)
+    assert (first.rounds["lost_payloads_up"] == first.rounds["client_steps"]).all()
+    before = simulate(exits="plain(weight=0.0)", **lost)
+    same = {name for name, one in first.model.items() if torch.equal(one, before.model[name])}
+    assert any(name.startswith("classifier") for name in same)
+    assert not any("layers.0" in name or "layer.0." in name for name in same)
+    assert first.rounds["accuracy_exit1"][0] > before.rounds["accuracy_exit1"][0]
+    assert first.rounds["client_flops"][0] == again.rounds["client_flops"][0]
+
+
+def test_the_accuracy_of_exits_is_that_of_their_answers(simulate):
+    outcome = simulate(exits="plain()")
+    assert outcome.rounds["accuracy_exit1"].between(0, 1).all()
+    setup = prepare(Experiment.from_dict({**outcome.summary["experiment"], "out": ""}))
+    from simulations.runs.saved_model import load_halves
+
+    halves_of_run = load_halves(outcome.folder, setup.experiment, setup.model_input)
+    head, tail = (one.eval() for one in halves_of_run[1:])
+    pixels, labels = setup.test.batch(np.arange(len(setup.test.labels)))
+    with torch.no_grad():
+        server, first = predict_by_exit(head, tail, pixels)
+    for column, logits in (("accuracy", server), ("accuracy_exit1", first)):
+        right = (logits.argmax(1) == labels).float().mean()
+        assert outcome.rounds[column].iloc[-1] == pytest.approx(float(right))
