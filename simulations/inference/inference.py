@@ -13,12 +13,12 @@ import pandas as pd
 from fl_split.channels import CHANNELS
 from fl_split.codecs import parse_codec
 from fl_split.exchange.link import Link
-from fl_split.specs import canonical, parse, shortened
+from fl_split.specs import parse
 from simulations.data.statistics import count, per_client
 from simulations.inference import pictures
 from simulations.inference.figure import draw
 from simulations.inference.latency import Latency
-from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, Policy
+from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, Policy, name_of
 from simulations.inference.serving import Served, area, fitted, frontier, histogram, mixture, serve
 from simulations.inference.trained import Trained, load
 from simulations.inference.ways import Ways, ways_of
@@ -118,15 +118,15 @@ def infer(
         No finished run, a model without exits, or nothing held out where something is fitted.
     """
     trained = load(Path(folder), objects)
-    chosen = dict(map(_policy, policies))
+    wanted = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in policies]
+    chosen = {name_of(one): one for one in wanted}
     _check(trained, chosen)
     link = _link(trained, codec, channel)
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
     held = None
     if price is not None:
         held = ways_of(trained, trained.setup.train, trained.held_out, link)
-        found = [fitted(one, held, price) for one in chosen.values()]
-        chosen = {repr(one): one for one in found}
+        chosen = {name_of(one): one for one in (fitted(one, held, price) for one in wanted)}
     latency = _latency(trained, system)
     served = {name: serve(ways, one, latency) for name, one in chosen.items()}
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
@@ -142,13 +142,6 @@ def infer(
         {name: histogram(one, ways) for name, one in served.items() if name in chosen},
         _notes(ways, served, price),
     )
-
-
-def _policy(given: str | Policy) -> tuple[str, Policy]:
-    """Return a policy and what it is called."""
-    if isinstance(given, Policy):
-        return repr(given), given
-    return shortened(canonical(given, POLICIES), POLICIES), parse(given, POLICIES)
 
 
 def _check(trained: Trained, policies: Mapping[str, Policy]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl_split.specs import STRICT
+from fl_split.specs import STRICT, shortened
 from fl_split.tables import Table
 from simulations.inference.ways import Probabilities, Ways
 
@@ -219,6 +219,15 @@ def margins(local: Probabilities) -> Probabilities:
     """Return by how much the largest probability exceeds the second, (E, N)."""
     ordered = np.sort(local, axis=2)
     return np.asarray(ordered[..., -1] - ordered[..., -2])
+
+
+def name_of(policy: Policy) -> str:
+    """Write a policy as a spec, without what is as by default."""
+    name = next((name for name, kind in POLICIES.items() if type(policy) is kind), "")
+    if not name:
+        return repr(policy)
+    values = ", ".join(f"{key}={value!r}" for key, value in vars(policy).items())
+    return shortened(f"{name}({values})", POLICIES)
 
 
 POLICIES: Table[type[Policy]] = Table(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fl_split.metrics import calibration_error
 from simulations.inference.latency import Latency
-from simulations.inference.policies import AllLocal, AllSent, Decisions, Policy
+from simulations.inference.policies import AllLocal, AllSent, Decisions, Policy, name_of
 from simulations.inference.ways import Ways
 
 Numbers = NDArray[np.float64]
@@ -136,7 +136,7 @@ def frontier(ways: Ways, policy: Policy, latency: Latency | None = None) -> pd.D
     rows = []
     for one in policy.sweep():
         found = serve(ways, one, latency).summary()
-        rows.append({"policy": repr(one), **found, "mixture": mixture(ways, found["bytes_up"])})
+        rows.append({"policy": name_of(one), **found, "mixture": mixture(ways, found["bytes_up"])})
     return pd.DataFrame(rows).sort_values("bytes_up", kind="stable").reset_index(drop=True)
 
 

@@ -1,0 +1,249 @@
+"""Split inference: policies by hand, costs by hand, controls, and the command on a tiny run."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fl_split.metrics import calibration_error
+from fl_split.payload import Payload
+from simulations.cli.main import app
+from simulations.inference import trained
+from simulations.inference.inference import infer, write
+from simulations.inference.latency import Latency
+from simulations.inference.policies import (
+    POLICIES,
+    AllLocal,
+    AllSent,
+    Margin,
+    Oracle,
+    Patience,
+    Threshold,
+    Trend,
+    name_of,
+)
+from simulations.inference.serving import area, fitted, frontier, histogram, mixture, serve
+from simulations.inference.ways import Ways, ways_of
+from simulations.runs.experiment import Experiment
+from simulations.system.system import parse_system
+
+LOCAL = np.array(
+    [
+        [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.9, 0.1, 0.0], [0.4, 0.3, 0.3]],
+        [[0.5, 0.4, 0.1], [0.2, 0.8, 0.0], [0.8, 0.1, 0.1], [0.3, 0.4, 0.3]],
+    ]
+)
+"""Two exits, four images, three classes."""
+
+
+def ways(**changes):
+    served = np.full((2, 4, 3), 0.1)
+    served[0, :, 1], served[1, :, 2] = 0.8, 0.8  # from exit1 it says 1, from exit2 it says 2
+    values = {
+        "labels": np.array([0, 1, 0, 2]),
+        "names": ["exit1", "exit2"],
+        "has_exit": np.array([True, True]),
+        "can_send": np.array([True, True]),
+        "local": LOCAL,
+        "served": served,
+        "sent_bytes": np.array([[100, 110, 120, 130], [40, 50, 60, 70]]),
+        "device_flops": np.array([1000, 3000]),
+        "server_flops": np.array([9000, 7000]),
+        "answer_bytes": 9,
+    }
+    return Ways(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("policy", "place", "is_sent"),
+    [
+        (Threshold(tau=0.6), [0, 1, 0, 1], [False, False, False, True]),
+        (Threshold(tau=0.0), [0, 0, 0, 0], [False] * 4),
+        (Margin(tau=0.6), [1, 1, 0, 1], [True, False, False, True]),
+        (Patience(count=2), [1, 1, 1, 1], [False, True, False, True]),
+        (Patience(count=3), [1, 1, 1, 1], [True] * 4),
+        # margins .3 .1 .8 .1, then .1 .6 .7 .1: growths -.2 .5 -.1 0
+        (Trend(tau=0.7, least=0.05), [1, 1, 0, 1], [True, True, False, True]),
+        (AllLocal(), [1, 1, 1, 1], [False] * 4),
+        (AllSent(), [1, 1, 1, 1], [True] * 4),
+        (Oracle(), [0, 1, 0, 1], [False, False, False, True]),
+    ],
+)
+def test_decisions_by_hand(policy, place, is_sent):
+    found = policy.decide(ways())
+    assert (found.place.tolist(), found.is_sent.tolist()) == (place, is_sent)
+
+
+def test_a_trend_hands_over_at_an_exit_before_the_last():
+    """Three exits; the margin of the first image falls at the second: the server goes on there."""
+    local = np.concatenate([LOCAL, LOCAL[1:]])
+    three = ways(
+        local=local,
+        served=np.full((3, 4, 3), 1 / 3),
+        names=["exit1", "exit2", "exit3"],
+        has_exit=np.ones(3, bool),
+        can_send=np.ones(3, bool),
+        sent_bytes=np.tile([[10], [20], [30]], 4),
+        device_flops=np.array([1, 2, 3]),
+        server_flops=np.array([3, 2, 1]),
+    )
+    found = Trend(tau=0.7, least=0.05).decide(three)
+    assert found.place.tolist() == [1, 2, 0, 1] and found.is_sent.tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    cannot = ways(**{**vars(three), "can_send": np.array([False, False, True])})
+    assert Trend(tau=0.7, least=0.05).decide(cannot).place.tolist() == [2, 2, 0, 2]
+
+
+def test_every_policy_is_tried_above():
+    tried = {Threshold, Margin, Patience, Trend, AllLocal, AllSent, Oracle}
+    assert tried == {*POLICIES.values()}
+
+
+def test_costs_by_hand():
+    """Images 0 to 2 leave at exits 1, 2, 1; image 3 is sent from the second: 70 bytes, 9 back."""
+    one = serve(ways(), Threshold(tau=0.6))
+    assert one.right.tolist() == [True, True, True, True]
+    assert one.bytes_up.tolist() == [0, 0, 0, 70] and one.bytes_down.tolist() == [0, 0, 0, 9]
+    assert one.device_flops.tolist() == [1000, 3000, 1000, 3000]
+    assert one.server_flops.tolist() == [0, 0, 0, 7000]
+    assert one.confidence.tolist() == [0.6, 0.8, 0.9, 0.8]
+    assert histogram(one, ways()) == {"exit1": 2, "exit2": 1, "sent from exit2": 1}
+    assert one.summary()["accuracy"] == 1 and one.summary()["sent"] == 0.25
+
+
+def test_what_the_channel_loses_is_answered_by_the_last_exit():
+    served = np.full((2, 4, 3), np.nan)
+    one = serve(ways(served=served), AllSent())
+    assert one.is_lost.all() and one.right.tolist() == [True, True, True, False]
+    assert one.bytes_up.tolist() == [40, 50, 60, 70] and one.bytes_down.sum() == 0
+    nobody = ways(served=served, has_exit=np.array([False, False]), local=served)
+    assert not serve(nobody, AllSent()).right.any()
+
+
+def test_controls_by_hand():
+    """All local is right on 3 of 4, all sent on 1 of 4, at a mean of 55 bytes."""
+    found = ways()
+    assert mixture(found, 0) == 0.75 and mixture(found, 55) == 0.25
+    assert mixture(found, 11) == pytest.approx(0.75 - 0.2 * 0.5)
+    swept = frontier(found, Threshold())
+    assert swept["bytes_up"].is_monotonic_increasing and len(swept) == 21
+    # .9 and more of accuracy: everything up to tau=.4 leaves at exit 1, where 2 of 4 are right
+    assert swept["accuracy"].iloc[0] in {0.5, 0.75}
+    frame = pd.DataFrame({"bytes_up": [0.0, 10.0, 40.0], "accuracy": [0.5, 0.8, 0.7]})
+    assert area(frame, 50.0) == pytest.approx(0.2 * 0.5 + 0.8 * 0.8)
+
+
+def test_a_fit_takes_what_is_worth_most():
+    """At no price accuracy alone counts; at a high one nothing is sent."""
+    free, dear = (fitted(Threshold(), ways(), price) for price in (0.0, 100.0))
+    assert serve(ways(), free).right.mean() == 1.0
+    assert serve(ways(), dear).bytes_up.sum() == 0
+
+
+def test_calibration_by_hand():
+    """Two bins of two: (.9 + .8 - 1) / 2 and (.3 + .2 - 0) / 2, each of half the samples."""
+    confidence, right = np.array([0.9, 0.8, 0.3, 0.2]), np.array([True, False, False, False])
+    assert calibration_error(confidence, right, bins=2) == pytest.approx((0.7 + 0.5) / 4)
+    assert calibration_error(np.ones(3), np.ones(3, bool)) == 0
+
+
+def test_seconds_and_joules_by_hand():
+    system = parse_system("devices('pi5') | network(up='1Mbit/s', down='2Mbit/s', latency='10ms')")
+    latency = Latency.of_system(system, Experiment.from_dict({"clients": 1}))
+    speed, watts = (
+        latency.now.flops[0],
+        {
+            key: latency.fleet.of(f"{key}_watts")[0]
+            for key in ("compute", "send", "receive", "idle")
+        },
+    )
+    seconds, joules = latency.of(
+        np.array([10**9, 10**9]), np.array([0, 10**9]), np.array([0, 125]), np.array([0, 250]),
+        np.array([False, True]),
+    )  # fmt: skip
+    compute, send, receive = 1e9 / speed, 8 * 125 / 1e6, 8 * 250 / 2e6
+    wait = 0.02 + 1e9 / 1e12
+    assert seconds.tolist() == pytest.approx([compute, compute + send + receive + wait])
+    more = watts["send"] * send + watts["receive"] * receive + watts["idle"] * wait
+    assert joules.tolist() == pytest.approx([watts["compute"] * compute] * 2 + np.array([0, more]))
+
+
+TINY = {"exits": "plain()", "cut": 2, "holdout": 0.3, "codec": "uniform(bits=8)"}
+
+
+def test_a_run_serves_its_test_images(reference, tmp_path):
+    """All sent without a codec is the accuracy of training; all local that of the last exit."""
+    run = reference(**TINY)
+    found = infer(run.folder, ["threshold(tau=0.5)", "trend()"], codec="identity()")
+    table = found.table.set_index("policy")
+    last = run.rounds.iloc[-1]
+    assert table.loc["all sent", "accuracy"] == pytest.approx(last["accuracy"])
+    assert table.loc["all local", "accuracy"] == pytest.approx(last["accuracy_exit2"])
+    images = found.images["threshold(tau=0.5)"]
+    assert len(images) == len(found.images["trend(tau=0.8)"]) == 364
+    assert images["right"].mean() == table.loc["threshold(tau=0.5)", "accuracy"]
+    tokens, label = torch.zeros(1, 5, 16), torch.zeros(1, dtype=torch.int64)
+    payload = Payload({"tokens": tokens}, {"labels": label})
+    assert table.loc["all sent", "bytes_up"] == payload.nbytes
+    assert table.loc["oracle", "accuracy"] >= table["accuracy"].drop("oracle").max()
+    assert sorted(found.clients["client"].unique()) == [*range(6)]
+    files = write(found, tmp_path / "infer")
+    assert all(file.is_file() for file in files)
+    assert {f"JPEG {q}" for q in (5, 95)} <= {*table.index}
+
+
+def test_thresholds_are_fitted_to_rows_that_nobody_trained_on(reference):
+    run = reference(**TINY)
+    found = infer(run.folder, ["threshold"], price=0.1)
+    assert any("fitted to held-out rows" in note for note in found.notes)
+    read = trained.load(run.folder)
+    held, used = read.held_out, np.concatenate(read.setup.train.partitions)
+    assert len(held) and not np.isin(held, used).any()
+    ways = ways_of(read, read.setup.train, held, read.experiment.parts.link())
+    assert [*found.histograms] == [name_of(fitted(Threshold(), ways, 0.1))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "options", "message"),
+    [
+        ({}, {}, "the run has none; train with exits"),
+        ({"exits": "plain()"}, {"price": 0.1}, "has kept no rows back.*holdout=0.1"),
+        ({"exits": "plain()", "end": 2}, {}, "keeps its classifier on the device"),
+        (
+            {"exits": "plain()", "strategy": "parallel(average_heads=False)"},
+            {},
+            "leaves models with the clients",
+        ),
+        ({"exits": "plain()", "codec": "bottlenet()"}, {"codec": "topk()"}, "is trained; leave"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(simulate, keys, options, message):
+    run = simulate(rounds=1, **keys)
+    with pytest.raises(ValueError, match=message):
+        infer(run.folder, **options)
+
+
+def test_a_trained_codec_sends_from_the_cut_alone(simulate):
+    run = simulate(rounds=1, exits="plain(after='1')", cut=2, codec="bottlenet()")
+    found = infer(run.folder, ["trend(tau=1.0, least=1.0)"])
+    assert {*found.images["trend(tau=1.0, least=1.0)"]["left"]} == {"sent from cut"}
+
+
+def test_the_command(reference, tmp_path):
+    run = reference(**TINY)
+    words = ["infer", run.folder, "-p", "margin()", "-s", "devices('pi5') | lte()"]
+    done = CliRunner().invoke(app, [*map(str, words), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(tmp_path / "out" / "infer.csv").set_index("policy")
+    assert table.loc["all sent", "bytes_up"] < 0.5 * 4 * 5 * 16  # packed by the run's codec
+    assert table.loc["all sent", "seconds"] > table.loc["all local", "seconds"] > 0
+    assert "oracle" in done.output and "frontier.csv" in done.output
+    wrong = CliRunner().invoke(app, ["infer", str(run.folder), "-p", "treshold()"])
+    assert wrong.exit_code == 2 and "did you mean 'threshold'" in wrong.output
+    unfinished = CliRunner().invoke(app, ["infer", str(tmp_path)])
+    assert unfinished.exit_code == 2 and "holds no run" in unfinished.output
