@@ -8,6 +8,7 @@ run.rounds, run.summary, run.model
 from simulations.api.looking import Data, data
 from simulations.api.one import resume, run
 from simulations.api.results import Comparison, NoResultsError, Run, Study, load
+from simulations.api.serving import infer
 from simulations.api.several import compare, pareto, report, sweep, time
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Study",
     "compare",
     "data",
+    "infer",
     "load",
     "pareto",
     "report",

@@ -37,6 +37,7 @@ KEYS = {
     "clips": "clip",
     "augmentations": "augment",
     "engines": "engine",
+    "policies": "policy",
     "systems": "system",
     "tracking": "tracking",
 }
@@ -52,6 +53,7 @@ TITLES = {
     "clips": "Clipping (clip)",
     "codecs": "Codecs (codec, and what only packs also as downlink)",
     "datasets": "Data sets (dataset)",
+    "policies": "Policies (fl-split infer --policy)",
     "optimisers": "Optimisers (head_optimizer, tail_optimizer)",
 }
 
@@ -89,9 +91,11 @@ def _tables(plugins: Sequence[str]) -> Mapping[str, Mapping[str, Outline]]:
     """Return all tables, without importing them if their source can be read."""
     if not plugins:
         with suppress(UnreadableError):
-            return outline.tables()
+            of_policies = outline.table("simulations.inference.policies", "POLICIES")
+            return {**outline.tables(), "policy": of_policies}
     with quiet():
         from fl_split.foreign import origin, plug_in, told
+        from simulations.inference.policies import POLICIES
         from simulations.runs.parts import SPEC_TABLES
     files = [expanded(file) for file in plugins]
     plug_in([*map(str, files)])
@@ -101,7 +105,7 @@ def _tables(plugins: Sequence[str]) -> Mapping[str, Mapping[str, Outline]]:
             **{name: Outline.of(entry) for name, entry in table.items()},
             **{name: Outline.of(one, told(origin(one))) for name, one in table.foreign(modules)},
         }
-        for key, table in SPEC_TABLES.items()
+        for key, table in {**SPEC_TABLES, "policy": POLICIES}.items()
     }
 
 

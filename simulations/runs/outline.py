@@ -108,6 +108,11 @@ def tables() -> dict[str, dict[str, Outline]]:
     }
 
 
+def table(module: str, name: str) -> Table[Outline]:
+    """Return the outlines of a table that no key of an experiment names an entry of."""
+    return _table(*_lookup(module, name))
+
+
 def _table(module: str, node: ast.AST) -> Table[Outline]:
     """Return a table with the outlines of its entries, and what whoever builds one fills in."""
     entries = {name: _outline(*entry) for name, entry in _items(module, node)}
@@ -214,10 +219,8 @@ def _outline(module: str, node: ast.AST) -> Outline:
     if isinstance(node, ast.FunctionDef):
         return Outline(Signature(_arguments(module, node)), ast.get_docstring(node) or "")
     if isinstance(node, ast.ClassDef):
-        parameters = list(_fields(module, node).values())
-        return Outline(
-            Signature(parameters), ast.get_docstring(node) or "", _constants(module, node)
-        )
+        made = Signature(list(_fields(module, node).values()))
+        return Outline(made, ast.get_docstring(node) or "", _constants(module, node))
     raise UnreadableError(f"{module}: {ast.dump(node)}")
 
 
@@ -250,12 +253,10 @@ def _fields(module: str, node: ast.ClassDef) -> dict[str, Parameter]:
 
 def _bases(module: str, node: ast.ClassDef) -> Iterator[tuple[str, ast.ClassDef]]:
     for base in node.bases:
-        try:
+        with suppress(UnreadableError):  # of the standard library
             where, found = _resolve(module, base)
-        except UnreadableError:
-            continue  # of the standard library
-        if isinstance(found, ast.ClassDef):
-            yield where, found
+            if isinstance(found, ast.ClassDef):
+                yield where, found
 
 
 def _constants(module: str, node: ast.ClassDef) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Split inference from Python: a trained run serves its test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simulations.api.objects import with_specs
+from simulations.inference.inference import Inference
+from simulations.inference.inference import infer as inferred
+from simulations.inference.policies import Policy
+from simulations.runs.paths import expanded
+
+
+def infer(
+    folder: str | Path,
+    policies: Sequence[str | Policy] = ("threshold()",),
+    *,
+    system: str | None = None,
+    codec: str | None = None,
+    channel: str | None = None,
+    price: float | None = None,
+    **objects: Any,
+) -> Inference:
+    """Let the finished run in `folder` answer its test images, one by one.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of the run.
+    policies : sequence of str or Policy
+        When an image leaves the device.
+    system : str, optional
+        Devices, network and server, for seconds and joules; by default those of the run.
+    codec, channel : str, optional
+        Instead of the run's own.
+    price : float, optional
+        Fit each policy's threshold on rows that the clients held out: to the most accuracy less
+        `price` times bytes, as a share of those of sending all.
+    objects
+        Objects that stood in the place of spec strings, by key.
+
+    Returns
+    -------
+    Inference
+        Its `table` has a row per policy and control.
+
+    Raises
+    ------
+    ValueError
+        No finished run, a model without exits, or nothing held out where something is fitted.
+    """
+    return inferred(
+        expanded(folder),
+        policies,
+        system=system,
+        codec=codec,
+        channel=channel,
+        price=price,
+        objects=with_specs(objects),
+    )
