@@ -72,6 +72,13 @@ class Flat(Generic[M]):
             [torch.full((p.numel(),), p.dim() > 1, device=p.device) for p in self._parameters]
         )
 
+    @cached_property
+    def in_beside(self) -> Tensor:
+        """Where in the vector (P,) weights of what is beside a head are; nowhere in a tail."""
+        beside = {id(p) for p in getattr(self.module, "beside", nn.Module()).parameters()}
+        flags = [torch.full((p.numel(),), id(p) in beside) for p in self._parameters]
+        return torch.cat(flags).to(self.vector.device)
+
     def load(self, vector: Tensor | np.ndarray) -> None:
         """Copy `vector` into the parameters, from wherever it is.
 

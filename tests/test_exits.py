@@ -25,6 +25,7 @@ from fl_split.seeds import StepId
 from fl_split.specs import parse
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
+from strategies import STRATEGIES
 
 SMALL = ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
 SPECS = ["plain()", "recursive()", "plain(after='2', weight=0.3)", "recursive(detach=True)"]
@@ -237,3 +238,94 @@ def test_the_accuracy_of_exits_is_that_of_their_answers(simulate):
     for column, logits in (("accuracy", server), ("accuracy_exit1", first)):
         right = (logits.argmax(1) == labels).float().mean()
         assert outcome.rounds[column].iloc[-1] == pytest.approx(float(right))
+
+
+STAGED = {
+    "disjoint": "phase(rounds=1, train='trunk') | phase(train='exits')",
+    "mixed": "phase(rounds=1, train='trunk') | phase(train='all')",
+}
+DECAYED = {
+    "head_optimizer": "adamw(lr=0.01, weight_decay=0.1)",
+    "tail_optimizer": "adamw(lr=0.01, weight_decay=0.1)",
+}
+"""With a decay that would move weights which get no gradient."""
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES])
+def test_a_phase_of_exits_moves_nothing_else_and_sends_nothing(strategy, simulate):
+    """Two rounds, of which the second trains exits: the model is that of one round without any.
+
+    Of one client, since a mean of equal weights may differ in its last bit.
+    """
+    keys = {"strategy": strategy, "clients": 1, **DECAYED}
+    staged = simulate(exits="plain()", phases=STAGED["disjoint"], **keys)
+    alone = simulate(rounds=1, **keys)
+    assert staged.equals(alone)
+    first, second = staged.rounds["accuracy_exit1"]
+    rounds = staged.rounds
+    assert rounds["payload_bytes_up"].tolist() == [alone.rounds["payload_bytes_up"][0], 0]
+    assert rounds["server_flops"].iloc[1] == 0 or strategy == "centralised"
+    assert rounds["samples"].tolist() == [alone.rounds["samples"][0]] * 2
+    assert rounds["train_loss"].notna().all() and second != first
+
+
+def test_a_phase_of_the_trunk_is_as_if_there_were_no_exits(simulate):
+    """Its results, operations and payloads, bit for bit; exits stay as they were drawn."""
+    keys = {**DECAYED, "clients": 1}
+    trunk = simulate(exits="plain()", phases="phase(train='trunk')", **keys)
+    without = simulate(**keys)
+    assert trunk.equals(without)
+    for column in ("client_flops", "payload_bytes_up", "train_loss"):
+        assert trunk.rounds[column].equals(without.rounds[column])
+    drawn = prepare(Experiment.from_dict({**trunk.summary["experiment"], "out": ""})).head.beside
+    kept = load_file(trunk.folder / "beside.safetensors")
+    assert all(torch.equal(kept[name], one) for name, one in drawn.state_dict().items())
+
+
+def test_operations_of_a_phase_of_exits_by_hand(simulate):
+    """The head forward, and three products of each exit; nothing of the server."""
+    staged = simulate(exits="plain()", phases=STAGED["disjoint"])
+    setup = prepare(Experiment.from_dict({**staged.summary["experiment"], "out": ""}))
+    samples = staged.rounds["samples"].iloc[1]
+    each = setup.head.forward_flops(1) + 3 * 2 * 16 * 10
+    assert staged.rounds["client_flops"].iloc[1] == samples * each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*EXCHANGES])
+@pytest.mark.parametrize("regime", [*STAGED])
+def test_phases_agree_on_every_engine_and_after_a_resume(regime, case, on_ray, simulate, resume):
+    changes = {"exits": "plain()", "phases": STAGED[regime], **EXCHANGES[case]}
+    inline = simulate(checkpoint_every=1, **changes)
+
+    def stop(row, result):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(watch=stop, checkpoint_every=1, **changes)
+    half = type(inline)(inline.folder.parent / "run2")
+    resume(half)
+    assert inline.equals(on_ray(**changes))
+    assert inline.equals(half)
+    assert inline.rounds["accuracy_exit1"].equals(half.rounds["accuracy_exit1"])
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ("phase(train='all') | phase(train='exits')", "all phases but the last one need rounds"),
+        ("phase(rounds=9, train='trunk') | phase()", "begins after 9 rounds of rounds=2"),
+        ("phase(rounds=1, train='exits')", "have 1 rounds of rounds=2; leave rounds out"),
+        ("phase(train='head')", "train must be 'all', 'trunk' or 'exits'"),
+        ("none() | phase()", "none is no phase"),
+    ],
+)
+def test_phases_that_do_not_fit_are_refused(phases, message):
+    keys = {"exits": "plain()", "rounds": 2, "phases": phases}
+    with pytest.raises(ValueError, match=f"phases: .*{message}"):
+        prepare(Experiment.from_dict(keys))
+
+
+def test_phases_without_exits_are_refused():
+    with pytest.raises(ValueError, match=r"phases: .* sets exits apart, and there are none"):
+        prepare(Experiment.from_dict({"phases": "phase(train='trunk')"}))

@@ -1,15 +1,22 @@
-"""The loss of what is beside a head: the client minimises it without the server."""
+"""The loss of what is beside a head: the client minimises it without the server.
+
+In a phase that trains nothing else, nothing but weights crosses the cut.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import Tensor
 
 from fl_split.codecs import Received
 from fl_split.exchange.mixing import mixed_targets
-from fl_split.exchange.protocol import Batch
+from fl_split.exchange.protocol import Batch, ClientSide, Flops
+from fl_split.exchange.records import LOSS, SAMPLES, STEPS, Record
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head
 from fl_split.recipe.loss import CrossEntropy
+from fl_split.recipe.phases import Trains
 
 
 def local_loss(head: Head, trace: Trace, batch: Batch, loss: CrossEntropy) -> Tensor:
@@ -22,3 +29,27 @@ def local_loss(head: Head, trace: Trace, batch: Batch, loss: CrossEntropy) -> Te
     losses = [part.loss(trace, of_logits) for part in head.parts_beside]
     total: Tensor = sum(losses[1:], start=losses[0])
     return total.float()
+
+
+def train_beside(client: ClientSide) -> Record:
+    """Take all steps of a round on the losses of what is beside the head; return its END."""
+    losses, samples = [], 0
+    while client.has_batch():
+        samples += client.batch_samples
+        loss = client.forward().local
+        assert loss is not None
+        losses.append(float(loss.detach()))
+        client.learn(client.backward(None))
+    end = client.end()
+    numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
+    return replace(end, numbers={**end.numbers, **numbers})
+
+
+def flops_of_phase(trains: Trains, head: Head) -> Flops:
+    """Operations of a client on one image where the trunk alone learns, or what is beside it."""
+    trunk = head.forward_flops(1)
+    if trains == "trunk":
+        return Flops(trunk, head.flops(1) - trunk)
+    forward = sum(part.forward_flops(1) for part in head.parts_beside)
+    both = sum(part.flops(1) for part in head.parts_beside)
+    return Flops(trunk + forward, both - forward)

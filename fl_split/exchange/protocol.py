@@ -25,6 +25,7 @@ from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
 from fl_split.recipe.descent import Descent
 from fl_split.recipe.loss import CrossEntropy
+from fl_split.recipe.phases import Phases
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId
 
@@ -172,16 +173,6 @@ class HalfServed:
     failed: Sequence[int] = ()
 
 
-@dataclass
-class Waiting:
-    """Payloads that are served when their clients have answered, and what follows then."""
-
-    half: HalfServed
-    then: Callable[[Served], None]
-    missing: set[int]
-    answers: dict[int, Any] = field(default_factory=dict)
-
-
 class Flops(NamedTuple):
     """Operations of a client: before it sends a payload, and after the answer has come."""
 
@@ -212,6 +203,8 @@ class Exchange(ABC):
         What is minimised.
     precision : Precision
         How forward and backward passes are computed.
+    phases : Phases
+        What is trained in which rounds.
     trains_whole_models : bool
         Whether head and tail travel with BEGIN and END, and clients train both; else the head.
     can_stack : bool
@@ -220,6 +213,7 @@ class Exchange(ABC):
 
     loss: CrossEntropy = field(default_factory=CrossEntropy)
     precision: Precision = FP32
+    phases: Phases = field(default_factory=Phases)
 
     trains_whole_models: ClassVar[bool] = False
     can_stack: ClassVar[bool] = False
@@ -265,6 +259,15 @@ class Exchange(ABC):
     @abstractmethod
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of a client's training on one image, less those of :meth:`answer_flops`."""
+
+    def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
+        """Return the same in a round, whose phase may train but a part."""
+        del number
+        return self.flops(head, tail)
+
+    def is_silent(self, number: int) -> bool:
+        """Tell whether nothing crosses the cut in a round but weights."""
+        return self.trains_whole_models
 
     def serve(
         self,

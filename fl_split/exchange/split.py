@@ -20,7 +20,7 @@ from torch import Tensor
 from fl_split.codecs import Codec, Smashed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, shapes
-from fl_split.exchange.local_loss import local_loss
+from fl_split.exchange.local_loss import flops_of_phase, local_loss, train_beside
 from fl_split.exchange.mixing import attach
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
 from fl_split.exchange.records import (
@@ -71,6 +71,8 @@ class Split(Exchange):
         """Send the smashed data of the next batch, or end the round."""
         if not client.has_batch():
             return client.end()
+        if self.is_silent(client.at.round):
+            return train_beside(client)
         samples = client.batch_samples
         size = samples * client.head.module.smashed_bytes
         return Record(
@@ -79,6 +81,10 @@ class Split(Exchange):
             numbers={SAMPLES: samples, STEPS: 1, SMASHED_BYTES: size},
             step=client.at.step,
         )
+
+    def is_silent(self, number: int) -> bool:
+        """Tell whether a round trains exits alone: the server has nothing to say of them."""
+        return self.phases.trains(number) == "exits"
 
     def smash(
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
@@ -99,10 +105,13 @@ class Split(Exchange):
         self, head: Head, batch: Batch, at: StepId
     ) -> tuple[Tensor, Callable[[], Tensor], Tensor | None]:
         """Run the head; return tokens (B, N, D), what gives attention, and the local loss."""
-        trace = Trace() if head.beside else None
+        trains = self.phases.trains(at.round)
+        trace = Trace() if head.beside and trains != "trunk" else None
         traced = (trace,) if trace else ()
         with randomness(head, "head", at), self.precision.forward(batch.pixels):
             tokens, attention = head(batch.pixels, *traced)
+            if trace and trains == "exits":  # nothing goes back into the trunk
+                trace = replace(trace, hidden=[hidden.detach() for hidden in trace.hidden])
             local = local_loss(head, trace, batch, self.loss) if trace else None
         return tokens.float(), attention, local
 
@@ -111,6 +120,11 @@ class Split(Exchange):
         forward = head.forward_flops(1) + sum(part.forward_flops(1) for part in head.parts_beside)
         both = head.flops(1) + sum(part.flops(1) for part in head.parts_beside)
         return Flops(forward, both - forward)
+
+    def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
+        """Return operations of the head, and of what is beside it where that is trained."""
+        trains = self.phases.trains(number)
+        return self.flops(head, tail) if trains == "all" else flops_of_phase(trains, head)
 
     # The server's half.
 

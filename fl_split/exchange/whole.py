@@ -88,12 +88,20 @@ class Whole(Exchange):
         self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
     ) -> Step:
         """Take one step of the joined model; nothing crosses, so `link` has nothing to pack."""
-        alike = crossing(head.module, loss=self.loss, precision=self.precision)
+        settings = {"loss": self.loss, "precision": self.precision, "phases": self.phases}
+        alike = crossing(head.module, **settings)
         return alike.step(head, tail, Link(Identity(), Identity()), batch, at)
 
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of head, tail and end together."""
         return Flops(whole_flops(head, tail, 1), 0)
+
+    def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
+        """Return the same, without exits in rounds that leave them out."""
+        whole = self.flops(head, tail).forward
+        if self.phases.trains(number) == "trunk":
+            whole -= sum(part.flops(1) for part in head.parts_beside)
+        return Flops(whole, 0)
 
     def _train(self, client: ClientSide, of_tail: Descent) -> tuple[list[float], int]:
         """Take all steps of the round; return their losses and the number of samples."""

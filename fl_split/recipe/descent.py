@@ -19,6 +19,7 @@ from fl_split.flat import Flat
 from fl_split.models.norms import MOMENTUM
 from fl_split.optimizers import Optimizer, moments, set_moments
 from fl_split.recipe.clipping import Clip, NoClip
+from fl_split.recipe.phases import Phases
 from fl_split.recipe.schedules import ONLY, Constant, Moment, Schedule
 
 SUM, COUNT = "accumulated", "accumulated-count"
@@ -37,6 +38,8 @@ class Recipe:
         Rounds of the run, as the schedule needs them.
     clip : Clip
         What becomes of gradients before the optimiser gets them.
+    phases : Phases
+        What is trained in which rounds.
     accumulate : int
         Steps whose gradients are averaged to one step of the optimiser; what is left at the end
         of a round makes one more, see :func:`finish`.
@@ -46,6 +49,7 @@ class Recipe:
     rounds: int = 1
     clip: Clip = field(default_factory=NoClip)
     accumulate: int = 1
+    phases: Phases = field(default_factory=Phases)
 
 
 PLAIN = Recipe()
@@ -97,7 +101,7 @@ class Descent:
     def _move(self, gradient: Tensor, at: Moment) -> None:
         """Take one step of the optimiser, at the rate of the moment; statistics stay."""
         factor = self.recipe.schedule.factor(at, self.recipe.rounds)
-        vector, where = self.flat.vector, self.flat.statistics
+        vector, where = self.flat.vector, self._stays(at)
         kept = None if where is None else vector.detach()[where]
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
@@ -110,6 +114,13 @@ class Descent:
         if kept is not None:
             vector.detach()[where] = kept
 
+    def _stays(self, at: Moment) -> Tensor | None:
+        """Where in the vector the optimiser moves nothing: statistics, what a phase leaves out."""
+        kept, where = self.recipe.phases.kept(self.flat, at.round), self.flat.statistics
+        if kept is None or where is None:
+            return where if kept is None else kept
+        return kept.index_fill(0, where, True)
+
 
 def descend(descents: Sequence[Descent], gradients: Sequence[Tensor], at: Moment) -> None:
     """Take a gradient for each of several halves, clipped together if they are to be stepped.
@@ -120,6 +131,8 @@ def descend(descents: Sequence[Descent], gradients: Sequence[Tensor], at: Moment
     for descent, gradient in zip(descents, gradients, strict=True):
         vector, where = descent.flat.vector.detach(), descent.flat.statistics
         if where is not None:
+            if descent.recipe.phases.trains(at.round) == "exits":
+                gradient = gradient.index_fill(0, where, 0.0)
             vector[where] = vector[where] - MOMENTUM * gradient[where]
             gradient = gradient.index_fill(0, where, 0.0)
         descent._gather(gradient)

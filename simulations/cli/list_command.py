@@ -33,6 +33,7 @@ KEYS = {
     "models": "model",
     "optimisers": "head_optimizer",
     "exits": "exits",
+    "phases": "phases",
     "schedules": "schedule",
     "clips": "clip",
     "augmentations": "augment",

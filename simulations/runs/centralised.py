@@ -12,7 +12,7 @@ from torch import Tensor
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.flat import Flat
-from fl_split.models.cut import Head, Tail, whole_flops
+from fl_split.models.cut import Head, Tail
 from fl_split.recipe.descent import Descent, descend, finish
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
@@ -73,7 +73,8 @@ class CentralisedTrainer:
             seen += len(chosen)
             at = at.next()
         finish([*self.descents.values()], Moment(server_round, steps - 1, 1, steps))
-        flops = whole_flops(head.module, tail.module, seen)
+        each = self.setup.exchange.flops_of_round(server_round, head.module, tail.module)
+        flops = each.total * seen
         return PooledWork(sum(losses) / len(losses), seen, len(losses), flops)
 
 

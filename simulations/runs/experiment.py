@@ -96,6 +96,11 @@ class Experiment(BaseModel):
         description="classifiers after blocks of the head, which answer without the server",
         json_schema_extra=UNTOLD,
     )
+    phases: str = Field(
+        "none()",
+        description="what is trained in which rounds, where exits are trained in stages",
+        json_schema_extra=UNTOLD,
+    )
     codec: str = Field("identity()", description="how smashed data are compressed")
     downlink: str = Field(
         "identity()", description="how cut gradients are packed", json_schema_extra=UNTOLD

@@ -19,6 +19,7 @@ from fl_split.exits import EXITS, Exiting
 from fl_split.models import MODELS, Model
 from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.recipe.clipping import CLIPS, Clip
+from fl_split.recipe.phases import PHASES, Phases, parse_phases
 from fl_split.recipe.schedules import SCHEDULES, Schedule
 from fl_split.seeds import StepId
 from fl_split.specs import canonical, parse, stages
@@ -52,6 +53,7 @@ TABLES: dict[str, Table[Any]] = {
     "exits": EXITS,
     "head_optimizer": OPTIMIZERS,
     "model": MODELS,
+    "phases": PHASES,
     "schedule": SCHEDULES,
     "skew": SKEWS,
     "strategy": STRATEGIES,
@@ -69,6 +71,7 @@ CHAINS: dict[str, Callable[[str], Any]] = {
     "budget": parse_budget,
     "codec": parse_codec,
     "downlink": parse_downlink,
+    "phases": parse_phases,
     "skew": parse_skew,
     "system": parse_system,
 }
@@ -115,6 +118,7 @@ class Parts:
     tail_optimizer: Optimizer
     schedule: Schedule
     clip: Clip
+    phases: Phases
     augment: Sequence[Augmentation]
     dataset: Dataset
     skew: Sequence[Skew]
@@ -157,6 +161,7 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
         schedule=parse(specs["schedule"], SCHEDULES),
         clip=parse(specs["clip"], CLIPS),
+        phases=parse_phases(specs["phases"]),
         augment=parse_augment(specs["augment"]),
         dataset=parse(specs["dataset"], DATASETS),
         skew=parse_skew(specs["skew"]),

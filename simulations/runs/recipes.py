@@ -24,19 +24,22 @@ from simulations.runs.experiment_data import named
 
 def recipe_of(e: Experiment) -> Recipe:
     """Return how gradients become steps."""
-    return Recipe(e.parts.schedule, e.rounds, e.parts.clip, e.accumulate)
+    return Recipe(e.parts.schedule, e.rounds, e.parts.clip, e.accumulate, e.parts.phases)
 
 
 def exchange_of(e: Experiment, head: Head) -> Exchange:
     """Return what both halves do with one batch, with the loss and precision of `e`."""
     found = e.parts.strategy.exchange(head)
-    return replace(found, loss=CrossEntropy(e.label_smoothing), precision=Precision(e.precision))
+    loss, precision = CrossEntropy(e.label_smoothing), Precision(e.precision)
+    return replace(found, loss=loss, precision=precision, phases=e.parts.phases)
 
 
 def check_recipe(e: Experiment) -> None:
     """Raise ValueError if parts of a recipe do not agree with rounds, codec or strategy."""
     with named("schedule"):
         check_length(e.parts.schedule, e.rounds)
+    with named("phases"):
+        e.parts.phases.check(e.rounds)
     strategy, mixing = e.parts.strategy, [one for one in e.parts.augment if one.mixes_labels]
     if len(mixing) > 1:
         raise ValueError(f"augment: {e.augment} mixes labels twice; leave mixup or cutmix out")
@@ -91,6 +94,8 @@ def check_device(e: Experiment) -> None:
 def check_halves(e: Experiment, head: Head, tail: Tail) -> None:
     """Raise ValueError if frozen stages, a stack or an augmentation do not fit the model."""
     check_trained(e, head, tail)
+    if e.parts.phases.spares_parts and not head.beside:
+        raise ValueError(f"phases: {e.phases} sets exits apart, and there are none; set exits")
     with named("stack"):
         check_stack(e, head)
     with named("augment"):

@@ -12,7 +12,7 @@ from functools import partial
 
 from fl_split.exchange.account import Traffic, weights_bytes
 from fl_split.exchange.link import UNREADABLE, Arrival
-from fl_split.exchange.protocol import Exchange, HalfServed, Served, Waiting
+from fl_split.exchange.protocol import Exchange, HalfServed, Served
 from fl_split.exchange.records import (
     BEGIN,
     END,
@@ -30,7 +30,7 @@ from fl_split.exchange.records import (
 )
 from fl_split.seeds import StepId
 from strategies.server.aggregation import Update
-from strategies.server.mailbox import PUSH_AT, Mailbox
+from strategies.server.mailbox import PUSH_AT, Mailbox, Waiting
 from strategies.server.participants import Assignment
 from strategies.server.tasks import SERVER, TaskGraph
 from strategies.server.training import Training
@@ -77,7 +77,7 @@ class Conversation:
         self.clients = list(self.assignments)
         self.steps = dict.fromkeys(self.clients, 0)
         self.link = self.training.link.renewed()
-        self.flops = self.exchange.flops(self.training.head.module, self.training.tail.module)
+        self.flops = self.exchange.flops_of_round(self.number, *self.training.halves)
         self._expected: dict[int, dict[str, Weights]] = {}
         self._origins: dict[Weights, int] = {}
         self._waiting: dict[int, Waiting] = {}
@@ -265,7 +265,7 @@ class Conversation:
         check_weights(record.weights, self._expected[client])
         if record.number(HELD) != self.samples[client]:
             raise ValueError("another number of samples than it said at the start")
-        if self.exchange.trains_whole_models:
+        if self.exchange.is_silent(self.number):
             self.losses[client] = {0: record.number(LOSS)}
             self.tasks.follow("train", client, 0, int(record.number(SAMPLES)) * self.flops.total)
         elif record.number(SAMPLES):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl_split.exchange.account import Account
 from fl_split.exchange.link import UNREADABLE
+from fl_split.exchange.protocol import HalfServed, Served
 from fl_split.exchange.records import Record
 from strategies.server import flower_messages
 from strategies.server.threads import ServerThreads
@@ -30,6 +32,16 @@ DATA_ERROR = "DataError: "
 
 MEMORY_ERROR = "OutOfMemoryError: "
 """What the error of a client says for which a GPU has too little memory: others fare no better."""
+
+
+@dataclass
+class Waiting:
+    """Payloads that are served when their clients have answered, and what follows then."""
+
+    half: HalfServed
+    then: Callable[[Served], None]
+    missing: set[int]
+    answers: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass

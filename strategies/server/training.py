@@ -121,6 +121,11 @@ class Training:
     speeds: Sequence[float] = ()
     on_round: Callable[[RoundResult], bool | None] = lambda result: None
 
+    @property
+    def halves(self) -> tuple[Head, Tail]:
+        """The modules in which the global weights are trained."""
+        return self.head.module, self.tail.module
+
     def group_size(self, clients: int) -> int:
         """Return how many of `clients` are served together, at least: no fewer than in a stack."""
         return max(group_size(clients), self.stack)
