@@ -53,6 +53,7 @@ Purpose = Literal[
     "codec modules",
     "model",
     "partition",
+    "sparsity",
     # skews, by class: (client,)
     "LabelNoise",
     "Noise",

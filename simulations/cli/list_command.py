@@ -34,6 +34,7 @@ KEYS = {
     "optimisers": "head_optimizer",
     "schedules": "schedule",
     "clips": "clip",
+    "sparsities": "sparsity",
     "augmentations": "augment",
     "engines": "engine",
     "systems": "system",

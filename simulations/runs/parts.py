@@ -16,6 +16,7 @@ from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
 from fl_split.exchange.account import UPWARD, Way
 from fl_split.exchange.link import Link
 from fl_split.models import MODELS, Model
+from fl_split.models.sparsity import SPARSITIES, Sparsity
 from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.recipe.clipping import CLIPS, Clip
 from fl_split.recipe.schedules import SCHEDULES, Schedule
@@ -52,6 +53,7 @@ TABLES: dict[str, Table[Any]] = {
     "model": MODELS,
     "schedule": SCHEDULES,
     "skew": SKEWS,
+    "sparsity": SPARSITIES,
     "strategy": STRATEGIES,
     "system": SYSTEM,
     "tail_optimizer": OPTIMIZERS,
@@ -112,6 +114,7 @@ class Parts:
     tail_optimizer: Optimizer
     schedule: Schedule
     clip: Clip
+    sparsity: Sparsity
     augment: Sequence[Augmentation]
     dataset: Dataset
     skew: Sequence[Skew]
@@ -153,6 +156,7 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
         schedule=parse(specs["schedule"], SCHEDULES),
         clip=parse(specs["clip"], CLIPS),
+        sparsity=parse(specs["sparsity"], SPARSITIES),
         augment=parse_augment(specs["augment"]),
         dataset=parse(specs["dataset"], DATASETS),
         skew=parse_skew(specs["skew"]),

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fl_split.models.lora import merged
+from fl_split.models.sparse_linear import SparseLinear, sparse_layers
+
 
 def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
     """Return copies of all weights; of a model of transformers, by names that it saves.
@@ -22,6 +25,18 @@ def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
 
     found: dict[str, Tensor] = revert_weight_conversion(model, state)
     return found
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return `model` with adapters merged and sparse layers dense, or as it is without any."""
+    model = merged(model)
+    if not sparse_layers(model):
+        return model
+    model = copy.deepcopy(model)
+    for name, layer in [*model.named_modules()]:
+        if isinstance(layer, SparseLinear):
+            model.set_submodule(name, layer.dense())
+    return model
 
 
 def config_of(model: nn.Module) -> Any:
