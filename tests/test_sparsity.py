@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForImageClassification
 
@@ -147,7 +148,9 @@ def test_weights_from_scratch_keep_the_variance_of_outputs_and_trained_ones_thei
     inputs = torch.randn(500, 256, generator=torch.Generator().manual_seed(0))
     for sparsity in (Predefined(density=0.25), Random(density=0.25)):
         sparse = SparseLinear(wide, sparsity.mask(512, 256, 0), 2.0)
-        assert float(sparse(inputs).var() / wide(inputs).var()) == pytest.approx(1, abs=0.03)
+        with torch.no_grad():
+            ratio = float(sparse(inputs).var() / wide(inputs).var())
+        assert ratio == pytest.approx(1, abs=0.03)
 
 
 def test_which_layers_are_sparse_is_told():
@@ -215,20 +218,22 @@ def test_the_bytes_of_weights_fall_by_those_that_are_not_there(simulate, strateg
 
 
 def test_a_density_of_one_changes_no_bit(simulate, reference):
-    found = simulate(sparsity="predefined(density=1.0, layers='all')")
-    assert is_equal(found, reference())
+    keys = {"rounds": 1, "stack": 1}
+    found = simulate(**keys, sparsity="predefined(density=1.0, layers='all')")
+    assert is_equal(found, reference(**keys))
 
 
 @pytest.mark.parametrize("sparsity", [SPARSE, "random(density=0.1, layers='all')"])
-def test_the_saved_model_is_dense_and_gives_the_same_logits(sparsity, simulate):
+def test_the_saved_model_is_dense_and_as_good_as_the_one_that_was_tested(sparsity, simulate):
     outcome = simulate(sparsity=sparsity, rounds=1)
     saved = AutoModelForImageClassification.from_pretrained(outcome.folder)
     zeros = [int((layer.mlp.fc1.weight == 0).sum()) for layer in saved.vit.layers]
     kept = 256 if sparsity == SPARSE else 128  # 2/16 is nearest to 0.1
     assert zeros == [WEIGHTS - kept, 0, 0]
-    setup = prepare(Experiment.from_dict(outcome.summary["experiment"]))
-    layers = sparse_layers(setup.head)
-    assert layers and not any(saved.vit.layers[0].mlp.fc1.weight.flatten()[layers[0].index] == 0)
+    test = prepare(Experiment.from_dict(outcome.summary["experiment"])).test
+    pixels, labels = test.batch(np.arange(len(test.labels)), torch.device("cpu"))
+    right = saved(pixels).logits.argmax(dim=1) == labels
+    assert float(right.double().mean()) == outcome.rounds["accuracy"].iloc[-1]
 
 
 def test_the_dense_model_gives_the_logits_of_the_sparse_one(tmp_path):
@@ -245,24 +250,24 @@ def test_the_dense_model_gives_the_logits_of_the_sparse_one(tmp_path):
     assert sparse_layers(model), "training goes on with the sparse one"
     assert torch.equal(dense(images).logits, wanted)
     config_of(dense).save_pretrained(tmp_path)
-    state = tensors(dense, is_transformers=True)
-    loaded = AutoModelForImageClassification.from_pretrained(
-        None, config=config_of(dense), state_dict=state
+    save_file(
+        tensors(dense, is_transformers=True), tmp_path / "model.safetensors", {"format": "pt"}
     )
-    assert torch.equal(loaded.eval()(images).logits, wanted)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(images).logits, wanted)
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "centralised"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_trains_a_sparse_head(strategy, simulate):
-    """All that is outside the places is zero in the end; all inside has moved."""
-    found = simulate(strategy=f"{strategy}()", sparsity=SPARSE, rounds=1)
+    found = simulate(strategy=f"{strategy}()", sparsity=SPARSE, rounds=1, clients=4, local_steps=1)
     weight = found.model["vit.layers.0.mlp.fc1.weight"]
     assert int((weight != 0).sum()) == WEIGHTS // 4
-    assert not any(weight.flatten() == float("nan"))
 
 
 def test_sflv1_equals_fedavg_with_a_sparse_head(simulate):
-    first, second = (simulate(strategy=one, sparsity=SPARSE) for one in ("sflv1()", "fedavg()"))
+    first, second = (
+        simulate(strategy=one, sparsity=SPARSE, rounds=1) for one in ("sflv1()", "fedavg()")
+    )
     assert is_equal(first, second)
 
 
@@ -283,19 +288,20 @@ def test_a_stack_of_sparse_heads_gives_the_same_bits(simulate, monkeypatch):
         return forward(stack)
 
     monkeypatch.setattr(together, "_forward", noted)
-    keys = {"sparsity": SPARSE, "batch_size": 16, "codec": "adc(ratio=0.5)", "rounds": 1}
+    keys = {"sparsity": "predefined(layers='all')", "batch_size": 16, "codec": "adc(ratio=0.5)"}
+    keys |= {"rounds": 1, "local_steps": 3}
     alone = simulate(**keys, stack=1)
     assert not stacked
     assert is_equal(alone, simulate(**keys, stack=3)) and 3 in stacked
 
 
-@pytest.mark.parametrize("changes", [{}, {"end": 2}, {"strategy": "parallel(average_heads=False)"}])
-def test_a_stopped_run_goes_on_as_if_it_never_stopped(changes, simulate, resume):
-    keys = {**changes, "sparsity": SPARSE, "rounds": 3, "checkpoint_every": 1}
+@pytest.mark.parametrize("strategy", ["parallel()", "parallel(average_heads=False)"])
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(strategy, simulate, resume):
+    keys = {"strategy": strategy, "sparsity": SPARSE, "checkpoint_every": 1, "clients": 3}
     whole = simulate(**keys)
 
     def stop(row, result):
-        if row["round"] == 2:
+        if row["round"] == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -308,6 +314,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(changes, simulate, resume)
 @pytest.mark.slow
 def test_engines_agree_on_a_sparse_head(on_ray, reference, through_state):
     keys = {"sparsity": "random(density=0.25, layers='all')", "codec": "adc(ratio=0.5)"}
+    keys |= {"clients": 3, "rounds": 1}
     inline = reference(**keys)
     assert is_equal(inline, on_ray(**keys))
     assert is_equal(inline, through_state(**keys))
