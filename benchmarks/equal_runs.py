@@ -124,6 +124,9 @@ RUNS = {
     "lora": LORA,
     "lora sflv1": f"{LORA}; strategy=sflv1",
     "lora adc psl": f"{LORA}; {ADC}; {PSL}",
+    # a sparse head
+    "sparse": "sparsity=predefined(density=0.25, layers='all')",
+    "sparse fedavg": "sparsity=random(density=0.25); strategy=fedavg",
     # a recipe
     "recipe": RECIPE,
     "recipe sflv1": f"{RECIPE}; strategy=sflv1",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_split.models.norms import BatchNorm
+from fl_split.models.sparse_linear import sparse_layers
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -67,10 +68,10 @@ class Flat(Generic[M]):
 
     @cached_property
     def in_matrices(self) -> Tensor:
-        """Where in the vector (P,) weights with more than one dimension are: no norm, no bias."""
-        return torch.cat(
-            [torch.full((p.numel(),), p.dim() > 1, device=p.device) for p in self._parameters]
-        )
+        """Where in the vector (P,) weights of matrices are, sparse or not: no norm, no bias."""
+        sparse = {id(layer.values) for layer in sparse_layers(self.module)}
+        flags = [(p, p.dim() > 1 or id(p) in sparse) for p in self._parameters]
+        return torch.cat([torch.full((p.numel(),), flag, device=p.device) for p, flag in flags])
 
     @cached_property
     def in_beside(self) -> Tensor:
@@ -115,9 +116,10 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def copy_trained(module: M) -> M:
-    """Copy `module`, all but what is frozen: that is shared."""
-    frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
-    return copy.deepcopy(module, frozen)
+    """Copy `module`, all but what is frozen and where sparse weights stand: that is shared."""
+    fixed: list[Tensor] = [p for p in module.parameters() if not p.requires_grad]
+    fixed += [layer.index for layer in sparse_layers(module)]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in fixed})
 
 
 def _statistics(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Tensor | None:

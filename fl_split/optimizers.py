@@ -64,7 +64,7 @@ class AdamW:
     Parameters
     ----------
     no_decay : bool
-        Norms and biases, all that has one dimension, do not decay.
+        Norms and biases, all that is of no matrix, do not decay.
     """
 
     lr: Rate = 0.001

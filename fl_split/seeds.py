@@ -54,6 +54,7 @@ Purpose = Literal[
     "exits",
     "model",
     "partition",
+    "sparsity",
     # skews, by class: (client,)
     "LabelNoise",
     "Noise",

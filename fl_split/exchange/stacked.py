@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from fl_split.codecs import Codec, Mixed, Smashed
 from fl_split.exchange.split import encode, pair
-from fl_split.exchange.stacked_layers import Conv2d, LayerNorm, Linear
+from fl_split.exchange.stacked_layers import Conv2d, LayerNorm, Linear, SparseLinear
 from fl_split.flat import Flat
+from fl_split.models import sparse_linear
 from fl_split.models.cut import Head
 from fl_split.payload import Payload
 from fl_split.recipe.precision import FP32, Precision
@@ -201,6 +202,8 @@ def _swap(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, Linear())
+        elif isinstance(child, sparse_linear.SparseLinear):
+            setattr(module, name, SparseLinear(child))
         elif isinstance(child, nn.LayerNorm):
             setattr(module, name, LayerNorm(child.eps))
         elif isinstance(child, nn.Conv2d):

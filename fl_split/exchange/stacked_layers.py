@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fl_split.models import sparse_linear
+
 
 class Linear(nn.Module):
     """G linear layers, weight (G, out, in) and bias (G, out) or None, on rows (G * B, ...)."""
@@ -29,6 +31,21 @@ class Linear(nn.Module):
         else:
             outputs = torch.baddbmm(self.bias[:, None], inputs, transposed)
         return outputs.view(*rows.shape[:-1], -1)
+
+
+class SparseLinear(Linear):
+    """The same with `values` (G, nnz) in the places of `layer`, else zeros."""
+
+    values: Tensor
+
+    def __init__(self, layer: sparse_linear.SparseLinear) -> None:
+        super().__init__()
+        self.index, self.shape = layer.index, layer.shape
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The matrices (G, out, in)."""
+        return sparse_linear.scattered(self.values, self.index, self.shape)
 
 
 class LayerNorm(nn.Module):

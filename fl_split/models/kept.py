@@ -9,6 +9,7 @@ from torch import nn
 
 from fl_split.accelerators import device_of
 from fl_split.activations import activation_bytes, saved
+from fl_split.models.sparse_linear import dense_bytes
 from fl_split.seeds import seeded
 
 STEP = 64
@@ -20,7 +21,8 @@ def kept_bytes(blocks: Sequence[nn.Module] | nn.ModuleList, tokens: int, width: 
 
     Of one block it is measured on few tokens, and extrapolated by the parabola through three
     of them: linear layers keep a multiple of the tokens; attention, where its rows are held as
-    with attention dropout, a multiple of their square.
+    with attention dropout, a multiple of their square. What sparse layers keep whatever the
+    number of sequences, is left out: :func:`~fl_split.models.sparse_linear.dense_bytes`.
     """
     if not len(blocks):
         return 0
@@ -34,6 +36,6 @@ def _measured(block: nn.Module, tokens: int, width: int) -> int:
     with saved() as sizes, seeded(0, "trial"), torch.enable_grad():
         inputs = torch.zeros(1, tokens, width, requires_grad=True, device=device_of(block))
         output = block(inputs)
-    found = activation_bytes(sizes, block.parameters())
+    found = activation_bytes(sizes, [*block.parameters(), *block.buffers()])
     del output  # whose graph was kept so long
-    return found
+    return found - dense_bytes(block)

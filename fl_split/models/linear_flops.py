@@ -1,9 +1,9 @@
 """Closed forms of floating-point operations that models share; a multiply-add counts two.
 
-A linear layer costs twice its weights for every token, forward. Backward costs that again for
-the gradient of the inputs and again for the gradient of the weights; only pixels and frozen
-weights need none. Norms, activations, pooling and softmax are left out, as torch's counter
-leaves them out. The arithmetic of codecs is measured in time instead.
+A linear layer costs twice its weights for every token, forward; a sparse one has few. Backward
+costs that again for the gradient of the inputs and again for the gradient of the weights; only
+pixels and frozen weights need none. Norms, activations, pooling and softmax are left out, as
+torch's counter leaves them out. The arithmetic of codecs is measured in time instead.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from fl_split.models.sparse_linear import SparseLinear
+
+LINEAR = nn.Linear, SparseLinear
 
 
 def forward(module: nn.Module) -> int:
     """Operations of the forward of all linear layers in `module`, on one token."""
-    layers = (part for part in module.modules() if isinstance(part, nn.Linear))
-    return sum(2 * layer.weight.numel() for layer in layers)
+    layers = (part for part in module.modules() if isinstance(part, LINEAR))
+    return sum(2 * _weights(layer).numel() for layer in layers)
 
 
 def training(module: nn.Module) -> int:
     """Operations of forward and backward of all linear layers in `module`, on one token."""
-    return sum(of_layer(part) for part in module.modules() if isinstance(part, nn.Linear))
+    return sum(of_layer(part) for part in module.modules() if isinstance(part, LINEAR))
 
 
 def is_trained(module: nn.Module) -> bool:
@@ -30,12 +34,18 @@ def is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def of_layer(layer: nn.Linear, needs_inputs: bool = True) -> int:
+def of_layer(layer: nn.Linear | SparseLinear, needs_inputs: bool = True) -> int:
     """Operations of forward and backward of `layer` on one token.
 
     `needs_inputs` says whether the gradient of the layer's inputs is needed.
     """
-    return 2 * layer.weight.numel() * (1 + layer.weight.requires_grad + needs_inputs)
+    weights = _weights(layer)
+    return 2 * weights.numel() * (1 + weights.requires_grad + needs_inputs)
+
+
+def _weights(layer: nn.Linear | SparseLinear) -> Tensor:
+    """Return the weights that there are, of a sparse layer those in its places alone."""
+    return layer.values if isinstance(layer, SparseLinear) else layer.weight
 
 
 def blocks_forward(blocks: Iterable[nn.Module], tokens: int, width: int) -> int:
@@ -60,7 +70,7 @@ def block_training(block: Any, tokens: int, width: int, needs_inputs: bool = Tru
         return tokens * training(block) + 12 * tokens**2 * width
     linear = 0
     for name, layer in block.named_modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, LINEAR):
             is_end = name.startswith("attention.") and "o_proj" not in name
             linear += of_layer(layer, needs_inputs=not is_end or "lora_B" in name)
     return tokens * linear + 10 * tokens**2 * width

@@ -25,6 +25,7 @@ from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
 from fl_split.models.kept import kept_bytes
 from fl_split.models.preprocessing import Preprocessing
+from fl_split.models.sparse_linear import dense_bytes
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -99,7 +100,8 @@ class ViTHead(Head):
     def activation_bytes(self, samples: int) -> int:
         """Estimate what autograd keeps of so many images, without the encoder."""
         pixels = 4 * math.prod(self.image_shape)
-        return samples * (pixels + kept_bytes(self.blocks, *self.smashed_shape))
+        kept = samples * (pixels + kept_bytes(self.blocks, *self.smashed_shape))
+        return kept + dense_bytes(self.blocks)
 
     def _patch_flops(self) -> int:
         patches = self.embeddings.patch_embeddings

@@ -36,6 +36,7 @@ KEYS = {
     "phases": "phases",
     "schedules": "schedule",
     "clips": "clip",
+    "sparsities": "sparsity",
     "augmentations": "augment",
     "engines": "engine",
     "policies": "policy",

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from fl_split.exits import Exits, exits_of
 from fl_split.models.cut import Head, Tail
+from fl_split.models.freezing import freeze
+from fl_split.models.sparse_linear import sparsify
 from simulations.data.samples import Samples
 from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
@@ -92,4 +94,6 @@ def load(folder: Path, objects: Mapping[str, Any] | None = None) -> Trained:
         )
     setup = prepare(experiment)
     module, head, tail = load_halves(folder, experiment, summary["model_input"])
+    freeze(module, experiment.freeze)  # frozen layers have stayed dense
+    sparsify(head, experiment.parts.sparsity, is_trained=True)
     return Trained(folder, setup, module, head.eval(), tail.eval())

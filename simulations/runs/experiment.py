@@ -173,6 +173,11 @@ class Experiment(BaseModel):
         description="stages that are not trained, with commas between, as embeddings, block1",
         json_schema_extra=UNTOLD,
     )
+    sparsity: str = Field(
+        "none()",
+        description="which weights the linear layers of the head have",
+        json_schema_extra=UNTOLD,
+    )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="held out for testing where a data set has no test split"
     )

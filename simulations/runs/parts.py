@@ -17,6 +17,7 @@ from fl_split.exchange.account import UPWARD, Way
 from fl_split.exchange.link import Link
 from fl_split.exits import EXITS, Exiting
 from fl_split.models import MODELS, Model
+from fl_split.models.sparsity import SPARSITIES, Sparsity
 from fl_split.optimizers import OPTIMIZERS, Optimizer
 from fl_split.recipe.clipping import CLIPS, Clip
 from fl_split.recipe.phases import PHASES, Phases, parse_phases
@@ -56,6 +57,7 @@ TABLES: dict[str, Table[Any]] = {
     "phases": PHASES,
     "schedule": SCHEDULES,
     "skew": SKEWS,
+    "sparsity": SPARSITIES,
     "strategy": STRATEGIES,
     "system": SYSTEM,
     "tail_optimizer": OPTIMIZERS,
@@ -119,6 +121,7 @@ class Parts:
     schedule: Schedule
     clip: Clip
     phases: Phases
+    sparsity: Sparsity
     augment: Sequence[Augmentation]
     dataset: Dataset
     skew: Sequence[Skew]
@@ -162,6 +165,7 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         schedule=parse(specs["schedule"], SCHEDULES),
         clip=parse(specs["clip"], CLIPS),
         phases=parse_phases(specs["phases"]),
+        sparsity=parse(specs["sparsity"], SPARSITIES),
         augment=parse_augment(specs["augment"]),
         dataset=parse(specs["dataset"], DATASETS),
         skew=parse_skew(specs["skew"]),

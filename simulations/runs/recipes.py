@@ -10,6 +10,8 @@ from fl_split.accelerators import check_bf16, find
 from fl_split.codecs import CODECS
 from fl_split.exchange.protocol import Batch, Exchange
 from fl_split.models.cut import Head, Tail
+from fl_split.models.pretrained import Pretrained
+from fl_split.models.sparse_linear import sparsify
 from fl_split.recipe.descent import Recipe
 from fl_split.recipe.loss import CrossEntropy
 from fl_split.recipe.precision import Precision
@@ -110,3 +112,9 @@ def check_trained(e: Experiment, head: Head, tail: Tail) -> None:
                 f"freeze: {e.freeze!r} leaves nothing to train {owner} cut={e.cut!r}; freeze less, "
                 "or cut elsewhere: each side keeps something, also where models are not split"
             )
+
+
+def sparsified(e: Experiment, head: Head) -> list[str]:
+    """Make the head as sparse as `e` wants it; return what was decided about that."""
+    with named("sparsity"):
+        return sparsify(head, e.parts.sparsity, is_trained=isinstance(e.parts.model, Pretrained))

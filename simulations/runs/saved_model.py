@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fl_split.exits import insert_exits
 from fl_split.models.cut import Head, Tail, insert
+from fl_split.models.lora import merged
+from fl_split.models.sparse_linear import SparseLinear, sparse_layers
 from simulations.runs.experiment import Experiment
 
 MODEL, CODEC, BESIDE = "model.safetensors", "codec.safetensors", "beside.safetensors"
@@ -73,6 +75,18 @@ def named_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         for prefix, module in modules.items()
         for name, weight in module.state_dict().items()
     }
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return `model` with adapters merged and sparse layers dense, or as it is without any."""
+    model = merged(model)
+    if not sparse_layers(model):
+        return model
+    model = copy.deepcopy(model)
+    for name, layer in [*model.named_modules()]:
+        if isinstance(layer, SparseLinear):
+            model.set_submodule(name, layer.dense())
+    return model
 
 
 def config_of(model: nn.Module) -> Any:

@@ -17,7 +17,6 @@ from fl_split.accelerators import computing
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.flat import Flat
 from fl_split.models import processor
-from fl_split.models.lora import merged
 from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.data.images import DataError
@@ -49,6 +48,7 @@ from simulations.runs.observers import (
 )
 from simulations.runs.paths import expanded, new_folder
 from simulations.runs.results import UNWRITTEN, Recorder
+from simulations.runs.saved_model import plain
 from simulations.runs.setup import Setup, prepare
 from simulations.runs.signals import undisturbed
 from simulations.runs.virtual_time import VirtualTime
@@ -225,7 +225,7 @@ class RunController:
         self.threads.close()
         facts = {**facts, "stack": stack_of(self.grid)}
         self.evaluator.load(self.finished)  # training may have gone on from there
-        model, added = merged(self.setup.model), self.setup.added_weights()
+        model, added = plain(self.setup.model), self.setup.added_weights()
         try:
             self.recorder.finish(model, status, ended_by, added, facts)
         finally:

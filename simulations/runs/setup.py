@@ -251,8 +251,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
 
 def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, list[str]]:
     """Build the model and cut it; return it, both halves, and what was decided about it."""
-    spec, names = e.parts.model, looked.source.class_names
-    loaded = built(e, looked)
+    spec, names, loaded = e.parts.model, looked.source.class_names, built(e, looked)
     model = loaded.module
     if spec.is_transformers:
         config: Any = model.config
@@ -262,6 +261,7 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     with named("freeze"):
         freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
+    sparse = recipes.sparsified(e, head)
     check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())
@@ -274,7 +274,7 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
         model_name = shortened(e.model, MODELS).partition("(")[0]
         check_attention(e.parts.codec, head, model_name)
         try_link(e.parts.link(), head, tail, len(names))
-    return model, head, tail, [*loaded.notes_on(names), *demand]
+    return model, head, tail, [*loaded.notes_on(names), *sparse, *demand]
 
 
 def _check_strategy(e: Experiment, partitions: Ragged) -> None:
