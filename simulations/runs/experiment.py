@@ -34,6 +34,11 @@ UNTOLD: dict[str, Any] = {"untold": True}
 gradients; labels of a report leave it out."""
 
 
+def untold(default: Any, *, description: str) -> Any:
+    """Declare such a key."""
+    return Field(default, description=description, json_schema_extra=UNTOLD)
+
+
 class Experiment(BaseModel):
     """One run, all specs spelt out; the same keys in TOML, ``key=value`` and Flower's config."""
 
@@ -41,46 +46,29 @@ class Experiment(BaseModel):
         frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
     )
 
-    plugins: str = Field(
-        "",
-        description="Python files with parts of your own, with commas between",
-        json_schema_extra=UNTOLD,
+    plugins: str = untold(
+        "", description="Python files with parts of your own, with commas between"
     )
     dataset: str = Field("digits()", description="which images")
     partition: str = Field("dirichlet(alpha=0.3)", description="who holds which samples")
-    skew: str = Field(
-        "none()",
-        description="how clients' training data differ beside that",
-        json_schema_extra=UNTOLD,
+    skew: str = untold("none()", description="how clients' training data differ beside that")
+    image_size: Annotated[int, Field(ge=0)] = untold(
+        0, description="side of images; 0 takes the commonest, a checkpoint its own"
     )
-    image_size: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="side of images; 0 takes the commonest, a checkpoint its own",
-        json_schema_extra=UNTOLD,
+    channels: Literal[0, 1, 3] = untold(
+        0, description="1 for grey images, 3 for colour; 0: grey if all images are"
     )
-    channels: Literal[0, 1, 3] = Field(
-        0,
-        description="1 for grey images, 3 for colour; 0: grey if all images are",
-        json_schema_extra=UNTOLD,
-    )
-    resize: Resize = Field(
+    resize: Resize = untold(
         "",
         description="how images become squares: squash, shortest+crop or pad; empty: as the "
         "checkpoint says, else squash",
-        json_schema_extra=UNTOLD,
     )
-    test_resize: Resize = Field(
-        "", description="the same of test images; empty: as in training", json_schema_extra=UNTOLD
+    test_resize: Resize = untold("", description="the same of test images; empty: as in training")
+    on_bad_image: OnBad = untold(
+        "error", description="images that cannot be decoded: error, or skip leaves them out"
     )
-    on_bad_image: OnBad = Field(
-        "error",
-        description="images that cannot be decoded: error, or skip leaves them out",
-        json_schema_extra=UNTOLD,
-    )
-    cache_gb: Annotated[float, Field(ge=0)] = Field(
-        20.0,
-        description="GB of decoded images kept on disk; beyond, they are decoded each time",
-        json_schema_extra=UNTOLD,
+    cache_gb: Annotated[float, Field(ge=0)] = untold(
+        20.0, description="GB of decoded images kept on disk; beyond, they are decoded each time"
     )
     clients: Count = Field(100, description="virtual clients")
     fraction: Share = Field(1.0, description="share of the clients sampled per round")
@@ -91,40 +79,25 @@ class Experiment(BaseModel):
     end: int | str = Field(
         0, description="U-shape: stages before the client's again, or the first of them; 0 is off"
     )
-    exits: str = Field(
+    exits: str = untold(
         "none()",
         description="classifiers after blocks of the head, which answer without the server",
-        json_schema_extra=UNTOLD,
     )
-    phases: str = Field(
-        "none()",
-        description="what is trained in which rounds, where exits are trained in stages",
-        json_schema_extra=UNTOLD,
+    phases: str = untold(
+        "none()", description="what is trained in which rounds, where exits are trained in stages"
     )
     codec: str = Field("identity()", description="how smashed data are compressed")
-    downlink: str = Field(
-        "identity()", description="how cut gradients are packed", json_schema_extra=UNTOLD
+    downlink: str = untold("identity()", description="how cut gradients are packed")
+    channel: str = untold(
+        "perfect()", description="what the link does to smashed data on their way up"
     )
-    channel: str = Field(
-        "perfect()",
-        description="what the link does to smashed data on their way up",
-        json_schema_extra=UNTOLD,
-    )
-    down_channel: str = Field(
-        "perfect()",
-        description="what the link does to cut gradients on their way down",
-        json_schema_extra=UNTOLD,
+    down_channel: str = untold(
+        "perfect()", description="what the link does to cut gradients on their way down"
     )
     strategy: str = Field("parallel()", description="who trains when, what is averaged")
-    aggregation: str = Field(
-        "fedavg()", description="how weights are averaged each round", json_schema_extra=UNTOLD
-    )
+    aggregation: str = untold("fedavg()", description="how weights are averaged each round")
     rounds: Count = Field(20, description="rounds")
-    budget: str = Field(
-        "none()",
-        description="what else may end a run, after a whole round",
-        json_schema_extra=UNTOLD,
-    )
+    budget: str = untold("none()", description="what else may end a run, after a whole round")
     batch_size: Count = Field(16, description="samples per client and step; the last may be less")
     local_epochs: Count = Field(1, description="passes of a client over its samples per round")
     local_steps: Annotated[int, Field(ge=0)] = Field(
@@ -132,80 +105,50 @@ class Experiment(BaseModel):
     )
     head_optimizer: str = Field("adam(lr=0.001)", description="of every client's head")
     tail_optimizer: str = Field("adam(lr=0.001)", description="of the server's tail")
-    augment: str = Field(
-        "none()",
-        description="what clients do to their images in training",
-        json_schema_extra=UNTOLD,
+    augment: str = untold("none()", description="what clients do to their images in training")
+    schedule: str = untold(
+        "constant()", description="what learning rates of head and tail are multiplied by"
     )
-    schedule: str = Field(
-        "constant()",
-        description="what learning rates of head and tail are multiplied by",
-        json_schema_extra=UNTOLD,
+    clip: str = untold("none()", description="how large the norm of gradients may be")
+    accumulate: Count = untold(
+        1, description="steps whose gradients are averaged to one step of the optimiser"
     )
-    clip: str = Field(
-        "none()",
-        description="how large the norm of gradients may be",
-        json_schema_extra=UNTOLD,
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = untold(
+        0.0, description="share of each target that goes to all classes alike"
     )
-    accumulate: Count = Field(
-        1,
-        description="steps whose gradients are averaged to one step of the optimiser",
-        json_schema_extra=UNTOLD,
+    precision: Name = untold(
+        "fp32", description="fp32, or products of head and tail in bf16 or fp16; payloads stay fp32"
     )
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="share of each target that goes to all classes alike",
-        json_schema_extra=UNTOLD,
-    )
-    precision: Name = Field(
-        "fp32",
-        description="fp32, or products of head and tail in bf16 or fp16; payloads stay fp32",
-        json_schema_extra=UNTOLD,
-    )
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+    ema: Annotated[float, Field(ge=0, lt=1)] = untold(
         0.0,
         description="weight of earlier rounds in a moving average of the model; the average is "
         "tested and saved; 0 is off",
-        json_schema_extra=UNTOLD,
     )
-    freeze: str = Field(
-        "",
-        description="stages that are not trained, with commas between, as embeddings, block1",
-        json_schema_extra=UNTOLD,
+    freeze: str = untold(
+        "", description="stages that are not trained, with commas between, as embeddings, block1"
     )
-    sparsity: str = Field(
-        "none()",
-        description="which weights the linear layers of the head have",
-        json_schema_extra=UNTOLD,
-    )
+    sparsity: str = untold("none()", description="which weights the linear layers of the head have")
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="held out for testing where a data set has no test split"
     )
-    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="share of every client's samples kept back to test that client on",
-        json_schema_extra=UNTOLD,
+    holdout: Annotated[float, Field(ge=0, lt=1)] = untold(
+        0.0, description="share of every client's samples kept back to test that client on"
     )
-    system: str = Field(
-        "none()",
-        description="devices, network and server that virtual time is computed for",
-        json_schema_extra=UNTOLD,
+    system: str = untold(
+        "none()", description="devices, network and server that virtual time is computed for"
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything random")
-    device: str = Field(
+    device: str = untold(
         "auto",
         description="what computes: auto (a GPU of CUDA, else the CPU), cpu, cuda, cuda:1 or mps",
-        json_schema_extra=UNTOLD,
     )
-    stack: int | str = Field(
+    stack: int | str = untold(
         "auto",
         description="how many clients' heads run as one; auto: a trial, on a GPU by free memory",
-        json_schema_extra=UNTOLD,
     )
-    deterministic: bool = Field(
+    deterministic: bool = untold(
         False,
         description="make a GPU give the same bits each time, more slowly; the CPU always does",
-        json_schema_extra=UNTOLD,
     )
     engine: str = Field("ray()", description="what runs the clients; not under `flwr run`")
     timeout: Annotated[float, Field(gt=0)] = Field(
