@@ -51,8 +51,10 @@ Purpose = Literal[
     "adapters",
     "c3sl keys",
     "codec modules",
+    "gates",
     "model",
     "partition",
+    "tokens",
     # skews, by class: (client,)
     "LabelNoise",
     "Noise",

@@ -36,6 +36,7 @@ FLOORS = {
         {"codecs"},
         {"channels"},
         {"models"},
+        {"tokens"},
         {"flat"},
         {"recipe"},
         {"exchange"},

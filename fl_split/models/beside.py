@@ -19,10 +19,13 @@ class Trace:
         Tokens (B, N, D) after each stage; a feature map has its positions as tokens.
     masks : list[Tensor]
         What selectors of tokens say of patches (B, N), one for each place where they choose.
+    rate : float
+        Share of the patches that a selector was asked to keep.
     """
 
     hidden: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
+    rate: float = 1.0
 
 
 class Beside(nn.Module, ABC):

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from fl_split.exchange.whole import Joined
 from fl_split.models.cut import insert
+from fl_split.tokens import AllTokens
+from fl_split.tokens import insert as select
 from simulations.api.looking import Data
 from simulations.api.objects import with_specs
 from simulations.report import comparison, comparison_figure
 from simulations.report.finished import run_names
 from simulations.runs.checkpoint import read_experiment
+from simulations.runs.cut_weights import load_cut_weights
 from simulations.runs.experiment import Experiment
 from simulations.runs.files import (
     DamagedError,
@@ -95,7 +98,8 @@ class Run:
     def model(self) -> nn.Module:
         """The whole trained model, head and tail joined, in evaluation mode.
 
-        With a codec that is trained, as `bottlenet`, its encoder and decoder are in between.
+        With a codec that is trained, as `bottlenet`, its encoder and decoder are in between; with
+        a selection of tokens the model makes it.
 
         Raises
         ------
@@ -111,11 +115,13 @@ class Run:
         else:
             model = spec.build(**self.summary["model_input"], seed=0)
             model.load_state_dict(load_file(self.folder / MODEL))
-        if (self.folder / CODEC).is_file():
+        weights = load_file(file) if (file := self.folder / CODEC).is_file() else {}
+        selection = experiment.parts.tokens
+        if weights or not isinstance(selection, AllTokens):
             head, tail = spec.split(model, experiment.cut, experiment.end)
+            select(head, selection, experiment.seed)
             insert(head, tail, experiment.parts.codec, experiment.seed)
-            head.encoder.load_state_dict(_half(self.folder / CODEC, "encoder."))
-            tail.decoder.load_state_dict(_half(self.folder / CODEC, "decoder."))
+            load_cut_weights(head, tail, weights)
             model = Joined(head, tail)
         return model.eval()
 
@@ -139,12 +145,6 @@ class Comparison:
     def plot(self) -> Figure:
         """Draw accuracy against rounds, bytes and client steps, a line for each run."""
         return comparison_figure({name: run.folder for name, run in self.runs.items()})
-
-
-def _half(file: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the weights whose names begin with `prefix`, without it."""
-    found = load_file(file).items()
-    return {k.removeprefix(prefix): value for k, value in found if k.startswith(prefix)}
 
 
 @dataclass(frozen=True)

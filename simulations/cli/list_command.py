@@ -35,6 +35,7 @@ KEYS = {
     "schedules": "schedule",
     "clips": "clip",
     "augmentations": "augment",
+    "selections": "tokens",
     "engines": "engine",
     "systems": "system",
     "tracking": "tracking",
@@ -51,6 +52,7 @@ TITLES = {
     "clips": "Clipping (clip)",
     "codecs": "Codecs (codec, and what only packs also as downlink)",
     "datasets": "Data sets (dataset)",
+    "selections": "Selections of tokens (tokens)",
     "optimisers": "Optimisers (head_optimizer, tail_optimizer)",
 }
 

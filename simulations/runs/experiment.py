@@ -91,6 +91,11 @@ class Experiment(BaseModel):
     end: int | str = Field(
         0, description="U-shape: stages before the client's again, or the first of them; 0 is off"
     )
+    tokens: str = Field(
+        "none()",
+        description="which tokens of an image go on in the head and over the cut",
+        json_schema_extra=UNTOLD,
+    )
     codec: str = Field("identity()", description="how smashed data are compressed")
     downlink: str = Field(
         "identity()", description="how cut gradients are packed", json_schema_extra=UNTOLD

@@ -75,7 +75,7 @@ def check_stack(e: Experiment, head: Head) -> None:
     if e.stack not in {"auto", 1} and not can_stack(exchange_of(e, head), head):
         raise ValueError(
             f"heads of this run cannot run {e.stack} as one: that needs one cut through a ViT "
-            "without dropout, with nothing frozen; leave stack at 'auto'"
+            "without dropout, with nothing frozen and all tokens; leave stack at 'auto'"
         )
 
 

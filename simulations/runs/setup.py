@@ -22,6 +22,7 @@ from fl_split.models.freezing import freeze
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
 from fl_split.specs import shortened
+from fl_split.tokens import insert as select
 from simulations.clients import stack_size
 from simulations.clients.epochs import Epochs
 from simulations.clients.worker import Worker
@@ -36,6 +37,7 @@ from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
 from simulations.runs import recipes
 from simulations.runs.budget import check_budgets, each
+from simulations.runs.cut_weights import cut_weights
 from simulations.runs.demand import check_demand, client_bytes
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
@@ -105,13 +107,8 @@ class Setup:
         return float((self.test.labels == commonest).mean())
 
     def codec_weights(self) -> dict[str, Tensor]:
-        """Weights at the cut that belong to the codec and not to the model."""
-        both = {"encoder": self.head.encoder, "decoder": self.tail.decoder}
-        return {
-            f"{half}.{name}": weight.detach().to("cpu", copy=True)
-            for half, module in both.items()
-            for name, weight in module.state_dict().items()
-        }
+        """Weights that belong to the codec or to a selector of tokens, not to the model."""
+        return cut_weights(self.head, self.tail)
 
     @cached_property
     def device(self) -> torch.device:
@@ -264,6 +261,8 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     with named("freeze"):
         freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
+    with named("tokens"):
+        select(head, e.parts.tokens, e.seed)
     recipes.check_halves(e, head, tail)
     check_input(e, head.image_shape)
     with named("model"):
