@@ -33,7 +33,8 @@ class Joined(nn.Module):
 
     def __init__(self, head: Head, tail: Tail) -> None:
         super().__init__()
-        self.head, self.tail = head, tail
+        self.head: Head = head
+        self.tail: Tail = tail
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (B, classes) for images (B, C, H, W)."""

@@ -116,19 +116,19 @@ class Selector(nn.Module, ABC):
             before, tokens = tokens, block(tokens)
             if self.chooses(number):
                 scores, mask = self.rated(number, block, before, tokens, mask)
-                told = None if mask is None else over_all(mask, kept, patches)
+                if trace is not None and mask is not None:
+                    trace.masks.append(over_all(mask, kept, patches))
                 if number == self.after:
                     kept = highest(scores, num_kept(rate, patches))
                     before, tokens = self._left(before, kept), self._left(tokens, kept)
-                    mask = mask if mask is None else mask.gather(1, kept)
+                    mask = None if mask is None else mask.gather(1, kept)
                 if mask is not None:
                     tokens = self._scaled(tokens, mask)
-                if trace is not None:
-                    trace.rate = rate
-                    of_kept = torch.ones_like(kept, dtype=tokens.dtype)
-                    trace.masks.append(over_all(of_kept, kept, patches) if told is None else told)
             if trace is not None:
                 trace.hidden.append(self._own(tokens))
+        if trace is not None:
+            trace.rate = rate
+            trace.masks = trace.masks or [over_all(torch.ones_like(kept), kept, patches)]
         return self._own(before), self._own(tokens)
 
     def present_rate(self) -> float:
