@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Dinov2Config, Dinov2ForImageClassification
 
 from fl_split.codecs import CODECS, Smashed, parse_codec
 from fl_split.exchange.link import Link
@@ -17,6 +18,7 @@ from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.cut import insert as insert_codec
 from fl_split.models.cut import whole_flops
+from fl_split.models.dinov2 import split as split_dinov2
 from fl_split.models.selector import Sizes, num_kept
 from fl_split.models.vit import ViT, split
 from fl_split.seeds import StepId, generator, global_state
@@ -300,6 +302,19 @@ def counted(head, tail):
         logits = tail(tokens)
         logits.sum().backward()
     assert whole_flops(head, tail, 5) == counter.get_total_flops()
+
+
+def test_blocks_of_dinov2_go_on_with_fewer_tokens():
+    module = Dinov2ForImageClassification(Dinov2Config(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=4,
+        num_labels=5,
+    ))  # fmt: skip
+    module.set_attn_implementation("eager")
+    for name in ("cls_attention", "dual_gate"):
+        head, tail = split_dinov2(module.train(), 2)
+        insert(head, parse(f"{name}(after=1)", TOKENS), 0)
+        assert head.with_rate(0.3)(images())[0].shape == (6, 1 + 5, 16)
+        counted(head.with_rate(0.3), tail)
 
 
 @pytest.mark.parametrize("name", GATED)

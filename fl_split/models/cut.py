@@ -112,6 +112,11 @@ class Head(nn.Module, ABC):
         found._modules = {**self._modules, "selector": self.selector.with_rate(rate)}
         return found
 
+    def drawn_at(self, rate: float) -> Self:
+        """Return this head, or where training draws rates one that keeps this share instead."""
+        is_drawn = self.selector is not None and self.selector.draws_rate
+        return self.with_rate(rate) if is_drawn else self
+
     @abstractmethod
     def forward(
         self, pixels: Tensor, trace: Trace | None = None

@@ -80,7 +80,7 @@ def memory_of_a_batch(
     Both are the same where clients train whole models. Where a selector draws how many tokens
     there are, it is for all of them.
     """
-    head = head.with_rate(1.0) if len(head.courses) > 1 else head
+    head = head.drawn_at(1.0)
     shape = samples, *head.image_shape
     device = device_of(head)
     pixels = torch.randn(shape, generator=generator(0, "trial")).to(device)

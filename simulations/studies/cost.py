@@ -80,9 +80,7 @@ class Estimator:
         steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
         payload = of_answers = 0
         if strategy.sends_smashed_data:
-            is_drawn = len(setup.head.courses) > 1  # how many tokens there are: half of the patches
-            head = setup.head.with_rate(0.5) if is_drawn else setup.head
-            rehearsal = Rehearsal(replace(setup, head=head))
+            rehearsal = Rehearsal(replace(setup, head=setup.head.drawn_at(0.5)))
             found = [(n, *rehearsal(*examples[key])) for key, n in sizes.items()]
             payload = sum(n * size for n, size, _ in found)
             of_answers = sum(n * flops for n, _, flops in found)
