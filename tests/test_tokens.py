@@ -293,6 +293,9 @@ def test_operations_are_those_that_torch_counts(name, after, codec):
         counted(head.with_rate(rate), tail)
     head.embeddings.requires_grad_(False)
     counted(head.with_rate(0.3), tail)
+    if name in GATED:  # gates alone are trained, through blocks that are not
+        head.blocks.requires_grad_(False)
+        counted(head.with_rate(0.3), tail)
 
 
 def counted(head, tail):
