@@ -120,6 +120,10 @@ RUNS = {
     "u adc downlink": f"end=2; codec=adc(ratio=0.3, weighted_loss=True); {COARSE}; {DROP}",
     "u downlink topk": f"end=2; {TOP}; strategy=sflv2",
     "u resnet": f"{RESNET}; cut=stage1.1; end=stage4.1; strategy=sflv1",
+    # not all tokens
+    "random tokens": "tokens=random(rate=0.5); strategy=sflv2; codec=attended(ratio=0.5)",
+    "gates": "cut=2; tokens=dual_gate(after=1, penalty=0.1); strategy=sflv1; batch_size=32",
+    "u gates": "end=2; tokens=residual_gate()",
     # adapters
     "lora": LORA,
     "lora sflv1": f"{LORA}; strategy=sflv1",

@@ -52,9 +52,11 @@ Purpose = Literal[
     "c3sl keys",
     "codec modules",
     "exits",
+    "gates",
     "model",
     "partition",
     "sparsity",
+    "tokens",
     # skews, by class: (client,)
     "LabelNoise",
     "Noise",

@@ -20,6 +20,7 @@ COMMANDS = {
     "codec_costs": ["codec_costs.py", "--tiny"],
     "data": ["data.py", "--tiny"],
     "peers": ["peers.py", "--tiny"],
+    "token_rates": ["token_rates.py", "--tiny"],
 }
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,18 @@ def test_the_benchmark_of_codecs_measures_every_codec_and_chain(run):
     shown, rows = run("codec_costs")
     assert [row["name"] for row in rows][:-CHAINS] == list(CODECS)
     assert all(row["name"] in shown for row in rows)
+
+
+def test_one_model_is_tested_at_every_rate_of_tokens(run):
+    shown, rows = run("token_rates")
+    assert "dual_gate" in shown and "residual_gate" in shown
+    kept = {(row["tested"].partition("(")[0], row["rate"]): row["kept"] for row in rows}
+    counts = {0.1: 2, 0.25: 4, 0.5: 8, 0.75: 12, 1.0: 16}  # of 16 patches
+    tested = ("residual_gate", "dual_gate", "random", "norm", "cls_attention")
+    assert kept == {(name, rate): n for name in tested for rate, n in counts.items()}
+    whole = {row["accuracy"] for row in rows if row["trained"] == "none()" and row["rate"] == 1}
+    assert len(rows) == 25 and len(whole) == 1
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
 
 
 def checkout(folder, seconds):

@@ -168,7 +168,7 @@ def test_engines_agree(case, on_ray, reference, through_state):
     for other in (on_ray(**changes), through_state(**changes)):
         assert inline.equals(other)
         assert inline.rounds["accuracy_exit1"].equals(other.rounds["accuracy_exit1"])
-        weights = [load_file(one.folder / "beside.safetensors") for one in (inline, other)]
+        weights = [load_file(one.folder / "codec.safetensors") for one in (inline, other)]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
@@ -278,8 +278,8 @@ def test_a_phase_of_the_trunk_is_as_if_there_were_no_exits(simulate):
     for column in ("client_flops", "payload_bytes_up", "train_loss"):
         assert trunk.rounds[column].equals(without.rounds[column])
     drawn = prepare(Experiment.from_dict({**trunk.summary["experiment"], "out": ""})).head.beside
-    kept = load_file(trunk.folder / "beside.safetensors")
-    assert all(torch.equal(kept[name], one) for name, one in drawn.state_dict().items())
+    kept = load_file(trunk.folder / "codec.safetensors")
+    assert all(torch.equal(kept[f"beside.{name}"], one) for name, one in drawn.state_dict().items())
 
 
 def test_operations_of_a_phase_of_exits_by_hand(simulate):

@@ -37,6 +37,7 @@ FLOORS = {
         {"channels"},
         {"models"},
         {"exits"},
+        {"tokens"},
         {"flat"},
         {"recipe"},
         {"exchange"},

@@ -5,6 +5,7 @@ In a phase that trains nothing else, nothing but weights crosses the cut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -13,20 +14,26 @@ from fl_split.codecs import Received
 from fl_split.exchange.mixing import mixed_targets
 from fl_split.exchange.protocol import Batch, ClientSide, Flops
 from fl_split.exchange.records import LOSS, SAMPLES, STEPS, Record
-from fl_split.models.beside import Trace
+from fl_split.models.beside import Beside, Trace
 from fl_split.models.cut import Head
 from fl_split.recipe.loss import CrossEntropy
 from fl_split.recipe.phases import Trains
 
 
-def local_loss(head: Head, trace: Trace, batch: Batch, loss: CrossEntropy) -> Tensor:
-    """Return the sum of the losses of all parts beside `head`, on one batch."""
+def learning(head: Head, trains: Trains) -> list[Beside]:
+    """Return the parts beside `head` whose losses count in a phase."""
+    parts = head.parts_beside
+    return [one for one in parts if trains == "all" or one.learns_alone == (trains == "exits")]
+
+
+def local_loss(parts: Sequence[Beside], trace: Trace, batch: Batch, loss: CrossEntropy) -> Tensor:
+    """Return the sum of the losses of parts beside a head, on one batch."""
     targets = mixed_targets(batch.labels, batch.mixed, batch.num_classes)
 
     def of_logits(logits: Tensor) -> Tensor:
         return loss.of(logits.float(), Received(logits, targets))
 
-    losses = [part.loss(trace, of_logits) for part in head.parts_beside]
+    losses = [part.loss(trace, of_logits) for part in parts]
     total: Tensor = sum(losses[1:], start=losses[0])
     return total.float()
 
@@ -47,9 +54,8 @@ def train_beside(client: ClientSide) -> Record:
 
 def flops_of_phase(trains: Trains, head: Head) -> Flops:
     """Operations of a client on one image where the trunk alone learns, or what is beside it."""
-    trunk = head.forward_flops(1)
-    if trains == "trunk":
-        return Flops(trunk, head.flops(1) - trunk)
-    forward = sum(part.forward_flops(1) for part in head.parts_beside)
-    both = sum(part.flops(1) for part in head.parts_beside)
-    return Flops(trunk + forward, both - forward)
+    trunk, parts = head.forward_flops(1), learning(head, trains)
+    forward = sum(part.forward_flops(1) for part in parts)
+    both = sum(part.flops(1) for part in parts) + head.flops(1) * (trains != "exits")
+    back = both - forward - (trunk if trains != "exits" else 0)
+    return Flops(trunk + forward, back)

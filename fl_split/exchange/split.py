@@ -20,7 +20,7 @@ from torch import Tensor
 from fl_split.codecs import Codec, Smashed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, shapes
-from fl_split.exchange.local_loss import flops_of_phase, local_loss, train_beside
+from fl_split.exchange.local_loss import flops_of_phase, learning, local_loss, train_beside
 from fl_split.exchange.mixing import attach
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
 from fl_split.exchange.records import (
@@ -59,9 +59,9 @@ class Split(Exchange):
             client.begin(record)
         elif record.action == GRADIENT:
             client.learn(client.backward(record))
-        elif record.action == SKIP and not client.head.module.beside:
+        elif record.action == SKIP and not client.head.module.learns_alone:
             client.skip()
-        elif record.action == SKIP:  # the server has nothing to say; what is beside learns
+        elif record.action == SKIP:  # the server has nothing to say; exits learn
             client.learn(client.backward(None))
         else:
             raise ValueError(f"split learning knows no {record.action!r}")
@@ -106,13 +106,14 @@ class Split(Exchange):
     ) -> tuple[Tensor, Callable[[], Tensor], Tensor | None]:
         """Run the head; return tokens (B, N, D), what gives attention, and the local loss."""
         trains = self.phases.trains(at.round)
-        trace = Trace() if head.beside and trains != "trunk" else None
+        parts = learning(head, trains)
+        trace = Trace() if parts else None
         traced = (trace,) if trace else ()
         with randomness(head, "head", at), self.precision.forward(batch.pixels):
             tokens, attention = head(batch.pixels, *traced)
             if trace and trains == "exits":  # nothing goes back into the trunk
                 trace = replace(trace, hidden=[hidden.detach() for hidden in trace.hidden])
-            local = local_loss(head, trace, batch, self.loss) if trace else None
+            local = local_loss(parts, trace, batch, self.loss) if trace else None
         return tokens.float(), attention, local
 
     def flops(self, head: Head, tail: Tail) -> Flops:

@@ -35,7 +35,8 @@ class Joined(nn.Module):
 
     def __init__(self, head: Head, tail: Tail) -> None:
         super().__init__()
-        self.head, self.tail = head, tail
+        self.head: Head = head
+        self.tail: Tail = tail
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return logits (B, classes) for images (B, C, H, W)."""
@@ -100,7 +101,7 @@ class Whole(Exchange):
         """Return the same, without exits in rounds that leave them out."""
         whole = self.flops(head, tail).forward
         if self.phases.trains(number) == "trunk":
-            whole -= sum(part.flops(1) for part in head.parts_beside)
+            whole -= sum(part.flops(1) for part in head.parts_beside if part.learns_alone)
         return Flops(whole, 0)
 
     def _train(self, client: ClientSide, of_tail: Descent) -> tuple[list[float], int]:

@@ -57,6 +57,8 @@ class Exits(Beside):
         One for each exit: layer norm over (D,), linear layer to (C,).
     """
 
+    learns_alone = True
+
     def __init__(
         self,
         head: Head,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -19,14 +20,26 @@ class Trace:
         Tokens (B, N, D) after each stage; a feature map has its positions as tokens.
     masks : list[Tensor]
         What selectors of tokens say of patches (B, N), one for each place where they choose.
+    rate : float
+        Share of the patches that a selector was asked to keep.
     """
 
     hidden: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
+    rate: float = 1.0
 
 
 class Beside(nn.Module, ABC):
-    """A part of a head beside its stages; its weights travel with the head's."""
+    """A part of a head beside its stages; its weights travel with the head's.
+
+    Attributes
+    ----------
+    learns_alone : bool
+        Whether it answers labels by itself, as an exit does: then it has phases of its own, and
+        teaches the head also where the server says nothing.
+    """
+
+    learns_alone: ClassVar[bool] = False
 
     @abstractmethod
     def loss(self, trace: Trace, of_logits: Callable[[Tensor], Tensor]) -> Tensor:

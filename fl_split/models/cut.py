@@ -6,10 +6,11 @@ tail is but the middle.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fl_split.codecs import Codec
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.norms import BatchNorm
+from fl_split.models.selector import Course, Selector
 from fl_split.seeds import seeded
 from fl_split.spec_errors import nearest
 
@@ -36,6 +38,8 @@ class Head(nn.Module, ABC):
         Whether there is a CLS token whose attention codecs can ask for.
     has_dropout : bool
         Whether a training forward draws random numbers.
+    selector : Selector or None
+        Says which tokens go on, inside the head and over the cut; None is all.
     beside : nn.ModuleList
         Parts with a loss of their own, as exits; each is a :class:`~fl_split.models.beside.Beside`.
     end : Tail or None
@@ -52,6 +56,8 @@ class Head(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.selector: Selector | None
+        self.register_module("selector", None)  # which keeps its place before the end
         self.beside = nn.ModuleList()
         self.end: Tail | None = None
 
@@ -66,6 +72,24 @@ class Head(nn.Module, ABC):
         return [cast(Beside, part) for part in self.beside]
 
     @property
+    def learns_alone(self) -> bool:
+        """Whether something beside it learns where the server says nothing."""
+        return any(part.learns_alone for part in self.parts_beside)
+
+    @property
+    def courses(self) -> list[Course]:
+        """What may become of the tokens of an image, each as likely; the last is the longest."""
+        tokens = self.smashed_shape[0]
+        if self.selector is not None:
+            return self.selector.courses(tokens)
+        return [Course([tokens] * len(getattr(self, "blocks", ())), tokens, tokens)]
+
+    @property
+    def most_sent(self) -> int:
+        """Most tokens of an image that cross the cut."""
+        return self.courses[-1].sent
+
+    @property
     def smashed_bytes(self) -> int:
         """Bytes of the uncompressed fp32 smashed data of one sample."""
         return 4 * math.prod(self.smashed_shape)
@@ -76,6 +100,27 @@ class Head(nn.Module, ABC):
         if self.end is None:
             return 0
         return 4 * (self.end.num_tokens or self.smashed_shape[0]) * self.end.width
+
+    def with_rate(self, rate: float) -> Self:
+        """Return a head that shares all weights with this one, and keeps another share of patches.
+
+        Raises
+        ------
+        ValueError
+            This head lets all tokens go on, or the rate is not in (0, 1].
+        """
+        if self.selector is None:
+            raise ValueError(
+                "this head lets all tokens go on, so it has no rate; see the key tokens"
+            )
+        found = copy.copy(self)
+        found._modules = {**self._modules, "selector": self.selector.with_rate(rate)}
+        return found
+
+    def drawn_at(self, rate: float) -> Self:
+        """Return this head, or where training draws rates one that keeps this share instead."""
+        is_drawn = self.selector is not None and self.selector.draws_rate
+        return self.with_rate(rate) if is_drawn else self
 
     @abstractmethod
     def forward(
@@ -159,19 +204,25 @@ class Tail(nn.Module, ABC):
 
 def whole_flops(head: Head, tail: Tail, samples: int) -> int:
     """Operations of forward and backward of all parts on so many images, uncompressed."""
-    tokens = head.smashed_shape[0]
-    total = head.flops(samples) + tail.flops(samples, tokens)
-    total += sum(part.flops(samples) for part in head.parts_beside)
-    return total + (head.end.flops(samples, tokens) if head.end else 0)
+    others = [tail] if head.end is None else [tail, head.end]
+    total = head.flops(samples) + sum(part.flops(samples) for part in head.parts_beside)
+    sent = [course.sent for course in head.courses]
+    return total + mean(sum(part.flops(samples, tokens) for part in others) for tokens in sent)
 
 
 def whole_activation_bytes(head: Head, tail: Tail, samples: int) -> int:
     """Estimate what autograd keeps of all parts for so many images, uncompressed, in bytes."""
-    tokens = head.smashed_shape[0]
+    tokens = head.most_sent
     total = head.activation_bytes(samples) + tail.activation_bytes(samples, tokens)
     if head.end is None:
         return total
     return total + head.end.activation_bytes(samples, head.end.num_tokens or tokens)
+
+
+def mean(numbers: Iterable[int]) -> int:
+    """Return the mean of whole numbers, rounded down."""
+    found = list(numbers)
+    return sum(found) // len(found)
 
 
 def num_stages(names: Sequence[str], cut: int | str) -> int:

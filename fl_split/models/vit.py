@@ -21,10 +21,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fl_split.models import linear_flops as flops
+from fl_split.models.attention import cls_attention
 from fl_split.models.beside import Trace
-from fl_split.models.cut import Head, Tail, draws, num_before_end, num_stages
+from fl_split.models.cut import Head, Tail, draws, mean, num_before_end, num_stages
 from fl_split.models.kept import kept_bytes
 from fl_split.models.preprocessing import Preprocessing
+from fl_split.models.selector import Course
 from fl_split.models.sparse_linear import dense_bytes
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
@@ -55,9 +57,9 @@ class ViTHead(Head):
 
     @property
     def can_stack(self) -> bool:
-        """True without dropout, with nothing frozen, no end and nothing beside."""
+        """True without dropout, with nothing frozen, no end, no selector and nothing beside."""
         is_trained = all(parameter.requires_grad for parameter in self.parameters())
-        is_alone = self.end is None and not self.beside
+        is_alone = self.end is None and self.selector is None and not self.beside
         return is_trained and is_alone and not self.has_dropout
 
     def forward(
@@ -65,6 +67,9 @@ class ViTHead(Head):
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return smashed tokens (B, N, D), CLS first, and what gives :meth:`attention`."""
         tokens = before = self.embeddings(pixels)
+        if self.selector is not None:
+            before, tokens = self.selector(self.blocks, tokens, trace)
+            return self.encoder(tokens), partial(self.attention, before)
         for block in self.blocks:
             before, tokens = tokens, block(tokens)
             if trace is not None:
@@ -77,31 +82,49 @@ class ViTHead(Head):
         It is averaged over attention heads, taken before attention dropout, includes the
         CLS-to-CLS entry 0, sums to 1 and carries no gradient.
         """
-        return _cls_attention(self.blocks[-1], before)
+        return cls_attention(self.blocks[-1], before)
 
     def flops(self, samples: int) -> int:
-        """Operations of forward and backward on so many images; pixels need no gradient."""
-        tokens, width = self.smashed_shape
-        patches = self.embeddings.patch_embeddings.projection.weight
-        total = tokens * flops.training(self.encoder)
-        total += self._patch_flops() * (1 + patches.requires_grad)
-        needs_inputs = flops.is_trained(self.embeddings)
-        for block in self.blocks:
-            total += flops.block_training(block, tokens, width, needs_inputs)
-            needs_inputs = needs_inputs or flops.is_trained(block)
-        return samples * total
+        """Operations of forward and backward on so many images; pixels need no gradient.
+
+        Where a selector draws how many patches it keeps, it is the mean over all numbers.
+        """
+        return samples * mean(map(self._training, self.courses))
 
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""
-        tokens, width = self.smashed_shape
-        total = tokens * flops.forward(self.encoder) + self._patch_flops()
-        return samples * (total + flops.blocks_forward(self.blocks, tokens, width))
+        return samples * mean(map(self._forward, self.courses))
 
     def activation_bytes(self, samples: int) -> int:
-        """Estimate what autograd keeps of so many images, without the encoder."""
-        pixels = 4 * math.prod(self.image_shape)
-        kept = samples * (pixels + kept_bytes(self.blocks, *self.smashed_shape))
+        """Estimate what autograd keeps of so many images, at most, without the encoder."""
+        counts, width = self.courses[-1].in_blocks, self.smashed_shape[1]
+        groups = {
+            n: [one for one, m in zip(self.blocks, counts, strict=True) if m == n] for n in counts
+        }
+        kept = sum(kept_bytes(blocks, tokens, width) for tokens, blocks in groups.items())
+        kept = samples * (4 * math.prod(self.image_shape) + kept)
         return kept + dense_bytes(self.blocks)
+
+    def _training(self, course: Course) -> int:
+        patches, width = self.embeddings.patch_embeddings.projection.weight, self.smashed_shape[1]
+        total = course.sent * flops.training(self.encoder)
+        total += self._patch_flops() * (1 + patches.requires_grad)
+        if self.selector is not None:
+            total += self.selector.flops(self.blocks, course)
+        has_more = self.selector is not None and self.selector.num_extra > 0
+        needs_inputs = has_more or flops.is_trained(self.embeddings)
+        for block, tokens in zip(self.blocks, course.in_blocks, strict=True):
+            total += flops.block_training(block, tokens, width, needs_inputs)
+            needs_inputs = needs_inputs or flops.is_trained(block)
+        return total
+
+    def _forward(self, course: Course) -> int:
+        total = course.sent * flops.forward(self.encoder) + self._patch_flops()
+        if self.selector is not None:
+            total += self.selector.forward_flops(self.blocks, course)
+        for block, tokens in zip(self.blocks, course.in_blocks, strict=True):
+            total += flops.blocks_forward([block], tokens, self.smashed_shape[1])
+        return total
 
     def _patch_flops(self) -> int:
         patches = self.embeddings.patch_embeddings
@@ -210,25 +233,6 @@ def blocks(model: Any) -> Any:
 def classifiers(model: Any) -> list[Any]:
     """What is behind the backbone: the classifier of token 0, that of token 1 if there is one."""
     return [part for part in model.children() if part is not model.base_model]
-
-
-@torch.no_grad()
-def _cls_attention(block: Any, tokens: Tensor) -> Tensor:
-    """Attention of the CLS query in `block`, (B, N), without materialising N x N.
-
-    Per attention head q . (W x + b) = (W^T q) . x + q . b, and the last term is the same
-    for every token, so softmax drops it: one D-vector per attention head replaces the
-    key projection of all N tokens, and the block itself keeps its fused kernel.
-    """
-    attention = block.attention
-    shape = (attention.num_attention_heads, attention.head_dim)
-    norm = block.norm1 if hasattr(block, "norm1") else block.layernorm_before  # as in DINOv2
-    normed = norm(tokens)  # batch tokens dim
-    query = attention.q_proj(normed[:, 0]).unflatten(-1, shape)
-    key_weight = attention.k_proj.weight.unflatten(0, shape)
-    probe = torch.einsum("bhe,hed->bhd", query, key_weight)
-    scores = torch.einsum("bhd,bnd->bhn", probe, normed) * attention.scaling
-    return scores.softmax(dim=-1).mean(dim=1)
 
 
 @dataclass(frozen=True, config=STRICT)

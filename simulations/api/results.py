@@ -27,7 +27,7 @@ from simulations.runs.files import (
 )
 from simulations.runs.paths import expanded
 from simulations.runs.results import CLIENTS, COMPARISON, ROUNDS, STUDY, SUMMARY
-from simulations.runs.saved_model import CODEC, load_halves
+from simulations.runs.saved_model import load_halves
 from simulations.studies.pareto import FRONT, pareto_figure
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class Run:
     def model(self) -> nn.Module:
         """The whole trained model, head and tail joined, in evaluation mode.
 
-        With a codec that is trained, as `bottlenet`, its encoder and decoder are in between.
+        With a codec that is trained, as `bottlenet`, its encoder and decoder are in between; with
+        a selection of tokens the model makes it.
 
         Raises
         ------
@@ -103,7 +104,8 @@ class Run:
         """
         found = load_halves(self.folder, self.experiment, self.summary["model_input"])
         model, head, tail = found
-        return (Joined(head, tail) if (self.folder / CODEC).is_file() else model).eval()
+        is_plain = head.selector is None and isinstance(head.encoder, nn.Identity)
+        return (model if is_plain else Joined(head, tail)).eval()
 
     def plot(self) -> Figure:
         """Draw accuracy against rounds, bytes and client steps."""

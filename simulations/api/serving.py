@@ -21,6 +21,7 @@ def infer(
     codec: str | None = None,
     channel: str | None = None,
     price: float | None = None,
+    rate: float | None = None,
     **objects: Any,
 ) -> Inference:
     """Let the finished run in `folder` answer its test images, one by one.
@@ -38,6 +39,8 @@ def infer(
     price : float, optional
         Fit each policy's threshold on rows that the clients held out: to the most accuracy less
         `price` times bytes, as a share of those of sending all.
+    rate : float, optional
+        Share of the patches that go on, where the run selects tokens; by default its own.
     objects
         Objects that stood in the place of spec strings, by key.
 
@@ -58,5 +61,6 @@ def infer(
         codec=codec,
         channel=channel,
         price=price,
+        rate=rate,
         objects=with_specs(objects),
     )

@@ -39,6 +39,12 @@ def infer(
             min=0, help="Fit policies to held-out rows: accuracy that sending all is worth."
         ),
     ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the patches that go on, if the run selects some."
+        ),
+    ] = None,
     output: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="Default: DIR/infer.")
     ] = None,
@@ -66,6 +72,7 @@ def infer(
             codec=codec,
             channel=channel,
             price=price,
+            rate=rate,
         )
         files = write(found, target)
     titles, rows, spare = found.lines()

@@ -38,6 +38,7 @@ KEYS = {
     "clips": "clip",
     "sparsities": "sparsity",
     "augmentations": "augment",
+    "selections": "tokens",
     "engines": "engine",
     "policies": "policy",
     "systems": "system",
@@ -56,6 +57,7 @@ TITLES = {
     "codecs": "Codecs (codec, and what only packs also as downlink)",
     "datasets": "Data sets (dataset)",
     "policies": "Policies (fl-split infer --policy)",
+    "selections": "Selections of tokens (tokens)",
     "optimisers": "Optimisers (head_optimizer, tail_optimizer)",
 }
 

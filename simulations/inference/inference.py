@@ -92,6 +92,7 @@ def infer(
     codec: str | None = None,
     channel: str | None = None,
     price: float | None = None,
+    rate: float | None = None,
     objects: Mapping[str, Any] | None = None,
 ) -> Inference:
     """Let the finished run in `folder` answer its test images, one by one.
@@ -109,6 +110,8 @@ def infer(
     price : float, optional
         Fit each policy's threshold on rows that the clients held out: to the most accuracy less
         `price` times bytes, as a share of those of sending all.
+    rate : float, optional
+        Share of the patches that go on, where the run selects tokens; by default its own.
     objects : Mapping, optional
         Parts that stood in the place of specs when the run was trained, by key.
 
@@ -117,7 +120,7 @@ def infer(
     ValueError
         No finished run, a model without exits, or nothing held out where something is fitted.
     """
-    trained = load(Path(folder), objects)
+    trained = load(Path(folder), objects, rate)
     wanted = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in policies]
     chosen = {name_of(one): one for one in wanted}
     _check(trained, chosen)

@@ -48,9 +48,7 @@ def _sent(trained: Trained, rows: NDArray[np.int64], form: Form, quality: int) -
             pixels, labels = one.batch(slice(None))
             right.append(predict(trained.head, trained.tail, pixels).argmax(1) == labels)
         sizes += size
-    flops = trained.head.forward_flops(1) + trained.tail.forward_flops(
-        1, trained.head.smashed_shape[0]
-    )
+    flops = trained.head.forward_flops(1) + trained.tail.forward_flops(1, trained.head.most_sent)
     return {
         "accuracy": float(torch.cat(right).float().mean()),
         "sent": 1.0,

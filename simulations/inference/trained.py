@@ -72,8 +72,12 @@ class Trained:
         return np.concatenate([shards[client] for client in sorted(shards)])
 
 
-def load(folder: Path, objects: Mapping[str, Any] | None = None) -> Trained:
+def load(
+    folder: Path, objects: Mapping[str, Any] | None = None, rate: float | None = None
+) -> Trained:
     """Read the finished run in `folder`; `objects` are parts that stood in the place of specs.
+
+    `rate` is the share of patches that go on, instead of the run's own.
 
     Raises
     ------
@@ -96,4 +100,8 @@ def load(folder: Path, objects: Mapping[str, Any] | None = None) -> Trained:
     module, head, tail = load_halves(folder, experiment, summary["model_input"])
     freeze(module, experiment.freeze)  # frozen layers have stayed dense
     sparsify(head, experiment.parts.sparsity, is_trained=True)
+    if head.selector is not None:
+        head = head.with_rate(head.selector.rate if rate is None else rate)
+    elif rate is not None:
+        raise ValueError("rate: the run selects no tokens; train with some, as tokens=dual_gate()")
     return Trained(folder, setup, module, head.eval(), tail.eval())

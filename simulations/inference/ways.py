@@ -18,8 +18,10 @@ from fl_split.exchange.account import Account
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.split import batches, encode
 from fl_split.exits.exits import hidden_shapes
+from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
+from fl_split.models.vit import ViTHead
 from fl_split.payload import Payload
 from fl_split.seeds import StepId
 from simulations.data.samples import Samples
@@ -115,10 +117,13 @@ def ways_of(trained: Trained, samples: Samples, rows: NDArray[np.int64], link: L
 def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | None:
     """Cut the trained model after a block of the head; None if nothing can be sent from there.
 
-    The server goes on with its copy of the head's other blocks. A trained codec fits but the cut.
+    The server goes on with its copy of the head's other blocks. A trained codec fits but the cut,
+    and where tokens are selected the server does not know how.
     """
     if place == blocks:
         return trained.head, trained.tail
+    if trained.head.selector is not None:
+        return None
     if trained.experiment.parts.codec.modules(trained.head.smashed_shape[1]) is not None:
         return None
     head, tail = trained.experiment.parts.model.split(trained.module, place)
@@ -127,11 +132,16 @@ def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | No
 
 def _costs(trained: Trained, place: int, of_exits: int) -> tuple[int, int]:
     """Return operations of device and server for one image that is sent from a place."""
+    head, tail = trained.head, trained.tail
+    if place == len(hidden_shapes(head)):
+        return head.forward_flops(1) + of_exits, tail.forward_flops(1, head.most_sent)
+    if isinstance(head, ViTHead) and head.selector is not None:
+        left = zip(head.blocks[place:], head.courses[0].in_blocks[place:], strict=True)
+        width = head.smashed_shape[1]
+        later = sum(flops.blocks_forward([block], tokens, width) for block, tokens in left)
+        return head.forward_flops(1) - later + of_exits, 0
     head, tail = trained.experiment.parts.model.split(trained.module, place)
-    if place == len(hidden_shapes(trained.head)):
-        head, tail = trained.head, trained.tail
-    tokens = head.smashed_shape[0]
-    return head.forward_flops(1) + of_exits, tail.forward_flops(1, tokens)
+    return head.forward_flops(1) + of_exits, tail.forward_flops(1, head.smashed_shape[0])
 
 
 def _served(

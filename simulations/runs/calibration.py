@@ -57,16 +57,16 @@ def calibrate(
     """
     batch = min(setup.experiment.batch_size, len(setup.train.labels))
     pixels, _ = setup.train.batch(np.arange(batch))
-    forward, backward = [], []
+    head, forward, backward = setup.head.drawn_at(0.5), [], []
     for _ in range(repeats + 1):
         began = clock()
-        tokens = setup.head(pixels)[0]
+        tokens = head(pixels)[0]
         middle = clock()
         tokens.sum().backward()
         forward.append(middle - began)
         backward.append(clock() - middle)
     first, second = (statistics.median(one[1:]) for one in (forward, backward))
-    operations = setup.exchange.flops(setup.head, setup.tail)
+    operations = setup.exchange.flops(head, setup.tail)
     # The clock takes operations of a backward pass for twice those of a forward one.
     ratio = second / first * 2 * operations.forward / operations.backward
     return Calibration(batch * operations.forward / first, ratio, first, second)

@@ -100,11 +100,11 @@ METRICS = (
   serialises them.
 - `head_bytes_up`, `head_bytes_down`: synchronised weights, of the whole model for FedAvg.
 - `smashed_bytes`: what the same smashed data, and in a U-shape the middle's output, are in fp32,
-  uncompressed, one way.
+  uncompressed and with all tokens, one way.
 - `ratio`: payload bytes of both directions over twice `smashed_bytes`.
 - `nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
 - `client_flops`, `server_flops`: operations of training, by closed form, of all clients together
-  and of the server.
+  and of the server. Where selectors draw how many tokens go on, a client has the mean.
 - `balanced_accuracy`: the mean accuracy of classes.
 - `performance_gap`: accuracy of the best class less that of the worst.
 - `backward_transfer`: the mean over classes of accuracy less the best so far (forgetting): 0 or

@@ -55,7 +55,7 @@ def client_bytes(head: Head, tail: Tail, batch_size: int, is_whole: bool) -> int
     weights = sum(one.numel() for one in head.parameters())
     kept = head.activation_bytes(batch_size)
     if head.end is not None:
-        kept += head.end.activation_bytes(batch_size, head.end.num_tokens or head.smashed_shape[0])
+        kept += head.end.activation_bytes(batch_size, head.end.num_tokens or head.most_sent)
     if is_whole:
         weights += sum(one.numel() for one in tail.parameters())
         kept = whole_activation_bytes(head, tail, batch_size)

@@ -79,6 +79,9 @@ class Experiment(BaseModel):
     end: int | str = Field(
         0, description="U-shape: stages before the client's again, or the first of them; 0 is off"
     )
+    tokens: str = untold(
+        "none()", description="which tokens of an image go on in the head and over the cut"
+    )
     exits: str = untold(
         "none()",
         description="classifiers after blocks of the head, which answer without the server",

@@ -25,6 +25,7 @@ from fl_split.recipe.schedules import SCHEDULES, Schedule
 from fl_split.seeds import StepId
 from fl_split.specs import canonical, parse, stages
 from fl_split.tables import Table
+from fl_split.tokens import TOKENS, Selection
 from simulations.data import partition
 from simulations.data.augmentation import AUGMENTATIONS, Augmentation, parse_augment
 from simulations.data.descriptions import DATASETS, Dataset
@@ -61,6 +62,7 @@ TABLES: dict[str, Table[Any]] = {
     "strategy": STRATEGIES,
     "system": SYSTEM,
     "tail_optimizer": OPTIMIZERS,
+    "tokens": TOKENS,
     "tracking": TRACKING,
 }
 """Keys whose value is a spec string, and the table it names an entry of."""
@@ -127,6 +129,7 @@ class Parts:
     skew: Sequence[Skew]
     budget: Budget
     engine: Engine
+    tokens: Selection
     tracking: Tracking
     system: System | None
     clients: int
@@ -171,6 +174,7 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         skew=parse_skew(specs["skew"]),
         budget=parse_budget(specs["budget"]),
         engine=parse(specs["engine"], ENGINES),
+        tokens=parse(specs["tokens"], TOKENS),
         tracking=parse(specs["tracking"], TRACKING),
         system=parse_system(specs["system"]),
         clients=clients,

@@ -18,6 +18,7 @@ from fl_split.recipe.precision import Precision
 from fl_split.recipe.schedules import check_length
 from fl_split.seeds import StepId, generator
 from fl_split.specs import shortened
+from fl_split.tokens import insert as select
 from simulations.clients.stack_size import can_stack
 from simulations.data.augmentation import AUGMENTATIONS, augmented
 from simulations.runs.experiment import Experiment
@@ -80,7 +81,7 @@ def check_stack(e: Experiment, head: Head) -> None:
     if e.stack not in {"auto", 1} and not can_stack(exchange_of(e, head), head):
         raise ValueError(
             f"heads of this run cannot run {e.stack} as one: that needs one cut through a ViT "
-            "without dropout or exits, with nothing frozen; leave stack at 'auto'"
+            "without dropout or exits, with nothing frozen and all tokens; leave stack at 'auto'"
         )
 
 
@@ -96,7 +97,7 @@ def check_device(e: Experiment) -> None:
 def check_halves(e: Experiment, head: Head, tail: Tail) -> None:
     """Raise ValueError if frozen stages, a stack or an augmentation do not fit the model."""
     check_trained(e, head, tail)
-    if e.parts.phases.spares_parts and not head.beside:
+    if e.parts.phases.spares_parts and not head.learns_alone:
         raise ValueError(f"phases: {e.phases} sets exits apart, and there are none; set exits")
     with named("stack"):
         check_stack(e, head)
@@ -114,7 +115,11 @@ def check_trained(e: Experiment, head: Head, tail: Tail) -> None:
             )
 
 
-def sparsified(e: Experiment, head: Head) -> list[str]:
-    """Make the head as sparse as `e` wants it; return what was decided about that."""
+def thinned(e: Experiment, head: Head) -> list[str]:
+    """Give the head as few weights and tokens as `e` wants; return what was decided about that."""
     with named("sparsity"):
-        return sparsify(head, e.parts.sparsity, is_trained=isinstance(e.parts.model, Pretrained))
+        is_trained = isinstance(e.parts.model, Pretrained)
+        notes = sparsify(head, e.parts.sparsity, is_trained=is_trained)
+    with named("tokens"):
+        select(head, e.parts.tokens, e.seed)
+    return notes

@@ -31,7 +31,7 @@ from simulations.runs.files import (
 from simulations.runs.observers import payload_ratio
 from simulations.runs.origins import origins
 from simulations.runs.provenance import versions
-from simulations.runs.saved_model import MODEL, config_of, tensors
+from simulations.runs.saved_model import CODEC, MODEL, config_of, tensors
 from strategies import RoundResult
 
 ROUNDS, CLIENTS, EXPERIMENT = "rounds.csv", "clients.parquet", "experiment.toml"
@@ -167,32 +167,29 @@ class Recorder:
         model: nn.Module,
         status: str,
         ended_by: str,
-        added: Mapping[str, Mapping[str, Tensor]],
+        codec: Mapping[str, Tensor],
         facts: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Write weights and summary; `status` is complete, interrupted or failed.
-
-        `added` are weights beside the model's, by file; an empty one is not written.
 
         `ended_by` is "rounds" if all were done, or the budget that was used up, or what
         stopped the run.
         `client_accuracy` is that of the last row: of clients on their own held-out samples.
         """
         try:
-            self._write_weights(model, added)
+            self._write_weights(model, codec)
         except WriteError:
             with suppress(WriteError):  # there may be room for a few lines
                 self._write_summary("failed", UNWRITTEN, facts)
             raise
         return self._write_summary(status, ended_by, facts)
 
-    def _write_weights(self, model: nn.Module, added: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _write_weights(self, model: nn.Module, codec: Mapping[str, Tensor]) -> None:
         is_transformers = self.experiment.parts.model.is_transformers
         state = tensors(model, is_transformers)
         write_whole(self.folder / MODEL, save(state, metadata={"format": "pt"}))
-        for name, weights in added.items():
-            if weights:
-                write_whole(self.folder / name, save(dict(weights)))
+        if codec:
+            write_whole(self.folder / CODEC, save(dict(codec)))
         if is_transformers:
             with writing(self.folder / "config.json"):
                 config_of(model).save_pretrained(self.folder)  # for from_pretrained(folder)

@@ -14,10 +14,12 @@ from fl_split.exits import insert_exits
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.models.lora import merged
 from fl_split.models.sparse_linear import SparseLinear, sparse_layers
+from fl_split.tokens import insert as select
+from simulations.runs.cut_weights import load_cut_weights
 from simulations.runs.experiment import Experiment
 
-MODEL, CODEC, BESIDE = "model.safetensors", "codec.safetensors", "beside.safetensors"
-"""Files of a run: weights of the model, of a trained codec, of exits beside the head."""
+MODEL, CODEC = "model.safetensors", "codec.safetensors"
+"""Files of a run: weights of the model, and those that are trained beside it."""
 
 
 def load_halves(
@@ -36,20 +38,13 @@ def load_halves(
         model = spec.build(**model_input, seed=0)
         model.load_state_dict(load_file(folder / MODEL))
     head, tail = spec.split(model, experiment.cut, experiment.end)
-    if (folder / CODEC).is_file():
-        insert(head, tail, experiment.parts.codec, experiment.seed)
-        head.encoder.load_state_dict(_half(folder / CODEC, "encoder."))
-        tail.decoder.load_state_dict(_half(folder / CODEC, "decoder."))
-    insert_exits(head, experiment.parts.exits, model_input["num_classes"], experiment.seed)
-    if (folder / BESIDE).is_file():
-        head.beside.load_state_dict(load_file(folder / BESIDE))
+    parts, seed = experiment.parts, experiment.seed
+    select(head, parts.tokens, seed)
+    insert(head, tail, parts.codec, seed)
+    insert_exits(head, parts.exits, model_input["num_classes"], seed)
+    file = folder / CODEC
+    load_cut_weights(head, tail, load_file(file) if file.is_file() else {})
     return model, head, tail
-
-
-def _half(file: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the weights whose names begin with `prefix`, without it."""
-    found = load_file(file).items()
-    return {k.removeprefix(prefix): value for k, value in found if k.startswith(prefix)}
 
 
 def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
@@ -66,15 +61,6 @@ def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
 
     found: dict[str, Tensor] = revert_weight_conversion(model, state)
     return found
-
-
-def named_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Return copies of the weights of modules, each by the module's name and its own."""
-    return {
-        f"{prefix}.{name}".lstrip("."): weight.detach().to("cpu", copy=True)
-        for prefix, module in modules.items()
-        for name, weight in module.state_dict().items()
-    }
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -225,9 +225,9 @@ class RunController:
         self.threads.close()
         facts = {**facts, "stack": stack_of(self.grid)}
         self.evaluator.load(self.finished)  # training may have gone on from there
-        model, added = plain(self.setup.model), self.setup.added_weights()
+        model, codec = plain(self.setup.model), self.setup.codec_weights()
         try:
-            self.recorder.finish(model, status, ended_by, added, facts)
+            self.recorder.finish(model, status, ended_by, codec, facts)
         finally:
             self.tracker.log.close(status)
 

@@ -37,6 +37,7 @@ from simulations.data.splits import Decision
 from simulations.engines.memory import available_bytes
 from simulations.runs import recipes
 from simulations.runs.budget import check_budgets, each
+from simulations.runs.cut_weights import cut_weights
 from simulations.runs.demand import check_demand, client_bytes
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
@@ -53,7 +54,6 @@ from simulations.runs.experiment_data import (
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.saved_model import BESIDE, CODEC, named_weights
 from simulations.runs.trials import check_attention, check_channels, try_link
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
@@ -106,10 +106,9 @@ class Setup:
         commonest = np.bincount(self.train.labels[rows], minlength=self.train.num_classes).argmax()
         return float((self.test.labels == commonest).mean())
 
-    def added_weights(self) -> dict[str, dict[str, Tensor]]:
-        """Weights that are not the model's, by file: of the codec, of what is beside the head."""
-        codec = {"encoder": self.head.encoder, "decoder": self.tail.decoder}
-        return {CODEC: named_weights(codec), BESIDE: named_weights({"": self.head.beside})}
+    def codec_weights(self) -> dict[str, Tensor]:
+        """Weights of a codec, of a selector of tokens and of exits: none of them the model's."""
+        return cut_weights(self.head, self.tail)
 
     @cached_property
     def device(self) -> torch.device:
@@ -261,7 +260,7 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     with named("freeze"):
         freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
-    sparse = recipes.sparsified(e, head)
+    sparse = recipes.thinned(e, head)
     check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())

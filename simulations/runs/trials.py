@@ -53,8 +53,14 @@ def check_channels(link: Link, is_ushape: bool) -> None:
 @torch.no_grad()
 def try_link(link: Link, head: Head, tail: Tail, num_classes: int) -> None:
     """Send two made-up samples to and fro; raise ValueError if that does not work."""
+    for course in head.courses:
+        _try(link, head, tail, course.sent, num_classes)
+
+
+def _try(link: Link, head: Head, tail: Tail, count: int, num_classes: int) -> None:
+    """Do so with samples of `count` tokens."""
     draw = generator(0, "trial")
-    tokens = head.encoder(torch.randn(2, *head.smashed_shape, generator=draw))
+    tokens = head.encoder(torch.randn(2, count, head.smashed_shape[1], generator=draw))
     attention = torch.rand(tokens.shape[:2], generator=draw).softmax(dim=1)
     labels = torch.arange(2) % num_classes
     smashed = Smashed(tokens, lambda: attention, labels, num_classes, head.num_read)
@@ -71,8 +77,10 @@ def memory_of_a_batch(
 ) -> dict[str, int]:
     """Return bytes that autograd keeps for a batch: of the client's part, of the whole model.
 
-    Both are the same where clients train whole models.
+    Both are the same where clients train whole models. Where a selector draws how many tokens
+    there are, it is for all of them.
     """
+    head = head.drawn_at(1.0)
     shape = samples, *head.image_shape
     device = device_of(head)
     pixels = torch.randn(shape, generator=generator(0, "trial")).to(device)

@@ -12,7 +12,7 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -80,7 +80,7 @@ class Estimator:
         steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
         payload = of_answers = 0
         if strategy.sends_smashed_data:
-            rehearsal = Rehearsal(setup)
+            rehearsal = Rehearsal(replace(setup, head=setup.head.drawn_at(0.5)))
             found = [(n, *rehearsal(*examples[key])) for key, n in sizes.items()]
             payload = sum(n * size for n, size, _ in found)
             of_answers = sum(n * flops for n, _, flops in found)
@@ -100,7 +100,16 @@ class Estimator:
     def _timed(self, setup: Setup) -> tuple[float, float]:
         """Seconds of one local step on a whole batch, and of an evaluation."""
         e = setup.experiment
-        key = (e.dataset, e.model, e.cut, e.end, e.codec, e.batch_size, len(setup.test.labels))
+        key = (
+            e.dataset,
+            e.model,
+            e.cut,
+            e.end,
+            e.tokens,
+            e.codec,
+            e.batch_size,
+            len(setup.test.labels),
+        )
         if key not in self._seconds:
             self._seconds[key] = _time(setup)
         return self._seconds[key]

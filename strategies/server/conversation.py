@@ -254,7 +254,7 @@ class Conversation:
         step, work = self.steps[client], self.flops.backward * self.batch_samples[client]
         if way == "up":  # else it went with the cut gradient
             self.tasks.follow("down", client, step, 0)
-        if self.training.head.module.beside:  # which has a loss of its own
+        if self.training.head.module.learns_alone:  # by its exits
             self.tasks.follow("backward", client, step, work)
         else:
             self.flops_not_done += work

@@ -1,0 +1,145 @@
+"""Accuracy of finished runs at other rates of their selection of tokens, without training again.
+
+python benchmarks/token_rates.py FOLDER ... [--rates R ...] [--csv FILE] [--json FILE] [--tiny]
+
+A FOLDER is a run, or holds runs, as that of a sweep does. Each model is tested on its test images
+at every rate: ceil(rate P) of P patches go on. One that was trained with all tokens is tested with
+each selection that needs no training. A row has what the run was trained with, what it is tested
+with, its seed, the rate, the patches that are kept, and the accuracy. --tiny sees whether it runs:
+it trains a few tiny runs, and takes no folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import fl_split as fs
+from fl_split.exchange.whole import Joined, predict
+from fl_split.models.cut import Head, Tail
+from fl_split.specs import parse
+from fl_split.tokens import TOKENS, insert
+from simulations.data.samples import Samples
+from simulations.runs.evaluator import EVALUATION_ROWS
+from simulations.runs.results import SUMMARY
+from simulations.runs.setup import prepare
+
+RATES = [0.1, 0.25, 0.5, 0.75, 1.0]
+UNTRAINED = ["random(after=1)", "norm(after=1)", "cls_attention(after=1)"]
+SMALL: dict[str, Any] = {
+    "model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)",
+    "cut": 1,
+    "clients": 2,
+    "rounds": 1,
+    "local_steps": 1,
+    "engine": "inline()",
+}
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return folders of runs: `folder` itself, or all below it."""
+    return sorted(file.parent for file in folder.rglob(SUMMARY))
+
+
+def halves_of(run: Any) -> tuple[Head, Tail]:
+    """Return head and tail of a finished run."""
+    if isinstance(run.model, Joined):
+        return run.model.head, run.model.tail
+    e = run.experiment
+    found: tuple[Head, Tail] = e.parts.model.split(run.model, e.cut, e.end)
+    return found
+
+
+def rows_of(folder: Path, rates: Sequence[float]) -> Iterator[dict[str, Any]]:
+    """Test one run at each rate, one with all tokens by each selection that needs no training."""
+    run: Any = fs.load(folder)
+    experiment, (head, tail) = run.experiment, halves_of(run)
+    test = prepare(experiment).test
+    tested = {experiment.tokens: head}
+    if head.selector is None:
+        tested = {spec: copy.deepcopy(head) for spec in UNTRAINED}
+        for spec, other in tested.items():
+            insert(other, parse(spec, TOKENS), experiment.seed)
+    for spec, one in tested.items():
+        for rate in rates:
+            other = one.with_rate(rate)
+            yield {
+                "trained": experiment.tokens,
+                "tested": spec,
+                "seed": experiment.seed,
+                "rate": rate,
+                "kept": other.most_sent - head.num_read,
+                "patches": head.smashed_shape[0] - head.num_read,
+                "accuracy": accuracy(other, tail, test),
+            }
+
+
+def accuracy(head: Head, tail: Tail, test: Samples) -> float:
+    """Return the share of test images that are right, in the batches that a run tests in."""
+    rows, right = np.arange(len(test.labels)), 0
+    for start in range(0, len(rows), EVALUATION_ROWS):
+        pixels, labels = test.batch(rows[start : start + EVALUATION_ROWS])
+        right += int((predict(head, tail, pixels).argmax(dim=1) == labels).sum())
+    return right / len(rows)
+
+
+def tiny_runs(folder: Path) -> None:
+    """Train a run with all tokens, and one of each gated selection, for a moment."""
+    for name in ("none", "residual_gate", "dual_gate"):
+        fs.run(**SMALL, tokens=f"{name}()", out=str(folder / name))
+
+
+def show(found: pd.DataFrame) -> Table:
+    """Return a table: a column for each rate, means and standard deviations over seeds."""
+    rates = sorted(found["rate"].unique())
+    table = Table(
+        "trained", "tested", *(f"{rate:g}" for rate in rates), title="accuracy in %, at the rate"
+    )
+    for (trained, tested), rows in found.groupby(["trained", "tested"]):
+        by_rate = 100 * rows.groupby("rate")["accuracy"].agg(["mean", "std"])
+        cells = [f"{by_rate['mean'][r]:.1f} ± {by_rate['std'].fillna(0)[r]:.1f}" for r in rates]
+        table.add_row(str(trained), str(tested), *cells)
+    return table
+
+
+def main() -> None:
+    """Test and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--csv", metavar="FILE", help="write the rows there")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--tiny", action="store_true", help="see whether it runs")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as made:
+        if options.tiny:
+            tiny_runs(Path(made))
+        folders = [Path(made)] if options.tiny else options.folders
+        runs = [run for folder in folders for run in runs_in(folder)]
+        rows = [row for run in runs for row in rows_of(run, options.rates)]
+    if not rows:
+        parser.error("found no run; give folders of finished runs")
+    found = pd.DataFrame(rows)
+    Console().print(show(found))
+    if options.csv:
+        found.to_csv(options.csv, index=False)
+    if options.json:
+        Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

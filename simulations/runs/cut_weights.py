@@ -1,0 +1,31 @@
+"""Trained weights that are not the model's own: of a codec, a selector of tokens, exits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from fl_split.models.cut import Head, Tail
+
+
+def cut_weights(head: Head, tail: Tail) -> dict[str, Tensor]:
+    """Return copies of them, named after whose they are: encoder, decoder, selector, beside."""
+    return {
+        f"{owner}.{name}": weight.detach().to("cpu", copy=True)
+        for owner, module in _owners(head, tail).items()
+        for name, weight in module.state_dict().items()
+    }
+
+
+def load_cut_weights(head: Head, tail: Tail, weights: Mapping[str, Tensor]) -> None:
+    """Load what :func:`cut_weights` returned into halves that have the same parts."""
+    for owner, module in _owners(head, tail).items():
+        prefix = f"{owner}."
+        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        module.load_state_dict(own)
+
+
+def _owners(head: Head, tail: Tail) -> dict[str, nn.Module]:
+    found = {"encoder": head.encoder, "decoder": tail.decoder, "beside": head.beside}
+    return {**found, "selector": head.selector} if head.selector is not None else found
