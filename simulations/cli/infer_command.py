@@ -41,9 +41,7 @@ def infer(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Share of the patches that go on, if the run selects some."
-        ),
+        typer.Option(min=0, max=1, help="Share of patches that go on, if the run selects some."),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="Default: DIR/infer.")
