@@ -1,5 +1,7 @@
 """Split inference: policies by hand, costs by hand, controls, and the command on a tiny run."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -235,15 +237,24 @@ def test_a_trained_codec_sends_from_the_cut_alone(simulate):
 
 
 def test_the_command(reference, tmp_path):
-    run = reference(**TINY)
-    words = ["infer", run.folder, "-p", "margin()", "-s", "devices('pi5') | lte()"]
-    done = CliRunner().invoke(app, [*map(str, words), "--out", str(tmp_path / "out")])
+    folder = shutil.copytree(reference(**TINY).folder, tmp_path / "run")
+    words = ["infer", folder, "-p", "margin()", "-s", "devices('pi5') | lte()"]
+    done = CliRunner().invoke(app, [*map(str, words)])
     assert done.exit_code == 0, done.output
-    table = pd.read_csv(tmp_path / "out" / "infer.csv").set_index("policy")
+    table = pd.read_csv(folder / "infer" / "infer.csv").set_index("policy")
     assert table.loc["all sent", "bytes_up"] < 0.5 * 4 * 5 * 16  # packed by the run's codec
     assert table.loc["all sent", "seconds"] > table.loc["all local", "seconds"] > 0
     assert "oracle" in done.output and "frontier.csv" in done.output
-    wrong = CliRunner().invoke(app, ["infer", str(run.folder), "-p", "treshold()"])
+    places = pd.read_csv(folder / "infer" / "places.csv")
+    assert places["images"].sum() == 364 and places["share"].sum() == pytest.approx(1)
+    page = tmp_path / "report.md"
+    shown = CliRunner().invoke(app, ["report", str(folder), "-o", str(page)])
+    assert shown.exit_code == 0, shown.output
+    text = page.read_text()
+    row = next(line for line in text.splitlines() if ": all sent |" in line)
+    assert f"{100 * table.loc['all sent', 'accuracy']:.1f}" in row
+    assert "Frontiers of split inference" in text and "Where images left" in text
+    wrong = CliRunner().invoke(app, ["infer", str(folder), "-p", "treshold()"])
     assert wrong.exit_code == 2 and "did you mean 'threshold'" in wrong.output
     unfinished = CliRunner().invoke(app, ["infer", str(tmp_path)])
     assert unfinished.exit_code == 2 and "holds no run" in unfinished.output

@@ -52,6 +52,17 @@ class Inference:
     histograms: dict[str, dict[str, int]]
     notes: list[str]
 
+    @property
+    def places(self) -> pd.DataFrame:
+        """One row per policy and place: images that left there, and their share."""
+        whole = {name: sum(counts.values()) for name, counts in self.histograms.items()}
+        rows = [
+            {"policy": name, "place": place, "images": count, "share": count / whole[name]}
+            for name, counts in self.histograms.items()
+            for place, count in counts.items()
+        ]
+        return pd.DataFrame(rows)
+
     def lines(self) -> tuple[list[str], list[list[str]], list[str]]:
         """Return titles and cells of a table for people, and columns that it can do without."""
         known = {key: title for key, title in TITLES.items() if self.table[key].notna().any()}
@@ -239,7 +250,11 @@ def write(found: Inference, folder: Path) -> list[Path]:
     """Write tables and figures into `folder`; return the files."""
     make_folder(folder)
     sweeps = [frame.assign(sweep=name) for name, frame in found.frontiers.items()]
-    tables = {"infer.csv": found.table, "frontier.csv": pd.concat(sweeps, ignore_index=True)}
+    tables = {
+        "infer.csv": found.table,
+        "frontier.csv": pd.concat(sweeps, ignore_index=True),
+        "places.csv": found.places,
+    }
     if len(found.clients):
         tables["infer_clients.csv"] = found.clients
     for name, frame in tables.items():

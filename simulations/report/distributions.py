@@ -58,7 +58,7 @@ def _partitions(collection: RunCollection) -> list[Drawing]:
             f"{sizes['sum'].min():,.0f} to {sizes['sum'].max():,.0f} samples, on average of "
             f"{sizes['count'].mean():.1f} of {frame['class'].nunique()} classes."
         )
-        drawing = _heat_map(
+        drawing = heat_map(
             held.where(held > 0), f"partition-{number}", f"Who holds what: {where}",
             "Training samples of every class (rows) at every client (columns); blank for none."
             + (f" Shown are {some}; all are in {PARTITION}." if some else ""),
@@ -87,7 +87,7 @@ def _classes(collection: RunCollection) -> Drawing | None:
     worst = listed(
         [f"{name}: {row.min():.1f} % in {row.idxmin()}" for name, row in table.iterrows()]
     )
-    return _heat_map(
+    return heat_map(
         table, "accuracy-per-class", "Accuracy per class",
         "After the last round, mean over seeds, %.",
         f"Heat map of accuracy by configuration and class. Worst classes: {worst}.",
@@ -157,7 +157,7 @@ def _last(one: Configuration, file: str) -> pd.DataFrame | None:
     return pd.concat(frames, ignore_index=True) if frames else None
 
 
-def _heat_map(
+def heat_map(
     table: pd.DataFrame,
     name: str,
     title: str,
@@ -166,6 +166,7 @@ def _heat_map(
     axes: Sequence[str],
     data: pd.DataFrame,
 ) -> Drawing:
+    """Draw a table as colours; `axes` name columns, rows and values, `data` are the numbers."""
     with our_style(name):
         names = named(map(str, table.index), 44)
         height = 1.1 + min(14.0, _height(names))

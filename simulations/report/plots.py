@@ -8,7 +8,7 @@ size) draws pixels, and its axes keep their scale.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -74,6 +74,26 @@ def heat_plot(table: pd.DataFrame, axes: Sequence[str]) -> str:
     figure.update_xaxes(title=columns, type="category", showgrid=False)
     figure.update_yaxes(title=rows, type="category", autorange="reversed", showgrid=False)
     return _finished(figure, 130 + min(900, 22 * max(6, len(table))), {})
+
+
+def lines_plot(
+    lines: Mapping[str, pd.DataFrame], columns: tuple[str, str], axes: Sequence[str]
+) -> str:
+    """Return lines by name through points in two columns of a table."""
+    figure = go.Figure()
+    for number, (name, frame) in enumerate(lines.items()):
+        x, y = ([*frame[column]] for column in columns)
+        colour = COLOURS[number % len(COLOURS)]
+        figure.add_scatter(
+            x=x, y=y, mode="lines+markers", name=_text(name), line={"color": colour},
+            text=[_text(policy) for policy in frame["policy"]],
+            hovertemplate="%{text}<br>%{x:,.0f} bytes: %{y:.1f} %",
+        )  # fmt: skip
+    figure.update_xaxes(title=axes[0])
+    figure.update_yaxes(title=axes[1])
+    longest = max(map(len, lines))
+    meta = {"entries": len(lines), "entry": 60 + LETTER * min(longest, 60), "row": LEGEND}
+    return _finished(figure, 360, meta)
 
 
 def boxes_plot(data: pd.DataFrame, axis: str) -> str:

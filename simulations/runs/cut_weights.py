@@ -19,11 +19,20 @@ def cut_weights(head: Head, tail: Tail) -> dict[str, Tensor]:
 
 
 def load_cut_weights(head: Head, tail: Tail, weights: Mapping[str, Tensor]) -> None:
-    """Load what :func:`cut_weights` returned into halves that have the same parts."""
+    """Load what :func:`cut_weights` returned into halves that have the same parts.
+
+    Raises
+    ------
+    ValueError
+        They have others, as where a file is of another version.
+    """
     for owner, module in _owners(head, tail).items():
         prefix = f"{owner}."
         own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        module.load_state_dict(own)
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"weights of the {owner} do not fit: {error}") from None
 
 
 def _owners(head: Head, tail: Tail) -> dict[str, nn.Module]:
