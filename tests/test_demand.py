@@ -5,7 +5,7 @@ import torch
 
 from fl_split.activations import activation_bytes, saved
 from fl_split.exchange.whole import joined
-from fl_split.models.cut import whole_activation_bytes
+from fl_split.models.costs import whole_activation_bytes
 from fl_split.models.kept import kept_bytes
 from fl_split.models.lenet import LeNet
 from fl_split.models.resnet import ResNet18

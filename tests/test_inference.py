@@ -8,12 +8,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import fl_split as fs
+from fl_split.exchange.link import Link
 from fl_split.metrics import calibration_error
 from fl_split.payload import Payload
 from simulations.cli.main import app
 from simulations.inference import trained
-from simulations.inference.inference import infer, write
+from simulations.inference.inference import infer
 from simulations.inference.latency import Latency
+from simulations.inference.outcome import write
 from simulations.inference.policies import (
     POLICIES,
     AllLocal,
@@ -50,9 +53,13 @@ def ways(**changes):
         "local": LOCAL,
         "served": served,
         "sent_bytes": np.array([[100, 110, 120, 130], [40, 50, 60, 70]]),
-        "device_flops": np.array([1000, 3000]),
+        "trunk_flops": np.array([900, 2700]),
+        "exit_flops": np.array([100, 300]),
+        "encoder_flops": 50,
         "server_flops": np.array([9000, 7000]),
+        "coding_flops": (11, 13),
         "answer_bytes": 9,
+        "owner": np.zeros(4, np.int64),
     }
     return Ways(**{**values, **changes})
 
@@ -87,7 +94,8 @@ def test_a_trend_hands_over_at_an_exit_before_the_last():
         has_exit=np.ones(3, bool),
         can_send=np.ones(3, bool),
         sent_bytes=np.tile([[10], [20], [30]], 4),
-        device_flops=np.array([1, 2, 3]),
+        trunk_flops=np.array([1, 2, 3]),
+        exit_flops=np.array([1, 2, 3]),
         server_flops=np.array([3, 2, 1]),
     )
     found = Trend(tau=0.7, least=0.05).decide(three)
@@ -107,11 +115,16 @@ def test_every_policy_is_tried_above():
 
 
 def test_costs_by_hand():
-    """Images 0 to 2 leave at exits 1, 2, 1; image 3 is sent from the second: 70 bytes, 9 back."""
+    """Images 0 to 2 leave at exits 1, 2, 1; image 3 is sent from the second: 70 bytes, 9 back.
+
+    Only what is sent from the cut runs through the encoder, and who sends all asks no exit.
+    """
     one = serve(ways(), Threshold(tau=0.6))
     assert one.right.tolist() == [True, True, True, True]
     assert one.bytes_up.tolist() == [0, 0, 0, 70] and one.bytes_down.tolist() == [0, 0, 0, 9]
-    assert one.device_flops.tolist() == [1000, 3000, 1000, 3000]
+    assert one.device_flops.tolist() == [1000, 3000, 1000, 3050]
+    assert serve(ways(), AllSent()).device_flops.tolist() == [2750] * 4
+    assert serve(ways(), AllLocal()).device_flops.tolist() == [3000] * 4
     assert one.server_flops.tolist() == [0, 0, 0, 7000]
     assert one.confidence.tolist() == [0.6, 0.8, 0.9, 0.8]
     assert histogram(one, ways()) == {"exit1": 2, "exit2": 1, "sent from exit2": 1}
@@ -123,8 +136,19 @@ def test_what_the_channel_loses_is_answered_by_the_last_exit():
     one = serve(ways(served=served), AllSent())
     assert one.is_lost.all() and one.right.tolist() == [True, True, True, False]
     assert one.bytes_up.tolist() == [40, 50, 60, 70] and one.bytes_down.sum() == 0
-    nobody = ways(served=served, has_exit=np.array([False, False]), local=served)
-    assert not serve(nobody, AllSent()).right.any()
+    nobody = serve(ways(served=served, has_exit=np.zeros(2, bool), local=served), AllSent())
+    assert not nobody.right.any() and not nobody.is_known.any()
+
+
+def test_an_oracle_takes_whatever_is_right_for_the_fewest_bytes():
+    """No exit is right on the last image; the server is, from the first exit, and from the cut."""
+    served = ways().served.copy()
+    served[0, 3], served[1, 3] = [0.1, 0.1, 0.8], [0.1, 0.1, 0.8]
+    found = Oracle().decide(ways(served=served))
+    assert (found.place[3], found.is_sent[3]) == (1, True)
+    served[1, 3] = [0.8, 0.1, 0.1]
+    found = Oracle().decide(ways(served=served))
+    assert (found.place[3], found.is_sent[3]) == (0, True)
 
 
 def test_controls_by_hand():
@@ -138,6 +162,7 @@ def test_controls_by_hand():
     assert swept["accuracy"].iloc[0] in {0.5, 0.75}
     frame = pd.DataFrame({"bytes_up": [0.0, 10.0, 40.0], "accuracy": [0.5, 0.8, 0.7]})
     assert area(frame, 50.0) == pytest.approx(0.2 * 0.5 + 0.8 * 0.8)
+    assert np.isnan(area(frame[:1], 50.0))  # one policy has no frontier
 
 
 def test_a_fit_takes_what_is_worth_most():
@@ -166,7 +191,7 @@ def test_seconds_and_joules_by_hand():
     )
     seconds, joules = latency.of(
         np.array([10**9, 10**9]), np.array([0, 10**9]), np.array([0, 125]), np.array([0, 250]),
-        np.array([False, True]),
+        np.array([False, True]), np.zeros(2, np.int64),
     )  # fmt: skip
     compute, send, receive = 1e9 / speed, 8 * 125 / 1e6, 8 * 250 / 2e6
     wait = 0.02 + 1e9 / 1e12
@@ -202,7 +227,7 @@ def test_a_run_serves_its_test_images(reference, tmp_path):
 def test_thresholds_are_fitted_to_rows_that_nobody_trained_on(reference):
     run = reference(**TINY)
     found = infer(run.folder, ["threshold"], price=0.1)
-    assert any("fitted to held-out rows" in note for note in found.notes)
+    assert any("was fitted to held-out rows" in note for note in found.notes)
     read = trained.load(run.folder)
     held, used = read.held_out, np.concatenate(read.setup.train.partitions)
     assert len(held) and not np.isin(held, used).any()
@@ -228,6 +253,54 @@ def test_what_cannot_be_served_is_refused(simulate, keys, options, message):
     run = simulate(rounds=1, **keys)
     with pytest.raises(ValueError, match=message):
         infer(run.folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"price": float("nan")}, "price must be 0 or more, got nan"),
+        ({"policies": []}, "policies: give at least one"),
+        ({"policies": "treshold()"}, "did you mean 'threshold'"),
+        ({"rate": 0.5}, "rate: the run selects no tokens"),
+        ({"channel": "awgn(snr_db=10)", "codec": "zstd()"}, "channel: .*awgn"),
+        ({"channel": "awgn(snr_db='cell')"}, "channel: .*asks for the noise in a cell"),
+        ({"prise": 0.1}, "unknown argument 'prise'; did you mean 'price'"),
+    ],
+)
+def test_bad_arguments_are_one_line(reference, options, message):
+    with pytest.raises(ValueError, match=message):
+        fs.infer(reference(**TINY).folder, **options)
+
+
+def test_noise_is_that_of_the_device_that_sends(reference, monkeypatch):
+    """Image n is of client n mod 6, in round 1 of the run's seed, as its seconds are."""
+    asked = []
+    over = Link.over
+    monkeypatch.setattr(Link, "over", lambda *words: (asked.append(words[2]), over(*words))[1])
+    run = reference(**TINY)
+    infer(run.folder, "all_sent()", channel="bit_errors(ber=0.001)")
+    steps = {(one.seed, one.round, one.client, one.step) for one in asked if one.round}
+    assert {(0, 1, n % 6, n) for n in range(364)} <= steps
+
+
+def test_a_resnet_is_served(simulate):
+    run = simulate(exits="plain()", model="resnet18(width=4)", cut=2, rounds=1, local_steps=1)
+    table = infer(run.folder, codec="identity()").table.set_index("policy")
+    last = run.rounds.iloc[-1]
+    assert table.loc["all sent", "accuracy"] == pytest.approx(last["accuracy"])
+    assert table.loc["all local", "accuracy"] == pytest.approx(last["accuracy_exit2"])
+
+
+def test_tokens_are_served_at_other_rates(simulate):
+    """16 patches of two by two pixels and CLS; at a rate of 1 all of them, else a quarter."""
+    run = simulate(exits="plain()", tokens="norm(rate=0.25)", cut=2, rounds=1)
+    few, all_tokens = (
+        infer(run.folder, rate=rate).table.set_index("policy") for rate in (None, 1.0)
+    )
+    bytes_of = [one.loc["all sent", "bytes_up"] for one in (few, all_tokens)]
+    assert bytes_of[1] - bytes_of[0] == 4 * 16 * (4 - 1)
+    last = run.rounds.iloc[-1]
+    assert few.loc["all sent", "accuracy"] == pytest.approx(last["accuracy"])
 
 
 def test_a_trained_codec_sends_from_the_cut_alone(simulate):

@@ -16,8 +16,8 @@ from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import Split
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
+from fl_split.models.costs import whole_flops
 from fl_split.models.cut import insert as insert_codec
-from fl_split.models.cut import whole_flops
 from fl_split.models.dinov2 import split as split_dinov2
 from fl_split.models.selector import Sizes, num_kept
 from fl_split.models.vit import ViT, split

@@ -21,7 +21,8 @@ from fl_split.exchange.records import HEAD, LOSS, PAYLOAD, Weights
 from fl_split.exchange.split import Split
 from fl_split.exchange.ushape import OUTPUT, OUTPUT_GRADIENT, ROW_WEIGHTS, TARGETS, UShape
 from fl_split.exchange.whole import joined
-from fl_split.models.cut import insert, whole_flops
+from fl_split.models.costs import whole_flops
+from fl_split.models.cut import insert
 from fl_split.models.lenet import LeNet
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT

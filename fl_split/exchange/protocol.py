@@ -1,8 +1,7 @@
 """The contract of an exchange: what both halves of a model do with one batch.
 
-A round of a client, whatever the exchange: the server sends BEGIN; the client answers with what
-:meth:`Exchange.send` returns; each further message of the server goes through
-:meth:`Exchange.receive` and is answered the same way; an END ends it.
+A round of a client: the server sends BEGIN; the client answers with what :meth:`Exchange.send`
+returns; each further message goes through :meth:`Exchange.receive`; an END ends it.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record
 from fl_split.flat import Flat
+from fl_split.models.costs import backward_alone
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
 from fl_split.recipe.descent import Descent
@@ -157,8 +157,7 @@ class HalfServed:
     read : Callable
         Reads the answer of a client; raises ValueError if it is not what it should be.
     resume : Callable
-        Turns answers, by client, into what is served; clients without one are left out. It
-        must be called once, with no answers if there are none.
+        Turns answers, by client, into what is served; called once, also without any answer.
     flops : dict[int, int]
         Operations of the tail so far, by client; those of :class:`Served` include them.
     failed : sequence of int
@@ -201,10 +200,8 @@ class Exchange(ABC):
     ----------
     loss : CrossEntropy
         What is minimised.
-    precision : Precision
-        How forward and backward passes are computed.
-    phases : Phases
-        What is trained in which rounds.
+    precision, phases : Precision, Phases
+        How passes are computed; what is trained in which rounds.
     trains_whole_models : bool
         Whether head and tail travel with BEGIN and END, and clients train both; else the head.
     can_stack : bool
@@ -264,6 +261,14 @@ class Exchange(ABC):
         """Return the same in a round, whose phase may train but a part."""
         del number
         return self.flops(head, tail)
+
+    def learns_alone(self, head: Head, number: int) -> bool:
+        """Tell whether a client learns in a round also where the server has nothing to say."""
+        return head.learns_alone and self.phases.trains(number) != "trunk"
+
+    def flops_alone(self, number: int, head: Head) -> int:
+        """Operations of a backward pass on one image where the server has nothing to say."""
+        return backward_alone(head) if self.learns_alone(head, number) else 0
 
     def is_silent(self, number: int) -> bool:
         """Tell whether nothing crosses the cut in a round but weights."""

@@ -59,10 +59,10 @@ class Split(Exchange):
             client.begin(record)
         elif record.action == GRADIENT:
             client.learn(client.backward(record))
-        elif record.action == SKIP and not client.head.module.learns_alone:
-            client.skip()
-        elif record.action == SKIP:  # the server has nothing to say; exits learn
+        elif record.action == SKIP and self.learns_alone(client.head.module, client.at.round):
             client.learn(client.backward(None))
+        elif record.action == SKIP:
+            client.skip()
         else:
             raise ValueError(f"split learning knows no {record.action!r}")
         return None
@@ -166,6 +166,9 @@ class Split(Exchange):
     ) -> Step:
         """Take one whole exchange; the loss and the gradients of both halves."""
         payload = self.smash(head.module, link.codec, batch, at, {})
+        if payload.local is not None and self.is_silent(at.round):
+            alone = head_gradient(head, payload, None, self.precision)
+            return Step(float(payload.local.detach()), alone, torch.zeros_like(tail.vector))
         arrival = link.carry(payload, at, tail.module)
         (loss,), (cut,), of_tail = self.cut_gradients(tail, [arrival], [1.0], at)
         return Step(loss, head_gradient(head, payload, cut, self.precision), of_tail)

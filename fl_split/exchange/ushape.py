@@ -177,6 +177,8 @@ class UShape(Split):
         self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
     ) -> Step:
         """Take one whole exchange; the loss and the gradients of both halves."""
+        if self.is_silent(at.round):
+            return super().step(head, tail, link, batch, at)
         memory: dict[str, Tensor] = {}
         payload = self.smash(head.module, link.codec, batch, at, memory)
         arrival = link.carry(payload, at, tail.module)

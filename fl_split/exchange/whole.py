@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
+from fl_split.exchange.local_loss import flops_of_phase
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, Step
 from fl_split.exchange.records import BEGIN, GO_ON, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
 from fl_split.exchange.ushape import crossing
 from fl_split.exits import exits_of
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
-from fl_split.models.cut import Head, Tail, whole_flops
+from fl_split.models.costs import whole_flops
+from fl_split.models.cut import Head, Tail
 from fl_split.recipe.descent import Descent
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId
@@ -98,9 +100,11 @@ class Whole(Exchange):
         return Flops(whole_flops(head, tail, 1), 0)
 
     def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
-        """Return the same, without exits in rounds that leave them out."""
-        whole = self.flops(head, tail).forward
-        if self.phases.trains(number) == "trunk":
+        """Return the same, without what a phase leaves out."""
+        whole, trains = self.flops(head, tail).forward, self.phases.trains(number)
+        if trains == "exits":
+            whole = flops_of_phase(trains, head).total
+        elif trains == "trunk":
             whole -= sum(part.flops(1) for part in head.parts_beside if part.learns_alone)
         return Flops(whole, 0)
 

@@ -75,6 +75,10 @@ class Exits(Beside):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.widths)
         self.classifiers = nn.ModuleList(nn.Linear(width, num_classes) for width in self.widths)
 
+    def reach(self, blocks: int) -> int:
+        """Return how many of the head's blocks its gradient goes back through."""
+        return 0 if self.detach else max(self.after)
+
     @property
     def names(self) -> list[str]:
         """Of exits, in order: `exit1` is behind the first stage."""
@@ -128,7 +132,7 @@ def hidden_shapes(head: Head) -> list[tuple[int, ...]]:
     return [tuple(hidden.shape[1:]) for hidden in trace.hidden]
 
 
-def stages_with_exit(after: str, head: Head) -> list[int]:
+def stages_with_exit(after: int | str, head: Head) -> list[int]:
     """Read which stages have an exit: ``all``, or their numbers from 1 with commas between.
 
     Raises
@@ -136,7 +140,7 @@ def stages_with_exit(after: str, head: Head) -> list[int]:
     ValueError
         The text is neither, a number comes twice or is behind the cut.
     """
-    count = len(hidden_shapes(head))
+    count, after = head.num_stages, str(after)
     if after == "all":
         return [*range(1, count + 1)]
     words = [word.strip() for word in after.split(",")]
@@ -148,5 +152,7 @@ def stages_with_exit(after: str, head: Head) -> list[int]:
     if wrong := [number for number in numbers if not 1 <= number <= count]:
         raise ValueError(f"after: the head has blocks 1..{count} before the cut, got {wrong[0]}")
     if any(a >= b for a, b in itertools.pairwise(numbers)):
-        raise ValueError(f"after must grow from 1, got {after!r}")
+        raise ValueError(
+            f"after must name blocks in rising order, each once, as '1, 2', got {after!r}"
+        )
     return numbers

@@ -30,15 +30,15 @@ class Plain:
 
     Parameters
     ----------
-    after : str
-        Numbers of head blocks, as ``1, 2``, or ``all``.
+    after : int or str
+        Number of a head block, or numbers, as ``'1, 2'``, or ``'all'``.
     weight : float
         Weight of each exit's loss, beside 1 of the server's.
     detach : bool
         Let no gradient of an exit go into the trunk.
     """
 
-    after: str = "all"
+    after: int | str = "all"
     weight: Weight = 1.0
     detach: bool = False
 

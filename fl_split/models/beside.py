@@ -41,6 +41,10 @@ class Beside(nn.Module, ABC):
 
     learns_alone: ClassVar[bool] = False
 
+    def reach(self, blocks: int) -> int:
+        """Return how many of the head's blocks its gradient goes back through."""
+        return blocks
+
     @abstractmethod
     def loss(self, trace: Trace, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
         """Return a loss of one batch, that is added to the one which the server minimises.

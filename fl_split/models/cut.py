@@ -72,6 +72,11 @@ class Head(nn.Module, ABC):
         return [cast(Beside, part) for part in self.beside]
 
     @property
+    def num_stages(self) -> int:
+        """Blocks or stages before the cut."""
+        return len(getattr(self, "blocks", None) or getattr(self, "stages", None) or [self])
+
+    @property
     def learns_alone(self) -> bool:
         """Whether something beside it learns where the server says nothing."""
         return any(part.learns_alone for part in self.parts_beside)
@@ -200,23 +205,6 @@ class Tail(nn.Module, ABC):
         if tokens not in known:
             known[tokens] = self.forward_flops(1, tokens), self.flops(1, tokens)
         return known[tokens]
-
-
-def whole_flops(head: Head, tail: Tail, samples: int) -> int:
-    """Operations of forward and backward of all parts on so many images, uncompressed."""
-    others = [tail] if head.end is None else [tail, head.end]
-    total = head.flops(samples) + sum(part.flops(samples) for part in head.parts_beside)
-    sent = [course.sent for course in head.courses]
-    return total + mean(sum(part.flops(samples, tokens) for part in others) for tokens in sent)
-
-
-def whole_activation_bytes(head: Head, tail: Tail, samples: int) -> int:
-    """Estimate what autograd keeps of all parts for so many images, uncompressed, in bytes."""
-    tokens = head.most_sent
-    total = head.activation_bytes(samples) + tail.activation_bytes(samples, tokens)
-    if head.end is None:
-        return total
-    return total + head.end.activation_bytes(samples, head.end.num_tokens or tokens)
 
 
 def mean(numbers: Iterable[int]) -> int:

@@ -5,13 +5,17 @@ The regimes of arXiv 2407.14320, of a trunk and its exits:
     joint       (no phases)
     disjoint    phase(rounds=10, train='trunk') | phase(train='exits')
     mixed       phase(rounds=10, train='trunk') | phase(train='all')
+
+What a phase leaves alone stays bit for bit. Dropout and batch statistics of the trunk are those of
+training in every phase, where the paper evaluates a trunk that is frozen. An optimiser that lives
+longer than a round counts the steps of all phases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -45,8 +49,8 @@ class Stage(Protocol):
 class NoPhases:
     """Everything is trained in all rounds."""
 
-    rounds: Annotated[int, Field(ge=0, le=0)] = 0
-    train: Literal["all"] = "all"
+    rounds: ClassVar[int] = 0
+    train: ClassVar[Trains] = "all"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -104,8 +104,13 @@ class Run:
         """
         found = load_halves(self.folder, self.experiment, self.summary["model_input"])
         model, head, tail = found
-        is_plain = head.selector is None and isinstance(head.encoder, nn.Identity)
-        return (model if is_plain else Joined(head, tail)).eval()
+        if head.selector is not None or not isinstance(head.encoder, nn.Identity):
+            return Joined(head, tail).eval()
+        if self.experiment.parts.model.is_transformers:  # as all the world reads it
+            from transformers import AutoModelForImageClassification
+
+            model = AutoModelForImageClassification.from_pretrained(self.folder)
+        return model.eval()
 
     def plot(self) -> Figure:
         """Draw accuracy against rounds, bytes and client steps."""

@@ -6,22 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fl_split.spec_errors import unknown
 from simulations.api.objects import with_specs
-from simulations.inference.inference import Inference
 from simulations.inference.inference import infer as inferred
+from simulations.inference.outcome import Inference, check_new, write
 from simulations.inference.policies import Policy
+from simulations.runs.parts import SPEC_TABLES
 from simulations.runs.paths import expanded
+
+OPTIONS = ("policies", "system", "codec", "channel", "price", "rate", "out")
 
 
 def infer(
     folder: str | Path,
-    policies: Sequence[str | Policy] = ("threshold()",),
+    policies: str | Policy | Sequence[str | Policy] = "threshold()",
     *,
     system: str | None = None,
     codec: str | None = None,
     channel: str | None = None,
     price: float | None = None,
     rate: float | None = None,
+    out: str | Path | None = None,
     **objects: Any,
 ) -> Inference:
     """Let the finished run in `folder` answer its test images, one by one.
@@ -30,7 +35,7 @@ def infer(
     ----------
     folder : str or Path
         Of the run.
-    policies : sequence of str or Policy
+    policies : str, Policy or a sequence of these
         When an image leaves the device.
     system : str, optional
         Devices, network and server, for seconds and joules; by default those of the run.
@@ -41,6 +46,8 @@ def infer(
         `price` times bytes, as a share of those of sending all.
     rate : float, optional
         Share of the patches that go on, where the run selects tokens; by default its own.
+    out : str or Path, optional
+        A folder for tables and figures; by default nothing is written.
     objects
         Objects that stood in the place of spec strings, by key.
 
@@ -54,7 +61,11 @@ def infer(
     ValueError
         No finished run, a model without exits, or nothing held out where something is fitted.
     """
-    return inferred(
+    if wrong := next((key for key in objects if key not in SPEC_TABLES), None):
+        raise ValueError(unknown("argument", wrong, [*OPTIONS, *SPEC_TABLES]))
+    if out is not None:
+        check_new(expanded(out))
+    found = inferred(
         expanded(folder),
         policies,
         system=system,
@@ -64,3 +75,6 @@ def infer(
         rate=rate,
         objects=with_specs(objects),
     )
+    if out is not None:
+        write(found, expanded(out))
+    return found

@@ -19,7 +19,10 @@ def infer(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            "--policy", "-p", metavar="SPEC", help="When an image leaves; may be repeated."
+            "--policy",
+            "-p",
+            metavar="SPEC",
+            help="When an image leaves; may be repeated. Default: threshold(tau=0.9).",
         ),
     ] = None,
     system: Annotated[
@@ -36,7 +39,8 @@ def infer(
     price: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Fit policies to held-out rows: accuracy that sending all is worth."
+            min=0,
+            help="Fit thresholds to held-out rows: accuracy less this times bytes.",
         ),
     ] = None,
     rate: Annotated[
@@ -60,12 +64,13 @@ def infer(
         target = expanded(output) if output else folder / "infer"
     with quiet():
         from simulations.inference.inference import infer as inferred
-        from simulations.inference.inference import write
+        from simulations.inference.outcome import check_new, write
         from simulations.report.text_table import text_table
     with door():
+        check_new(target)
         found = inferred(
             folder,
-            policy or ["threshold()"],
+            policy or "threshold()",
             system=system,
             codec=codec,
             channel=channel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,88 +16,22 @@ from fl_split.exchange.link import Link
 from fl_split.specs import parse
 from simulations.data.statistics import count, per_client
 from simulations.inference import pictures
-from simulations.inference.figure import draw
 from simulations.inference.latency import Latency
+from simulations.inference.outcome import Inference
 from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, Policy, name_of
 from simulations.inference.serving import Served, area, fitted, frontier, histogram, mixture, serve
 from simulations.inference.trained import Trained, load
 from simulations.inference.ways import Ways, ways_of
-from simulations.runs.files import make_folder, write_whole, writing
-from simulations.system.system import parse_system
-
-
-@dataclass(frozen=True)
-class Inference:
-    """What a run gave and cost when it served its test images.
-
-    Attributes
-    ----------
-    table : pandas.DataFrame
-        One row per policy and control: accuracy; means over images of bytes, operations, seconds
-        and joules; `mixture`, the accuracy of a random mixture at equal bytes.
-    frontiers : dict
-        By policy, one row for each threshold of its sweep.
-    images : dict
-        By policy, one row per image.
-    clients : pandas.DataFrame
-        By policy and client, of held-out rows: label entropy, share that leaves, accuracy.
-    histograms : dict
-        By policy, how many images left where.
-    """
-
-    table: pd.DataFrame
-    frontiers: dict[str, pd.DataFrame]
-    images: dict[str, pd.DataFrame] = field(repr=False)
-    clients: pd.DataFrame = field(repr=False)
-    histograms: dict[str, dict[str, int]]
-    notes: list[str]
-
-    @property
-    def places(self) -> pd.DataFrame:
-        """One row per policy and place: images that left there, and their share."""
-        whole = {name: sum(counts.values()) for name, counts in self.histograms.items()}
-        rows = [
-            {"policy": name, "place": place, "images": count, "share": count / whole[name]}
-            for name, counts in self.histograms.items()
-            for place, count in counts.items()
-        ]
-        return pd.DataFrame(rows)
-
-    def lines(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """Return titles and cells of a table for people, and columns that it can do without."""
-        known = {key: title for key, title in TITLES.items() if self.table[key].notna().any()}
-        rows = [
-            [row["policy"], *(_cell(key, row[key]) for key in known)]
-            for row in self.table.to_dict("records")
-        ]
-        return ["policy", *known.values()], rows, ["server MFLOP", "calibration", "J", "area %"]
-
-
-TITLES = {
-    "accuracy": "accuracy %",
-    "mixture": "mixture %",
-    "sent": "sent %",
-    "bytes_up": "bytes",
-    "device_flops": "device MFLOP",
-    "server_flops": "server MFLOP",
-    "seconds": "s",
-    "joules": "J",
-    "calibration_error": "calibration",
-    "area": "area %",
-}
-
-
-def _cell(key: str, value: Any) -> str:
-    if pd.isna(value):
-        return "-"
-    if TITLES[key].endswith("%"):
-        return f"{100 * value:.1f}"
-    return f"{1e-6 * value:.2f}" if "flops" in key else f"{value:,.3g}"
+from simulations.runs.experiment_data import named
+from simulations.runs.files import read_summary
+from simulations.runs.results import SUMMARY
+from simulations.runs.trials import check_attention, check_channels, try_link
+from simulations.system.system import System, parse_system
 
 
 def infer(
     folder: str | Path,
-    policies: Sequence[str | Policy] = ("threshold()",),
+    policies: str | Policy | Sequence[str | Policy] = "threshold()",
     *,
     system: str | None = None,
     codec: str | None = None,
@@ -112,7 +46,7 @@ def infer(
     ----------
     folder : str or Path
         Of the run.
-    policies : sequence of str or Policy
+    policies : str, Policy or a sequence of these
         When an image leaves the device.
     system : str, optional
         Devices, network and server, for seconds and joules; by default those of the run.
@@ -131,66 +65,82 @@ def infer(
     ValueError
         No finished run, a model without exits, or nothing held out where something is fitted.
     """
+    wanted = _policies(policies, price)
     trained = load(Path(folder), objects, rate)
-    wanted = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in policies]
-    chosen = {name_of(one): one for one in wanted}
-    _check(trained, chosen)
-    link = _link(trained, codec, channel)
+    _check(trained, wanted)
+    found = parse_system(system) if system is not None else trained.experiment.parts.system
+    latency = Latency.of_system(found, trained.experiment) if found else None
+    link = _link(trained, found, codec, channel)
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
-    held = None
+    held, chosen, notes = None, {name_of(one): one for one in wanted}, list[str]()
     if price is not None:
         held = ways_of(trained, trained.setup.train, trained.held_out, link)
-        chosen = {name_of(one): one for one in (fitted(one, held, price) for one in wanted)}
-    latency = _latency(trained, system)
+        pairs = [(one, fitted(one, held, price)) for one in wanted]
+        chosen = {name_of(one): one for _, one in pairs}
+        notes = [_fit(*pair, price) for pair in pairs]
     served = {name: serve(ways, one, latency) for name, one in chosen.items()}
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
-    controls: dict[str, Policy] = {"all sent": AllSent()}
-    if trained.exits:
-        controls |= {"all local": AllLocal(), "oracle": Oracle()}
-    served |= {name: serve(ways, one, latency) for name, one in controls.items()}
+    served |= {name: serve(ways, one, latency) for name, one in _controls(trained).items()}
     return Inference(
-        _table(trained, ways, served, frontiers),
+        _table(trained, ways, served, frontiers, latency),
         frontiers,
         {name: served[name].images(ways.names) for name in chosen},
         _clients(trained, chosen, held, link),
         {name: histogram(one, ways) for name, one in served.items() if name in chosen},
-        _notes(ways, served, price),
+        [*notes, *_notes(trained, link, served)],
     )
 
 
-def _check(trained: Trained, policies: Mapping[str, Policy]) -> None:
+def _policies(given: str | Policy | Sequence[str | Policy], price: float | None) -> list[Policy]:
+    """Read policies; ValueError if there is none, or for a price that is none."""
+    several = [given] if isinstance(given, str | Policy) else [*given]
+    if not several:
+        raise ValueError("policies: give at least one, as 'threshold()' or 'all_sent()'")
+    if price is not None and not 0 <= price < np.inf:
+        raise ValueError(f"price must be 0 or more, got {price:g}")
+    return [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
+
+
+def _fit(before: Policy, after: Policy, price: float) -> str:
+    """Say what has become of a policy."""
+    if len(before.sweep()) < 2:
+        return f"{name_of(before)}: nothing of it can be fitted"
+    return f"{name_of(after)} was fitted to held-out rows, price {price:g}"
+
+
+def _controls(trained: Trained) -> dict[str, Policy]:
+    if trained.exits is None:
+        return {"all sent": AllSent()}
+    return {"all sent": AllSent(), "all local": AllLocal(), "oracle": Oracle()}
+
+
+def _check(trained: Trained, policies: Sequence[Policy]) -> None:
     """Raise ValueError if a policy asks exits of a run that has none."""
     if trained.exits is None:
-        for name, policy in policies.items():
+        for policy in policies:
             if policy.needs_exits:
                 raise ValueError(
-                    f"{name} asks exits, and the run has none; train with exits, as "
+                    f"{name_of(policy)} asks exits, and the run has none; train with exits, as "
                     "exits=plain, or take the policy all_sent"
                 )
 
 
-def _link(trained: Trained, codec: str | None, channel: str | None) -> Link:
-    """Return the road of the run, with what is to be another."""
-    link, parts = trained.experiment.parts.link(), trained.experiment.parts
+def _link(trained: Trained, system: System | None, codec: str | None, channel: str | None) -> Link:
+    """Return the road of the run, with what is to be another; ValueError if it cannot be."""
+    parts, head = trained.experiment.parts, trained.head
     if codec is not None:
-        width = trained.head.smashed_shape[1]
-        other = parse_codec(codec)
+        other, width = parse_codec(codec), head.smashed_shape[1]
         if any(one.modules(width) is not None for one in (other, parts.codec)):
             raise ValueError(f"codec: {codec} or that of the run is trained; leave codec out")
-        link = Link(other, link.downlink, link.channel, link.down_channel, link.snr_db)
+        parts = replace(parts, codec=other)
     if channel is not None:
-        over = parse(channel, CHANNELS)
-        over.check(link.codec)
-        if over.asks_snr and link.snr_db is None:
-            raise ValueError(f"channel: {channel} asks for the noise in a cell; train with one")
-        link = Link(link.codec, link.downlink, over, link.down_channel, link.snr_db)
+        parts = replace(parts, channel=parse(channel, CHANNELS))
+    link = replace(parts, system=system).link()
+    check_channels(link, is_ushape=False)
+    with named("codec"):
+        check_attention(link.codec, head, "this model")
+        try_link(link, head, trained.tail, trained.test.num_classes)
     return link
-
-
-def _latency(trained: Trained, system: str | None) -> Latency | None:
-    experiment = trained.experiment
-    found = parse_system(system) if system is not None else experiment.parts.system
-    return Latency.of_system(found, experiment) if found else None
 
 
 def _table(
@@ -198,6 +148,7 @@ def _table(
     ways: Ways,
     served: Mapping[str, Served],
     frontiers: Mapping[str, pd.DataFrame],
+    latency: Latency | None,
 ) -> pd.DataFrame:
     """Return one row per policy and control, and one per format and quality of files."""
     whole = served["all sent"].summary()["bytes_up"]
@@ -207,7 +158,7 @@ def _table(
         mixed = mixture(ways, found["bytes_up"]) if trained.exits else np.nan
         areas = area(frontiers[name], whole) if name in frontiers else np.nan
         rows.append({"policy": name, **found, "mixture": mixed, "area": areas})
-    of_files = pictures.files(trained, np.arange(len(trained.test.labels)))
+    of_files = pictures.files(trained, ways, latency)
     return pd.concat([pd.DataFrame(rows), of_files], ignore_index=True)
 
 
@@ -234,33 +185,15 @@ def _clients(
     return pd.concat(found, ignore_index=True)
 
 
-def _notes(ways: Ways, served: Mapping[str, Served], price: float | None) -> list[str]:
+def _notes(trained: Trained, link: Link, served: Mapping[str, Served]) -> list[str]:
     """Say what readers of the table must know."""
-    notes = []
-    if price is not None:
-        notes.append(f"thresholds were fitted to held-out rows, price {price:g}")
-    elif len(ways.names):
-        notes.append("frontiers show all thresholds on test images; none of them was chosen")
+    notes = ["frontiers show all thresholds on test images; none of them was chosen"]
+    if not link.codec.keeps_samples:
+        notes.append(f"{link.codec!r} merges samples, and an image comes alone: nothing is merged")
+    summary = read_summary(trained.folder / SUMMARY) or {}
+    if summary.get("status") != "complete":
+        done, rounds = summary.get("rounds"), trained.experiment.rounds
+        notes.append(f"the run was stopped after round {done} of {rounds}")
     lost = {name: int(one.is_lost.sum()) for name, one in served.items() if one.is_lost.any()}
     notes += [f"{name}: the channel lost {count} payloads" for name, count in lost.items()]
     return notes
-
-
-def write(found: Inference, folder: Path) -> list[Path]:
-    """Write tables and figures into `folder`; return the files."""
-    make_folder(folder)
-    sweeps = [frame.assign(sweep=name) for name, frame in found.frontiers.items()]
-    tables = {
-        "infer.csv": found.table,
-        "frontier.csv": pd.concat(sweeps, ignore_index=True),
-        "places.csv": found.places,
-    }
-    if len(found.clients):
-        tables["infer_clients.csv"] = found.clients
-    for name, frame in tables.items():
-        write_whole(folder / name, frame.to_csv(index=False).encode())
-    images = pd.concat([frame.assign(policy=name) for name, frame in found.images.items()])
-    write_whole(folder / "images.parquet", images.to_parquet(index=False))
-    with writing(folder / "infer.svg"):
-        draw(found.table, found.frontiers, found.histograms).savefig(folder / "infer.svg")
-    return [folder / name for name in (*tables, "images.parquet", "infer.svg")]

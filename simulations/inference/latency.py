@@ -17,7 +17,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Latency:
-    """Devices, roads and a server; image n is of device n mod the number of clients."""
+    """Devices, roads and a server of all clients."""
 
     fleet: Fleet
     now: Conditions
@@ -44,13 +44,13 @@ class Latency:
         bytes_up: NDArray[np.int64],
         bytes_down: NDArray[np.int64],
         is_sent: NDArray[np.bool_],
+        owner: NDArray[np.int64],
     ) -> tuple[Numbers, Numbers]:
-        """Return seconds and joules of each image, (N,).
+        """Return seconds and joules of each image, (N,); `owner` is whose device takes it.
 
         Nobody else is at the server or on the road. What is lost is waited for: once the latency
         of both ways. The device waits while bits travel and the server computes.
         """
-        owner = np.arange(len(is_sent)) % len(self.now.flops)
         roads = self.now.roads
         compute = device_flops / self.now.flops[owner]
         send, receive = 8 * bytes_up / roads.up[owner], 8 * bytes_down / roads.down[owner]

@@ -14,29 +14,33 @@ from torch import Tensor
 
 from fl_split.exchange.whole import predict
 from simulations.data.samples import Samples
+from simulations.inference.latency import Latency
 from simulations.inference.trained import Trained
-from simulations.inference.ways import ROWS
+from simulations.inference.ways import ROWS, Ways
 
 Form = Literal["JPEG", "WEBP"]
 QUALITIES = (5, 10, 25, 50, 75, 95)
 
 
-def files(trained: Trained, rows: NDArray[np.int64]) -> pd.DataFrame:
+def files(trained: Trained, ways: Ways, latency: Latency | None) -> pd.DataFrame:
     """Send each test image as a file, for every format and quality; one row for each of them.
 
-    The server decodes it and runs the whole model. Images of more than 8 bits are cut to 8.
+    The server decodes it and runs the whole model; what coding a file takes is not counted.
+    Images of more than 8 bits are cut to 8.
     """
     return pd.DataFrame(
         [
-            {"policy": f"{form} {quality}", **_sent(trained, rows, form, quality)}
+            {"policy": f"{form} {quality}", **_sent(trained, ways, latency, form, quality)}
             for form in ("JPEG", "WEBP")
             for quality in QUALITIES
         ]
     )
 
 
-def _sent(trained: Trained, rows: NDArray[np.int64], form: Form, quality: int) -> dict[str, Any]:
-    samples = trained.test
+def _sent(
+    trained: Trained, ways: Ways, latency: Latency | None, form: Form, quality: int
+) -> dict[str, Any]:
+    samples, rows = trained.test, np.arange(len(ways.labels))
     right: list[Tensor] = []
     sizes: list[int] = []
     for start in range(0, len(rows), ROWS):
@@ -49,13 +53,20 @@ def _sent(trained: Trained, rows: NDArray[np.int64], form: Form, quality: int) -
             right.append(predict(trained.head, trained.tail, pixels).argmax(1) == labels)
         sizes += size
     flops = trained.head.forward_flops(1) + trained.tail.forward_flops(1, trained.head.most_sent)
-    return {
+    found = {
         "accuracy": float(torch.cat(right).float().mean()),
         "sent": 1.0,
         "bytes_up": float(np.mean(sizes)),
+        "bytes_down": float(ways.answer_bytes),
         "device_flops": 0.0,
         "server_flops": float(flops),
     }
+    if latency is None:
+        return found
+    work = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), flops)
+    sent = np.array(sizes), np.full(len(rows), ways.answer_bytes)
+    seconds, joules = latency.of(*work, *sent, np.ones(len(rows), dtype=bool), ways.owner)
+    return {**found, "seconds": float(seconds.mean()), "joules": float(joules.mean())}
 
 
 def _round_trip(

@@ -25,6 +25,8 @@ class Served:
 
     Attributes
     ----------
+    is_known : array
+        Whether anybody answered; no answer is wrong.
     confidence : array
         Largest probability of the answer that counts.
     is_lost : array
@@ -37,6 +39,7 @@ class Served:
 
     decisions: Decisions
     right: NDArray[np.bool_]
+    is_known: NDArray[np.bool_]
     confidence: Numbers
     is_lost: NDArray[np.bool_]
     bytes_up: NDArray[np.int64]
@@ -63,7 +66,9 @@ class Served:
             "bytes_down": float(self.bytes_down.mean()),
             "device_flops": float(self.device_flops.mean()),
             "server_flops": float(self.server_flops.mean()),
-            "calibration_error": calibration_error(self.confidence, self.right),
+            "calibration_error": calibration_error(
+                self.confidence[self.is_known], self.right[self.is_known]
+            ),
             "seconds": float(self.seconds.mean()),
             "joules": float(self.joules.mean()),
         }
@@ -76,20 +81,22 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     served, local = ways.served[place, images], ways.local
     is_lost = is_sent & np.isnan(served).any(axis=1)
     answers = np.where((is_sent & ~is_lost)[:, None], served, _last_exits(ways, place, local))
-    known = ~np.isnan(answers).any(axis=1)
+    known = np.asarray(~np.isnan(answers).any(axis=1))
     answers = np.nan_to_num(answers)
     right = known & (answers.argmax(axis=1) == ways.labels)
     bytes_up = np.where(is_sent, ways.sent_bytes[place, images], 0)
     bytes_down = np.where(is_sent & ~is_lost, ways.answer_bytes, 0)
-    device = ways.device_flops[place]
+    device = ways.trunk_flops[place] + policy.needs_exits * ways.exit_flops[place]
+    device = device + is_sent * (place == len(ways.names) - 1) * ways.encoder_flops
     server = np.where(is_sent & ~is_lost, ways.server_flops[place], 0)
-    nothing = np.full(len(place), np.nan)
-    took = (nothing, nothing)
+    took = (np.full(len(place), np.nan),) * 2
     if latency:
-        took = latency.of(device, server, bytes_up, bytes_down, is_sent)
+        coding = [is_sent * flops for flops in ways.coding_flops]
+        work = device + coding[0], server + ~is_lost * coding[1]
+        took = latency.of(*work, bytes_up, bytes_down, is_sent, ways.owner)
     confidence = answers.max(axis=1)
     costs = bytes_up, bytes_down, device, server
-    return Served(decisions, right, confidence, is_lost, *costs, *took)
+    return Served(decisions, right, known, confidence, is_lost, *costs, *took)
 
 
 def _last_exits(ways: Ways, place: NDArray[np.int64], local: Numbers) -> Numbers:
@@ -111,9 +118,16 @@ def mixture(ways: Ways, bytes_up: float) -> float:
 
     The control of every policy: who cannot beat it has learnt nothing of images.
     """
-    local, sent = (serve(ways, policy).summary() for policy in (AllLocal(), AllSent()))
-    share = bytes_up / sent["bytes_up"] if sent["bytes_up"] else 0.0
-    return float(local["accuracy"] + min(1.0, share) * (sent["accuracy"] - local["accuracy"]))
+    (local, _), (sent, whole) = ends(ways)
+    share = min(1.0, bytes_up / whole) if whole else 0.0
+    return local + share * (sent - local)
+
+
+def ends(ways: Ways) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return accuracy and bytes of all local, and of all sent."""
+    found = [serve(ways, policy).summary() for policy in (AllLocal(), AllSent())]
+    local, sent = ((one["accuracy"], one["bytes_up"]) for one in found)
+    return local, sent
 
 
 def fitted(policy: Policy, ways: Ways, price: float) -> Policy:
@@ -143,10 +157,11 @@ def frontier(ways: Ways, policy: Policy, latency: Latency | None = None) -> pd.D
 def area(frame: pd.DataFrame, whole: float) -> float:
     """Return the mean accuracy of a frontier over bytes from 0 to `whole`, those of sending all.
 
-    At each number of bytes the best policy counts that needs no more.
+    At each number of bytes the best policy counts that needs no more, and below all of them the
+    first. Not a number for a single policy, which has no frontier.
     """
-    if not whole:
-        return float(frame["accuracy"].max())
+    if not whole or len(frame) < 2:
+        return float("nan")
     share = np.minimum(frame["bytes_up"].to_numpy() / whole, 1.0)
     best = np.maximum.accumulate(frame["accuracy"].to_numpy())
     widths = np.diff([*share, 1.0])

@@ -17,7 +17,6 @@ from fl_split.codecs import Smashed
 from fl_split.exchange.account import Account
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.split import batches, encode
-from fl_split.exits.exits import hidden_shapes
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
@@ -26,6 +25,7 @@ from fl_split.payload import Payload
 from fl_split.seeds import StepId
 from simulations.data.samples import Samples
 from simulations.inference.trained import Trained
+from simulations.system.coding import coding
 
 ROWS = 128
 """Images that run through a head at once."""
@@ -51,10 +51,18 @@ class Ways:
         numbers where there is no such way, or where the channel has lost the payload.
     sent_bytes : array
         (P, N) of the payload, on the way.
-    device_flops, server_flops : array
-        (P,) operations up to a place, and behind it, on one image.
+    trunk_flops, exit_flops : array
+        (P,) operations of the device on one image up to a place: of its blocks, of all exits.
+    encoder_flops : int
+        Of a trained codec's encoder, for what is sent from the cut.
+    server_flops : array
+        (P,) operations of the server behind a place.
+    coding_flops : tuple of int
+        Operations of the codec on what is sent: of the device, of the server.
     answer_bytes : int
         Of the class that the server sends back.
+    owner : array
+        (N,) the client whose device takes the image.
     """
 
     labels: NDArray[np.int64]
@@ -64,16 +72,21 @@ class Ways:
     local: Probabilities
     served: Probabilities
     sent_bytes: NDArray[np.int64]
-    device_flops: NDArray[np.int64]
+    trunk_flops: NDArray[np.int64]
+    exit_flops: NDArray[np.int64]
+    encoder_flops: int
     server_flops: NDArray[np.int64]
+    coding_flops: tuple[int, int]
     answer_bytes: int
+    owner: NDArray[np.int64]
 
 
 @torch.no_grad()
 def ways_of(trained: Trained, samples: Samples, rows: NDArray[np.int64], link: Link) -> Ways:
     """Compute all ways of the images `rows` of `samples`, each sent by itself over `link`."""
     exits, head = trained.exits, trained.head
-    blocks = len(hidden_shapes(head))
+    blocks, clients = head.num_stages, trained.experiment.clients
+    owner = np.arange(len(rows)) % clients
     after = list(exits.after) if exits else []
     places = sorted({*after, blocks})
     halves = [_halves(trained, place, blocks) for place in places]
@@ -89,16 +102,15 @@ def ways_of(trained: Trained, samples: Samples, rows: NDArray[np.int64], link: L
             local[[places.index(number) for number in after], chosen] = found.numpy()
         for place, both in enumerate(halves):
             if both is not None:
-                answers = _served(*both, pixels, link, samples.num_classes, start)
+                steps = [
+                    StepId(trained.experiment.seed, 1, int(client), int(row))
+                    for client, row in zip(owner[chosen], rows[chosen], strict=True)
+                ]
+                answers = _served(*both, pixels, link, samples.num_classes, steps)
                 served[place, chosen], sent[place, chosen] = answers
     reached = [sum(number <= place for number in after) for place in places]
-    device, server = zip(
-        *(
-            _costs(trained, place, exits.forward_flops_of(count) if exits else 0)
-            for place, count in zip(places, reached, strict=True)
-        ),
-        strict=True,
-    )
+    trunk, server = zip(*(_costs(trained, place, blocks) for place in places), strict=True)
+    encoder = head.most_sent * flops.forward(head.encoder)
     last = torch.tensor(samples.num_classes - 1, device="cpu")
     return Ways(
         samples.labels[rows],
@@ -108,9 +120,13 @@ def ways_of(trained: Trained, samples: Samples, rows: NDArray[np.int64], link: L
         local,
         served,
         sent,
-        np.array(device),
+        np.array(trunk),
+        np.array([exits.forward_flops_of(count) if exits else 0 for count in reached]),
+        encoder,
         np.array(server),
+        _coding(link, head),
         Payload({}, {"label": last}).nbytes,
+        owner,
     )
 
 
@@ -130,22 +146,42 @@ def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | No
     return head.eval(), tail.eval()
 
 
-def _costs(trained: Trained, place: int, of_exits: int) -> tuple[int, int]:
-    """Return operations of device and server for one image that is sent from a place."""
+def _costs(trained: Trained, place: int, blocks: int) -> tuple[int, int]:
+    """Return operations of the device's blocks up to a place, and of the server behind it."""
     head, tail = trained.head, trained.tail
-    if place == len(hidden_shapes(head)):
-        return head.forward_flops(1) + of_exits, tail.forward_flops(1, head.most_sent)
-    if isinstance(head, ViTHead) and head.selector is not None:
-        left = zip(head.blocks[place:], head.courses[0].in_blocks[place:], strict=True)
-        width = head.smashed_shape[1]
+    encoder = head.most_sent * flops.forward(head.encoder)
+    if place == blocks:
+        return head.forward_flops(1) - encoder, tail.forward_flops(1, head.most_sent)
+    if isinstance(head, ViTHead) and head.selector is not None:  # nothing is sent from here
+        course, width = head.courses[0], head.smashed_shape[1]
+        left = zip(head.blocks[place:], course.in_blocks[place:], strict=True)
         later = sum(flops.blocks_forward([block], tokens, width) for block, tokens in left)
-        return head.forward_flops(1) - later + of_exits, 0
+        if place < head.selector.after:
+            later += head.selector.forward_flops(head.blocks, course)
+        return head.forward_flops(1) - encoder - later, 0
     head, tail = trained.experiment.parts.model.split(trained.module, place)
-    return head.forward_flops(1) + of_exits, tail.forward_flops(1, head.smashed_shape[0])
+    return head.forward_flops(1), tail.forward_flops(1, head.smashed_shape[0])
+
+
+def _coding(link: Link, head: Head) -> tuple[int, int]:
+    """Return operations of the codec on one image, packing and unpacking, by measured constants.
+
+    All of a chain count on the numbers that go in, as no other number is known for each image.
+    """
+    cost = coding(repr(link.codec).lower())
+    numbers = head.most_sent * head.smashed_shape[1]
+    sides = zip(cost.first, cost.others, strict=True)
+    device, server = (int(numbers * (first + others)) for first, others in sides)
+    return device, server
 
 
 def _served(
-    head: Head, tail: Tail, pixels: Tensor, link: Link, num_classes: int, start: int
+    head: Head,
+    tail: Tail,
+    pixels: Tensor,
+    link: Link,
+    num_classes: int,
+    steps: Sequence[StepId],
 ) -> tuple[Probabilities, NDArray[np.int64]]:
     """Send each image by itself; return the server's probabilities (B, C), and bytes (B,)."""
     tokens, attention = head(pixels)
@@ -153,8 +189,8 @@ def _served(
     found = np.full((len(pixels), num_classes), np.nan)
     sent, arrivals, account = np.zeros(len(pixels), np.int64), dict[int, Arrival](), Account()
     label = torch.zeros(1, dtype=torch.int64, device="cpu")  # which nobody knows
-    for number in range(len(pixels)):
-        at, one = StepId(0, 0, 0, start + number), slice(number, number + 1)
+    for number, at in enumerate(steps):
+        one = slice(number, number + 1)
         known = tokens[one], lambda one=one: row[one], label, num_classes, head.num_read
         data = link.up(encode(link.codec, Smashed(*known), at), at)
         crossing = link.over(data, at, "up", account)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fl_split.models.cut import Head, Tail, whole_activation_bytes, whole_flops
+from fl_split.models.costs import whole_activation_bytes, whole_flops
+from fl_split.models.cut import Head, Tail
 
 FLOAT_BYTES = 4
 

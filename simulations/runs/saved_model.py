@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fl_split.exits import insert_exits
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.models.lora import merged
+from fl_split.models.resnet import ResNet18
 from fl_split.models.sparse_linear import SparseLinear, sparse_layers
 from fl_split.tokens import insert as select
 from simulations.runs.cut_weights import load_cut_weights
@@ -30,10 +32,12 @@ def load_halves(
     `model_input` is what the model is built for, as the summary of the run says.
     """
     spec = experiment.parts.model
-    if spec.is_transformers:
+    if isinstance(spec, ResNet18) and spec.is_transformers:
+        model: nn.Module = replace(spec, path=str(folder), width=64).build(**model_input, seed=0)
+    elif spec.is_transformers:
         from transformers import AutoModelForImageClassification
 
-        model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
+        model = AutoModelForImageClassification.from_pretrained(folder)
     else:
         model = spec.build(**model_input, seed=0)
         model.load_state_dict(load_file(folder / MODEL))

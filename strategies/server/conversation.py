@@ -254,10 +254,10 @@ class Conversation:
         step, work = self.steps[client], self.flops.backward * self.batch_samples[client]
         if way == "up":  # else it went with the cut gradient
             self.tasks.follow("down", client, step, 0)
-        if self.training.head.module.learns_alone:  # by its exits
-            self.tasks.follow("backward", client, step, work)
-        else:
-            self.flops_not_done += work
+        alone = self.exchange.flops_alone(self.number, self.training.head.module)
+        if done := min(work, alone * self.batch_samples[client]):  # by its exits
+            self.tasks.follow("backward", client, step, done)
+        self.flops_not_done += work - done
         self.mailbox.send(client, Record(SKIP, step=step))
         self.steps[client] += 1
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 from flwr.serverapp import Grid
 
 from fl_split.drift import drift
 from fl_split.exchange.records import HEAD, TAIL, Weights
+from fl_split.flat import Flat
 from strategies.server.aggregation import Update
 from strategies.server.mailbox import Mailbox
 from strategies.server.participants import AllLate, NoClientsLeft, Population, roll_call
@@ -136,7 +139,19 @@ def _aggregate(
         weights |= mean(own, round.samples)
     if any(update.weights for update in updates):
         weights |= strategy.aggregate(round, list(updates))
-    return weights
+    return {name: _kept(round, name, found) for name, found in weights.items()}
+
+
+def _kept(round: Round, name: str, found: Weights) -> Weights:
+    """Return weights after a round, with what its phase leaves alone as it was.
+
+    A server's optimiser would go on with its momentum, and sums over clients are rounded.
+    """
+    flat: Flat[Any] = round.training.head if name == HEAD else round.training.tail
+    kept = round.exchange.phases.kept(flat, round.number)
+    if kept is None:
+        return found
+    return Weights.of(np.where(kept.cpu().numpy(), round.weights[name].numpy(), found.numpy()))
 
 
 def train_loss(losses: Mapping[int, Mapping[int, float]], samples: Mapping[int, int]) -> float:

@@ -1,0 +1,116 @@
+"""What an inference gave: tables for people and programs, and the files that hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from simulations.inference.figure import draw
+from simulations.runs.files import make_folder, write_whole, writing
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a run gave and cost when it served its test images.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        One row per policy and control: accuracy; means over images of bytes, operations, seconds
+        and joules; `mixture`, the accuracy of a random mixture at equal bytes.
+    frontiers : dict
+        By policy, one row for each threshold of its sweep.
+    images : dict
+        By policy, one row per image.
+    clients : pandas.DataFrame
+        By policy and client, of held-out rows: label entropy, share that leaves, accuracy.
+    histograms : dict
+        By policy, how many images left where.
+    """
+
+    table: pd.DataFrame
+    frontiers: dict[str, pd.DataFrame]
+    images: dict[str, pd.DataFrame] = field(repr=False)
+    clients: pd.DataFrame = field(repr=False)
+    histograms: dict[str, dict[str, int]]
+    notes: list[str]
+
+    @property
+    def places(self) -> pd.DataFrame:
+        """One row per policy and place: images that left there, and their share."""
+        whole = {name: sum(counts.values()) for name, counts in self.histograms.items()}
+        rows = [
+            {"policy": name, "place": place, "images": count, "share": count / whole[name]}
+            for name, counts in self.histograms.items()
+            for place, count in counts.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def lines(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """Return titles and cells of a table for people, and columns that it can do without."""
+        known = {key: title for key, title in TITLES.items() if self.table[key].notna().any()}
+        rows = [
+            [row["policy"], *(_cell(key, row[key]) for key in known)]
+            for row in self.table.to_dict("records")
+            if not str(row["policy"]).startswith(("JPEG", "WEBP")) or row["policy"] in SHOWN_FILES
+        ]
+        return ["policy", *known.values()], rows, ["server MFLOP", "calibration", "J", "area %"]
+
+
+TITLES = {
+    "accuracy": "accuracy %",
+    "mixture": "mixture %",
+    "sent": "sent %",
+    "bytes_up": "bytes",
+    "device_flops": "device MFLOP",
+    "server_flops": "server MFLOP",
+    "seconds": "s",
+    "joules": "J",
+    "calibration_error": "calibration",
+    "area": "area %",
+}
+
+
+SHOWN_FILES = ("JPEG 50", "WEBP 50")
+"""Of the files that images are sent as, those that a terminal shows."""
+
+
+def _cell(key: str, value: Any) -> str:
+    if pd.isna(value):
+        return "-"
+    if TITLES[key].endswith("%"):
+        return f"{100 * value:.1f}"
+    return f"{1e-6 * value:.2f}" if "flops" in key else f"{value:,.3g}"
+
+
+def check_new(folder: Path) -> None:
+    """Raise ValueError if there are results of an inference in `folder` already."""
+    if (folder / "infer.csv").exists():
+        raise ValueError(
+            f"{str(folder)!r} holds an inference already; give another folder with --out, or "
+            "remove it"
+        )
+
+
+def write(found: Inference, folder: Path) -> list[Path]:
+    """Write tables and figures into `folder`; return the files."""
+    check_new(folder)
+    make_folder(folder)
+    sweeps = [frame.assign(sweep=name) for name, frame in found.frontiers.items()]
+    tables = {
+        "infer.csv": found.table,
+        "frontier.csv": pd.concat(sweeps, ignore_index=True),
+        "places.csv": found.places,
+    }
+    if len(found.clients):
+        tables["infer_clients.csv"] = found.clients
+    for name, frame in tables.items():
+        write_whole(folder / name, frame.to_csv(index=False).encode())
+    images = pd.concat([frame.assign(policy=name) for name, frame in found.images.items()])
+    write_whole(folder / "images.parquet", images.to_parquet(index=False))
+    with writing(folder / "infer.svg"):
+        draw(found.table, found.frontiers, found.histograms).savefig(folder / "infer.svg")
+    return [folder / name for name in (*tables, "images.parquet", "infer.svg")]
