@@ -263,7 +263,10 @@ def test_what_cannot_be_served_is_refused(simulate, keys, options, message):
         ({"policies": "treshold()"}, "did you mean 'threshold'"),
         ({"rate": 0.5}, "rate: the run selects no tokens"),
         ({"channel": "awgn(snr_db=10)", "codec": "zstd()"}, "channel: .*awgn"),
-        ({"channel": "awgn(snr_db='cell')"}, "channel: .*asks for the noise in a cell"),
+        (
+            {"channel": "awgn(snr_db='cell')", "codec": "identity()"},
+            "channel: .*asks for the noise in a cell",
+        ),
         ({"prise": 0.1}, "unknown argument 'prise'; did you mean 'price'"),
     ],
 )
@@ -327,7 +330,7 @@ def test_the_command(reference, tmp_path):
     row = next(line for line in text.splitlines() if ": all sent |" in line)
     assert f"{100 * table.loc['all sent', 'accuracy']:.1f}" in row
     assert "Frontiers of split inference" in text and "Where images left" in text
-    wrong = CliRunner().invoke(app, ["infer", str(folder), "-p", "treshold()"])
-    assert wrong.exit_code == 2 and "did you mean 'threshold'" in wrong.output
+    again = CliRunner().invoke(app, ["infer", str(folder)])
+    assert again.exit_code == 2 and "holds an inference already; give another" in again.output
     unfinished = CliRunner().invoke(app, ["infer", str(tmp_path)])
     assert unfinished.exit_code == 2 and "holds no run" in unfinished.output
