@@ -13,6 +13,7 @@ from simulations.inference.outcome import Inference, check_new, write
 from simulations.inference.policies import Policy
 from simulations.runs.parts import SPEC_TABLES
 from simulations.runs.paths import expanded
+from simulations.runs.quiet import quiet_libraries
 
 OPTIONS = ("policies", "system", "codec", "channel", "price", "rate", "out")
 
@@ -61,6 +62,7 @@ def infer(
     ValueError
         No finished run, a model without exits, or nothing held out where something is fitted.
     """
+    quiet_libraries()
     if wrong := next((key for key in objects if key not in SPEC_TABLES), None):
         raise ValueError(unknown("argument", wrong, [*OPTIONS, *SPEC_TABLES]))
     if out is not None:
