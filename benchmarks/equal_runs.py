@@ -152,4 +152,4 @@ RUNS = {
 }
 """Settings of each run beside BASE, `key=value` with `; ` between."""
 
-TINY = "parallel", "sflv2", "adc"
+TINY = "parallel", "adc"

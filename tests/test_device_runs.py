@@ -89,7 +89,7 @@ def test_a_run_on_a_device_is_close_to_that_on_the_cpu(simulate, on_device, chan
     found = on_device(**{**TINY, **changes})
     assert not found.clients["dropped"].any()
     for column in ("train_loss", "loss"):
-        np.testing.assert_allclose(found.rounds[column], wanted.rounds[column], rtol=1e-3)
+        np.testing.assert_allclose(found.rounds[column], wanted.rounds[column], rtol=5e-3)
     assert found.summary["machine"]["device"] == str(DEVICE)
     assert {type(value) for value in found.model.values()} == {torch.Tensor}
 

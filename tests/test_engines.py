@@ -180,6 +180,7 @@ class Counted(Split):
     """Split learning that counts how often a head runs alone."""
 
     def __init__(self):
+        super().__init__()
         self.forwards = 0
 
     def smash(self, *arguments):

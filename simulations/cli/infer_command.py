@@ -79,7 +79,7 @@ def infer(
         )
         files = write(found, target)
     titles, rows, spare = found.lines()
-    caption = "Means over test images. mixture: all local and all sent at random, equal bytes."
+    caption = "Means over test images. mix.: all local and all sent at random, equal bytes."
     out.print(text_table(titles, rows, out.width, caption=caption, spare=spare))
     for name, counts in found.histograms.items():
         told = ", ".join(f"{key} {count}" for key, count in counts.items())

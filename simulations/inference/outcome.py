@@ -57,19 +57,19 @@ class Inference:
             for row in self.table.to_dict("records")
             if not str(row["policy"]).startswith(("JPEG", "WEBP")) or row["policy"] in SHOWN_FILES
         ]
-        return ["policy", *known.values()], rows, ["server MFLOP", "calibration", "J", "area %"]
+        return ["policy", *known.values()], rows, ["server's", "calibr.", "area %", "J"]
 
 
 TITLES = {
-    "accuracy": "accuracy %",
-    "mixture": "mixture %",
+    "accuracy": "right %",
+    "mixture": "mix. %",
     "sent": "sent %",
     "bytes_up": "bytes",
-    "device_flops": "device MFLOP",
-    "server_flops": "server MFLOP",
+    "device_flops": "MFLOP",
+    "server_flops": "server's",
     "seconds": "s",
     "joules": "J",
-    "calibration_error": "calibration",
+    "calibration_error": "calibr.",
     "area": "area %",
 }
 
