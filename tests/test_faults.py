@@ -43,9 +43,7 @@ def dies_at(partition, number, marker):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "number"), [("parallel", 1), (PRIVATE, 16), ("sflv1", 11), ("sflv2", 5)]
-)
+@pytest.mark.parametrize(("strategy", "number"), [("sflv1", 11), (PRIVATE, 16)])
 def test_a_worker_killed_over_any_message_changes_nothing(
     reference, on_ray, tmp_path, strategy, number
 ):

@@ -229,9 +229,10 @@ def test_thresholds_are_fitted_to_rows_that_nobody_trained_on(reference):
     found = infer(run.folder, ["threshold"], price=0.1)
     assert any("was fitted to held-out rows" in note for note in found.notes)
     read = trained.load(run.folder)
-    held, used = read.held_out, np.concatenate(read.setup.train.partitions)
+    (held, owner), used = read.held_out, np.concatenate(read.setup.train.partitions)
     assert len(held) and not np.isin(held, used).any()
-    ways = ways_of(read, read.setup.train, held, read.experiment.parts.link())
+    assert all(row in read.setup.shards[client] for row, client in zip(held, owner, strict=True))
+    ways = ways_of(read, read.setup.train, held, read.experiment.parts.link(), owner)
     assert [*found.histograms] == [name_of(fitted(Threshold(), ways, 0.1))]
 
 

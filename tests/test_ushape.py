@@ -558,7 +558,7 @@ def test_the_estimate_is_what_a_run_then_reports(simulate, changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "number"), [("parallel", 2), (PRIVATE, 18), ("sflv1", 21)])
+@pytest.mark.parametrize(("strategy", "number"), [("parallel", 2), (PRIVATE, 18)])
 def test_a_worker_killed_in_either_half_changes_nothing(
     simulate, on_ray, tmp_path, strategy, number
 ):

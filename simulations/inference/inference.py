@@ -74,7 +74,7 @@ def infer(
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
     held, chosen, notes = None, {name_of(one): one for one in wanted}, list[str]()
     if price is not None:
-        held = ways_of(trained, trained.setup.train, trained.held_out, link)
+        held = _of_held_out(trained, link)
         pairs = [(one, fitted(one, held, price)) for one in wanted]
         chosen = {name_of(one): one for _, one in pairs}
         notes = [_fit(*pair, price) for pair in pairs]
@@ -162,6 +162,11 @@ def _table(
     return pd.concat([pd.DataFrame(rows), of_files], ignore_index=True)
 
 
+def _of_held_out(trained: Trained, link: Link) -> Ways:
+    rows, owner = trained.held_out
+    return ways_of(trained, trained.setup.train, rows, link, owner)
+
+
 def _clients(
     trained: Trained, policies: Mapping[str, Policy], held: Ways | None, link: Link
 ) -> pd.DataFrame:
@@ -169,14 +174,13 @@ def _clients(
     shards = trained.setup.shards
     if not shards or not trained.exits:
         return pd.DataFrame()
-    held = held or ways_of(trained, trained.setup.train, trained.held_out, link)
-    owners = np.repeat(sorted(shards), [len(shards[client]) for client in sorted(shards)])
+    held = held or _of_held_out(trained, link)
     entropy = per_client(count(trained.setup.train))["entropy"]
     found = []
     for name, policy in policies.items():
         one = serve(held, policy)
         frame = pd.DataFrame(
-            {"client": owners, "left": ~one.decisions.is_sent, "accuracy": one.right}
+            {"client": held.owner, "left": ~one.decisions.is_sent, "accuracy": one.right}
         )
         means = frame.groupby("client").mean().astype(float).reset_index()
         means["rows"] = frame.groupby("client").size().to_numpy()

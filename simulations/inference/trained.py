@@ -55,8 +55,8 @@ class Trained:
         return self.setup.test
 
     @property
-    def held_out(self) -> NDArray[np.int64]:
-        """Rows of the training images that clients have kept back, in the order of clients.
+    def held_out(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of the training images that clients have kept back, and whose they are.
 
         Raises
         ------
@@ -69,7 +69,9 @@ class Trained:
                 f"{str(self.folder)!r} has kept no rows back, and nothing may be fitted to test "
                 "images; train with a holdout, as holdout=0.1"
             )
-        return np.concatenate([shards[client] for client in sorted(shards)])
+        clients = sorted(shards)
+        owners = np.repeat(clients, [len(shards[client]) for client in clients])
+        return np.concatenate([shards[client] for client in clients]), owners
 
 
 def load(

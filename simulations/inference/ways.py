@@ -82,11 +82,21 @@ class Ways:
 
 
 @torch.no_grad()
-def ways_of(trained: Trained, samples: Samples, rows: NDArray[np.int64], link: Link) -> Ways:
-    """Compute all ways of the images `rows` of `samples`, each sent by itself over `link`."""
+def ways_of(
+    trained: Trained,
+    samples: Samples,
+    rows: NDArray[np.int64],
+    link: Link,
+    owner: NDArray[np.int64] | None = None,
+) -> Ways:
+    """Compute all ways of the images `rows` of `samples`, each sent by itself over `link`.
+
+    `owner` is the client of each; by default all clients take turns.
+    """
     exits, head = trained.exits, trained.head
-    blocks, clients = head.num_stages, trained.experiment.clients
-    owner = np.arange(len(rows)) % clients
+    blocks = head.num_stages
+    if owner is None:
+        owner = np.arange(len(rows)) % trained.experiment.clients
     after = list(exits.after) if exits else []
     places = sorted({*after, blocks})
     halves = [_halves(trained, place, blocks) for place in places]
