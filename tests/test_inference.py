@@ -287,6 +287,15 @@ def test_noise_is_that_of_the_device_that_sends(reference, monkeypatch):
     assert {(0, 1, n % 6, n) for n in range(364)} <= steps
 
 
+def test_a_run_without_exits_sends_all(simulate):
+    """The one policy that its error names; there is nothing to mix with."""
+    run = simulate(rounds=1)
+    found = infer(run.folder, "all_sent()")
+    table = found.table.set_index("policy")
+    assert table.loc["all sent", "accuracy"] == pytest.approx(run.rounds["accuracy"].iloc[-1])
+    assert found.frontiers["all_sent"]["mixture"].isna().all()
+
+
 def test_a_resnet_is_served(simulate):
     run = simulate(exits="plain()", model="resnet18(width=4)", cut=2, rounds=1, local_steps=1)
     table = infer(run.folder, codec="identity()").table.set_index("policy")

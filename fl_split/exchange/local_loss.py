@@ -53,7 +53,7 @@ def train_beside(client: ClientSide) -> Record:
 
 
 def flops_of_phase(trains: Trains, head: Head) -> Flops:
-    """Operations of a client on one image where the trunk alone learns, or what is beside it."""
+    """Operations of a client on one image, where all learns or a part of it."""
     trunk, parts = head.forward_flops(1), learning(head, trains)
     forward = sum(part.forward_flops(1) for part in parts)
     both = sum(part.flops(1) for part in parts) + head.flops(1) * (trains != "exits")

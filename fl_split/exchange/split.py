@@ -118,14 +118,11 @@ class Split(Exchange):
 
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of the head with what is beside it, without its end."""
-        forward = head.forward_flops(1) + sum(part.forward_flops(1) for part in head.parts_beside)
-        both = head.flops(1) + sum(part.flops(1) for part in head.parts_beside)
-        return Flops(forward, both - forward)
+        return flops_of_phase("all", head)
 
     def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
         """Return operations of the head, and of what is beside it where that is trained."""
-        trains = self.phases.trains(number)
-        return self.flops(head, tail) if trains == "all" else flops_of_phase(trains, head)
+        return flops_of_phase(self.phases.trains(number), head)
 
     # The server's half.
 

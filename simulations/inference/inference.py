@@ -40,30 +40,14 @@ def infer(
     rate: float | None = None,
     objects: Mapping[str, Any] | None = None,
 ) -> Inference:
-    """Let the finished run in `folder` answer its test images, one by one.
+    """Do what :func:`simulations.api.serving.infer` says, of a folder; write nothing.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Of the run.
-    policies : str, Policy or a sequence of these
-        When an image leaves the device.
-    system : str, optional
-        Devices, network and server, for seconds and joules; by default those of the run.
-    codec, channel : str, optional
-        Instead of the run's own.
-    price : float, optional
-        Fit each policy's threshold on rows that the clients held out: to the most accuracy less
-        `price` times bytes, as a share of those of sending all.
-    rate : float, optional
-        Share of the patches that go on, where the run selects tokens; by default its own.
-    objects : Mapping, optional
-        Parts that stood in the place of specs when the run was trained, by key.
+    `objects` are parts that stood in the place of specs when the run was trained, by key.
 
     Raises
     ------
     ValueError
-        No finished run, a model without exits, or nothing held out where something is fitted.
+        As told there.
     """
     wanted = _policies(policies, price)
     trained = load(Path(folder), objects, rate)
@@ -155,7 +139,7 @@ def _table(
     rows = []
     for name, one in served.items():
         found = one.summary()
-        mixed = mixture(ways, found["bytes_up"]) if trained.exits else np.nan
+        mixed = mixture(ways, found["bytes_up"])
         areas = area(frontiers[name], whole) if name in frontiers else np.nan
         rows.append({"policy": name, **found, "mixture": mixed, "area": areas})
     of_files = pictures.files(trained, ways, latency)

@@ -113,21 +113,18 @@ def histogram(served: Served, ways: Ways) -> dict[str, int]:
     return {name: counted[name] for name in names if counted[name]}
 
 
-def mixture(ways: Ways, bytes_up: float) -> float:
+def mixture(ways: Ways, bytes_up: Any) -> Any:
     """Return the accuracy of a random mixture of all local and all sent, at the same bytes.
 
-    The control of every policy: who cannot beat it has learnt nothing of images.
+    The control of every policy: who cannot beat it has learnt nothing of images. `bytes_up` is a
+    number or an array of them, and so is the accuracy; not a number without exits.
     """
-    (local, _), (sent, whole) = ends(ways)
-    share = min(1.0, bytes_up / whole) if whole else 0.0
-    return local + share * (sent - local)
-
-
-def ends(ways: Ways) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return accuracy and bytes of all local, and of all sent."""
-    found = [serve(ways, policy).summary() for policy in (AllLocal(), AllSent())]
-    local, sent = ((one["accuracy"], one["bytes_up"]) for one in found)
-    return local, sent
+    if not ways.has_exit.any():
+        return bytes_up * np.nan
+    local, sent = (serve(ways, policy).summary() for policy in (AllLocal(), AllSent()))
+    whole = sent["bytes_up"]
+    share = np.minimum(1.0, bytes_up / whole) if whole else 0.0 * bytes_up
+    return local["accuracy"] + share * (sent["accuracy"] - local["accuracy"])
 
 
 def fitted(policy: Policy, ways: Ways, price: float) -> Policy:
@@ -147,11 +144,11 @@ def fitted(policy: Policy, ways: Ways, price: float) -> Policy:
 
 def frontier(ways: Ways, policy: Policy, latency: Latency | None = None) -> pd.DataFrame:
     """Return one row for each policy of a sweep, the fewest bytes first."""
-    rows = []
-    for one in policy.sweep():
-        found = serve(ways, one, latency).summary()
-        rows.append({"policy": name_of(one), **found, "mixture": mixture(ways, found["bytes_up"])})
-    return pd.DataFrame(rows).sort_values("bytes_up", kind="stable").reset_index(drop=True)
+    found = [
+        {"policy": name_of(one), **serve(ways, one, latency).summary()} for one in policy.sweep()
+    ]
+    frame = pd.DataFrame(found).sort_values("bytes_up", kind="stable").reset_index(drop=True)
+    return frame.assign(mixture=mixture(ways, frame["bytes_up"]))
 
 
 def area(frame: pd.DataFrame, whole: float) -> float:
