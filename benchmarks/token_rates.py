@@ -3,9 +3,9 @@
 python benchmarks/token_rates.py FOLDER ... [--rates R ...] [--csv FILE] [--json FILE] [--tiny]
 
 A FOLDER is a run, or holds runs, as that of a sweep does. Each model is tested on its test images
-at every rate: ceil(rate P) of P patches go on. One that was trained with all tokens is tested with
+at every rate: ceil(rate P) of P patches go on, or those above a threshold. One that was trained with all tokens is tested with
 each selection that needs no training. A row has what the run was trained with, what it is tested
-with, its seed, the rate, the patches that are kept, and the accuracy. --tiny sees whether it runs:
+with, its seed, the rate, how many patches are kept on average, and the accuracy. --tiny sees whether it runs:
 it trains a few tiny runs, and takes no folder.
 """
 
@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 import fl_split as fs
-from fl_split.exchange.whole import Joined, predict
+from fl_split.exchange.whole import Joined, joined
+from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
 from fl_split.specs import parse
 from fl_split.tokens import TOKENS, insert
@@ -74,41 +75,57 @@ def rows_of(folder: Path, rates: Sequence[float]) -> Iterator[dict[str, Any]]:
     for spec, one in tested.items():
         for rate in rates:
             other = one.with_rate(rate)
+            accuracy, kept = tested_with(other, tail, test)
             yield {
                 "trained": experiment.tokens,
                 "tested": spec,
                 "seed": experiment.seed,
                 "rate": rate,
-                "kept": other.most_sent - head.num_read,
+                "kept": kept,
                 "patches": head.smashed_shape[0] - head.num_read,
-                "accuracy": accuracy(other, tail, test),
+                "accuracy": accuracy,
             }
 
 
-def accuracy(head: Head, tail: Tail, test: Samples) -> float:
-    """Return the share of test images that are right, in the batches that a run tests in."""
-    rows, right = np.arange(len(test.labels)), 0
+@torch.no_grad()
+def tested_with(head: Head, tail: Tail, test: Samples) -> tuple[float, float]:
+    """Return the share of test images that are right, and the mean of patches that are kept.
+
+    They come in the batches that a run tests in.
+    """
+    rows, right, kept = np.arange(len(test.labels)), 0, 0
     for start in range(0, len(rows), EVALUATION_ROWS):
         pixels, labels = test.batch(rows[start : start + EVALUATION_ROWS])
-        right += int((predict(head, tail, pixels).argmax(dim=1) == labels).sum())
-    return right / len(rows)
+        trace = Trace()
+        right += int((joined(head, tail, pixels, trace).argmax(dim=1) == labels).sum())
+        kept += int((torch.zeros_like(labels) + trace.kept).sum())
+    return right / len(rows), kept / len(rows)
 
 
 def tiny_runs(folder: Path) -> None:
     """Train a run with all tokens, and one of each gated selection, for a moment."""
     for name in ("none", "residual_gate", "dual_gate"):
         fs.run(**SMALL, tokens=f"{name}()", out=str(folder / name))
+    by_threshold = "residual_gate(beta=0.0, rate_mode='threshold')"
+    fs.run(**SMALL, tokens=by_threshold, out=str(folder / "threshold"))
 
 
 def show(found: pd.DataFrame) -> Table:
     """Return a table: a column for each rate, means and standard deviations over seeds."""
     rates = sorted(found["rate"].unique())
     table = Table(
-        "trained", "tested", *(f"{rate:g}" for rate in rates), title="accuracy in %, at the rate"
+        "trained",
+        "tested",
+        *(f"{rate:g}" for rate in rates),
+        title="accuracy in % (patches), at the rate",
     )
     for (trained, tested), rows in found.groupby(["trained", "tested"]):
         by_rate = 100 * rows.groupby("rate")["accuracy"].agg(["mean", "std"])
-        cells = [f"{by_rate['mean'][r]:.1f} ± {by_rate['std'].fillna(0)[r]:.1f}" for r in rates]
+        kept = rows.groupby("rate")["kept"].mean()
+        cells = [
+            f"{by_rate['mean'][r]:.1f} ± {by_rate['std'].fillna(0)[r]:.1f} ({kept[r]:.3g})"
+            for r in rates
+        ]
         table.add_row(str(trained), str(tested), *cells)
     return table
 

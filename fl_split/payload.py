@@ -44,11 +44,14 @@ class Payload:
         Side information without gradient: labels, indices, scales, codebooks.
     local : Tensor, optional
         A loss that the sender minimises beside; it is not sent.
+    work : tuple of int, optional
+        Operations of making it and of learning from it, where they depend on the images; not sent.
     """
 
     carried: dict[str, Tensor]
     side: dict[str, Tensor] = field(default_factory=dict)
     local: Tensor | None = None
+    work: tuple[int, int] | None = None
 
     @property
     def values(self) -> int:

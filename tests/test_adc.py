@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fl_split.codecs.adc import ADC, kmeans, label_mixtures, merge_and_select, read_mixtures
+from fl_split.codecs.adc import ADC, label_mixtures, merge_and_select, read_mixtures
+from fl_split.codecs.clusters import kmeans
 from fl_split.codecs.codec import Smashed
 from fl_split.payload import Payload
 from fl_split.recipe.loss import CrossEntropy

@@ -176,7 +176,8 @@ def test_an_estimate_has_the_real_counts(simulate):
         ({"tokens": "dual_gate(rate=1.5)"}, "rate must be less than or equal to 1"),
         ({"tokens": "norm(after=-1)"}, "after must be greater than or equal to 0"),
         ({"tokens": "norm(after=3)"}, r"tokens: after=3 is behind the cut: .*blocks 1\.\.2"),
-        ({"tokens": "residual_gate(rate_mode='threshold')"}, "rate_mode"),
+        ({"tokens": "residual_gate(rate_mode='limit')"}, "rate_mode"),
+        ({"tokens": "norm(rate_mode='threshold')"}, "rate_mode"),
         ({"tokens": "nrom()"}, "did you mean 'norm'"),
         (
             {"tokens": "norm()", "model": "lenet(image_size=16)", "cut": 1},

@@ -106,7 +106,7 @@ def test_norms_by_hand():
     """Norms of the patches: 5, 1, 13, 2; the read token has the largest and does not count."""
     tokens = torch.tensor([[[99, 0], [3, 4], [1, 0], [5, 12], [0, 2]]]).float().requires_grad_()
     selector, blocks = selected("norm(rate=0.5)", tokens)
-    before, left = selector(blocks, tokens)
+    before, left, _ = selector(blocks, tokens)
     assert left.tolist() == [[[99, 0], [3, 4], [5, 12]]] and torch.equal(before, left)
     left.sum().backward()
     assert tokens.grad[0].tolist() == [[1, 1], [1, 1], [0, 0], [1, 1], [0, 0]]
@@ -133,7 +133,7 @@ def test_a_residual_gate_by_hand():
     selector.all_gates[0].score.weight.fill_(1.0)
     selector.all_gates[0].threshold.weight.fill_(-log(1.5))
     trace = Trace()
-    before, left = selector(blocks, tokens, trace)
+    before, left, _ = selector(blocks, tokens, trace)
     wanted = [7, 0.5 * 2 * log(9), 0.35 * 2 * log(3)]
     torch.testing.assert_close(left.flatten(), torch.tensor(wanted))
     torch.testing.assert_close(before.flatten(), values[[0, 2, 4]])
@@ -160,7 +160,7 @@ def test_two_dual_gates_by_hand():
         gate.threshold.weight.fill_(-log(4) / 5)
         gate.threshold.bias.fill_(0.0)
     trace = Trace()
-    _, left = selector(blocks, tokens, trace)
+    _, left, _ = selector(blocks, tokens, trace)
     first = 0.7 * log(9)
     second = 0.7 * (1 / (1 + 9**-0.7) - 0.2)
     torch.testing.assert_close(left.flatten(), torch.tensor([3, first * second]))

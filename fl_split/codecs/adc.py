@@ -15,8 +15,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
+from fl_split.codecs.clusters import kmeans, means_of, membership, sizes_of
 from fl_split.codecs.codec import Codec, Ratio, Received, Smashed, most_attended
 from fl_split.payload import Payload, check_size
+from fl_split.ragged import is_real, with_padding, without_padding
 from fl_split.specs import STRICT
 
 
@@ -58,6 +60,7 @@ class ADC(Codec):
     in_place: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = True
     keeps_samples: ClassVar[bool] = False
+    carries_counts: ClassVar = True
     up: ClassVar[str] = "K merged samples of T tokens in fp32; their members' labels"
 
     def shares(self) -> tuple[float, float]:
@@ -82,17 +85,24 @@ class ADC(Codec):
         num_clusters, num_tokens = self.sizes(*attention.shape)
         num_tokens = max(num_tokens, num_read)
         assignment, _ = kmeans(attention, num_clusters, generator=generator)
-        merged, _ = merge_and_select(smashed.tokens, attention, assignment, num_tokens, num_read)
+        merged, kept = merge_and_select(smashed.tokens, attention, assignment, num_tokens, num_read)
         cluster = _consecutive(assignment)
         mixtures = label_mixtures(cluster, smashed.labels, smashed.num_classes)
-        return Payload({"tokens": merged}, mixtures)
+        if smashed.counts is None:
+            return Payload({"tokens": merged}, mixtures)
+        present = is_real(smashed.counts, attention.shape[1]).to(merged.dtype)
+        shares = means_of(present, cluster, len(kept))[0].gather(1, kept)
+        merged = merged / shares.clamp(min=1e-12)[..., None]  # the mean of those that have it
+        tokens, side = without_padding(merged, (shares > 0).sum(dim=1))
+        return Payload({"tokens": tokens}, {**mixtures, **side})
 
     def decode(self, payload: Payload) -> Received:
         """Return merged tokens with label mixtures, weighted by size if asked."""
-        counts = read_mixtures(payload.side).float()
-        sizes = counts.sum(dim=1)
+        members = read_mixtures(payload.side).float()
+        sizes = members.sum(dim=1)
         weights = sizes if self.weighted_loss else None
-        return Received(payload.carried["tokens"], counts / sizes[:, None], weights)
+        tokens, counts = with_padding(payload.carried["tokens"], payload.side)
+        return Received(tokens, members / sizes[:, None], weights, counts)
 
 
 def label_mixtures(cluster: Tensor, labels: Tensor, num_classes: int) -> dict[str, Tensor]:
@@ -102,7 +112,7 @@ def label_mixtures(cluster: Tensor, labels: Tensor, num_classes: int) -> dict[st
     classes nearly all are zero; then the members' labels, cluster by cluster, and the
     cluster sizes say the same in fewer bytes.
     """
-    sizes = _sizes(cluster, int(cluster.max()) + 1)
+    sizes = sizes_of(cluster, int(cluster.max()) + 1)
     members = {
         "labels": labels[cluster.argsort(stable=True)],
         "sizes": sizes,
@@ -127,75 +137,6 @@ def read_mixtures(side: Mapping[str, Tensor]) -> Tensor:
 def _count(cluster: Tensor, labels: Tensor, num_clusters: int, num_classes: int) -> Tensor:
     counts = torch.zeros(num_clusters, num_classes, dtype=torch.int64, device=labels.device)
     return counts.index_put_((cluster, labels), torch.ones_like(labels), accumulate=True)
-
-
-@torch.no_grad()
-def kmeans(
-    points: Tensor,
-    num_clusters: int,
-    *,
-    init: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    max_iter: int = 50,
-    tol: float = 1e-4,
-) -> tuple[Tensor, Tensor]:
-    """Cluster rows by Lloyd's algorithm, squared Euclidean distance.
-
-    Parameters
-    ----------
-    points : Tensor
-        (B, N).
-    num_clusters : int
-        K, in 1..B.
-    init : Tensor, optional
-        (K,) indices of the samples that serve as initial centroids; by default K distinct
-        samples drawn from `generator`.
-    generator : torch.Generator, optional
-        Source of the initial samples and of the replacements of empty centroids; by
-        default one seeded with 0.
-    max_iter, tol : int, float
-        Stop after `max_iter` iterations, or once the squared sum of the centroids' moves
-        is below `tol`.
-
-    Returns
-    -------
-    assignment : Tensor
-        (B,) int64; ties go to the lowest cluster.
-    centroids : Tensor
-        (K, N): for every cluster with members the mean of exactly this assignment, else a
-        randomly drawn sample.
-
-    Raises
-    ------
-    ValueError
-        `points` is not a matrix, `num_clusters` or `init` does not fit it, or `max_iter`
-        is below 1.
-    """
-    if points.dim() != 2 or not 1 <= num_clusters <= len(points):
-        shape = tuple(points.shape)
-        raise ValueError(
-            f"num_clusters must be in 1..B for points (B, N), got {num_clusters}, {shape}"
-        )
-    if max_iter < 1:
-        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
-    if init is not None and len(init) != num_clusters:
-        raise ValueError(f"init must hold {num_clusters} indices, got {len(init)}")
-    generator = generator or torch.Generator().manual_seed(0)
-    if init is None:
-        init = torch.randperm(len(points), generator=generator).to(points.device)[:num_clusters]
-    centroids = points[init]
-    for _ in range(max_iter):
-        previous = centroids
-        assignment = _squared_distances(points, previous).argmin(dim=1)
-        centroids, sizes = _means(points, assignment, num_clusters)
-        empty = sizes == 0
-        if empty.any():
-            count = (int(empty.sum()),)
-            chosen = torch.randint(len(points), count, generator=generator).to(points.device)
-            centroids[empty] = points[chosen]
-        if (centroids - previous).norm(dim=1).sum() ** 2 < tol:
-            break
-    return assignment, centroids
 
 
 def merge_and_select(
@@ -237,7 +178,7 @@ def merge_and_select(
         raise ValueError(f"num_tokens must be at least {num_read}, got {num_tokens}")
     cluster = _consecutive(assignment)
     num_clusters = int(cluster.max()) + 1
-    scores, sizes = _means(attention, cluster, num_clusters)
+    scores, sizes = means_of(attention, cluster, num_clusters)
     kept = most_attended(scores, min(num_tokens, scores.shape[1]), num_read)
     total = (sum_of_bags if tokens.is_cpu else sum_of_products)(tokens, cluster, kept, sizes)
     return total / sizes[:, None, None].to(total.dtype), kept
@@ -269,31 +210,6 @@ def sum_of_products(tokens: Tensor, cluster: Tensor, kept: Tensor, sizes: Tensor
     return total.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def membership(assignment: Tensor, num_clusters: int) -> Tensor:
-    """Return (K, B) booleans: which samples belong to which cluster."""
-    numbers = torch.arange(num_clusters, device=assignment.device)
-    return assignment == numbers[:, None]
-
-
 def _consecutive(assignment: Tensor) -> Tensor:
     """Renumber clusters so that those with members are 0..K-1, order kept."""
     return torch.unique(assignment, return_inverse=True)[1]
-
-
-def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
-    return (points[:, None] - centroids).square_().sum(dim=-1)  # batch clusters
-
-
-def _sizes(assignment: Tensor, num_clusters: int) -> Tensor:
-    if assignment.is_cpu:
-        return torch.bincount(assignment, minlength=num_clusters)
-    return membership(assignment, num_clusters).sum(dim=1)
-
-
-def _means(points: Tensor, assignment: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]:
-    sizes = _sizes(assignment, num_clusters)
-    if points.is_cpu:
-        total = points.new_zeros(num_clusters, points.shape[1]).index_add(0, assignment, points)
-    else:
-        total = membership(assignment, num_clusters).to(points.dtype) @ points
-    return total / sizes.clamp(min=1)[:, None], sizes

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fl_split.codecs.codec import Codec, Ratio, Smashed, most_attended
 from fl_split.payload import Payload
+from fl_split.ragged import assembled, by_count, without_padding
 from fl_split.specs import STRICT
 
 
@@ -37,6 +38,7 @@ class Attended(Codec):
 
     in_place: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = True
+    carries_counts: ClassVar = True
     up: ClassVar[str] = "T tokens per sample in fp32; labels"
     down: ClassVar[str] = "a gradient for every number that went up"
 
@@ -45,18 +47,33 @@ class Attended(Codec):
         return min(available, max(num_read + 1, math.floor(self.ratio * available)))
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
-        """Send tokens (B, T, D) and labels (B,)."""
-        attention = smashed.attention()
-        count = self.num_tokens(attention.shape[1], smashed.num_read)
+        """Send tokens (B, T, D) and labels (B,); T is of each sample, if their counts are."""
+        attention, counts = smashed.attention(), smashed.counts
+        if counts is None:
+            tokens = self._chosen(smashed.tokens, attention, smashed.num_read)
+            return Payload({"tokens": tokens}, {"labels": smashed.labels})
+        rows = by_count(counts)
+        parts = [
+            self._chosen(smashed.tokens[k, :count], attention[k, :count], smashed.num_read)
+            for count, k in rows.items()
+        ]
+        sizes = {count: part.shape[1] for count, part in zip(rows, parts, strict=True)}
+        left = torch.tensor([sizes[count] for count in counts.tolist()], device=counts.device)
+        tokens, side = without_padding(assembled(parts, [*rows.values()]), left)
+        return Payload({"tokens": tokens}, {"labels": smashed.labels, **side})
+
+    def _chosen(self, tokens: Tensor, attention: Tensor, num_read: int) -> Tensor:
+        """Choose among tokens (B, N, D) by attention (B, N); return (B, T, D)."""
+        count = self.num_tokens(attention.shape[1], num_read)
         if count == attention.shape[1]:
-            return Payload({"tokens": smashed.tokens}, {"labels": smashed.labels})
-        kept = most_attended(attention, count - self.rest, smashed.num_read)
-        tokens = _take(smashed.tokens, kept)
-        if self.rest:
-            weights = attention.scatter(1, kept, 0.0)
-            weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
-            tokens = torch.cat([tokens, weights[:, None] @ smashed.tokens], dim=1)
-        return Payload({"tokens": tokens}, {"labels": smashed.labels})
+            return tokens
+        kept = most_attended(attention, count - self.rest, num_read)
+        chosen = _take(tokens, kept)
+        if not self.rest:
+            return chosen
+        weights = attention.scatter(1, kept, 0.0)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        return torch.cat([chosen, weights[:, None] @ tokens], dim=1)
 
 
 def _take(tokens: Tensor, indices: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fl_split.payload import Payload
+from fl_split.ragged import with_padding, without_padding
 
 
 class Mixed(NamedTuple):
@@ -40,6 +41,8 @@ class Smashed:
         classifiers the distillation token too.
     mixed : Mixed, optional
         What labels are mixed with; it travels beside what a codec makes of the rest.
+    counts : Tensor, optional
+        (B,) int64 tokens of each sample, where these are not N of all; zeros follow them.
     """
 
     tokens: Tensor
@@ -48,6 +51,7 @@ class Smashed:
     num_classes: int
     num_read: int = 1
     mixed: Mixed | None = None
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,14 @@ class Received:
         (K,) int64 classes, or (K, C) float mixtures that sum to 1.
     weights : Tensor or None
         (K,) float loss weights of the rows; None is the plain mean.
+    counts : Tensor or None
+        (K,) int64 tokens of each row, where these are not T of all; zeros follow them.
     """
 
     tokens: Tensor
     targets: Tensor
     weights: Tensor | None = None
+    counts: Tensor | None = None
 
 
 def most_attended(attention: Tensor, count: int, num_read: int) -> Tensor:
@@ -113,6 +120,11 @@ class Codec:
     """Works only for models with a CLS token, whose attention it asks for."""
 
     @property
+    def carries_counts(self) -> bool:
+        """Whether samples may have `counts` of tokens; one that encodes otherwise says so."""
+        return type(self).encode is Codec.encode
+
+    @property
     def exposed(self) -> Sequence[str] | None:
         """What of the packed payload may come with wrong numbers, and can be unpacked all the same.
 
@@ -136,11 +148,13 @@ class Codec:
 
     def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
         """Compress one batch; every random choice comes from `generator`."""
-        return Payload({"tokens": smashed.tokens}, {"labels": smashed.labels})
+        tokens, side = without_padding(smashed.tokens, smashed.counts)
+        return Payload({"tokens": tokens}, {"labels": smashed.labels, **side})
 
     def decode(self, payload: Payload) -> Received:
         """Rebuild tokens and targets; raise ValueError if that cannot be done."""
-        return Received(payload.carried["tokens"], payload.side["labels"].long())
+        tokens, counts = with_padding(payload.carried["tokens"], payload.side)
+        return Received(tokens, payload.side["labels"].long(), counts=counts)
 
     def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
         """Return what is sent of `payload`; every random choice comes from `generator`."""
@@ -220,6 +234,11 @@ class Chain(Codec):
     def needs_attention(self) -> bool:  # type: ignore[override]
         """Whether the first does."""
         return self.stages[0].needs_attention
+
+    @property
+    def carries_counts(self) -> bool:
+        """Whether the first does."""
+        return self.stages[0].carries_counts
 
     @property
     def exposed(self) -> Sequence[str] | None:

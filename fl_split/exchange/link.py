@@ -61,8 +61,14 @@ class Arrival:
 
     @property
     def tokens(self) -> int:
-        """Tokens T of each row."""
+        """Tokens T of each row, at most."""
         return int(self.received.tokens.shape[1])
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of the rows, one by one."""
+        counts = self.received.counts
+        return [self.tokens] * self.rows if counts is None else [int(one) for one in counts]
 
 
 class Link:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fl_split.codecs import Received
 from fl_split.exchange.mixing import mixed_targets
 from fl_split.exchange.protocol import Batch, ClientSide, Flops
-from fl_split.exchange.records import LOSS, SAMPLES, STEPS, Record
+from fl_split.exchange.records import LOSS, SAMPLES, STEPS, WORK, Number, Record
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.cut import Head
 from fl_split.recipe.loss import CrossEntropy
@@ -40,16 +40,42 @@ def local_loss(parts: Sequence[Beside], trace: Trace, batch: Batch, loss: CrossE
 
 def train_beside(client: ClientSide) -> Record:
     """Take all steps of a round on the losses of what is beside the head; return its END."""
-    losses, samples = [], 0
+    losses, samples, work = [], 0, 0
     while client.has_batch():
         samples += client.batch_samples
-        loss = client.forward().local
-        assert loss is not None
-        losses.append(float(loss.detach()))
+        payload = client.forward()
+        assert payload.local is not None
+        losses.append(float(payload.local.detach()))
+        work += sum(payload.work or ())
         client.learn(client.backward(None))
     end = client.end()
     numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
-    return replace(end, numbers={**end.numbers, **numbers})
+    return replace(end, numbers={**end.numbers, **numbers, **told((work, 0))})
+
+
+def told(work: tuple[int, int] | None) -> dict[str, Number]:
+    """Return what a client says of its operations, where the server cannot know them."""
+    return {WORK: [float(one) for one in work]} if work and any(work) else {}
+
+
+def work_of(record: Record, each: Flops, samples: int) -> Flops:
+    """Return the operations of a reply: what the client says, or `each` times its samples."""
+    said = [int(number) for number in record.list(WORK)]
+    return Flops(*said) if said else Flops(samples * each.forward, samples * each.backward)
+
+
+def flops_of_batch(trains: Trains, head: Head, kept: Tensor | int, images: int) -> Flops:
+    """Operations of a client on a batch of which so many patches were kept, of each image (B,).
+
+    They are worked out once for each number: walking a model takes long.
+    """
+    known: dict[tuple[Trains, int], Flops] = head.__dict__.setdefault("_flops_of_kept", {})
+    counts = [kept] * images if isinstance(kept, int) else kept.tolist()
+    for count in {*counts}:
+        if (trains, count) not in known:
+            known[trains, count] = flops_of_phase(trains, head.keeping(count))
+    found = [known[trains, count] for count in counts]
+    return Flops(sum(one.forward for one in found), sum(one.backward for one in found))
 
 
 def flops_of_phase(trains: Trains, head: Head) -> Flops:

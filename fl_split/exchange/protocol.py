@@ -150,10 +150,8 @@ class HalfServed:
 
     Attributes
     ----------
-    action : str
-        Action of the records that ask the clients.
-    outputs : dict[int, Payload]
-        What is sent to each client.
+    action, outputs : str, dict[int, Payload]
+        Action of the records that ask the clients, and what is sent to each.
     read : Callable
         Reads the answer of a client; raises ValueError if it is not what it should be.
     resume : Callable
@@ -185,11 +183,12 @@ class Flops(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One whole exchange in one process: the loss, and the gradients of head and tail."""
+    """One whole exchange in one process; `work` is its operations if they depend on the images."""
 
     loss: float
     of_head: Tensor
     of_tail: Tensor
+    work: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,8 @@ SAMPLES, STEPS, SMASHED_BYTES = "num-samples", "num-steps", "smashed-bytes"
 HELD = "num-examples"
 """Samples that the client holds in all; it says so in the reply that ends its round."""
 LOSS, CPU_SECONDS = "loss", "cpu-seconds"
+WORK = "flops"
+"""Operations of a reply, before it was sent and after it is answered, if only the client knows."""
 
 Number = float | list[float]
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,14 @@ from torch import Tensor
 from fl_split.codecs import Codec, Smashed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, shapes
-from fl_split.exchange.local_loss import flops_of_phase, learning, local_loss, train_beside
+from fl_split.exchange.local_loss import (
+    flops_of_batch,
+    flops_of_phase,
+    learning,
+    local_loss,
+    told,
+    train_beside,
+)
 from fl_split.exchange.mixing import attach
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
 from fl_split.exchange.records import (
@@ -34,6 +42,7 @@ from fl_split.exchange.records import (
     STEPS,
     Record,
 )
+from fl_split.exchange.serving import batches, serving_flops, through
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
@@ -41,8 +50,19 @@ from fl_split.payload import Payload
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import Purpose, StepId, seeded
 
-MAX_TOKENS = 8192
-"""Tokens that run through the tail at once: larger joins only fall out of the cache."""
+
+class Ahead(NamedTuple):
+    """What a head has made of a batch.
+
+    Tokens (B, N, D), what gives attention, the local loss, how many tokens (B,) each sample has
+    if that differs, and operations where these could not be known beforehand.
+    """
+
+    tokens: Tensor
+    attention: Callable[[], Tensor]
+    local: Tensor | None
+    counts: Tensor | None
+    work: Flops | None
 
 
 @dataclass(frozen=True)
@@ -75,10 +95,11 @@ class Split(Exchange):
             return train_beside(client)
         samples = client.batch_samples
         size = samples * client.head.module.smashed_bytes
+        payload = client.forward()
         return Record(
             PAYLOAD,
-            payload=client.link.up(client.forward(), client.at),
-            numbers={SAMPLES: samples, STEPS: 1, SMASHED_BYTES: size},
+            payload=client.link.up(payload, client.at),
+            numbers={SAMPLES: samples, STEPS: 1, SMASHED_BYTES: size, **told(payload.work)},
             step=client.at.step,
         )
 
@@ -90,31 +111,33 @@ class Split(Exchange):
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
         """Run the head and encode; nothing must be remembered."""
-        tokens, attention, local = self.ahead(head, batch, at)
+        ahead = self.ahead(head, batch, at)
         smashed = Smashed(
-            tokens,
-            attention,
+            ahead.tokens,
+            ahead.attention,
             batch.labels,
             batch.num_classes,
             head.num_read,
             batch.mixed,
+            ahead.counts,
         )
-        return replace(encode(codec, smashed, at), local=local)
+        return replace(encode(codec, smashed, at), local=ahead.local, work=ahead.work)
 
-    def ahead(
-        self, head: Head, batch: Batch, at: StepId
-    ) -> tuple[Tensor, Callable[[], Tensor], Tensor | None]:
-        """Run the head; return tokens (B, N, D), what gives attention, and the local loss."""
+    def ahead(self, head: Head, batch: Batch, at: StepId) -> Ahead:
+        """Run the head."""
         trains = self.phases.trains(at.round)
         parts = learning(head, trains)
-        trace = Trace() if parts else None
+        trace = Trace() if parts or head.varies else None
         traced = (trace,) if trace else ()
         with randomness(head, "head", at), self.precision.forward(batch.pixels):
             tokens, attention = head(batch.pixels, *traced)
             if trace and trains == "exits":  # nothing goes back into the trunk
                 trace = replace(trace, hidden=[hidden.detach() for hidden in trace.hidden])
-            local = local_loss(parts, trace, batch, self.loss) if trace else None
-        return tokens.float(), attention, local
+            local = local_loss(parts, trace, batch, self.loss) if trace and parts else None
+        counts, work = None, None
+        if trace and head.varies:
+            counts, work = trace.counts, flops_of_batch(trains, head, trace.kept, len(tokens))
+        return Ahead(tokens.float(), attention, local, counts, work)
 
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of the head with what is beside it, without its end."""
@@ -165,10 +188,12 @@ class Split(Exchange):
         payload = self.smash(head.module, link.codec, batch, at, {})
         if payload.local is not None and self.is_silent(at.round):
             alone = head_gradient(head, payload, None, self.precision)
-            return Step(float(payload.local.detach()), alone, torch.zeros_like(tail.vector))
+            loss, of_tail = float(payload.local.detach()), torch.zeros_like(tail.vector)
+            return Step(loss, alone, of_tail, payload.work and sum(payload.work))
         arrival = link.carry(payload, at, tail.module)
         (loss,), (cut,), of_tail = self.cut_gradients(tail, [arrival], [1.0], at)
-        return Step(loss, head_gradient(head, payload, cut, self.precision), of_tail)
+        work = payload.work and sum(payload.work) + serving_flops(tail.module, {0: arrival})
+        return Step(loss, head_gradient(head, payload, cut, self.precision), of_tail, work)
 
     # Gradients.
 
@@ -186,10 +211,9 @@ class Split(Exchange):
         client's own loss.
         """
         assert len(arrivals) == 1 or not tail.module.has_batch_norm
-        tokens = [arrival.received.tokens for arrival in arrivals]
-        with randomness(tail.module, "tail", at), self.precision.forward(tokens[0]):
-            logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens)).float()
         received = [arrival.received for arrival in arrivals]
+        with randomness(tail.module, "tail", at), self.precision.forward(received[0].tokens):
+            logits = through(tail.module, received).float()
         joint, losses = self.loss.joint(logits, received, weights)
         leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
         gradient, cuts = self.precision.differentiate(tail, [joint], inputs=leaves)
@@ -248,31 +272,6 @@ def pair(payload: Payload, gradient: Payload) -> tuple[list[Tensor], list[Tensor
 def randomness(module: Head | Tail, purpose: Purpose, at: StepId) -> AbstractContextManager[None]:
     """Seed what `module` draws in a training forward, if it draws anything."""
     return seeded(at.seed, purpose, *at.path()) if module.has_dropout else nullcontext()
-
-
-def batches(tail: Tail, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
-    """Return which clients run through `tail` as one batch, in the order of `arrivals`.
-
-    They have the same number of tokens, at most MAX_TOKENS in all. Batch norm normalises
-    every client's batch by itself: each runs alone.
-    """
-    if tail.has_batch_norm:
-        return [[client] for client in arrivals]
-    groups: dict[int, list[list[int]]] = {}
-    free: dict[int, int] = {}
-    for client, arrival in arrivals.items():
-        tokens, size = arrival.tokens, arrival.rows * arrival.tokens
-        if free.get(tokens, 0) < size:
-            groups.setdefault(tokens, []).append([])
-            free[tokens] = MAX_TOKENS
-        groups[tokens][-1].append(client)
-        free[tokens] -= size
-    return [clients for found in groups.values() for clients in found]
-
-
-def serving_flops(tail: Tail, arrivals: Mapping[int, Arrival]) -> int:
-    """Operations of the tail's step on `arrivals`."""
-    return sum(one.rows * tail.row_flops(one.tokens)[1] for one in arrivals.values())
 
 
 def total(gradients: Sequence[Tensor]) -> Tensor:

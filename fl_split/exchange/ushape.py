@@ -30,15 +30,8 @@ from fl_split.exchange.link import Arrival, Link, check_finite
 from fl_split.exchange.mixing import mix
 from fl_split.exchange.protocol import Batch, ClientSide, HalfServed, Served, Step
 from fl_split.exchange.records import GRADIENT, LOSS, SMASHED_BYTES, Record
-from fl_split.exchange.split import (
-    Split,
-    batches,
-    encode,
-    head_gradient,
-    randomness,
-    serving_flops,
-    total,
-)
+from fl_split.exchange.serving import batches, serving_flops, through
+from fl_split.exchange.split import Split, encode, head_gradient, randomness, total
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
@@ -112,8 +105,8 @@ class UShape(Split):
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
     ) -> Payload:
         """Turn a batch into a payload without its labels; remember the targets."""
-        tokens, attention, local = self.ahead(head, batch, at)
-        attention, classes = cache(attention), batch.num_classes
+        ahead = self.ahead(head, batch, at)
+        tokens, attention, classes = ahead.tokens, cache(ahead.attention), batch.num_classes
         nothing = torch.zeros_like(batch.labels)
         unknown = Smashed(tokens, attention, nothing, classes, head.num_read)
         payload = encode(codec, unknown, at)
@@ -124,7 +117,7 @@ class UShape(Split):
         memory[TARGETS] = received.targets
         if received.weights is not None:
             memory[ROW_WEIGHTS] = received.weights
-        return replace(payload, local=local)
+        return replace(payload, local=ahead.local, work=ahead.work)
 
     # The server's half.
 
@@ -187,7 +180,12 @@ class UShape(Split):
         value, of_end, of_output = conclude(head, received, at, self.loss, self.precision)
         (cut,), of_middle = self._retrace(tail, forward, [of_output], [1.0])
         of_head = head_gradient(head, payload, cut, self.precision)
-        return Step(value, add_end(head, of_head, of_end), of_middle)
+        work = payload.work and (
+            sum(payload.work)
+            + serving_flops(tail.module, {at.client: arrival})
+            + self.answer_flops(head.module, Payload({"tokens": forward.output}))
+        )
+        return Step(value, add_end(head, of_head, of_end), of_middle, work)
 
     def _forwards(
         self, middle: Tail, arrivals: Mapping[int, Arrival], at: StepId
@@ -208,9 +206,9 @@ class UShape(Split):
         They must have the same number of tokens, and with batch norm each must come alone.
         """
         assert len(arrivals) == 1 or not middle.has_batch_norm
-        tokens = [arrival.received.tokens for arrival in arrivals.values()]
-        with randomness(middle, "tail", at), self.precision.forward(tokens[0]):
-            output = middle(tokens[0] if len(tokens) == 1 else torch.cat(tokens)).float()
+        received = [arrival.received for arrival in arrivals.values()]
+        with randomness(middle, "tail", at), self.precision.forward(received[0].tokens):
+            output = through(middle, received).float()
         return MiddleForward(arrivals, output)
 
     def _serve_back(

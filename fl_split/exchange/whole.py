@@ -15,15 +15,25 @@ from torch import Tensor, nn
 
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
-from fl_split.exchange.local_loss import flops_of_phase
+from fl_split.exchange.local_loss import flops_of_phase, told
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, Step
-from fl_split.exchange.records import BEGIN, GO_ON, LOSS, SAMPLES, STEPS, TAIL, Record, Weights
+from fl_split.exchange.records import (
+    BEGIN,
+    GO_ON,
+    LOSS,
+    SAMPLES,
+    STEPS,
+    TAIL,
+    Record,
+    Weights,
+)
 from fl_split.exchange.ushape import crossing
 from fl_split.exits import exits_of
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.costs import whole_flops
 from fl_split.models.cut import Head, Tail
+from fl_split.ragged import run
 from fl_split.recipe.descent import Descent
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId
@@ -78,14 +88,15 @@ class Whole(Exchange):
             tail.load(memory[TAIL])
             kept = {k: v for k, v in memory.items() if k.startswith(MOMENT)}
             descent.restore({name.removeprefix(MOMENT): v for name, v in kept.items()})
-        losses, samples = self._train(client, descent)
+        losses, samples, work = self._train(client, descent)
         if is_own:
             memory |= {TAIL: tail.vector.detach().clone()}
             memory |= {f"{MOMENT}{name}": moment for name, moment in descent.state().items()}
         end = client.end()
         weights = end.weights if is_own else {**end.weights, TAIL: Weights.of(tail.numpy())}
         numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
-        return Record(end.action, weights=weights, numbers={**end.numbers, **numbers})
+        said = {**end.numbers, **numbers, **told((work, 0))}
+        return Record(end.action, weights=weights, numbers=said)
 
     def step(
         self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
@@ -108,9 +119,9 @@ class Whole(Exchange):
             whole -= sum(part.flops(1) for part in head.parts_beside if part.learns_alone)
         return Flops(whole, 0)
 
-    def _train(self, client: ClientSide, of_tail: Descent) -> tuple[list[float], int]:
-        """Take all steps of the round; return their losses and the number of samples."""
-        head, tail, losses, samples = client.head, of_tail.flat, [], 0
+    def _train(self, client: ClientSide, of_tail: Descent) -> tuple[list[float], int, int]:
+        """Take all steps of the round; return their losses, samples and told operations."""
+        head, tail, losses, samples, work = client.head, of_tail.flat, [], 0, 0
         starts = [flat.vector.detach().clone() for flat in (head, tail)] if self.pull else []
         while client.has_batch():
             batch = client.batch()
@@ -124,8 +135,9 @@ class Whole(Exchange):
             client.learn_with(of_tail, gradients)
             losses.append(found.loss)
             samples += len(batch.labels)
+            work += found.work or 0
         client.finish_with(of_tail)
-        return losses, samples
+        return losses, samples, work
 
     def _pulled(self, gradient: Tensor, flat: Flat[Any], start: Tensor) -> Tensor:
         assert self.pull is not None
@@ -135,9 +147,12 @@ class Whole(Exchange):
         return gradient + pull
 
 
-def joined(head: Head, tail: Tail, pixels: Tensor) -> Tensor:
-    """Logits (B, C) without compression."""
-    tokens = tail(head(pixels)[0])
+def joined(head: Head, tail: Tail, pixels: Tensor, trace: Trace | None = None) -> Tensor:
+    """Logits (B, C) without compression; a `trace` gets what the parts beside the head need."""
+    if head.is_ragged:
+        trace = trace or Trace()
+        return run(tail, head(pixels, trace)[0], trace.counts)
+    tokens = tail(head(pixels, *([trace] if trace else []))[0])
     return tokens if head.end is None else head.end(tokens)
 
 
@@ -158,6 +173,5 @@ def predict_by_exit(
         return [predict(head, tail, pixels, precision)]
     trace = Trace()
     with precision.forward(pixels):
-        tokens = tail(head(pixels, trace)[0])
-        logits = tokens if head.end is None else head.end(tokens)
+        logits = joined(head, tail, pixels, trace)
         return [one.float() for one in (logits, *exits.logits(trace))]

@@ -20,13 +20,19 @@ class Trace:
         Tokens (B, N, D) after each stage; a feature map has its positions as tokens.
     masks : list[Tensor]
         What selectors of tokens say of patches (B, N), one for each place where they choose.
-    rate : float
-        Share of the patches that a selector was asked to keep.
+    rate : float or Tensor
+        Share of the patches that a selector was asked to keep, of each image (B,) if so.
+    kept : Tensor or int
+        How many patches it has kept, of each image (B,) or of all alike.
+    counts : Tensor, optional
+        Tokens (B,) of each image that cross the cut, where these are not as many of all.
     """
 
     hidden: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
-    rate: float = 1.0
+    rate: float | Tensor = 1.0
+    kept: Tensor | int = 0
+    counts: Tensor | None = None
 
 
 class Beside(nn.Module, ABC):

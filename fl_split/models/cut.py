@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from fl_split.codecs import Codec
 from fl_split.models.beside import Beside, Trace
-from fl_split.models.norms import BatchNorm
-from fl_split.models.selector import Course, Selector
+from fl_split.models.selector import Course, Selector, num_kept
 from fl_split.seeds import seeded
 from fl_split.spec_errors import nearest
 
@@ -118,14 +117,32 @@ class Head(nn.Module, ABC):
             raise ValueError(
                 "this head lets all tokens go on, so it has no rate; see the key tokens"
             )
-        found = copy.copy(self)
-        found._modules = {**self._modules, "selector": self.selector.with_rate(rate)}
-        return found
+        return self._with(self.selector.with_rate(rate))
+
+    def keeping(self, count: int) -> Self:
+        """Return the same that keeps `count` patches of each image; for heads with a selector."""
+        assert self.selector is not None
+        return self._with(self.selector.keeping(count, self.smashed_shape[0]))
 
     def drawn_at(self, rate: float) -> Self:
-        """Return this head, or where training draws rates one that keeps this share instead."""
-        is_drawn = self.selector is not None and self.selector.draws_rate
-        return self.with_rate(rate) if is_drawn else self
+        """Return this head, or where counts vary one that keeps this share of the patches."""
+        patches = self.smashed_shape[0] - self.num_read
+        return self.keeping(num_kept(rate, patches)) if self.varies else self
+
+    def _with(self, selector: Selector) -> Self:
+        found = copy.copy(self)
+        found._modules = {**self._modules, "selector": selector}
+        return found
+
+    @property
+    def varies(self) -> bool:
+        """Whether it is not known beforehand how many tokens of an image go on."""
+        return self.selector is not None and self.selector.varies
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether images of one batch may have different numbers of tokens."""
+        return self.selector is not None and self.selector.is_ragged
 
     @abstractmethod
     def forward(
@@ -134,7 +151,8 @@ class Head(nn.Module, ABC):
         """Return smashed tokens (B, N, D) and what gives the CLS attention (B, N).
 
         `pixels` is (B, C, H, W). See :meth:`attention`, which only some codecs ask for. A
-        `trace` gets what the parts beside need; it is only given to heads that have some.
+        `trace` gets what the parts beside need, and how many tokens there are of each image; it
+        is only given to heads of which one of both is asked.
         """
 
     @abstractmethod
@@ -279,8 +297,3 @@ def draws(module: nn.Module) -> bool:
         or getattr(part, "drop_prob", 0) > 0  # of whole residual branches
         for part in module.modules()
     )
-
-
-def normalises_batches(module: nn.Module) -> bool:
-    """Tell whether `module` holds a batch norm."""
-    return any(isinstance(part, BatchNorm) for part in module.modules())

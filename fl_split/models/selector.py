@@ -5,16 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from fl_split.models.beside import Trace
+from fl_split.ragged import assembled, by_count
 
 ROUNDING = 1e-9
 """What a rate times a number of patches may be above a whole number, as 0.7 * 10 is above 7."""
+
+
+Blocks = nn.ModuleList | Sequence[nn.Module]
+
+
+LEAST = 1e-3
+"""Of a mask, for its patch to go on by threshold; as in the code of 2505.17604."""
 
 
 class Sizes(NamedTuple):
@@ -50,11 +58,24 @@ class Rating(NamedTuple):
     mask: Tensor | None = None
 
 
+class Passed(NamedTuple):
+    """What images of one number of tokens became behind the choice.
+
+    What the last block got and gave, the masks of all places, the tokens after each block.
+    """
+
+    before: Tensor
+    tokens: Tensor
+    masks: list[Tensor]
+    hidden: list[Tensor]
+
+
 class Selector(nn.Module, ABC):
     """Keeps the first `num_read` tokens and ceil(rate P) of the P patches of each image.
 
     Patches that do not go on are taken out of the sequence, so neither later blocks of the head
-    nor the tail see them. Those that do stay in order.
+    nor the tail see them. Those that do stay in order. Where images keep different numbers, those
+    of one number go on together (:mod:`fl_split.ragged`).
 
     Attributes
     ----------
@@ -64,6 +85,10 @@ class Selector(nn.Module, ABC):
         Number of the block behind which patches are chosen, from 1.
     draws_rate : bool
         Whether each training forward has another rate, drawn from (0, 1].
+    draws_each : bool
+        Whether it is drawn for each image, and not for the batch.
+    by_threshold : bool
+        Whether as many patches go on as have a mask above 0, at least one, instead of ceil(rate P).
     draws : bool
         Whether a training forward draws random numbers.
     num_extra : int
@@ -72,6 +97,8 @@ class Selector(nn.Module, ABC):
     """
 
     draws_rate: bool = False
+    draws_each: bool = False
+    by_threshold: bool = False
     draws: bool = False
     num_extra: int = 0
 
@@ -93,49 +120,109 @@ class Selector(nn.Module, ABC):
         `mask` is that of an earlier block, of the same patches. Tokens are (B, N, D).
         """
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether images of one batch may keep different numbers of patches."""
+        return self.by_threshold or (self.draws_each and self.training)
+
+    @property
+    def varies(self) -> bool:
+        """Whether it is not known beforehand how many patches go on."""
+        return self.by_threshold or self.draws_rate
+
     def chooses(self, number: int) -> bool:
         """Tell whether patches are rated after this block."""
         return number == self.after
 
-    def extended(self, tokens: Tensor, rate: float) -> Tensor:
-        """Return the sequence (B, N, D) with the selector's own tokens at its end."""
+    def extended(self, tokens: Tensor, rate: float | Tensor) -> Tensor:
+        """Return the sequence (B, N, D) with the selector's own tokens at its end.
+
+        A `rate` for each image is (B,).
+        """
         del rate
         return tokens
 
+    def counts(self, rating: Rating, rate: float | Tensor) -> Tensor | int:
+        """Return how many patches (B,) of each image go on, or of all of them."""
+        patches = rating.scores.shape[1]
+        if self.by_threshold:
+            assert rating.mask is not None
+            return (rating.mask > LEAST).sum(dim=1).clamp(min=1)
+        if isinstance(rate, float):
+            return num_kept(rate, patches)
+        kept = [num_kept(one, patches) for one in rate.double().tolist()]
+        return torch.tensor(kept, device=rate.device)
+
     def forward(
-        self, blocks: Iterable[nn.Module], tokens: Tensor, trace: Trace | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, blocks: Blocks, tokens: Tensor, trace: Trace | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the blocks of a head on tokens (B, N, D), and let patches go on the way.
 
-        Returns what the last block got and what it gave, both of the tokens that are left.
+        Returns what the last block got and what it gave, both of the tokens that are left, and
+        how many these are of each image, (B,), where that is not the same for all.
         """
-        rate, patches = self.present_rate(), tokens.shape[1] - self.sizes.num_read
-        kept, mask = torch.arange(patches, device=tokens.device).expand(len(tokens), -1), None
+        rate, hidden = self.present_rate(tokens), []
         tokens = before = self.extended(tokens, rate)
-        for number, block in enumerate(blocks, start=1):
+        for block in blocks[: self.after]:
+            before, tokens = tokens, block(tokens)
+            hidden.append(self._own(tokens))
+        rating = self.rated(self.after, blocks[self.after - 1], before, tokens, None)
+        counts, behind = self.counts(rating, rate), blocks[self.after :]
+        rows: list[Tensor] = []
+        if isinstance(counts, int):
+            parts = [self._behind(behind, before, tokens, rating, counts)]
+        else:
+            found = by_count(counts)
+            rows = [*found.values()]
+            parts = [
+                self._behind(behind, before[k], tokens[k], _of_rows(rating, k), count)
+                for count, k in found.items()
+            ]
+        left = None if isinstance(counts, int) else counts + self.sizes.num_read
+        if trace is not None:
+            trace.rate, trace.kept, trace.counts = rate, counts, left
+            trace.masks = [
+                assembled(one, rows) for one in zip(*(p.masks for p in parts), strict=True)
+            ]
+            later = [assembled(one, rows) for one in zip(*(p.hidden for p in parts), strict=True)]
+            trace.hidden += [*hidden[:-1], *later]
+        ends = ([p.before for p in parts], [p.tokens for p in parts])
+        return assembled(ends[0], rows), assembled(ends[1], rows), left
+
+    def _behind(
+        self, blocks: Blocks, before: Tensor, tokens: Tensor, rating: Rating, count: int
+    ) -> Passed:
+        """Let `count` patches of each image go on, and run the blocks behind the choice."""
+        scores, mask = rating
+        patches, kept = scores.shape[1], highest(scores, count)
+        before, tokens, masks = self._left(before, kept), self._left(tokens, kept), []
+        if mask is None:
+            masks.append(over_all(torch.ones_like(kept), kept, patches))
+        else:
+            masks.append(mask)
+            mask = mask.gather(1, kept)
+            tokens = self._scaled(tokens, mask)
+        hidden = [self._own(tokens)]
+        for number, block in enumerate(blocks, start=self.after + 1):
             before, tokens = tokens, block(tokens)
             if self.chooses(number):
-                scores, mask = self.rated(number, block, before, tokens, mask)
-                if trace is not None and mask is not None:
-                    trace.masks.append(over_all(mask, kept, patches))
-                if number == self.after:
-                    kept = highest(scores, num_kept(rate, patches))
-                    before, tokens = self._left(before, kept), self._left(tokens, kept)
-                    mask = None if mask is None else mask.gather(1, kept)
-                if mask is not None:
-                    tokens = self._scaled(tokens, mask)
-            if trace is not None:
-                trace.hidden.append(self._own(tokens))
-        if trace is not None:
-            trace.rate = rate
-            trace.masks = trace.masks or [over_all(torch.ones_like(kept), kept, patches)]
-        return self._own(before), self._own(tokens)
+                mask = self.rated(number, block, before, tokens, mask).mask
+                assert mask is not None
+                masks.append(over_all(mask, kept, patches))
+                tokens = self._scaled(tokens, mask)
+            hidden.append(self._own(tokens))
+        return Passed(self._own(before), self._own(tokens), masks, hidden)
 
-    def present_rate(self) -> float:
-        """Return the rate of this forward; a drawn one is from torch's global generator."""
-        if self.training and self.draws_rate:
-            return 1 - float(torch.rand((), device="cpu"))
-        return self.rate
+    def present_rate(self, tokens: Tensor) -> float | Tensor:
+        """Return the rate of this forward on `tokens`, or one for each image (B,).
+
+        Drawn ones are from torch's global generator.
+        """
+        if not (self.training and self.draws_rate):
+            return self.rate
+        if self.draws_each:
+            return 1 - torch.rand(len(tokens), device="cpu").to(tokens.device)
+        return 1 - float(torch.rand((), device="cpu"))
 
     def with_rate(self, rate: float) -> Self:
         """Return a selector of the same weights that keeps another share, in training too.
@@ -148,13 +235,19 @@ class Selector(nn.Module, ABC):
         if not 0 < rate <= 1:
             raise ValueError(f"rate must be in (0, 1], got {rate:g}")
         found = copy.copy(self)
-        found.rate, found.draws_rate = rate, False
+        found.rate, found.draws_rate, found.draws_each = rate, False, False
+        return found
+
+    def keeping(self, count: int, tokens: int) -> Self:
+        """Return the same that keeps `count` patches of images of so many `tokens`."""
+        found = self.with_rate(count / (tokens - self.sizes.num_read))
+        found.by_threshold = False
         return found
 
     def courses(self, tokens: int) -> list[Course]:
         """Return what may become of `tokens`, each as likely as the others."""
         patches = tokens - self.sizes.num_read
-        counts = range(1, patches + 1) if self.draws_rate else [num_kept(self.rate, patches)]
+        counts = range(1, patches + 1) if self.varies else [num_kept(self.rate, patches)]
         return [self._course(tokens, count) for count in counts]
 
     def _course(self, tokens: int, count: int) -> Course:
@@ -197,6 +290,10 @@ def highest(scores: Tensor, count: int) -> Tensor:
     """Return where the highest of each row (B, P) are, (B, count), in order; ties go first."""
     order = scores.detach().argsort(dim=1, descending=True, stable=True)
     return order[:, :count].sort(dim=1).values
+
+
+def _of_rows(rating: Rating, rows: Tensor) -> Rating:
+    return Rating(rating.scores[rows], None if rating.mask is None else rating.mask[rows])
 
 
 def over_all(mask: Tensor, places: Tensor, patches: int) -> Tensor:

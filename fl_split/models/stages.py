@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_split.activations import activation_bytes, saved
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
-from fl_split.models.cut import Head, Tail, normalises_batches, num_before_end, num_stages
+from fl_split.models.cut import Head, Tail, num_before_end, num_stages
+from fl_split.models.norms import BatchNorm
 from fl_split.seeds import global_state, seeded
 
 Shape = tuple[int, ...]
@@ -106,7 +107,7 @@ class ConvMiddle(Tail):
         self.width, self.num_tokens = shape[0], math.prod(shape[1:])
         found = trial(self.stages, torch.zeros(1, *shape, requires_grad=True, device="cpu"))
         self.features, self.sample_flops, self.has_dropout, self.sample_bytes = found
-        self.has_batch_norm = normalises_batches(self)
+        self.has_batch_norm = any(isinstance(part, BatchNorm) for part in self.modules())
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens (B, H W, C) for tokens (B, H W, C)."""

@@ -28,6 +28,7 @@ from fl_split.models.kept import kept_bytes
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.selector import Course
 from fl_split.models.sparse_linear import dense_bytes
+from fl_split.ragged import run
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 
@@ -68,21 +69,21 @@ class ViTHead(Head):
         """Return smashed tokens (B, N, D), CLS first, and what gives :meth:`attention`."""
         tokens = before = self.embeddings(pixels)
         if self.selector is not None:
-            before, tokens = self.selector(self.blocks, tokens, trace)
-            return self.encoder(tokens), partial(self.attention, before)
+            before, tokens, counts = self.selector(self.blocks, tokens, trace)
+            return run(self.encoder, tokens, counts), partial(self.attention, before, counts)
         for block in self.blocks:
             before, tokens = tokens, block(tokens)
             if trace is not None:
                 trace.hidden.append(tokens)
         return self.encoder(tokens), partial(self.attention, before)
 
-    def attention(self, before: Tensor) -> Tensor:
+    def attention(self, before: Tensor, counts: Tensor | None = None) -> Tensor:
         """CLS attention row (B, N) of the last block, given that block's input (B, N, D).
 
         It is averaged over attention heads, taken before attention dropout, includes the
-        CLS-to-CLS entry 0, sums to 1 and carries no gradient.
+        CLS-to-CLS entry 0, sums to 1 and carries no gradient. Beyond `counts` (B,) it is 0.
         """
-        return cls_attention(self.blocks[-1], before)
+        return run(partial(cls_attention, self.blocks[-1]), before, counts)
 
     def flops(self, samples: int) -> int:
         """Operations of forward and backward on so many images; pixels need no gradient.

@@ -48,6 +48,11 @@ def insert(head: Head, selection: Selection, seed: int) -> None:
         head.selector = selection.selector(sizes)
     if head.selector is None:
         return
+    if head.end is not None and head.selector.is_ragged:
+        raise ValueError(
+            "the end of a U-shape takes images of one number of tokens; leave rate_mode at "
+            "'exact_topk' and draw no rate for each image, or set end=0"
+        )
     head.has_dropout = head.has_dropout or head.selector.draws
     penalty = selection.beside()
     if penalty is not None:

@@ -2,14 +2,16 @@
 
 One model serves all rates: a *budget token* at the end of the sequence tells the blocks which
 share of the patches may go on. A *gate* is two linear layers: one scores each patch, the other
-reads a threshold from the budget token. Patches are ranked by score, exactly ceil(rate P) go on,
-and they are multiplied by what their score is above the threshold, which is how gates get a
-gradient. Training and testing do the same.
+reads a threshold from the budget token. Patches that go on are multiplied by what their score is
+above the threshold, which is how gates get a gradient. Training and testing do the same.
+
+How many go on, `rate_mode` says. `exact_topk`: patches are ranked by score, and exactly
+ceil(rate P) go on. `threshold`: those above the threshold do, as in both papers, where a penalty
+on the mean of the mask is to bring the rate about.
 
 Deviations from both papers: patches are taken out of the sequence, where their code multiplies
-them by 0 and still lets them act as keys and values; the number of patches is exact, where a
-penalty on the mean of the mask is to bring it about; and the rate is drawn once for each step of
-a client, so that its batch is dense, where the papers draw it for each image.
+them by 0 and still lets them act as keys and values; by threshold the best patch goes on where
+none is above it, where their code then lets all go on.
 """
 
 from __future__ import annotations
@@ -24,12 +26,26 @@ from torch import Tensor, nn
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.selector import Course, Rating, Selector, Sizes
+from fl_split.tokens.selection import Selection
 
-Trained = Literal["any", "rate"]
-"""Rates in training: drawn from (0, 1] for each step of a client, or `rate` itself."""
+Trained = Literal["any", "image", "rate"]
+"""Rates in training: drawn from (0, 1] for each step of a client or each image, or `rate`."""
+
+RateMode = Literal["exact_topk", "threshold"]
+"""Whether ceil(rate P) patches go on, or those above the threshold."""
+
 
 DEVIATION = 0.02
 """Standard deviation that budget tokens are drawn with."""
+
+
+class GatedSelection(Selection):
+    """What all descriptions of gates say."""
+
+    rate: float
+    after: int
+    trained_at: Trained
+    rate_mode: RateMode
 
 
 class Gate(nn.Module):
@@ -56,11 +72,11 @@ class Gated(Selector):
 
     num_extra = 1
 
-    def __init__(
-        self, rate: float, after: int, sizes: Sizes, trained_at: Trained, bias: float | None
-    ) -> None:
-        super().__init__(rate, after, sizes)
-        self.draws_rate = self.draws = trained_at == "any"
+    def __init__(self, spec: GatedSelection, sizes: Sizes, bias: float | None) -> None:
+        super().__init__(spec.rate, spec.after, sizes)
+        self.draws_rate = self.draws = spec.trained_at != "rate"
+        self.draws_each = spec.trained_at == "image"
+        self.by_threshold = spec.rate_mode == "threshold"
         number = sizes.depth - self.after + 1
         self.gates = nn.ModuleList(Gate(sizes.width, bias) for _ in range(number))
 
@@ -70,8 +86,8 @@ class Gated(Selector):
         return [cast(Gate, gate) for gate in self.gates]
 
     @abstractmethod
-    def budget(self, rate: float) -> Tensor:
-        """Return the budget token (D,) of a rate."""
+    def budget(self, rate: float | Tensor) -> Tensor:
+        """Return the budget token (D,) of a rate, or (B, 1, D) of rates (B, 1, 1)."""
 
     @abstractmethod
     def rating(
@@ -86,9 +102,10 @@ class Gated(Selector):
         """Tell whether there is a gate behind this block."""
         return number >= self.after
 
-    def extended(self, tokens: Tensor, rate: float) -> Tensor:
+    def extended(self, tokens: Tensor, rate: float | Tensor) -> Tensor:
         """Append the budget token."""
-        return torch.cat([tokens, self.budget(rate).expand(len(tokens), 1, -1)], dim=1)
+        budget = self.budget(rate if isinstance(rate, float) else rate[:, None, None])
+        return torch.cat([tokens, budget.expand(len(tokens), 1, -1)], dim=1)
 
     def rated(
         self, number: int, block: Any, before: Tensor, tokens: Tensor, mask: Tensor | None
@@ -127,8 +144,8 @@ class Penalty(Beside):
         return self.of_means(means, trace.rate)
 
     @abstractmethod
-    def of_means(self, means: list[Tensor], rate: float) -> Tensor:
-        """Return the penalty of mean masks (B,), by gate."""
+    def of_means(self, means: list[Tensor], rate: float | Tensor) -> Tensor:
+        """Return the penalty of mean masks (B,), by gate; `rate` may be (B,) too."""
 
     def flops(self, samples: int) -> int:
         """Return 0: there are no products of matrices."""

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fl_split.models.selector import Selector, Sizes
 from fl_split.specs import STRICT
-from fl_split.tokens.gates import DEVIATION, Gated, Penalty, Trained
-from fl_split.tokens.selection import After, Rate, Selection
+from fl_split.tokens.gates import DEVIATION, Gated, GatedSelection, Penalty, RateMode, Trained
+from fl_split.tokens.selection import After, Rate
 
 
 @dataclass(frozen=True, config=STRICT)
-class ResidualGate(Selection):
+class ResidualGate(GatedSelection):
     """After 2405.02330: a budget token scaled by the rate, gates of each block for itself.
 
     Token g = sigmoid(w x / tau + beta), threshold theta = sigmoid(v t) of the budget token t,
@@ -35,9 +35,11 @@ class ResidualGate(Selection):
         Block of the client after which they are chosen, from 1; 0 is the last one.
     tau, beta : float
         Temperature and offset of scores.
-    trained_at : "any" or "rate"
+    trained_at : "any", "image" or "rate"
         Whether each step of a client draws a rate from (0, 1], so that one model serves all of
-        them, or trains at `rate`.
+        them, each image does (the paper), or both train at `rate`.
+    rate_mode : "exact_topk" or "threshold"
+        Whether that many go on, or those whose score is above the threshold (the paper).
     penalty : float
         Weight of (2 - rate) times the squared excess of the mean mask over the rate, summed over
         gates; 0 is off. The paper's code has 0.01.
@@ -48,6 +50,7 @@ class ResidualGate(Selection):
     tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     beta: Annotated[float, Field(allow_inf_nan=False)] = 2.0
     trained_at: Trained = "any"
+    rate_mode: RateMode = "exact_topk"
     penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
     def selector(self, sizes: Sizes) -> Selector:
@@ -63,11 +66,11 @@ class ResidualGates(Gated):
     """Masks of each block stand for themselves."""
 
     def __init__(self, spec: ResidualGate, sizes: Sizes) -> None:
-        super().__init__(spec.rate, spec.after, sizes, spec.trained_at, bias=None)
+        super().__init__(spec, sizes, bias=None)
         self.tau, self.beta = spec.tau, spec.beta
         self.token = nn.Parameter(DEVIATION * torch.randn(sizes.width, device="cpu"))
 
-    def budget(self, rate: float) -> Tensor:
+    def budget(self, rate: float | Tensor) -> Tensor:
         """Scale the trained vector."""
         return rate * self.token
 
@@ -86,7 +89,7 @@ class Excess(Penalty):
         super().__init__()
         self.weight = weight
 
-    def of_means(self, means: list[Tensor], rate: float) -> Tensor:
+    def of_means(self, means: list[Tensor], rate: float | Tensor) -> Tensor:
         """Return weight E (2 - rate) sum relu(mean - rate)^2."""
         excess = torch.stack([torch.relu(mean - rate).square() for mean in means])
-        return self.weight * (2 - rate) * excess.sum(dim=0).mean()
+        return self.weight * ((2 - rate) * excess.sum(dim=0)).mean()

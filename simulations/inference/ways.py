@@ -16,7 +16,8 @@ from torch import Tensor
 from fl_split.codecs import Smashed
 from fl_split.exchange.account import Account
 from fl_split.exchange.link import Arrival, Link
-from fl_split.exchange.split import batches, encode
+from fl_split.exchange.serving import batches, through
+from fl_split.exchange.split import encode
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
@@ -194,13 +195,15 @@ def _served(
     steps: Sequence[StepId],
 ) -> tuple[Probabilities, NDArray[np.int64]]:
     """Send each image by itself; return the server's probabilities (B, C), and bytes (B,)."""
-    tokens, attention = head(pixels)
+    trace = Trace()
+    tokens, attention = head(pixels, *([trace] if head.is_ragged else []))
     row = attention() if link.codec.needs_attention else tokens[..., 0]
+    counts = [tokens.shape[1]] * len(tokens) if trace.counts is None else trace.counts.tolist()
     found = np.full((len(pixels), num_classes), np.nan)
     sent, arrivals, account = np.zeros(len(pixels), np.int64), dict[int, Arrival](), Account()
     label = torch.zeros(1, dtype=torch.int64, device="cpu")  # which nobody knows
-    for number, at in enumerate(steps):
-        one = slice(number, number + 1)
+    for number, (at, count) in enumerate(zip(steps, counts, strict=True)):
+        one = slice(number, number + 1), slice(count)  # alone it needs no padding
         known = tokens[one], lambda one=one: row[one], label, num_classes, head.num_read
         data = link.up(encode(link.codec, Smashed(*known), at), at)
         crossing = link.over(data, at, "up", account)
@@ -208,6 +211,6 @@ def _served(
         if (arrival := link.received(crossing, at, tail)) is not None:
             arrivals[number] = arrival
     for images in batches(tail, arrivals):
-        logits = tail(torch.cat([arrivals[number].received.tokens for number in images]))
+        logits = through(tail, [arrivals[number].received for number in images])
         found[images] = logits.float().softmax(dim=1).numpy()
     return found, sent

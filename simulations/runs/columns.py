@@ -104,7 +104,7 @@ METRICS = (
 - `ratio`: payload bytes of both directions over twice `smashed_bytes`.
 - `nominal_samples`: uncompressed samples in the ADC paper's account, where it has the codec.
 - `client_flops`, `server_flops`: operations of training, by closed form, of all clients together
-  and of the server. Where selectors draw how many tokens go on, a client has the mean.
+  and of the server. Where images keep different numbers of tokens, of those that were kept.
 - `balanced_accuracy`: the mean accuracy of classes.
 - `performance_gap`: accuracy of the best class less that of the worst.
 - `backward_transfer`: the mean over classes of accuracy less the best so far (forgetting): 0 or

@@ -53,17 +53,26 @@ def check_channels(link: Link, is_ushape: bool) -> None:
 @torch.no_grad()
 def try_link(link: Link, head: Head, tail: Tail, num_classes: int) -> None:
     """Send two made-up samples to and fro; raise ValueError if that does not work."""
+    if head.is_ragged and not link.codec.carries_counts:
+        others = ", ".join(name for name, kind in CODECS.items() if kind().carries_counts)
+        raise ValueError(
+            f"{link.codec!r} cannot carry images of different numbers of tokens, which tokens by "
+            f"threshold or with a rate for each image are; use one of {others}, or "
+            "rate_mode='exact_topk' with trained_at='any'"
+        )
     for course in head.courses:
-        _try(link, head, tail, course.sent, num_classes)
+        least = head.num_read + 1 if head.is_ragged else course.sent
+        _try(link, head, tail, (course.sent, least), num_classes)
 
 
-def _try(link: Link, head: Head, tail: Tail, count: int, num_classes: int) -> None:
-    """Do so with samples of `count` tokens."""
+def _try(link: Link, head: Head, tail: Tail, counts: tuple[int, int], num_classes: int) -> None:
+    """Do so with samples of so many tokens."""
     draw = generator(0, "trial")
-    tokens = head.encoder(torch.randn(2, count, head.smashed_shape[1], generator=draw))
+    tokens = head.encoder(torch.randn(2, max(counts), head.smashed_shape[1], generator=draw))
     attention = torch.rand(tokens.shape[:2], generator=draw).softmax(dim=1)
     labels = torch.arange(2) % num_classes
-    smashed = Smashed(tokens, lambda: attention, labels, num_classes, head.num_read)
+    known = tokens, lambda: attention, labels, num_classes, head.num_read
+    smashed = Smashed(*known, counts=torch.tensor(counts) if head.is_ragged else None)
     try:
         payload = encode(link.codec, smashed, AT)
         link.arrive(link.up(payload, AT), AT, tail)

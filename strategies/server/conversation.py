@@ -12,7 +12,8 @@ from functools import partial
 
 from fl_split.exchange.account import Traffic, weights_bytes
 from fl_split.exchange.link import UNREADABLE, Arrival
-from fl_split.exchange.protocol import Exchange, HalfServed, Served
+from fl_split.exchange.local_loss import work_of
+from fl_split.exchange.protocol import Exchange, Flops, HalfServed, Served
 from fl_split.exchange.records import (
     BEGIN,
     END,
@@ -70,14 +71,14 @@ class Conversation:
     batch_samples: dict[int, int] = field(default_factory=dict)
     tasks: TaskGraph = field(default_factory=TaskGraph)
     server_flops: int = 0
-    flops_of_answers: int = 0
-    flops_not_done: int = 0
+    client_flops: int = 0
 
     def __post_init__(self) -> None:
         self.clients = list(self.assignments)
         self.steps = dict.fromkeys(self.clients, 0)
         self.link = self.training.link.renewed()
         self.flops = self.exchange.flops_of_round(self.number, *self.training.halves)
+        self._work: dict[int, Flops] = {}
         self._expected: dict[int, dict[str, Weights]] = {}
         self._origins: dict[Weights, int] = {}
         self._waiting: dict[int, Waiting] = {}
@@ -154,7 +155,7 @@ class Conversation:
         for client, cut in served.cuts.items():
             at = self.at(client)
             if self._vanishes(at.next()):
-                self.flops_not_done += self.flops.backward * self.batch_samples[client]
+                self.client_flops -= self._work[client].backward
                 continue
             try:
                 record = self.exchange.answer(self.link, cut, at)
@@ -163,8 +164,8 @@ class Conversation:
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
             crossing = self.link.over(record.sent(), at, "down", self.mailbox.account)
-            numbers, samples = cut.values * self.link.packs_down, self.batch_samples[client]
-            is_lost, work = crossing.data is None, self.flops.backward * samples
+            numbers, is_lost = cut.values * self.link.packs_down, crossing.data is None
+            work = self._work[client].backward
             self.tasks.gradient(client, at.step, numbers, crossing.size, work, is_lost)
             if is_lost:
                 self._skip(client, "down")
@@ -194,7 +195,7 @@ class Conversation:
             record = Record(half.action, self.link.across(output, at, "output"), step=at.step)
             way = self.link.over(record.sent(), at, "output", self.mailbox.account)
             flops = self.exchange.answer_flops(self.training.head.module, output)
-            self.flops_of_answers += flops
+            self.client_flops += flops
             self.tasks.follow("output down", client, at.step, way.size, *self.tasks.served(client))
             self.tasks.follow("end", client, at.step, flops)
             self._waiting[client] = waiting
@@ -238,9 +239,11 @@ class Conversation:
         if not 0 < size <= self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
-        work, smashed = size * self.flops.forward, int(record.number(SMASHED_BYTES))
+        work = self._work[client] = work_of(record, self.flops, size)
+        self.client_flops += work.total
         crossing = self.link.over(data, at, "up", self.mailbox.account)
-        self.tasks.payload(client, at.step, work, smashed // 4 * self.link.encodes, crossing.size)
+        numbers = int(record.number(SMASHED_BYTES)) // 4 * self.link.encodes
+        self.tasks.payload(client, at.step, work.forward, numbers, crossing.size)
         arrival = self.link.received(crossing, at, self.training.tail.module)
         if arrival is None:
             self._skip(client, "up")
@@ -251,13 +254,13 @@ class Conversation:
     def _skip(self, client: int, way: str) -> None:
         """Let a client go on with what it can learn alone: a payload or cut gradient is lost."""
         self.mailbox.account.count_loss(client, way)
-        step, work = self.steps[client], self.flops.backward * self.batch_samples[client]
+        step, work = self.steps[client], self._work[client].backward
         if way == "up":  # else it went with the cut gradient
             self.tasks.follow("down", client, step, 0)
         alone = self.exchange.flops_alone(self.number, self.training.head.module)
         if done := min(work, alone * self.batch_samples[client]):  # by its exits
             self.tasks.follow("backward", client, step, done)
-        self.flops_not_done += work - done
+        self.client_flops -= work - done
         self.mailbox.send(client, Record(SKIP, step=step))
         self.steps[client] += 1
 
@@ -267,7 +270,9 @@ class Conversation:
             raise ValueError("another number of samples than it said at the start")
         if self.exchange.is_silent(self.number):
             self.losses[client] = {0: record.number(LOSS)}
-            self.tasks.follow("train", client, 0, int(record.number(SAMPLES)) * self.flops.total)
+            work = work_of(record, self.flops, int(record.number(SAMPLES))).total
+            self.client_flops += work
+            self.tasks.follow("train", client, 0, work)
         elif record.number(SAMPLES):
             raise ValueError("samples with the end of a round whose steps were all served")
         task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))

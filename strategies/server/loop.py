@@ -98,7 +98,6 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
     heads = [own[k] for k in own if k in round.clients] or [u.weights for u in updates]
     apart = _drift(heads)  # before aggregation, which may consume them
     weights = _aggregate(strategy, round, updates, own)
-    samples = sum(t.samples for client, t in round.mailbox.account.traffic.items() if client >= 0)
     return RoundResult(
         round=round.number,
         weights=weights,
@@ -113,7 +112,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
             round.tail.descent.state(),
             round.training.aggregator.state(),
         ),
-        client_flops=round.flops.total * samples + round.flops_of_answers - round.flops_not_done,
+        client_flops=round.client_flops,
         server_flops=round.server_flops,
         drift=apart,
         tasks=in_order(round.tasks.tasks),

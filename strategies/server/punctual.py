@@ -55,7 +55,7 @@ class Punctual(Conversation):
             self.mailbox.drop(client, found.reason)
             self._early.pop(client, None)
             if self.ends.pop(client, None) is None:  # nobody answers its payload
-                self.flops_not_done += self.flops.backward * self.batch_samples[client]
+                self.client_flops -= self._work[client].backward
         for wait, after in sorted({(one.wait, one.after) for one in late.values() if one.wait}):
             self.tasks.wait(wait, *after)
 
