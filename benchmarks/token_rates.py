@@ -3,10 +3,10 @@
 python benchmarks/token_rates.py FOLDER ... [--rates R ...] [--csv FILE] [--json FILE] [--tiny]
 
 A FOLDER is a run, or holds runs, as that of a sweep does. Each model is tested on its test images
-at every rate: ceil(rate P) of P patches go on, or those above a threshold. One that was trained with all tokens is tested with
-each selection that needs no training. A row has what the run was trained with, what it is tested
-with, its seed, the rate, how many patches are kept on average, and the accuracy. --tiny sees whether it runs:
-it trains a few tiny runs, and takes no folder.
+at every rate: ceil(rate P) of P patches go on, or those above a threshold. One that was trained
+with all tokens is tested with each selection that needs no training. A row has what the run was
+trained with, what it is tested with, its seed, the rate, how many patches are kept on average, and
+the accuracy. --tiny sees whether it runs: it trains a few tiny runs, and takes no folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import fl_split as fs
 from fl_split.exchange.whole import Joined, joined
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
-from fl_split.specs import parse
+from fl_split.specs import parse, shortened
 from fl_split.tokens import TOKENS, insert
 from simulations.data.samples import Samples
 from simulations.runs.evaluator import EVALUATION_ROWS
@@ -117,7 +117,7 @@ def show(found: pd.DataFrame) -> Table:
         "trained",
         "tested",
         *(f"{rate:g}" for rate in rates),
-        title="accuracy in % (patches), at the rate",
+        title="accuracy in % (patches) at the rate",
     )
     for (trained, tested), rows in found.groupby(["trained", "tested"]):
         by_rate = 100 * rows.groupby("rate")["accuracy"].agg(["mean", "std"])
@@ -126,7 +126,8 @@ def show(found: pd.DataFrame) -> Table:
             f"{by_rate['mean'][r]:.1f} ± {by_rate['std'].fillna(0)[r]:.1f} ({kept[r]:.3g})"
             for r in rates
         ]
-        table.add_row(str(trained), str(tested), *cells)
+        names = (shortened(str(spec), TOKENS) for spec in (trained, tested))
+        table.add_row(*names, *cells)
     return table
 
 

@@ -57,6 +57,10 @@ class Rating(NamedTuple):
     scores: Tensor
     mask: Tensor | None = None
 
+    def of(self, rows: Tensor | slice) -> Rating:
+        """Return that of some images."""
+        return Rating(self.scores[rows], None if self.mask is None else self.mask[rows])
+
 
 class Passed(NamedTuple):
     """What images of one number of tokens became behind the choice.
@@ -168,16 +172,12 @@ class Selector(nn.Module, ABC):
             hidden.append(self._own(tokens))
         rating = self.rated(self.after, blocks[self.after - 1], before, tokens, None)
         counts, behind = self.counts(rating, rate), blocks[self.after :]
-        rows: list[Tensor] = []
-        if isinstance(counts, int):
-            parts = [self._behind(behind, before, tokens, rating, counts)]
-        else:
-            found = by_count(counts)
-            rows = [*found.values()]
-            parts = [
-                self._behind(behind, before[k], tokens[k], _of_rows(rating, k), count)
-                for count, k in found.items()
-            ]
+        all_rows = {counts: slice(None)} if isinstance(counts, int) else by_count(counts)
+        rows: list[Any] = [*all_rows.values()]
+        parts = [
+            self._behind(behind, before[k], tokens[k], rating.of(k), count)
+            for count, k in all_rows.items()
+        ]
         left = None if isinstance(counts, int) else counts + self.sizes.num_read
         if trace is not None:
             trace.rate, trace.kept, trace.counts = rate, counts, left
@@ -207,7 +207,7 @@ class Selector(nn.Module, ABC):
             before, tokens = tokens, block(tokens)
             if self.chooses(number):
                 mask = self.rated(number, block, before, tokens, mask).mask
-                assert mask is not None
+            if mask is not None and self.chooses(number):
                 masks.append(over_all(mask, kept, patches))
                 tokens = self._scaled(tokens, mask)
             hidden.append(self._own(tokens))
@@ -290,10 +290,6 @@ def highest(scores: Tensor, count: int) -> Tensor:
     """Return where the highest of each row (B, P) are, (B, count), in order; ties go first."""
     order = scores.detach().argsort(dim=1, descending=True, stable=True)
     return order[:, :count].sort(dim=1).values
-
-
-def _of_rows(rating: Rating, rows: Tensor) -> Rating:
-    return Rating(rating.scores[rows], None if rating.mask is None else rating.mask[rows])
 
 
 def over_all(mask: Tensor, places: Tensor, patches: int) -> Tensor:

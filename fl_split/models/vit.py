@@ -86,14 +86,11 @@ class ViTHead(Head):
         return run(partial(cls_attention, self.blocks[-1]), before, counts)
 
     def flops(self, samples: int) -> int:
-        """Operations of forward and backward on so many images; pixels need no gradient.
-
-        Where a selector draws how many patches it keeps, it is the mean over all numbers.
-        """
+        """Operations of forward and backward on so many images; pixels need no gradient."""
         return samples * mean(map(self._training, self.courses))
 
     def forward_flops(self, samples: int) -> int:
-        """Operations of the forward alone."""
+        """Operations of the forward alone; the mean over what may become of tokens."""
         return samples * mean(map(self._forward, self.courses))
 
     def activation_bytes(self, samples: int) -> int:
