@@ -59,7 +59,8 @@ class CentralisedTrainer:
         at = StepId(epochs.seed, server_round, 0, 0)
         step, link = self.setup.exchange.step, Link(Identity(), Identity())
         losses: list[float] = []
-        seen, steps = 0, _num_steps(epochs, len(rows), budget)
+        seen, steps, flops = 0, _num_steps(epochs, len(rows), budget), 0
+        each = self.setup.exchange.flops_of_round(server_round, head.module, tail.module)
         while seen < budget:
             chosen = rows[epochs.batch(at, len(rows))]
             batch = train.train_batch(chosen, augment, at, self.setup.device)
@@ -71,10 +72,9 @@ class CentralisedTrainer:
             descend([*self.descents.values()], [found.of_head, found.of_tail], moment)
             losses.append(found.loss)
             seen += len(chosen)
+            flops += found.work or each.total * len(chosen)
             at = at.next()
         finish([*self.descents.values()], Moment(server_round, steps - 1, 1, steps))
-        each = self.setup.exchange.flops_of_round(server_round, head.module, tail.module)
-        flops = each.total * seen
         return PooledWork(sum(losses) / len(losses), seen, len(losses), flops)
 
 
