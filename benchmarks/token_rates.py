@@ -5,8 +5,9 @@ python benchmarks/token_rates.py FOLDER ... [--rates R ...] [--csv FILE] [--json
 A FOLDER is a run, or holds runs, as that of a sweep does. Each model is tested on its test images
 at every rate: ceil(rate P) of P patches go on, or those above a threshold. One that was trained
 with all tokens is tested with each selection that needs no training. A row has what the run was
-trained with, what it is tested with, its seed, the rate, how many patches are kept on average, and
-the accuracy. --tiny sees whether it runs: it trains a few tiny runs, and takes no folder.
+trained with, what it is tested with, its seed, the rate, how many patches are kept on average, the
+mean of the last gate's masks, and the accuracy. --tiny sees whether it runs: it trains a few tiny
+runs, and takes no folder.
 """
 
 from __future__ import annotations
@@ -75,31 +76,33 @@ def rows_of(folder: Path, rates: Sequence[float]) -> Iterator[dict[str, Any]]:
     for spec, one in tested.items():
         for rate in rates:
             other = one.with_rate(rate)
-            accuracy, kept = tested_with(other, tail, test)
+            accuracy, kept, mask = tested_with(other, tail, test)
             yield {
                 "trained": experiment.tokens,
                 "tested": spec,
                 "seed": experiment.seed,
                 "rate": rate,
                 "kept": kept,
+                "mask": mask,
                 "patches": head.smashed_shape[0] - head.num_read,
                 "accuracy": accuracy,
             }
 
 
 @torch.no_grad()
-def tested_with(head: Head, tail: Tail, test: Samples) -> tuple[float, float]:
-    """Return the share of test images that are right, and the mean of patches that are kept.
+def tested_with(head: Head, tail: Tail, test: Samples) -> tuple[float, float, float]:
+    """Return the share of test images that are right, patches that are kept, and their last mask.
 
-    They come in the batches that a run tests in.
+    Both are means; images come in the batches that a run tests in.
     """
-    rows, right, kept = np.arange(len(test.labels)), 0, 0
+    rows, right, kept, mask = np.arange(len(test.labels)), 0, 0, 0.0
     for start in range(0, len(rows), EVALUATION_ROWS):
         pixels, labels = test.batch(rows[start : start + EVALUATION_ROWS])
         trace = Trace()
         right += int((joined(head, tail, pixels, trace).argmax(dim=1) == labels).sum())
         kept += int((torch.zeros_like(labels) + trace.kept).sum())
-    return right / len(rows), kept / len(rows)
+        mask += float(trace.masks[-1].float().mean(dim=1).sum())
+    return right / len(rows), kept / len(rows), mask / len(rows)
 
 
 def tiny_runs(folder: Path) -> None:

@@ -24,6 +24,8 @@ class Trace:
         Share of the patches that a selector was asked to keep, of each image (B,) if so.
     kept : Tensor or int
         How many patches it has kept, of each image (B,) or of all alike.
+    went_on : Tensor, optional
+        Which patches (B, P) these are.
     counts : Tensor, optional
         Tokens (B,) of each image that cross the cut, where these are not as many of all.
     """
@@ -32,6 +34,7 @@ class Trace:
     masks: list[Tensor] = field(default_factory=list)
     rate: float | Tensor = 1.0
     kept: Tensor | int = 0
+    went_on: Tensor | None = None
     counts: Tensor | None = None
 
 

@@ -65,11 +65,13 @@ class Rating(NamedTuple):
 class Passed(NamedTuple):
     """What images of one number of tokens became behind the choice.
 
-    What the last block got and gave, the masks of all places, the tokens after each block.
+    What the last block got and gave, which patches went on, the masks of all places, the tokens
+    after each block.
     """
 
     before: Tensor
     tokens: Tensor
+    went_on: Tensor
     masks: list[Tensor]
     hidden: list[Tensor]
 
@@ -181,6 +183,7 @@ class Selector(nn.Module, ABC):
         left = None if isinstance(counts, int) else counts + self.sizes.num_read
         if trace is not None:
             trace.rate, trace.kept, trace.counts = rate, counts, left
+            trace.went_on = assembled([p.went_on for p in parts], rows).bool()
             trace.masks = [
                 assembled(one, rows) for one in zip(*(p.masks for p in parts), strict=True)
             ]
@@ -195,11 +198,10 @@ class Selector(nn.Module, ABC):
         """Let `count` patches of each image go on, and run the blocks behind the choice."""
         scores, mask = rating
         patches, kept = scores.shape[1], highest(scores, count)
-        before, tokens, masks = self._left(before, kept), self._left(tokens, kept), []
-        if mask is None:
-            masks.append(over_all(torch.ones_like(kept), kept, patches))
-        else:
-            masks.append(mask)
+        before, tokens = self._left(before, kept), self._left(tokens, kept)
+        went_on = over_all(torch.ones_like(kept), kept, patches)
+        masks = [went_on if mask is None else mask]
+        if mask is not None:
             mask = mask.gather(1, kept)
             tokens = self._scaled(tokens, mask)
         hidden = [self._own(tokens)]
@@ -211,7 +213,7 @@ class Selector(nn.Module, ABC):
                 masks.append(over_all(mask, kept, patches))
                 tokens = self._scaled(tokens, mask)
             hidden.append(self._own(tokens))
-        return Passed(self._own(before), self._own(tokens), masks, hidden)
+        return Passed(self._own(before), self._own(tokens), went_on, masks, hidden)
 
     def present_rate(self, tokens: Tensor) -> float | Tensor:
         """Return the rate of this forward on `tokens`, or one for each image (B,).

@@ -16,6 +16,7 @@ from fl_split.exchange.link import Link
 from fl_split.specs import parse
 from simulations.data.statistics import count, per_client
 from simulations.inference import pictures
+from simulations.inference.kept_patches import kept_patches
 from simulations.inference.latency import Latency
 from simulations.inference.outcome import Inference
 from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, Policy, name_of
@@ -72,6 +73,7 @@ def infer(
         _clients(trained, chosen, held, link),
         {name: histogram(one, ways) for name, one in served.items() if name in chosen},
         [*notes, *_notes(trained, link, served)],
+        kept_patches(trained),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from simulations.inference.figure import draw
+from simulations.report import kept_patches
+from simulations.report.figures import our_style
 from simulations.runs.files import make_folder, write_whole, writing
 
 
@@ -29,6 +31,8 @@ class Inference:
         By policy and client, of held-out rows: label entropy, share that leaves, accuracy.
     histograms : dict
         By policy, how many images left where.
+    patches : pandas.DataFrame, optional
+        Pixels of some test images and which go on, where the run selects tokens.
     """
 
     table: pd.DataFrame
@@ -37,6 +41,7 @@ class Inference:
     clients: pd.DataFrame = field(repr=False)
     histograms: dict[str, dict[str, int]]
     notes: list[str]
+    patches: pd.DataFrame | None = field(default=None, repr=False)
 
     @property
     def places(self) -> pd.DataFrame:
@@ -113,4 +118,10 @@ def write(found: Inference, folder: Path) -> list[Path]:
     write_whole(folder / "images.parquet", images.to_parquet(index=False))
     with writing(folder / "infer.svg"):
         draw(found.table, found.frontiers, found.histograms).savefig(folder / "infer.svg")
-    return [folder / name for name in (*tables, "images.parquet", "infer.svg")]
+    names = [*tables, "images.parquet", "infer.svg"]
+    if found.patches is not None:
+        names += [kept_patches.FILE, "kept_patches.svg"]
+        write_whole(folder / kept_patches.FILE, found.patches.to_parquet(index=False))
+        with writing(folder / names[-1]), our_style("kept"):
+            kept_patches.picture(found.patches).savefig(folder / names[-1])
+    return [folder / name for name in names]

@@ -24,6 +24,9 @@ INK, PAPER = "#010203", "#fdfefd"
 
 NEUTRAL = "#888888"
 
+LEFT_OUT = "#e69f00"
+"""Of what is missing in a gray picture."""
+
 COLOURS = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, safe for colour-blind readers, but for yellow, which paper swallows."""
 

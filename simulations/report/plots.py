@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from simulations.report.chart import ACCURACY, Chart, Line, hidden
 from simulations.report.figures import named
-from simulations.report.marks import COLOURS, INK, NEUTRAL, PAPER
+from simulations.report.marks import COLOURS, INK, LEFT_OUT, NEUTRAL, PAPER
 from simulations.report.panels import columns_of
 
 ROW, LEGEND, LETTER = 260, 22, 6.6
@@ -74,6 +75,22 @@ def heat_plot(table: pd.DataFrame, axes: Sequence[str]) -> str:
     figure.update_xaxes(title=columns, type="category", showgrid=False)
     figure.update_yaxes(title=rows, type="category", autorange="reversed", showgrid=False)
     return _finished(figure, 130 + min(900, 22 * max(6, len(table))), {})
+
+
+def picture_plot(cells: NDArray[np.float64], rows: Sequence[str]) -> str:
+    """Return a gray picture (H, W) of 0 to 1; -1 is what is left out. `rows` name strips."""
+    height, width = cells.shape
+    colours = [[0, LEFT_OUT], [0.49, LEFT_OUT], [0.5, "#000000"], [1, "#ffffff"]]
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=[[None if np.isnan(cell) else cell for cell in row] for row in cells.round(3).tolist()],
+        zmin=-1, zmax=1, colorscale=colours, showscale=False, hoverinfo="skip",
+    )  # fmt: skip
+    step = height / len(rows)
+    places = [step * (place + 0.5) for place in range(len(rows))]
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(tickvals=places, ticktext=[*rows], autorange="reversed", showgrid=False)
+    return _finished(figure, 60 + int(640 * height / width), {})
 
 
 def lines_plot(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from simulations.report import kept_patches
 from simulations.report.distributions import heat_map
 from simulations.report.figures import Drawing, drawn, named, our_style
 from simulations.report.marks import COLOURS, INK
@@ -50,8 +51,9 @@ def table(collection: RunCollection) -> ReportTable | None:
 
 
 def figures(collection: RunCollection) -> list[Drawing]:
-    """Draw frontiers and where images left, if a run has been served."""
-    return [one for one in (_frontiers(collection), _left(collection)) if one]
+    """Draw frontiers, where images left and the patches that went on, if a run was served."""
+    found = [one for one in (_frontiers(collection), _left(collection)) if one]
+    return [*found, *kept_patches.drawings(collection, FOLDER)]
 
 
 def _read(collection: RunCollection, file: str) -> pd.DataFrame | None:
