@@ -23,8 +23,10 @@ from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
 from fl_split.seeds import StepId
 from fl_split.specs import parse
+from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
+from simulations.studies.cost import Estimator
 
 SMALL = ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
 SPECS = ["plain()", "recursive()", "plain(after='2', weight=0.3)", "recursive(detach=True)"]
@@ -361,3 +363,15 @@ def test_phases_that_do_not_fit_are_refused(phases, message):
 def test_phases_without_exits_are_refused():
     with pytest.raises(ValueError, match=r"phases: .* sets exits apart, and there are none"):
         prepare(Experiment.from_dict({"phases": "phase(train='trunk')"}))
+
+
+@pytest.mark.parametrize("strategy", ["parallel()", "fedavg()"])
+def test_an_estimate_knows_the_phases(simulate, strategy):
+    changes = {
+        "exits": "plain()", "rounds": 3, "strategy": strategy, "engine": "inline()",
+        "phases": "phase(rounds=1, train='trunk') | phase(rounds=1) | phase(train='exits')",
+    }  # fmt: skip
+    run = simulate(**changes)
+    cost, found = Estimator()(prepare(read_experiment(run.folder, {}))), run.summary
+    assert cost.client_flops == found["client_flops"]
+    assert cost.payload_bytes == found["payload_bytes_up"] + found["payload_bytes_down"]

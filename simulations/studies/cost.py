@@ -27,6 +27,7 @@ from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record
 from fl_split.exchange.whole import predict
 from fl_split.flat import Flat
 from fl_split.recipe.descent import Descent, descend
+from fl_split.recipe.phases import Trains
 from fl_split.recipe.schedules import ONLY
 from fl_split.seeds import StepId
 from simulations.clients.pool import ClientPool
@@ -67,32 +68,33 @@ class Estimator:
     def __call__(self, setup: Setup) -> RunCost:
         """Return the cost of the run that `setup` describes."""
         e = setup.experiment
-        sizes: Counter[tuple[int, int]] = Counter()
+        crossing: Counter[tuple[int, int]] = Counter()
         examples: dict[tuple[int, int], tuple[StepId, Assignment]] = {}
-        clients = 0
-        strategy, population = e.parts.strategy, setup.population()
+        clients = steps = samples = flops = 0
+        strategy, population, each = e.parts.strategy, setup.population(), _flops_by_phase(setup)
         for number in range(1, e.rounds + 1):
             chosen = strategy.choose(population, number)
             clients += len(chosen)
             for key, example in _batches(setup, strategy, number, chosen):
-                sizes[key] += 1
-                examples.setdefault(key, example)
-        steps, samples = sum(sizes.values()), sum(size * n for (size, _), n in sizes.items())
+                steps, samples = steps + 1, samples + key[0]
+                flops += key[0] * each[e.parts.phases.trains(number)]
+                if not setup.exchange.is_silent(number):
+                    crossing[key] += 1
+                    examples.setdefault(key, example)
         payload = of_answers = 0
         if strategy.sends_smashed_data:
             rehearsal = Rehearsal(replace(setup, head=setup.head.drawn_at(0.5)))
-            found = [(n, *rehearsal(*examples[key])) for key, n in sizes.items()]
+            found = [(n, *rehearsal(*examples[key])) for key, n in crossing.items()]
             payload = sum(n * size for n, size, _ in found)
             of_answers = sum(n * flops for n, _, flops in found)
         step, evaluation = self._timed(setup)
         own = int((Ragged.of(setup.train.partitions).sizes > 0).sum())
-        flops = setup.exchange.flops(setup.head, setup.tail).total
         return RunCost(
             steps=steps,
             samples=samples,
             payload_bytes=payload,
             head_bytes=clients * _weights_of_a_client(setup),
-            client_flops=0 if strategy.trains_on_server else samples * flops + of_answers,
+            client_flops=0 if strategy.trains_on_server else flops + of_answers,
             seconds=steps * step + e.rounds * evaluation * (own if strategy.keeps_models else 1),
             is_bound=e.budget != "none()",
         )
@@ -113,6 +115,16 @@ class Estimator:
         if key not in self._seconds:
             self._seconds[key] = _time(setup)
         return self._seconds[key]
+
+
+def _flops_by_phase(setup: Setup) -> dict[Trains, int]:
+    """Return a client's operations on one image, in each phase."""
+    phases, exchange, found = setup.parts.phases, setup.exchange, dict[Trains, int]()
+    for number in range(1, setup.experiment.rounds + 1):
+        trains = phases.trains(number)
+        if trains not in found:
+            found[trains] = exchange.flops_of_round(number, setup.head, setup.tail).total
+    return found
 
 
 def cost_table(
