@@ -191,6 +191,16 @@ def test_a_run_that_another_process_writes_is_not_resumed(simulate, tmp_path):
     assert CliRunner().invoke(cli.app, ["resume", str(folder)]).exit_code == 0
 
 
+def test_keys_that_change_no_result_may_differ_and_no_others(simulate, tmp_path):
+    stopped(simulate, 2, rounds=3, checkpoint_every=1)
+    folder = str(tmp_path / "run1")
+    for key in ("seed=7", "out=elsewhere"):
+        result = CliRunner().invoke(cli.app, ["resume", folder, key])
+        assert result.exit_code == 2 and key.partition("=")[0] in result.stderr
+    assert CliRunner().invoke(cli.app, ["resume", folder, "device=cpu", "stack=1"]).exit_code == 0
+    assert 'stack = 1' in (tmp_path / "run1" / "experiment.toml").read_text()
+
+
 def resumed_here(folder):
     """Resume from the command line; return what it said on stderr, and the summary's CPU."""
     result = CliRunner().invoke(cli.app, ["resume", str(folder)])

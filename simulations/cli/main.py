@@ -195,25 +195,28 @@ def report(
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Output folder of a run that was stopped.")],
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
     engine: Annotated[str | None, ENGINE] = None,
 ) -> None:
     """Go on with a stopped run from its last checkpoint; the result is that of one never stopped.
 
-    Example: [b]fl-split resume runs/20261121-101500 --engine ray[/b]
+    Keys that change no result may have other values, as device, stack, engine and timeout.
+
+    Example: [b]fl-split resume runs/20261121-101500 device=cpu --engine ray[/b]
     """
     with door():
         folder = existing(folder)
     with quiet():
         from simulations.runs.checkpoint import read
-        from simulations.runs.experiment import Experiment
         from simulations.runs.provenance import resumed_elsewhere
+        from simulations.runs.settings import read_overrides
         from simulations.runs.setup import prepare
 
     with door():
-        experiment, checkpoint = read(folder)
-        values = experiment.model_dump()
+        keys = _with_options(read_overrides(overrides or []), engine)
+        experiment, checkpoint = read(folder, keys)
         with counting(err) as progress:
-            setup = prepare(Experiment.from_dict(_with_options(values, engine)), progress)
+            setup = prepare(experiment, progress)
     if text := resumed_elsewhere(checkpoint.cpu, setup.device):
         err.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
     done, rounds = checkpoint.rounds, setup.experiment.rounds

@@ -242,7 +242,7 @@ def read_experiment(folder: Path, keys: Mapping[str, Any]) -> Experiment:
         raise CheckpointError(f"{str(folder)!r} holds no run: no {EXPERIMENT}{_runs_below(folder)}")
     values = {**read_toml(folder / EXPERIMENT), "out": str(folder)}
     for key, value in keys.items():
-        if key not in FREE and value != values.get(key):
+        if key not in FREE - {"out"} and value != values.get(key):
             raise CheckpointError(
                 f"{key}: the run in {str(folder)!r} has {values.get(key)!r}, got {value!r}"
             )
