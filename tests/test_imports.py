@@ -37,6 +37,7 @@ FLOORS = {
         {"channels"},
         {"models"},
         {"exits"},
+        {"experts"},
         {"tokens"},
         {"flat"},
         {"recipe"},

@@ -37,6 +37,7 @@ from fl_split.exchange.records import (
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
+from fl_split.models.mixture import balance_loss, watching
 from fl_split.payload import Payload
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import Purpose, StepId, seeded
@@ -182,15 +183,18 @@ class Split(Exchange):
         """Return losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
 
         All arrivals run through the tail as one batch, so they must have the same number of
-        tokens, and with batch norm each must come alone. Each cut gradient is that of the
-        client's own loss.
+        tokens, and with batch norm or experts each must come alone. Each cut gradient is that of
+        the client's own loss, to which experts add their balance loss; losses are without it.
         """
-        assert len(arrivals) == 1 or not tail.module.has_batch_norm
+        assert len(arrivals) == 1 or not tail.module.serves_alone
         tokens = [arrival.received.tokens for arrival in arrivals]
-        with randomness(tail.module, "tail", at), self.precision.forward(tokens[0]):
+        randomly = randomness(tail.module, "tail", at)
+        with randomly, self.precision.forward(tokens[0]), watching() as routings:
             logits = tail.module(tokens[0] if len(tokens) == 1 else torch.cat(tokens)).float()
         received = [arrival.received for arrival in arrivals]
         joint, losses = self.loss.joint(logits, received, weights)
+        if routings:
+            joint = joint + weights[0] * balance_loss(routings)
         leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
         gradient, cuts = self.precision.differentiate(tail, [joint], inputs=leaves)
         if tail.statistics is not None:  # the weight in the joint loss does not reach them
@@ -254,9 +258,9 @@ def batches(tail: Tail, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
     """Return which clients run through `tail` as one batch, in the order of `arrivals`.
 
     They have the same number of tokens, at most MAX_TOKENS in all. Batch norm normalises
-    every client's batch by itself: each runs alone.
+    every client's batch by itself, and experts have room for each by itself: it runs alone.
     """
-    if tail.has_batch_norm:
+    if tail.serves_alone:
         return [[client] for client in arrivals]
     groups: dict[int, list[list[int]]] = {}
     free: dict[int, int] = {}

@@ -170,6 +170,8 @@ class Tail(nn.Module, ABC):
         Whether a training forward draws random numbers.
     has_batch_norm : bool
         Whether samples that run through it together change each other's results.
+    has_experts : bool
+        Whether some of its blocks are mixtures of experts.
     """
 
     width: int
@@ -177,7 +179,16 @@ class Tail(nn.Module, ABC):
     num_classes: int
     has_dropout: bool = False
     has_batch_norm: bool = False
+    has_experts: bool = False
     decoder: nn.Module
+
+    @property
+    def serves_alone(self) -> bool:
+        """Whether batches of several clients must not run through it as one.
+
+        A batch norm would normalise them together, experts give room to all of them together.
+        """
+        return self.has_batch_norm or self.has_experts
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
