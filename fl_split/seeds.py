@@ -52,9 +52,11 @@ Purpose = Literal[
     "c3sl keys",
     "codec modules",
     "exits",
+    "experts",
     "gates",
     "model",
     "partition",
+    "router",
     "sparsity",
     "tokens",
     # skews, by class: (client,)

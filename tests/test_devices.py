@@ -265,7 +265,7 @@ def test_noise_is_drawn_on_the_cpu_and_added_on_the_device(name):
 class Reader(torch.nn.Module):
     """Stands for a tail: a layer whose weight was put on the device by hand."""
 
-    has_batch_norm = has_dropout = False
+    serves_alone = has_dropout = False
     num_tokens, num_classes, width = None, 4, 16
 
     def __init__(self, weight):

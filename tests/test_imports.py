@@ -38,6 +38,7 @@ FLOORS = {
         {"channels"},
         {"models"},
         {"exits"},
+        {"experts"},
         {"tokens"},
         {"flat"},
         {"recipe"},

@@ -198,7 +198,7 @@ def test_keys_that_change_no_result_may_differ_and_no_others(simulate, tmp_path)
         result = CliRunner().invoke(cli.app, ["resume", folder, key])
         assert result.exit_code == 2 and key.partition("=")[0] in result.stderr
     assert CliRunner().invoke(cli.app, ["resume", folder, "device=cpu", "stack=1"]).exit_code == 0
-    assert 'stack = 1' in (tmp_path / "run1" / "experiment.toml").read_text()
+    assert "stack = 1" in (tmp_path / "run1" / "experiment.toml").read_text()
 
 
 def resumed_here(folder):

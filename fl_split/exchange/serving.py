@@ -20,9 +20,10 @@ def batches(tail: Tail, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
     """Return which clients run through `tail` as one batch, in the order of `arrivals`.
 
     They have the same number of tokens, or numbers that differ by row, at most MAX_TOKENS in all.
-    Batch norm normalises every client's batch by itself: each runs alone.
+    Batch norm normalises every client's batch by itself, and experts have room for each by itself:
+    it runs alone.
     """
-    if tail.has_batch_norm:
+    if tail.serves_alone:
         return [[client] for client in arrivals]
     groups: dict[int, list[list[int]]] = {}
     free: dict[int, int] = {}

@@ -46,6 +46,7 @@ from fl_split.exchange.serving import batches, serving_flops, through
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
+from fl_split.models.mixture import balance_loss, watching
 from fl_split.payload import Payload
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import Purpose, StepId, seeded
@@ -207,14 +208,17 @@ class Split(Exchange):
         """Return losses, cut gradients, and the tail's gradient of sum_k weights[k] loss_k.
 
         All arrivals run through the tail as one batch, so they must have the same number of
-        tokens, and with batch norm each must come alone. Each cut gradient is that of the
-        client's own loss.
+        tokens, and with batch norm or experts each must come alone. Each cut gradient is that of
+        the client's own loss, to which experts add their balance loss; losses are without it.
         """
-        assert len(arrivals) == 1 or not tail.module.has_batch_norm
+        assert len(arrivals) == 1 or not tail.module.serves_alone
         received = [arrival.received for arrival in arrivals]
-        with randomness(tail.module, "tail", at), self.precision.forward(received[0].tokens):
+        randomly = randomness(tail.module, "tail", at)
+        with randomly, self.precision.forward(received[0].tokens), watching() as routings:
             logits = through(tail.module, received).float()
         joint, losses = self.loss.joint(logits, received, weights)
+        if routings:
+            joint = joint + weights[0] * balance_loss(routings)
         leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
         gradient, cuts = self.precision.differentiate(tail, [joint], inputs=leaves)
         if tail.statistics is not None:  # the weight in the joint loss does not reach them

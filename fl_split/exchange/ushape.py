@@ -34,6 +34,7 @@ from fl_split.exchange.serving import batches, serving_flops, through
 from fl_split.exchange.split import Split, encode, head_gradient, randomness, total
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
+from fl_split.models.mixture import balance_loss, watching
 from fl_split.payload import Payload
 from fl_split.seeds import StepId
 
@@ -55,10 +56,14 @@ def crossing(head: Head, **settings: Any) -> Split:
 
 @dataclass(frozen=True)
 class MiddleForward:
-    """Payloads that ran through the middle as one batch; `output` (rows, T, D) has the graph."""
+    """Payloads that ran through the middle as one batch; `output` (rows, T, D) has the graph.
+
+    `balance` is the balance loss of experts in the middle, if there are some.
+    """
 
     arrivals: Mapping[int, Arrival]
     output: Tensor
+    balance: Tensor | None = None
 
     def outputs(self) -> dict[int, Tensor]:
         """Return what came out, by client, (K, T, D) each and without graph."""
@@ -203,13 +208,16 @@ class UShape(Split):
     def _traverse(self, middle: Tail, arrivals: Mapping[int, Arrival], at: StepId) -> MiddleForward:
         """Run arrivals through the middle as one batch.
 
-        They must have the same number of tokens, and with batch norm each must come alone.
+        They must have the same number of tokens; with batch norm or experts each comes alone.
         """
-        assert len(arrivals) == 1 or not middle.has_batch_norm
-        received = [arrival.received for arrival in arrivals.values()]
-        with randomness(middle, "tail", at), self.precision.forward(received[0].tokens):
+        assert len(arrivals) == 1 or not middle.serves_alone
+        received, randomly = (
+            [one.received for one in arrivals.values()],
+            randomness(middle, "tail", at),
+        )
+        with randomly, self.precision.forward(received[0].tokens), watching() as routings:
             output = through(middle, received).float()
-        return MiddleForward(arrivals, output)
+        return MiddleForward(arrivals, output, balance_loss(routings) if routings else None)
 
     def _serve_back(
         self,
@@ -249,11 +257,14 @@ class UShape(Split):
         `gradients` are those of each client's own loss in its output, and so are the cut
         gradients. A client of weight 0 takes no part; its cut gradient means nothing.
         """
-        scaled = torch.cat([g * weight for g, weight in zip(gradients, weights, strict=True)])
+        outputs = [forward.output]
+        scaled = [torch.cat([g * weight for g, weight in zip(gradients, weights, strict=True)])]
+        if forward.balance is not None:
+            outputs.append(forward.balance)
+            scaled.append(torch.full_like(forward.balance, weights[0]))
         arrivals = list(forward.arrivals.values())
         leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]
-        found = self.precision.differentiate(middle, [forward.output], [scaled], inputs=leaves)
-        gradient, cuts = found
+        gradient, cuts = self.precision.differentiate(middle, outputs, scaled, inputs=leaves)
         if middle.statistics is not None:  # the weight does not reach them
             gradient[middle.statistics] *= weights[0]
         following = iter(cuts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Self, cast
 
 import torch
@@ -19,7 +19,6 @@ from fl_split.codecs import Codec
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.selector import Course, Selector, num_kept
 from fl_split.seeds import seeded
-from fl_split.spec_errors import nearest
 
 
 class Head(nn.Module, ABC):
@@ -188,6 +187,8 @@ class Tail(nn.Module, ABC):
         Whether a training forward draws random numbers.
     has_batch_norm : bool
         Whether samples that run through it together change each other's results.
+    has_experts : bool
+        Whether some of its blocks are mixtures of experts.
     """
 
     width: int
@@ -195,7 +196,16 @@ class Tail(nn.Module, ABC):
     num_classes: int
     has_dropout: bool = False
     has_batch_norm: bool = False
+    has_experts: bool = False
     decoder: nn.Module
+
+    @property
+    def serves_alone(self) -> bool:
+        """Whether batches of several clients must not run through it as one.
+
+        A batch norm would normalise them together, experts give room to all of them together.
+        """
+        return self.has_batch_norm or self.has_experts
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
@@ -229,54 +239,6 @@ def mean(numbers: Iterable[int]) -> int:
     """Return the mean of whole numbers, rounded down."""
     found = list(numbers)
     return sum(found) // len(found)
-
-
-def num_stages(names: Sequence[str], cut: int | str) -> int:
-    """Return how many of the stages `names` are the client's: `cut`, or up to the one so named.
-
-    Raises
-    ------
-    ValueError
-        `cut` leaves no stage on one of the two sides, or names none.
-    """
-    *possible, last = names
-    if isinstance(cut, int) and 1 <= cut <= len(possible):
-        return cut
-    if cut in possible:
-        return names.index(str(cut)) + 1
-    hint = f"; after {last!r} nothing is left for the server" if cut == last else _meant(cut, names)
-    raise ValueError(
-        f"cut must be in 1..{len(possible)} or the name of the client's last stage "
-        f"({', '.join(possible)}), got {cut!r}{hint}"
-    )
-
-
-def num_before_end(names: Sequence[str], cut: int, end: int | str) -> int:
-    """Return how many of the stages `names` come before the client's again; `end` may name it.
-
-    Raises
-    ------
-    ValueError
-        `end` leaves the server or the client none of the stages after `cut`, or names none.
-    """
-    possible = range(cut + 1, len(names))
-    found = names.index(end) if isinstance(end, str) and end in names else end
-    if isinstance(found, int) and found in possible:
-        return found
-    if not possible:
-        raise ValueError(
-            f"end needs a stage of the server after the cut, and {names[-1]!r} after it"
-        )
-    raise ValueError(
-        f"end must be in {possible[0]}..{possible[-1]}, stages before the client's again, or the "
-        f"name of the first of these ({', '.join(names[i] for i in possible)}), got {end!r}"
-        f"{_meant(end, names[cut + 1 :])}"
-    )
-
-
-def _meant(stage: int | str, names: Sequence[str]) -> str:
-    near = nearest(stage, names) if isinstance(stage, str) and stage not in names else ""
-    return f"; did you mean {near!r}?" if near else ""
 
 
 def insert(head: Head, tail: Tail, codec: Codec, seed: int) -> None:

@@ -2,17 +2,19 @@
 
 A linear layer costs twice its weights for every token, forward; a sparse one has few. Backward
 costs that again for the gradient of the inputs and again for the gradient of the weights; only
-pixels and frozen weights need none. Norms, activations, pooling and softmax are left out, as
-torch's counter leaves them out. The arithmetic of codecs is measured in time instead.
+pixels and frozen weights need none. Of experts so many are counted as a token is sent to, also
+where they have no room for it. Norms, activations, pooling and softmax are left out, as torch's
+counter leaves them out. The arithmetic of codecs is measured in time instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from fl_split.models.mixture import Mixture
 from fl_split.models.sparse_linear import SparseLinear
 
 LINEAR = nn.Linear, SparseLinear
@@ -20,13 +22,21 @@ LINEAR = nn.Linear, SparseLinear
 
 def forward(module: nn.Module) -> int:
     """Operations of the forward of all linear layers in `module`, on one token."""
-    layers = (part for part in module.modules() if isinstance(part, LINEAR))
-    return sum(2 * _weights(layer).numel() for layer in layers)
+    return sum(2 * _weights(layer).numel() for _, layer in layers(module))
 
 
 def training(module: nn.Module) -> int:
     """Operations of forward and backward of all linear layers in `module`, on one token."""
-    return sum(of_layer(part) for part in module.modules() if isinstance(part, LINEAR))
+    return sum(of_layer(layer) for _, layer in layers(module))
+
+
+def layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | SparseLinear]]:
+    """Yield the linear layers that one token runs through, with their names."""
+    parts = [part for part in module.modules() if isinstance(part, Mixture)]
+    idle = {layer for part in parts for layer in part.idle()}
+    for name, layer in module.named_modules():
+        if isinstance(layer, LINEAR) and layer not in idle:
+            yield name, layer
 
 
 def is_trained(module: nn.Module) -> bool:
@@ -69,8 +79,7 @@ def block_training(block: Any, tokens: int, width: int, needs_inputs: bool = Tru
     if needs_inputs or is_trained(norm):
         return tokens * training(block) + 12 * tokens**2 * width
     linear = 0
-    for name, layer in block.named_modules():
-        if isinstance(layer, LINEAR):
-            is_end = name.startswith("attention.") and "o_proj" not in name
-            linear += of_layer(layer, needs_inputs=not is_end or "lora_B" in name)
+    for name, layer in layers(block):
+        is_end = name.startswith("attention.") and "o_proj" not in name
+        linear += of_layer(layer, needs_inputs=not is_end or "lora_B" in name)
     return tokens * linear + 10 * tokens**2 * width

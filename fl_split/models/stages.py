@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fl_split.activations import activation_bytes, saved
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
-from fl_split.models.cut import Head, Tail, num_before_end, num_stages
+from fl_split.models.cut import Head, Tail
 from fl_split.models.norms import BatchNorm
+from fl_split.models.places import num_before_end, num_stages
 from fl_split.seeds import global_state, seeded
 
 Shape = tuple[int, ...]

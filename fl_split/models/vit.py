@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from fl_split.models import linear_flops as flops
 from fl_split.models.attention import cls_attention
 from fl_split.models.beside import Trace
-from fl_split.models.cut import Head, Tail, draws, mean, num_before_end, num_stages
+from fl_split.models.cut import Head, Tail, draws, mean
 from fl_split.models.kept import kept_bytes
+from fl_split.models.places import num_before_end, num_stages
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.models.selector import Course
 from fl_split.models.sparse_linear import dense_bytes

@@ -33,6 +33,7 @@ KEYS = {
     "models": "model",
     "optimisers": "head_optimizer",
     "exits": "exits",
+    "experts": "experts",
     "phases": "phases",
     "schedules": "schedule",
     "clips": "clip",

@@ -16,7 +16,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from simulations.report import curves, distributions, overview, split_inference, tables
+from simulations.report import curves, distributions, experts, overview, split_inference, tables
 from simulations.report.figures import Drawing
 from simulations.report.labels import ordered, short, span
 from simulations.report.live import Live, with_progress
@@ -128,6 +128,7 @@ def _tables(
         tables.differences_table(collection, against, remark),
         tables.metrics_table(collection),
         split_inference.table(collection),
+        experts.table(collection),
         tables.runs_table(collection),
     )
     return [table for table in found if table]
@@ -136,7 +137,7 @@ def _tables(
 def _drawings(collection: RunCollection, marks: Marks) -> list[Drawing]:
     first = overview.overview_figure(collection, marks)
     curved = curves.figures(collection, marks)
-    served = split_inference.figures(collection)
+    served = [*split_inference.figures(collection), *experts.figures(collection)]
     return [*([first] if first else []), *curved, *served, *distributions.figures(collection)]
 
 

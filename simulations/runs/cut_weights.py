@@ -1,4 +1,4 @@
-"""Trained weights that are not the model's own: of a codec, a selector of tokens, exits."""
+"""Trained weights that are not the model's own: of codec, selector of tokens, exits, experts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from fl_split.experts import mixtures
 from fl_split.models.cut import Head, Tail
 
 
 def cut_weights(head: Head, tail: Tail) -> dict[str, Tensor]:
-    """Return copies of them, named after whose they are: encoder, decoder, selector, beside."""
+    """Return copies of them, named after whose they are, as `encoder` or `experts3`."""
     return {
         f"{owner}.{name}": weight.detach().to("cpu", copy=True)
         for owner, module in _owners(head, tail).items()
@@ -37,4 +38,5 @@ def load_cut_weights(head: Head, tail: Tail, weights: Mapping[str, Tensor]) -> N
 
 def _owners(head: Head, tail: Tail) -> dict[str, nn.Module]:
     found = {"encoder": head.encoder, "decoder": tail.decoder, "beside": head.beside}
+    found |= {f"experts{number}": mixture for number, mixture in mixtures(head, tail).items()}
     return {**found, "selector": head.selector} if head.selector is not None else found

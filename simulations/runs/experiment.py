@@ -86,6 +86,9 @@ class Experiment(BaseModel):
         "none()",
         description="classifiers after blocks of the head, which answer without the server",
     )
+    experts: str = untold(
+        "none()", description="experts in blocks of the server, of which each token takes a few"
+    )
     phases: str = untold(
         "none()", description="what is trained in which rounds, where exits are trained in stages"
     )

@@ -16,6 +16,7 @@ from fl_split.codecs import CODECS, Codec, parse_codec, parse_downlink
 from fl_split.exchange.account import UPWARD, Way
 from fl_split.exchange.link import Link
 from fl_split.exits import EXITS, Exiting
+from fl_split.experts import EXPERTS, Gating
 from fl_split.models import MODELS, Model
 from fl_split.models.sparsity import SPARSITIES, Sparsity
 from fl_split.optimizers import OPTIMIZERS, Optimizer
@@ -53,6 +54,7 @@ TABLES: dict[str, Table[Any]] = {
     "downlink": CODECS,
     "engine": ENGINES,
     "exits": EXITS,
+    "experts": EXPERTS,
     "head_optimizer": OPTIMIZERS,
     "model": MODELS,
     "phases": PHASES,
@@ -118,6 +120,7 @@ class Parts:
     aggregation: Callable[[], Aggregator]
     model: Model
     exits: Exiting
+    experts: Gating
     head_optimizer: Optimizer
     tail_optimizer: Optimizer
     schedule: Schedule
@@ -163,6 +166,7 @@ def build(specs: Mapping[str, str], clients: int, image_size: int = 0) -> Parts:
         aggregation=partial(_fresh, specs["aggregation"]),
         model=model,
         exits=parse(specs["exits"], EXITS),
+        experts=parse(specs["experts"], EXPERTS),
         head_optimizer=parse(specs["head_optimizer"], OPTIMIZERS),
         tail_optimizer=parse(specs["tail_optimizer"], OPTIMIZERS),
         schedule=parse(specs["schedule"], SCHEDULES),

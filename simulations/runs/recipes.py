@@ -9,6 +9,7 @@ import torch
 from fl_split.accelerators import check_bf16, find
 from fl_split.codecs import CODECS
 from fl_split.exchange.protocol import Batch, Exchange
+from fl_split.experts import insert_experts
 from fl_split.models.cut import Head, Tail
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.sparse_linear import sparsify
@@ -115,11 +116,16 @@ def check_trained(e: Experiment, head: Head, tail: Tail) -> None:
             )
 
 
-def thinned(e: Experiment, head: Head) -> list[str]:
-    """Give the head as few weights and tokens as `e` wants; return what was decided about that."""
+def conditional(e: Experiment, head: Head, tail: Tail) -> list[str]:
+    """Give the head as few weights and tokens as `e` wants, and the tail its experts.
+
+    Return what was decided about that.
+    """
+    is_trained = isinstance(e.parts.model, Pretrained)
     with named("sparsity"):
-        is_trained = isinstance(e.parts.model, Pretrained)
         notes = sparsify(head, e.parts.sparsity, is_trained=is_trained)
     with named("tokens"):
         select(head, e.parts.tokens, e.seed)
+    with named("experts"):
+        insert_experts(head, tail, e.parts.experts, e.seed, is_trained)
     return notes

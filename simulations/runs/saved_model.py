@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fl_split.exits import insert_exits
+from fl_split.experts import Mixture, insert_experts
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.models.lora import merged
 from fl_split.models.resnet import ResNet18
@@ -46,6 +47,7 @@ def load_halves(
     select(head, parts.tokens, seed)
     insert(head, tail, parts.codec, seed)
     insert_exits(head, parts.exits, model_input["num_classes"], seed)
+    insert_experts(head, tail, parts.experts, seed, are_copies=True)
     file = folder / CODEC
     load_cut_weights(head, tail, load_file(file) if file.is_file() else {})
     return model, head, tail
@@ -68,14 +70,20 @@ def tensors(model: nn.Module, is_transformers: bool) -> dict[str, Tensor]:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return `model` with adapters merged and sparse layers dense, or as it is without any."""
+    """Return `model` with adapters merged and sparse layers dense, or as it is without any.
+
+    Of experts it has the first of each block, and so is not what was trained: no other library
+    reads a mixture.
+    """
     model = merged(model)
-    if not sparse_layers(model):
+    if not sparse_layers(model) and not any(isinstance(one, Mixture) for one in model.modules()):
         return model
     model = copy.deepcopy(model)
     for name, layer in [*model.named_modules()]:
         if isinstance(layer, SparseLinear):
             model.set_submodule(name, layer.dense())
+        elif isinstance(layer, Mixture):
+            model.set_submodule(name, layer.experts[0])
     return model
 
 

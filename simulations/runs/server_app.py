@@ -21,7 +21,7 @@ from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.data.images import DataError
 from simulations.engines.local_grid import LocalGrid, WorkersLost, stack_of
-from simulations.runs import about_data
+from simulations.runs import about_data, routing
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
@@ -206,6 +206,7 @@ class RunController:
         is_whole = len(self.recorder.rows) == self.experiment.rounds
         with undisturbed():
             self._leave("complete", "rounds" if is_whole else self.budgets.spent(), facts)
+            routing.write(self.setup, self.folder)
             (self.folder / FILE).unlink(missing_ok=True)
 
     def _leave_early(self, error: BaseException, facts: Mapping[str, Any]) -> None:

@@ -260,7 +260,7 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     with named("freeze"):
         freeze(model, e.freeze)
     head, tail = spec.split(model, e.cut, e.end)
-    sparse = recipes.thinned(e, head)
+    sparse = recipes.conditional(e, head, tail)
     check_input(e, head.image_shape)
     with named("model"):
         demand = check_demand(head, tail, e.batch_size, available_bytes())
