@@ -28,7 +28,8 @@ from simulations.inference.policies import (
     Trend,
     name_of,
 )
-from simulations.inference.serving import area, fitted, frontier, histogram, mixture, serve
+from simulations.inference.served import serve
+from simulations.inference.serving import area, fitted, frontier, histogram, mixture
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment import Experiment
 from simulations.system.system import parse_system
@@ -53,6 +54,7 @@ def ways(**changes):
         "local": LOCAL,
         "served": served,
         "sent_bytes": np.array([[100, 110, 120, 130], [40, 50, 60, 70]]),
+        "sent_uses": np.zeros((2, 4), np.int64),
         "trunk_flops": np.array([900, 2700]),
         "exit_flops": np.array([100, 300]),
         "encoder_flops": 50,
@@ -94,6 +96,7 @@ def test_a_trend_hands_over_at_an_exit_before_the_last():
         has_exit=np.ones(3, bool),
         can_send=np.ones(3, bool),
         sent_bytes=np.tile([[10], [20], [30]], 4),
+        sent_uses=np.zeros((3, 4), np.int64),
         trunk_flops=np.array([1, 2, 3]),
         exit_flops=np.array([1, 2, 3]),
         server_flops=np.array([3, 2, 1]),

@@ -1,0 +1,100 @@
+"""A gate over settings, for each image one decision, inspired by NaviSplit (arXiv 2406.13086).
+
+NaviSplit trains a gate over bottlenecks by reinforcement learning for a drone that flies on.
+Images here do not depend on each other, so the gate is a cost-sensitive classifier: its target is
+
+    argmin_s  CE_s + price * bytes_s / largest mean bytes
+
+with the cross-entropy CE of the server's answer in nats.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fl_split.specs import STRICT
+from simulations.inference.controller import Chooser, Controller, one_hot, optimum
+from simulations.inference.features import features_flops
+from simulations.inference.settings import Bench, Choices, Integers, Numbers
+
+LEAST = 1e-6
+"""Probability that counts where the answer has less, or where none came."""
+
+
+def priced(choices: Choices, price: float, whole: float) -> Numbers:
+    """Return what each setting costs on each image, (S, N): nats and priced bytes over `whole`."""
+    images = np.arange(len(choices.labels))
+    of_label = choices.answers[:, images, choices.labels]
+    loss = -np.log(np.nan_to_num(of_label).clip(LEAST))
+    return np.asarray(loss + price * choices.sent_bytes / whole)
+
+
+class _Classifier(Chooser):
+    """Multinomial logistic regression on what the device knows."""
+
+    def __init__(self, policy: Gate, bench: Bench) -> None:
+        self.policy, held = policy, bench.held_out
+        self.accuracy, self.bytes = held.right.mean(axis=1), held.sent_bytes.mean(axis=1)
+        costs = priced(held, policy.price, self.bytes.max())
+        self.best, target = int(costs.mean(axis=1).argmin()), costs.argmin(axis=0)
+        self.model: Pipeline | None = None
+        if len(np.unique(target)) > 1:
+            at_stake = np.ptp(costs, axis=0)
+            self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(
+                held.features,
+                target,
+                logisticregression__sample_weight=at_stake / at_stake.mean(),
+            )
+        known = held.features.shape[1]
+        self.flops = features_flops(bench.trained[0], bench.known_after)
+        self.flops += 2 * known * len(bench.settings)
+        targets = np.bincount(target, minlength=len(costs))
+        told = ", ".join(f"{name} {count}" for name, count in zip(bench.names, targets, strict=True))
+        self.notes = [f"cheapest settings of held-out rows: {told}"]
+
+    def choose(self, choices: Choices) -> Integers:
+        """Ask the classifier."""
+        if self.model is None:
+            return np.full(len(choices.labels), self.best)
+        return np.asarray(self.model.predict(choices.features), np.int64)
+
+    def controls(self, choices: Choices, settings: Integers) -> dict[str, Numbers]:
+        """Return the best constant, the largest, and a random mixture at equal mean bytes."""
+        images = np.arange(len(settings))
+        mean = max(choices.sent_bytes[settings, images].mean(), self.bytes.min())
+        table = self.accuracy[:, None], self.bytes[:, None]
+        mixed = optimum(*table, np.ones(1), mean)
+        count = len(self.bytes)
+        return {
+            "best constant": one_hot(self.best, count, len(images)),
+            "random mixture": np.repeat(mixed, len(images), axis=1),
+            "largest": one_hot(int(self.bytes.argmax()), count, len(images)),
+        }
+
+
+@dataclass(frozen=True, config=STRICT)
+class Gate(Controller):
+    """Choose the setting of each image by a small classifier (inspired by arXiv 2406.13086).
+
+    It reads what the device has already: margins and entropies of exits, mean, deviation and
+    norm of CLS, and the signal-to-noise ratio where there is one. It is fitted to rows that
+    clients held out.
+
+    Parameters
+    ----------
+    price : float
+        Nats of cross-entropy that the bytes of the largest setting are worth.
+    """
+
+    price: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+
+    def fit(self, bench: Bench) -> Chooser:
+        """Train the classifier."""
+        return _Classifier(self, bench)
