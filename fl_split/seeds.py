@@ -55,6 +55,7 @@ Purpose = Literal[
     "gates",
     "model",
     "partition",
+    "policy",
     "sparsity",
     "tokens",
     # skews, by class: (client,)

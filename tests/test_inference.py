@@ -14,8 +14,10 @@ from fl_split.metrics import calibration_error
 from fl_split.payload import Payload
 from simulations.cli.main import app
 from simulations.inference import trained
+from simulations.inference.gate import Gate
 from simulations.inference.inference import infer
 from simulations.inference.latency import Latency
+from simulations.inference.lyapunov import Lyapunov
 from simulations.inference.outcome import write
 from simulations.inference.policies import (
     POLICIES,
@@ -28,6 +30,7 @@ from simulations.inference.policies import (
     Trend,
     name_of,
 )
+from simulations.inference.ppo import Ppo
 from simulations.inference.served import serve
 from simulations.inference.serving import area, fitted, frontier, histogram, mixture
 from simulations.inference.ways import Ways, ways_of
@@ -114,7 +117,8 @@ def test_a_trend_hands_over_at_an_exit_before_the_last():
 
 def test_every_policy_is_tried_above():
     tried = {Threshold, Margin, Patience, Trend, AllLocal, AllSent, Oracle}
-    assert tried == {*POLICIES.values()}
+    fitted_first = {Lyapunov, Gate, Ppo}  # test_control.py
+    assert tried | fitted_first == {*POLICIES.values()}
 
 
 def test_costs_by_hand():

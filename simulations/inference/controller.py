@@ -37,7 +37,7 @@ class Chooser(ABC):
 
     @abstractmethod
     def controls(self, choices: Choices, settings: Integers) -> dict[str, Numbers]:
-        """Return by name how likely (S, N) each setting is under what it is compared with.
+        """Return, by name, how likely (S, N) each setting is under what it is compared with.
 
         `settings` (N,) are those that were chosen. Controls are fitted to held-out images.
         """

@@ -56,7 +56,8 @@ class _Classifier(Chooser):
         self.flops = features_flops(bench.trained[0], bench.known_after)
         self.flops += 2 * known * len(bench.settings)
         targets = np.bincount(target, minlength=len(costs))
-        told = ", ".join(f"{name} {count}" for name, count in zip(bench.names, targets, strict=True))
+        pairs = zip(bench.names, targets, strict=True)
+        told = ", ".join(f"{name} {count}" for name, count in pairs)
         self.notes = [f"cheapest settings of held-out rows: {told}"]
 
     def choose(self, choices: Choices) -> Integers:

@@ -11,7 +11,6 @@ so V is the largest one that keeps the rate in the last tenth of the slots (the 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -82,16 +81,21 @@ def largest_feasible(paid: Numbers, rate: float) -> int:
 class _Queues(Chooser):
     """Goes on from the backlogs that the fit has left."""
 
+    policy: Lyapunov
+
     def __init__(self, policy: Lyapunov, table: Table, states: Integers) -> None:
         weights = np.array([policy.V]) if policy.V else policy.mu * policy.rate**2 * WEIGHTS
-        how = policy.rate, policy.mu, policy.shared
-        paid, backlog = run(table, states, weights, *how)
+        self.how = policy.rate, policy.mu, policy.shared
+        paid, backlog = run(table, states, weights, *self.how)
         number = largest_feasible(paid, policy.rate)
-        self.policy = replace(policy, V=float(f"{weights[number]:.4g}"))
-        self.table, self.backlog = table, backlog[number]
+        self.policy, self.table = policy, table
+        self.weight, self.backlog = weights[number], backlog[number]
         self.share = np.bincount(states.ravel(), minlength=len(table.snrs_db)) / states.size
         last = paid[-max(1, len(paid) // 10) :, number].mean()
-        self.notes = [f"mean cost of the last tenth of {len(paid)} held-out slots: {last:.4g}"]
+        self.notes = [
+            f"V {self.weight:.3g}; mean cost of the last tenth of {len(paid)} slots, by the table "
+            f"of held-out rows: {last:.4g}"
+        ]
 
     def choose(self, choices: Choices) -> Integers:
         """Serve slot after slot; the backlog grows by what an image really costs."""
@@ -100,13 +104,10 @@ class _Queues(Chooser):
         for slot in range(int(choices.slot.max()) + 1):
             images = np.flatnonzero(choices.slot == slot)
             clients = choices.owner[images]
-            V = self.policy.V or 0.0  # noqa: N806  (the paper's sign)
-            settings = chosen(backlog[clients], self.table, states[images], V)
+            settings = chosen(backlog[clients], self.table, states[images], self.weight)
             cost = choices.cost[settings, images]
-            after = queued(
-                backlog[clients], cost, self.policy.rate, self.policy.mu, self.policy.shared
-            )
-            backlog[clients], found[images] = after, settings
+            backlog[clients] = queued(backlog[clients], cost, *self.how)
+            found[images] = settings
         return found
 
     def controls(self, choices: Choices, settings: Integers) -> dict[str, Numbers]:

@@ -18,7 +18,10 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT, shortened
 from fl_split.tables import Table
+from simulations.inference.gate import Gate
+from simulations.inference.lyapunov import Lyapunov
 from simulations.inference.policy import Decisions, Policy, margins
+from simulations.inference.ppo import Ppo
 from simulations.inference.ways import Probabilities, Ways
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -212,9 +215,12 @@ POLICIES: Table[type[Policy]] = Table(
     {
         "all_local": AllLocal,
         "all_sent": AllSent,
+        "gate": Gate,
+        "lyapunov": Lyapunov,
         "margin": Margin,
         "oracle": Oracle,
         "patience": Patience,
+        "ppo": Ppo,
         "threshold": Threshold,
         "trend": Trend,
     },

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulations.data.cache import Progress
 from simulations.inference.latency import Latency
 from simulations.inference.ways import Probabilities, Ways
-
-Watch = Callable[[str, int, int], None]
-"""Is told what goes on, how much of it is done, and how much there is."""
 
 
 class Decisions(NamedTuple):
@@ -43,7 +41,7 @@ class Learner(Policy):
 
     @abstractmethod
     def learn(
-        self, held: Ways, latency: Latency, price: float, seed: int, watch: Watch
+        self, held: Ways, latency: Latency, price: float, seed: int, progress: Progress
     ) -> Policy:
         """Return the policy that has learnt from `held`: accuracy less `price` times seconds."""
 

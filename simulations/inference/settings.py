@@ -8,7 +8,7 @@ fading has another signal-to-noise ratio (SNR) in each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
@@ -20,9 +20,9 @@ from fl_split.codecs import CODECS
 from fl_split.exchange.link import Link
 from fl_split.seeds import StepId
 from fl_split.specs import shortened
+from simulations.data.cache import Progress
 from simulations.data.samples import Samples
 from simulations.inference.features import features
-from simulations.inference.policy import Watch
 from simulations.inference.trained import Trained
 from simulations.inference.ways import Ways, ways_of
 
@@ -41,9 +41,9 @@ class Setting:
     codec: str | None = None
 
     def __str__(self) -> str:
-        rate = [] if self.rate is None else [f"rate={self.rate:g}"]
-        codec = [] if self.codec is None else [shortened(self.codec, CODECS)]
-        return ", ".join([*rate, *codec]) or "as trained"
+        codec = "" if self.codec is None else shortened(self.codec, CODECS)
+        rate = "" if self.rate is None else f"rate {self.rate:g}"
+        return " at ".join(one for one in (codec, rate) if one)
 
 
 def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
@@ -59,7 +59,9 @@ def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
     for key, given in (("rates", rates), ("codecs", codecs)):
         if twice := [one for number, one in enumerate(given) if one in given[:number]]:
             raise ValueError(f"{key}: {twice[0]} is given twice")
-    found = [Setting(*pair) for pair in product(rates or [None], codecs or [None])]
+    some_rates: list[float | None] = [*rates] or [None]
+    some_codecs: list[str | None] = [*codecs] or [None]
+    found = [Setting(*pair) for pair in product(some_rates, some_codecs)]
     if len(found) < 2:
         raise ValueError(
             "a controller chooses among settings; give two or more by rates or codecs, as "
@@ -133,7 +135,7 @@ class Bench:
         The run with the head of each setting.
     links : sequence of Link
         The road of each setting.
-    watch : Watch
+    progress : Progress
         Is told what has been measured.
     """
 
@@ -142,9 +144,9 @@ class Bench:
         settings: Sequence[Setting],
         trained: Sequence[Trained],
         links: Sequence[Link],
-        watch: Watch,
+        progress: Progress,
     ) -> None:
-        self.settings, self.trained, self.links, self.watch = settings, trained, links, watch
+        self.settings, self.trained, self.links, self.progress = settings, trained, links, progress
         self.names = [*map(str, settings)]
         channel = links[0].channel
         self.asks_snr, self.is_analog = channel.asks_snr, isinstance(channel, Analog)
@@ -168,16 +170,14 @@ class Bench:
         at = dict(zip(rows.tolist(), snr_db.tolist(), strict=True))
         noise = (lambda way, step: at[step.step]) if self.asks_snr else link.snr_db
         roads = link.codec, link.downlink, link.channel, link.down_channel
-        found = ways_of(
-            self.trained[number], samples, rows, Link(*roads, noise, link.device), owner
-        )
-        return replace(found, sent_bytes=found.sent_bytes + ID_BYTES)
+        road = Link(*roads, noise, link.device)
+        return ways_of(self.trained[number], samples, rows, road, owner)
 
     def cost(self, ways: Ways) -> Numbers:
-        """Return what each image (N,) costs if it is sent from the cut."""
+        """Return what each image (N,) costs if it is sent from the cut, and its setting told."""
         if self.is_analog:
             return np.asarray(ways.sent_uses[-1] / np.prod(self.trained[0].head.image_shape))
-        return ways.sent_bytes[-1].astype(float)
+        return ways.sent_bytes[-1] + float(ID_BYTES)
 
     @cached_property
     def test(self) -> tuple[Choices, list[Ways]]:
@@ -204,8 +204,9 @@ class Bench:
     def snrs_db(self, slots: int) -> Numbers:
         """Return the SNR in dB of each client in so many slots, (T, C); not numbers without."""
         rounds = self._first_held_out + np.arange(slots)
-        return self._snrs(np.repeat(rounds, self.clients), np.tile(range(self.clients), slots))\
-            .reshape(slots, self.clients)
+        clients = np.tile(np.arange(self.clients), slots)
+        found = self._snrs(np.repeat(rounds, self.clients), clients)
+        return found.reshape(slots, self.clients)
 
     def table(self, snrs_db: Numbers) -> Table:
         """Measure all settings on held-out images, at each of some SNRs (K,)."""
@@ -218,7 +219,7 @@ class Bench:
             answers, known = ways.served[-1], ~np.isnan(ways.served[-1]).any(axis=1)
             right = known & (np.nan_to_num(answers).argmax(axis=1) == ways.labels)
             found[:, setting, column] = right.mean(), self.cost(ways).mean()
-            self.watch("table of settings", number + 1, found[0].size)
+            self.progress("table of settings", number + 1, found[0].size)
         return Table(snrs_db, *found)
 
     def _snrs(self, rounds: Integers, clients: Integers) -> Numbers:
@@ -235,12 +236,12 @@ class Bench:
         snr_db, ways = self._snrs(first + slot, owner), list[Ways]()
         for number in range(len(self.settings)):
             ways.append(self.ways(number, samples, rows, owner, snr_db))
-            self.watch(what, number + 1, len(self.settings))
+            self.progress(what, number + 1, len(self.settings))
         return Choices(
             samples.labels[rows],
             np.stack([one.served[-1] for one in ways]),
             np.stack([self.cost(one) for one in ways]),
-            np.stack([one.sent_bytes[-1] for one in ways]),
+            np.stack([one.sent_bytes[-1] + ID_BYTES for one in ways]),
             owner,
             slot,
             snr_db,
