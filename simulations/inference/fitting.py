@@ -26,7 +26,8 @@ class Prices(NamedTuple):
 
     def __str__(self) -> str:
         of_bytes = [] if self.bytes is None else [f"price {self.bytes:g}"]
-        return ", ".join([*of_bytes, *([f"{self.seconds:g} a second"] if self.seconds else [])])
+        of_seconds = [] if self.seconds is None else [f"{self.seconds:g} a second"]
+        return ", ".join([*of_bytes, *of_seconds])
 
     def check(self, policies: Sequence[Policy], latency: Latency | None) -> None:
         """Raise ValueError for prices that are none, or of what nobody knows."""

@@ -10,14 +10,11 @@ with the cross-entropy CE of the server's answer in nats.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from fl_split.specs import STRICT
 from simulations.inference.controller import Chooser, Controller, one_hot, optimum
@@ -44,14 +41,8 @@ class _Classifier(Chooser):
         self.accuracy, self.bytes = held.right.mean(axis=1), held.sent_bytes.mean(axis=1)
         costs = priced(held, policy.price, self.bytes.max())
         self.best, target = int(costs.mean(axis=1).argmin()), costs.argmin(axis=0)
-        self.model: Pipeline | None = None
-        if len(np.unique(target)) > 1:
-            at_stake = np.ptp(costs, axis=0)
-            self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(
-                held.features,
-                target,
-                logisticregression__sample_weight=at_stake / at_stake.mean(),
-            )
+        is_one = len(np.unique(target)) == 1
+        self.model = None if is_one else _trained(held.features, target, np.ptp(costs, axis=0))
         known = held.features.shape[1]
         self.flops = features_flops(bench.trained[0], bench.known_after)
         self.flops += 2 * known * len(bench.settings)
@@ -78,6 +69,17 @@ class _Classifier(Chooser):
             "random mixture": np.repeat(mixed, len(images), axis=1),
             "largest": one_hot(int(self.bytes.argmax()), count, len(images)),
         }
+
+
+def _trained(features: Numbers, target: Integers, at_stake: Numbers) -> Any:
+    """Fit a classifier; an image counts by what a wrong setting may cost on it."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler  # all three take a second to import
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    weight = at_stake / at_stake.mean()
+    return model.fit(features, target, logisticregression__sample_weight=weight)
 
 
 @dataclass(frozen=True, config=STRICT)
