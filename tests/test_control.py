@@ -118,7 +118,6 @@ def choices(features=None):
         np.arange(images) % 2,
         answers,
         np.repeat([[10.0], [40.0]], images, axis=1),
-        np.repeat([[10], [40]], images, axis=1),
         np.zeros(images, int),
         np.arange(images),
         np.full(images, np.nan),
@@ -152,7 +151,7 @@ def test_a_gate_learns_what_its_features_tell():
     assert found.tolist() == [0, 1] * 20
     controls = chooser.controls(held, found)
     assert controls["random mixture"][:, 0] == pytest.approx([0.5, 0.5])
-    assert controls["largest"][:, 7].tolist() == [0, 1]
+    assert controls["dearest"][:, 7].tolist() == [0, 1]
     assert controls["best constant"][:, 7].tolist() == [0, 1]  # 1.6 nats are worth 30 bytes
     assert chooser.flops == 2 * 1 * 2
 
@@ -343,7 +342,7 @@ def test_controllers_serve_a_run(served):
         assert images["bytes_up"].tolist() == (sizes[images["left"]] + 1).tolist()
         assert table.loc[name, "bytes_up"] == pytest.approx(images["bytes_up"].mean())
         assert (images["slot"] == np.arange(364) // 6).all()
-    assert {f"{key} of gate(price=0.05)" for key in ("best constant", "largest")} <= {*table.index}
+    assert {f"{key} of gate(price=0.05)" for key in ("best constant", "dearest")} <= {*table.index}
     expected = table["accuracy"] - 2 * table["seconds"]
     assert table["return"].to_numpy() == pytest.approx(expected.to_numpy())
     assert any("ppo(steps=1) has learnt from held-out rows" in note for note in found.notes)

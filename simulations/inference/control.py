@@ -79,7 +79,8 @@ def controlled(
         extra = {"slot": choices.slot, "snr_db": choices.snr_db}
         found.images[name] = served.images(ways[0].names).assign(left=left, **extra)
         counts = np.bincount(settings, minlength=len(bench.names)).tolist()
-        found.histograms[name] = dict(zip(bench.names, counts, strict=True))
+        named = zip(bench.names, counts, strict=True)
+        found.histograms[name] = {one: count for one, count in named if count}
         found.notes.extend(f"{name}: {note}" for note in chooser.notes)
     return found
 

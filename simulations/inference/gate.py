@@ -3,9 +3,9 @@
 NaviSplit trains a gate over bottlenecks by reinforcement learning for a drone that flies on.
 Images here do not depend on each other, so the gate is a cost-sensitive classifier: its target is
 
-    argmin_s  CE_s + price * bytes_s / largest mean bytes
+    argmin_s  CE_s + price * cost_s / mean cost of the dearest setting
 
-with the cross-entropy CE of the server's answer in nats.
+with the cross-entropy CE of the server's answer in nats, and bytes or channel uses as cost.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ LEAST = 1e-6
 
 
 def priced(choices: Choices, price: float, whole: float) -> Numbers:
-    """Return what each setting costs on each image, (S, N): nats and priced bytes over `whole`."""
+    """Return the loss of each setting on each image, (S, N): nats and priced costs over `whole`."""
     images = np.arange(len(choices.labels))
     of_label = choices.answers[:, images, choices.labels]
     loss = -np.log(np.nan_to_num(of_label).clip(LEAST))
-    return np.asarray(loss + price * choices.sent_bytes / whole)
+    return np.asarray(loss + price * choices.cost / whole)
 
 
 class _Classifier(Chooser):
@@ -38,8 +38,8 @@ class _Classifier(Chooser):
 
     def __init__(self, policy: Gate, bench: Bench) -> None:
         self.policy, held = policy, bench.held_out
-        self.accuracy, self.bytes = held.right.mean(axis=1), held.sent_bytes.mean(axis=1)
-        costs = priced(held, policy.price, self.bytes.max())
+        self.accuracy, self.cost = held.right.mean(axis=1), held.cost.mean(axis=1)
+        costs = priced(held, policy.price, self.cost.max())
         self.best, target = int(costs.mean(axis=1).argmin()), costs.argmin(axis=0)
         is_one = len(np.unique(target)) == 1
         self.model = None if is_one else _trained(held.features, target, np.ptp(costs, axis=0))
@@ -48,7 +48,7 @@ class _Classifier(Chooser):
         self.flops += 2 * known * len(bench.settings)
         targets = np.bincount(target, minlength=len(costs))
         pairs = zip(bench.names, targets, strict=True)
-        told = ", ".join(f"{name} {count}" for name, count in pairs)
+        told = ", ".join(f"{name} {count}" for name, count in pairs if count)
         self.notes = [f"cheapest settings of held-out rows: {told}"]
 
     def choose(self, choices: Choices) -> Integers:
@@ -58,16 +58,16 @@ class _Classifier(Chooser):
         return np.asarray(self.model.predict(choices.features), np.int64)
 
     def controls(self, choices: Choices, settings: Integers) -> dict[str, Numbers]:
-        """Return the best constant, the largest, and a random mixture at equal mean bytes."""
+        """Return the best constant, the dearest, and a random mixture at equal mean cost."""
         images = np.arange(len(settings))
-        mean = max(choices.sent_bytes[settings, images].mean(), self.bytes.min())
-        table = self.accuracy[:, None], self.bytes[:, None]
+        mean = max(choices.cost[settings, images].mean(), self.cost.min())
+        table = self.accuracy[:, None], self.cost[:, None]
         mixed = optimum(*table, np.ones(1), mean)
-        count = len(self.bytes)
+        count = len(self.cost)
         return {
             "best constant": one_hot(self.best, count, len(images)),
             "random mixture": np.repeat(mixed, len(images), axis=1),
-            "largest": one_hot(int(self.bytes.argmax()), count, len(images)),
+            "dearest": one_hot(int(self.cost.argmax()), count, len(images)),
         }
 
 
@@ -93,7 +93,8 @@ class Gate(Controller):
     Parameters
     ----------
     price : float
-        Nats of cross-entropy that the bytes of the largest setting are worth.
+        Nats of cross-entropy that the cost of the dearest setting is worth: its mean bytes, or
+        over a channel with noise its uses of the channel.
     """
 
     price: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1

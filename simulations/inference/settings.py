@@ -99,8 +99,6 @@ class Choices:
     cost : array
         (S, N) what a controller keeps in bounds: bytes, with that which tells the setting; or,
         where numbers are sent as they are, uses of the channel per number of the image.
-    sent_bytes : array
-        (S, N) of the payload and the setting.
     owner, slot : array
         (N,) the client of each image, and its slot, from 0.
     snr_db : array
@@ -112,7 +110,6 @@ class Choices:
     labels: Integers
     answers: Numbers
     cost: Numbers
-    sent_bytes: Integers
     owner: Integers
     slot: Integers
     snr_db: Numbers
@@ -241,7 +238,6 @@ class Bench:
             samples.labels[rows],
             np.stack([one.served[-1] for one in ways]),
             np.stack([self.cost(one) for one in ways]),
-            np.stack([one.sent_bytes[-1] + ID_BYTES for one in ways]),
             owner,
             slot,
             snr_db,
