@@ -19,8 +19,9 @@ from simulations.inference.lyapunov import Lyapunov, chosen, largest_feasible, q
 from simulations.inference.offloading import GO_ON, LEAVE, SEND, Offloading, journeys
 from simulations.inference.policies import Margin
 from simulations.inference.ppo import Ppo
+from simulations.inference.served import answers_from_cut
 from simulations.inference.serving import fitted
-from simulations.inference.settings import Choices, Setting, Table, settings_of
+from simulations.inference.settings import Choices, Setting, Table, right, settings_of
 from simulations.inference.trained import load
 from simulations.inference.ways import Ways
 from simulations.system.networks import Cell
@@ -186,6 +187,14 @@ def ways(**changes):
         "owner": np.zeros(2, np.int64),
     }
     return Ways(**{**values, **changes})
+
+
+def test_what_a_channel_loses_is_answered_by_the_last_exit():
+    served = ways().served.copy()
+    served[1, 0] = np.nan
+    found = answers_from_cut(ways(served=served))
+    assert found.tolist() == [LOCAL[1, 0].tolist(), [0.1, 0.8, 0.1]]
+    assert right(found, np.array([0, 2])).tolist() == [True, False]
 
 
 class Slow:

@@ -121,7 +121,6 @@ def _trained(found: Journeys, steps: int, seed: int, progress: Progress) -> Any:
                 "MlpPolicy",
                 DummyVecEnv([lambda: Offloading(found)] * ENVIRONMENTS),
                 n_steps=ROLLOUT,
-                batch_size=ROLLOUT,
                 gamma=1.0,
                 seed=derive(seed, "policy") % 2**31,
                 device="cpu",

@@ -103,6 +103,18 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     return Served(decisions, right, known, confidence, is_lost, *costs, *took)
 
 
+def answers_from_cut(ways: Ways) -> Numbers:
+    """Return the probabilities (N, C) that count if all is sent from the cut.
+
+    They are the server's, or where the channel lost the payload those of the last exit; not
+    numbers where there is none.
+    """
+    served = ways.served[-1]
+    last = np.full(len(served), len(ways.names) - 1)
+    is_lost = np.isnan(served).any(axis=1, keepdims=True)
+    return np.where(is_lost, _last_exits(ways, last, ways.local), served)
+
+
 def _last_exits(ways: Ways, place: NDArray[np.int64], local: Numbers) -> Numbers:
     """Return the probabilities (N, C) of the last exit that each image has passed."""
     passed = [np.flatnonzero(ways.has_exit[: number + 1]) for number in range(len(ways.names))]

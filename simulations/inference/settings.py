@@ -23,6 +23,7 @@ from fl_split.specs import shortened
 from simulations.data.cache import Progress
 from simulations.data.samples import Samples
 from simulations.inference.features import features
+from simulations.inference.served import answers_from_cut
 from simulations.inference.trained import Trained
 from simulations.inference.ways import Ways, ways_of
 
@@ -95,7 +96,7 @@ class Choices:
     labels : array
         (N,) classes.
     answers : array
-        (S, N, C) probabilities of the server; not numbers where the channel lost the payload.
+        (S, N, C) probabilities of who answers; not numbers where nobody does.
     cost : array
         (S, N) what a controller keeps in bounds: bytes, with that which tells the setting; or,
         where numbers are sent as they are, uses of the channel per number of the image.
@@ -117,9 +118,14 @@ class Choices:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Whether (S, N) the server's answer is the class; no answer is wrong."""
-        known = ~np.isnan(self.answers).any(axis=2)
-        return np.asarray(known & (np.nan_to_num(self.answers).argmax(axis=2) == self.labels))
+        """Whether (S, N) an answer is the class; no answer is wrong."""
+        return right(self.answers, self.labels)
+
+
+def right(answers: Numbers, labels: Integers) -> NDArray[np.bool_]:
+    """Tell where probabilities (..., N, C) are the largest for the class; no answer is wrong."""
+    known = ~np.isnan(answers).any(axis=-1)
+    return np.asarray(known & (np.nan_to_num(answers).argmax(axis=-1) == labels))
 
 
 class Bench:
@@ -144,7 +150,7 @@ class Bench:
         progress: Progress,
     ) -> None:
         self.settings, self.trained, self.links, self.progress = settings, trained, links, progress
-        self.names = [*map(str, settings)]
+        self.names, self._tables = [*map(str, settings)], dict[str, Table]()
         channel = links[0].channel
         self.asks_snr, self.is_analog = channel.asks_snr, isinstance(channel, Analog)
         self.unit = "channel uses per number" if self.is_analog else "bytes"
@@ -206,16 +212,21 @@ class Bench:
         return found.reshape(slots, self.clients)
 
     def table(self, snrs_db: Numbers) -> Table:
-        """Measure all settings on held-out images, at each of some SNRs (K,)."""
+        """Measure all settings on held-out images, at each of some SNRs (K,), once."""
+        key = repr(snrs_db)
+        if key not in self._tables:
+            self._tables[key] = self._measured(snrs_db)
+        return self._tables[key]
+
+    def _measured(self, snrs_db: Numbers) -> Table:
         trained = self.trained[0]
         rows, owner = trained.held_out
         found = np.zeros((2, len(self.settings), len(snrs_db)))
         for number, (setting, column) in enumerate(np.ndindex(*found.shape[1:])):
             at = np.full(len(rows), snrs_db[column])
             ways = self.ways(setting, trained.setup.train, rows, owner, at)
-            answers, known = ways.served[-1], ~np.isnan(ways.served[-1]).any(axis=1)
-            right = known & (np.nan_to_num(answers).argmax(axis=1) == ways.labels)
-            found[:, setting, column] = right.mean(), self.cost(ways).mean()
+            is_right = right(answers_from_cut(ways), ways.labels)
+            found[:, setting, column] = is_right.mean(), self.cost(ways).mean()
             self.progress("table of settings", number + 1, found[0].size)
         return Table(snrs_db, *found)
 
@@ -236,7 +247,7 @@ class Bench:
             self.progress(what, number + 1, len(self.settings))
         return Choices(
             samples.labels[rows],
-            np.stack([one.served[-1] for one in ways]),
+            np.stack([answers_from_cut(one) for one in ways]),
             np.stack([self.cost(one) for one in ways]),
             owner,
             slot,
