@@ -6,7 +6,8 @@ Every way of every image is computed once; policies then only choose among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,14 +51,15 @@ class Ways:
     local, served : array
         (P, N, C) probabilities of exits, and of the server for what is sent from there; not
         numbers where there is no such way, or where the channel has lost the payload.
-    sent_bytes : array
-        (P, N) of the payload, on the way.
+    sent_bytes, sent_uses : array
+        (P, N) of the payload, on the way; uses of a channel by numbers that are sent as they are.
     trunk_flops, exit_flops : array
-        (P,) operations of the device on one image up to a place: of its blocks, of all exits.
-    encoder_flops : int
-        Of a trained codec's encoder, for what is sent from the cut.
+        (P,) operations of the device on one image up to a place: of its blocks, of all exits. Of
+        the blocks they are (P, N) where images keep different numbers of tokens.
+    encoder_flops : int or array
+        Of a trained codec's encoder, for what is sent from the cut; (N,) in that case.
     server_flops : array
-        (P,) operations of the server behind a place.
+        (P,) operations of the server behind a place, or (P, N).
     coding_flops : tuple of int
         Operations of the codec on what is sent: of the device, of the server.
     answer_bytes : int
@@ -73,9 +75,10 @@ class Ways:
     local: Probabilities
     served: Probabilities
     sent_bytes: NDArray[np.int64]
+    sent_uses: NDArray[np.int64]
     trunk_flops: NDArray[np.int64]
     exit_flops: NDArray[np.int64]
-    encoder_flops: int
+    encoder_flops: int | NDArray[np.int64]
     server_flops: NDArray[np.int64]
     coding_flops: tuple[int, int]
     answer_bytes: int
@@ -102,13 +105,16 @@ def ways_of(
     places = sorted({*after, blocks})
     halves = [_halves(trained, place, blocks) for place in places]
     local = np.full((len(places), len(rows), samples.num_classes), np.nan)
-    served, sent = local.copy(), np.zeros(local.shape[:2], dtype=np.int64)
+    served, sent = local.copy(), np.zeros((2, *local.shape[:2]), dtype=np.int64)
+    kept = np.zeros(len(rows), dtype=np.int64)
     for start in range(0, len(rows), ROWS):
         chosen = slice(start, start + ROWS)
         pixels, _ = samples.batch(rows[chosen])
-        if exits:
+        if exits or head.is_ragged:
             trace = Trace()
             head(pixels, trace)
+            kept[chosen] = trace.kept
+        if exits:
             found = torch.stack([one.softmax(dim=1) for one in exits.logits(trace)])
             local[[places.index(number) for number in after], chosen] = found.numpy()
         for place, both in enumerate(halves):
@@ -118,10 +124,9 @@ def ways_of(
                     for client, row in zip(owner[chosen], rows[chosen], strict=True)
                 ]
                 answers = _served(*both, pixels, link, samples.num_classes, steps)
-                served[place, chosen], sent[place, chosen] = answers
+                served[place, chosen], sent[:, place, chosen] = answers
     reached = [sum(number <= place for number in after) for place in places]
-    trunk, server = zip(*(_costs(trained, place, blocks) for place in places), strict=True)
-    encoder = head.most_sent * flops.forward(head.encoder)
+    trunk, server, encoder = _operations(trained, places, kept)
     last = torch.tensor(samples.num_classes - 1, device="cpu")
     return Ways(
         samples.labels[rows],
@@ -130,11 +135,12 @@ def ways_of(
         np.array([both is not None for both in halves]),
         local,
         served,
-        sent,
-        np.array(trunk),
+        sent[0],
+        sent[1],
+        trunk,
         np.array([exits.forward_flops_of(count) if exits else 0 for count in reached]),
         encoder,
-        np.array(server),
+        server,
         _coding(link, head),
         Payload({}, {"label": last}).nbytes,
         owner,
@@ -155,6 +161,24 @@ def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | No
         return None
     head, tail = trained.experiment.parts.model.split(trained.module, place)
     return head.eval(), tail.eval()
+
+
+def _operations(
+    trained: Trained, places: Sequence[int], kept: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
+    """Return operations by place, of blocks and of the server; and those of the encoder.
+
+    They are those of each image, if it has kept so many patches as no other needs to.
+    """
+    head = trained.head
+    if head.is_ragged:
+        counts, of_image = np.unique(kept, return_inverse=True)
+        each = [replace(trained, head=head.keeping(int(count))) for count in counts]
+        found = [_operations(one, places, kept) for one in each]
+        trunk, server, encoder = (np.stack(one, axis=-1) for one in zip(*found, strict=True))
+        return trunk[:, of_image], server[:, of_image], encoder[of_image]
+    costs = np.array([_costs(trained, place, head.num_stages) for place in places])
+    return costs[:, 0], costs[:, 1], head.most_sent * flops.forward(head.encoder)
 
 
 def _costs(trained: Trained, place: int, blocks: int) -> tuple[int, int]:
@@ -194,20 +218,23 @@ def _served(
     num_classes: int,
     steps: Sequence[StepId],
 ) -> tuple[Probabilities, NDArray[np.int64]]:
-    """Send each image by itself; return the server's probabilities (B, C), and bytes (B,)."""
+    """Send each image by itself.
+
+    Returns the server's probabilities (B, C), and bytes and uses of the channel (2, B).
+    """
     trace = Trace()
     tokens, attention = head(pixels, *([trace] if head.is_ragged else []))
     row = attention() if link.codec.needs_attention else tokens[..., 0]
     counts = [tokens.shape[1]] * len(tokens) if trace.counts is None else trace.counts.tolist()
     found = np.full((len(pixels), num_classes), np.nan)
-    sent, arrivals, account = np.zeros(len(pixels), np.int64), dict[int, Arrival](), Account()
+    sent, arrivals, account = np.zeros((2, len(pixels)), np.int64), dict[int, Arrival](), Account()
     label = torch.zeros(1, dtype=torch.int64, device="cpu")  # which nobody knows
     for number, (at, count) in enumerate(zip(steps, counts, strict=True)):
         one = slice(number, number + 1), slice(count)  # alone it needs no padding
         known = tokens[one], lambda one=one: row[one], label, num_classes, head.num_read
         data = link.up(encode(link.codec, Smashed(*known), at), at)
         crossing = link.over(data, at, "up", account)
-        sent[number] = crossing.size
+        sent[:, number] = crossing.size, crossing.uses
         if (arrival := link.received(crossing, at, tail)) is not None:
             arrivals[number] = arrival
     for images in batches(tail, arrivals):
