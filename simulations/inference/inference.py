@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fl_split.channels import CHANNELS
-from fl_split.codecs import parse_codec
+from fl_split.codecs import Codec, parse_codec
 from fl_split.exchange.link import Link
 from fl_split.specs import parse
 from simulations.data.statistics import count, per_client
@@ -20,7 +20,7 @@ from simulations.inference.latency import Latency
 from simulations.inference.outcome import Inference
 from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, Policy, name_of
 from simulations.inference.serving import Served, area, fitted, frontier, histogram, mixture, serve
-from simulations.inference.trained import Trained, load
+from simulations.inference.trained import Trained, load, with_codec
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment_data import named
 from simulations.runs.files import read_summary
@@ -54,7 +54,9 @@ def infer(
     _check(trained, wanted)
     found = parse_system(system) if system is not None else trained.experiment.parts.system
     latency = Latency.of_system(found, trained.experiment) if found else None
-    link = _link(trained, found, codec, channel)
+    other = None if codec is None else parse_codec(codec)
+    trained = trained if other is None else with_codec(trained, other)
+    link = _link(trained, found, other, channel)
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
     held, chosen, notes = None, {name_of(one): one for one in wanted}, list[str]()
     if price is not None:
@@ -109,14 +111,13 @@ def _check(trained: Trained, policies: Sequence[Policy]) -> None:
                 )
 
 
-def _link(trained: Trained, system: System | None, codec: str | None, channel: str | None) -> Link:
+def _link(
+    trained: Trained, system: System | None, codec: Codec | None, channel: str | None
+) -> Link:
     """Return the road of the run, with what is to be another; ValueError if it cannot be."""
     parts, head = trained.experiment.parts, trained.head
     if codec is not None:
-        other, width = parse_codec(codec), head.smashed_shape[1]
-        if any(one.modules(width) is not None for one in (other, parts.codec)):
-            raise ValueError(f"codec: {codec} or that of the run is trained; leave codec out")
-        parts = replace(parts, codec=other)
+        parts = replace(parts, codec=codec)
     if channel is not None:
         parts = replace(parts, channel=parse(channel, CHANNELS))
     link = replace(parts, system=system).link()
