@@ -134,12 +134,19 @@ class Encoder(nn.Module):
 
 
 def network(inputs: int, outputs: int) -> nn.Sequential:
-    """Return linear layers whose widths go evenly from `inputs` to `outputs`, ReLU between."""
+    """Return linear layers whose widths go evenly from `inputs` to `outputs`, ReLU between.
+
+    Weights are drawn after He et al. (2015), without biases: with torch's own, smaller ones
+    biases drown the tokens after six layers, and learning begins late.
+    """
     step = (outputs - inputs) / LAYERS
     widths = [round(inputs + step * layer) for layer in range(LAYERS + 1)]
     layers: list[nn.Module] = []
     for one, following in pairwise(widths):
-        layers += [nn.Linear(one, following), nn.ReLU()]
+        layer = nn.Linear(one, following)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
