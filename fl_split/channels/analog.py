@@ -68,8 +68,8 @@ class Analog(Channel):
     ) -> tuple[Tensor, Tensor]:
         """Return what is received of complex symbols (samples, uses) with noise of that shape.
 
-        And by how much the power of each sample (samples, 1) is above that of the noise beside
-        what the ratio says, as far as the receiver knows.
+        Also the factor (samples, 1) by which the signal-to-noise ratio of each sample differs from
+        that of the channel, as far as the receiver knows.
         """
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class Analog(Channel):
     def over_the_air(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return what is received of samples (B, n), whose neighbours are complex symbols.
 
-        And the signal-to-noise ratio of each (B,) in dB, as the receiver knows it.
+        Also the signal-to-noise ratio of each (B,) in dB, as far as the receiver knows.
         """
         symbols = _symbols(functional.pad(rows, (0, rows.shape[1] % 2)))
         power = rows.square().mean(dim=1, keepdim=True)

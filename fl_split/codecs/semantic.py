@@ -146,12 +146,12 @@ class Encoder(nn.Module):
             found = found + (soft - soft.detach())
             if self.training and self.balance:
                 uneven = (shares.mean(dim=1) - 1 / self.levels).square().mean(dim=1).sum()
-                found = _Beside.apply(found, self.balance * uneven)
+                found = _WithLoss.apply(found, self.balance * uneven)
         found = found.view(values.shape) + (values - values.detach())
         return with_room(found, self.is_conditioned)
 
 
-class _Beside(torch.autograd.Function):
+class _WithLoss(torch.autograd.Function):
     """Passes values on; whoever differentiates them minimises a loss beside."""
 
     @staticmethod
