@@ -20,14 +20,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import fl_split as fs
-from simulations.runs.checkpoint import read_experiment
+from fl_split.codecs import parse_codec
+from simulations.inference.inference import road
+from simulations.inference.latency import Latency
+from simulations.inference.policies import AllSent
+from simulations.inference.serving import serve
+from simulations.inference.trained import load, with_codec
+from simulations.inference.ways import ways_of
 from simulations.runs.results import SUMMARY
+from simulations.system.system import parse_system
 
 SMALL: dict[str, Any] = {
     "model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)",
@@ -44,20 +52,25 @@ def rows_of(
     folder: Path, channels: Sequence[str], codec: str | None, system: str | None
 ) -> Iterator[dict[str, Any]]:
     """Serve the test images of one run over each channel."""
-    trained = read_experiment(folder, {})
+    trained = load(folder)
+    experiment, other = trained.experiment, parse_codec(codec) if codec else None
+    trained = with_codec(trained, other) if other else trained
+    found = parse_system(system) if system else None
+    latency = Latency.of_system(found, experiment) if found else None
     for channel in channels:
         try:
-            found = fs.infer(folder, "all_sent()", codec=codec, channel=channel, system=system)
+            link = road(trained, found, other, channel)
         except ValueError as error:
             if not str(error).startswith("channel:"):
                 raise
             continue
-        row = found.table.set_index("policy").loc["all sent"]
+        ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
+        row = serve(ways, AllSent(), latency).summary()
         yield {
-            "trained_codec": trained.codec,
-            "trained_channel": trained.channel,
-            "seed": trained.seed,
-            "codec": codec or trained.codec,
+            "trained_codec": experiment.codec,
+            "trained_channel": experiment.channel,
+            "seed": experiment.seed,
+            "codec": codec or experiment.codec,
             "channel": channel,
             "accuracy": row["accuracy"],
             "bytes_up": row["bytes_up"],

@@ -56,7 +56,7 @@ def infer(
     latency = Latency.of_system(found, trained.experiment) if found else None
     other = None if codec is None else parse_codec(codec)
     trained = trained if other is None else with_codec(trained, other)
-    link = _link(trained, found, other, channel)
+    link = road(trained, found, other, channel)
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
     held, chosen, notes = None, {name_of(one): one for one in wanted}, list[str]()
     if price is not None:
@@ -111,9 +111,7 @@ def _check(trained: Trained, policies: Sequence[Policy]) -> None:
                 )
 
 
-def _link(
-    trained: Trained, system: System | None, codec: Codec | None, channel: str | None
-) -> Link:
+def road(trained: Trained, system: System | None, codec: Codec | None, channel: str | None) -> Link:
     """Return the road of the run, with what is to be another; ValueError if it cannot be."""
     parts, head = trained.experiment.parts, trained.head
     if codec is not None:
