@@ -38,9 +38,10 @@ class Semantic(Codec):
     its hidden features by the rate of errors (FiLM).
 
     Gradients pass the rounding as if there were none. A centre gets those of all values, each by
-    its softmax share -10 |value - centre|. Beside the server's loss a client minimises `balance`
-    times the mean square deviation of the centres' mean shares from 1 / levels. That loss is in no
-    column, and in fp16, whose losses are scaled, it hardly counts.
+    the centre's share of it: the softmax over centres of -10 times the distance. Beside the
+    server's loss a client minimises `balance` times the mean square deviation of the centres' mean
+    shares from 1 / levels. That loss is in no column, and in fp16, whose losses are scaled, it
+    hardly counts.
 
     What is not the paper's: its convolution merges patches, and we narrow each token by itself; a
     linear layer has no gain control (GDN); its first stage, a denoising autoencoder, would need
