@@ -70,20 +70,36 @@ def infer(
     found = parse_system(system) if system is not None else trained.experiment.parts.system
     latency = Latency.of_system(found, trained.experiment) if found else None
     prices.check(wanted, latency)
-    if controllers or prices:
-        trained.held_out  # noqa: B018  (refuses a run that held nothing out)
-    trained, link = road(trained, found, codec, channel)
+    served, link = road(trained, found, codec, channel)
+    more = None
+    if controllers:
+        bench = _bench(trained, settings, found, codec, channel, progress)
+        more = controlled(controllers, bench, latency)
     others = [one for one in wanted if not isinstance(one, Controller)]
-    held, chosen, notes = None, {name_of(one): one for one in others}, list[str]()
-    if prices:
-        held = _of_held_out(trained, link)
-        pairs = [fit(o, held, prices, latency, trained.experiment.seed, progress) for o in others]
+    inference = _leaving(served, others, link, latency, prices, progress)
+    inference = inference.with_controlled(more) if more else inference
+    return inference.priced(delay_price, trained.head.image_shape)
+
+
+def _leaving(
+    trained: Trained,
+    policies: Sequence[Policy],
+    link: Link,
+    latency: Latency | None,
+    prices: Prices,
+    progress: Progress,
+) -> Inference:
+    """Let images leave or be sent, as policies say; fit these first if something has a price."""
+    held, chosen, notes = None, {name_of(one): one for one in policies}, list[str]()
+    if prices and policies:
+        held, seed = _of_held_out(trained, link), trained.experiment.seed
+        pairs = [fit(one, held, prices, latency, seed, progress) for one in policies]
         chosen, notes = {name_of(one): one for one, _ in pairs}, [note for _, note in pairs]
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
     served = {name: serve(ways, one, latency) for name, one in chosen.items()}
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
     served |= {name: serve(ways, one, latency) for name, one in _controls(trained).items()}
-    inference = Inference(
+    return Inference(
         _table(trained, ways, served, frontiers, latency),
         frontiers,
         {name: served[name].images(ways.names) for name in chosen},
@@ -92,10 +108,6 @@ def infer(
         [*notes, *_notes(trained, link, served)],
         kept_patches(trained),
     )
-    if controllers:
-        bench = _bench(trained, settings, found, codec, channel, progress)
-        inference = inference.with_controlled(controlled(controllers, bench, latency))
-    return inference.priced(delay_price, trained.head.image_shape)
 
 
 def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
