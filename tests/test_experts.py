@@ -316,6 +316,10 @@ def test_nonsense_in_a_spec_is_refused(spec, message):
 RUN = {"experts": "switch(jitter=0.1)", "clients": 3, "local_steps": 2, "batch_size": 8}
 
 
+TRIED = {"parallel", "fedavg", "sflv1", "centralised"}
+"""Strategies of other tests here."""
+
+
 def same(one, other):
     """Bit-equality of all that two runs have trained, and of where experts' tokens come from."""
     weights = [load_file(run.folder / "codec.safetensors") for run in (one, other)]
@@ -332,7 +336,7 @@ def test_ray_and_clients_without_memory_equal_inline(changes, reference, on_ray,
     assert same(inline, through_state(**RUN, **changes))
 
 
-@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {"parallel", "fedavg", "sflv1"}))
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - TRIED))
 def test_every_other_strategy_trains_and_tests_experts(simulate, strategy):
     found = simulate(**{**RUN, "rounds": 1, "local_steps": 1}, strategy=strategy)
     assert found.rounds.loss.notna().all() and found.rounds.train_loss.notna().all()
