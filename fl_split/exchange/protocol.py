@@ -18,7 +18,7 @@ from torch import Tensor
 from fl_split.codecs import Codec, Mixed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link
-from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record
+from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record, Weights
 from fl_split.flat import Flat
 from fl_split.models.costs import backward_alone
 from fl_split.models.cut import Head, Tail
@@ -47,13 +47,15 @@ class ClientSide(Protocol):
 
     Attributes
     ----------
-    head : Flat[Head]
-        The client's weights.
+    head, descent : Flat[Head], Descent
+        The client's weights, and how they are trained.
     memory : dict[str, Tensor]
-        What the exchange must remember until the next message; saved with the client.
+        What the exchange must remember until the next message, of this round or a later one;
+        saved with the client.
     """
 
     head: Flat[Head]
+    descent: Descent
     memory: dict[str, Tensor]
 
     @property
@@ -205,6 +207,8 @@ class Exchange(ABC):
         Whether head and tail travel with BEGIN and END, and clients train both; else the head.
     can_stack : bool
         Whether several clients may run as one (:mod:`fl_split.exchange.stacked`).
+    copies_kept : int
+        Vectors like all its weights that a client holds beside model, gradients and moments.
     """
 
     loss: CrossEntropy = field(default_factory=CrossEntropy)
@@ -213,6 +217,7 @@ class Exchange(ABC):
 
     trains_whole_models: ClassVar[bool] = False
     can_stack: ClassVar[bool] = False
+    copies_kept: ClassVar[int] = 0
 
     @abstractmethod
     def receive(self, client: ClientSide, record: Record) -> Record | None:
@@ -234,6 +239,10 @@ class Exchange(ABC):
     def names(self) -> tuple[str, ...]:
         """Names of the weights that travel."""
         return (HEAD, TAIL) if self.trains_whole_models else (HEAD,)
+
+    def travelling(self, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+        """Return what of the global `weights` goes to a client; as much comes back."""
+        return {name: weights[name] for name in self.names}
 
     def smash(
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
@@ -257,7 +266,7 @@ class Exchange(ABC):
         """Operations of a client's training on one image, less those of :meth:`answer_flops`."""
 
     def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
-        """Return the same in a round, whose phase may train but a part."""
+        """Return the same in a round, whose phase may train but a part; the first may differ."""
         del number
         return self.flops(head, tail)
 

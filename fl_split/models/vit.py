@@ -177,6 +177,10 @@ class ViTTail(ViTMiddle):
         """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
         return self.read(self.norm(super().forward(tokens)))
 
+    def classifying_layers(self) -> list[nn.Module]:
+        """Return the classifiers."""
+        return [*self.classifiers]
+
     def read(self, normed: Tensor) -> Tensor:
         """Return logits (B, C) for normed tokens (B, T, D)."""
         logits = [layer(normed[:, place]) for place, layer in enumerate(self.classifiers)]

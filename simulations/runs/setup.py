@@ -213,9 +213,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     classes = len(source.class_names)
     model, head, tail, notes = _halves(e, looked)
     _check_strategy(e, partitions)
-    needed = client_bytes(
-        head, tail, e.batch_size, e.parts.strategy.exchange(head).trains_whole_models
-    )
+    needed = client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head))
     if e.parts.system:
         with named("system"):
             check_memory(e.parts.system.fleet(e.clients, e.seed), needed)
@@ -284,6 +282,11 @@ def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     recipes.check_recipe(e)
     if e.aggregation != "fedavg()" and not strategy.averages:
         raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
+    if e.aggregation != "fedavg()" and strategy.needs_mean:
+        raise ValueError(
+            f"aggregation: {e.strategy} corrects by means over clients, which {e.aggregation} "
+            "would not; leave it at fedavg()"
+        )
     check_budgets(each(e.parts.budget), e.parts.system, e.holdout)
     with named("system"):
         check_system(strategy, e.parts.system, e.clients, bool(e.end))

@@ -106,7 +106,7 @@ class Conversation:
                 continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             record = Record(BEGIN if weights else GO_ON, weights=weights, numbers=asked)
-            self._expected[client] = {name: self.weights[name] for name in weights}
+            self._expected[client] = weights
             origins = [self._origins[one] for one in weights.values() if one in self._origins]
             self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
             self.mailbox.send(client, record)
@@ -277,7 +277,8 @@ class Conversation:
             raise ValueError("samples with the end of a round whose steps were all served")
         task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
         self._origins |= dict.fromkeys(record.weights.values(), task)
-        self.ends[client] = Update(client, self.samples[client], dict(record.weights))
+        ended = dict(record.weights), record.numbers
+        self.ends[client] = Update(client, self.samples[client], *ended)
 
     def _give_up_lost(self) -> bool:
         """Go on without clients that were dropped before they answered; tell if there were any."""

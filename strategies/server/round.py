@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
+from torch import Tensor
 
 from fl_split.exchange.account import Traffic
 from fl_split.exchange.link import Arrival
@@ -193,9 +194,13 @@ class Round(Punctual):
 
     def average(self, updates: Sequence[Update]) -> dict[str, Weights]:
         """Average the weights that updates carry, by one of Flower's strategies."""
-        training = self.training
-        statistics = {HEAD: training.head.statistics, TAIL: training.tail.statistics}
-        return training.aggregator(self.number, updates, self.weights, self.seed, statistics)
+        aggregator = self.training.aggregator
+        return aggregator(self.number, updates, self.weights, self.seed, self.statistics)
+
+    @property
+    def statistics(self) -> dict[str, Tensor | None]:
+        """Where in the vectors of head and tail running statistics are, by name."""
+        return {HEAD: self.training.head.statistics, TAIL: self.training.tail.statistics}
 
     def order(self, policy: str) -> list[int]:
         """Return the clients in the order of `policy`: cyclic, reverse or random."""
