@@ -7,7 +7,6 @@ from dataclasses import dataclass as plain
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -84,17 +83,17 @@ class FedDyn(FedAvg):
 
     def aggregate(self, round: Round, updates: Sequence[Update]) -> dict[str, Weights]:
         """Average weights, and correct the mean by h / alpha."""
-        found, total = round.average(updates), sum(round.samples.values())
-        if not self.alpha:
-            return found
-        for name, key in STATES.items():
+        found = round.average(updates)
+        share = sum(update.samples for update in updates) / sum(round.samples.values())
+        for name, key in STATES.items() if self.alpha else ():
             start = round.weights[name].numpy().astype(np.float64)
-            moved = sum((u.weights[name].numpy() - start) * u.samples for u in updates) / total
-            state: NDArray[np.float64] = -self.alpha * moved
+            moved = round.part_of_mean(updates, name) - share * start
+            state = -self.alpha * moved
             if key in round.weights:  # not yet in the first round
                 state += round.weights[key].numpy()
             if (where := round.statistics[name]) is not None:
                 state[where.cpu().numpy()] = 0.0
             found[key] = Weights.of(state.astype(np.float32))
-            found[name] = Weights.of((found[name].numpy() - state / self.alpha).astype(np.float32))
+            corrected = found[name].numpy() - state / self.alpha
+            found[name] = Weights.of(corrected.astype(np.float32))
         return found

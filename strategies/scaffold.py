@@ -92,10 +92,11 @@ class Scaffold(FedAvg):
 
     def aggregate(self, round: Round, updates: Sequence[Update]) -> dict[str, Weights]:
         """Average weights; c <- c + sum_k (n_k / n) change_k, n of all clients of the run."""
-        ends = [replace(u, weights={k: u.weights[k] for k in VARIATES}) for u in updates]
-        found, total = round.average(ends), sum(round.samples.values())
+        found = round.average(
+            [replace(u, weights={name: u.weights[name] for name in VARIATES}) for u in updates]
+        )
         sent = round.exchange.travelling(round.weights)
         for key in VARIATES.values():
-            change = sum(u.weights[key].numpy().astype(np.float64) * u.samples for u in updates)
-            found[key] = Weights.of((sent[key].numpy() + change / total).astype(np.float32))
+            change = round.part_of_mean(updates, key)
+            found[key] = Weights.of((sent[key].numpy() + change).astype(np.float32))
         return found

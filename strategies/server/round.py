@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_split.exchange.account import Traffic
@@ -196,6 +198,14 @@ class Round(Punctual):
         """Average the weights that updates carry, by one of Flower's strategies."""
         aggregator = self.training.aggregator
         return aggregator(self.number, updates, self.weights, self.seed, self.statistics)
+
+    def part_of_mean(self, updates: Sequence[Update], name: str) -> NDArray[np.float64]:
+        """Return sum_k (n_k / n) vector_k over updates, where n counts all clients of the run."""
+        first, *others = updates
+        found: NDArray[np.float64] = first.weights[name].numpy() * np.float64(first.samples)
+        for update in others:
+            found += update.weights[name].numpy() * np.float64(update.samples)
+        return found / sum(self.samples.values())
 
     @property
     def statistics(self) -> dict[str, Tensor | None]:
