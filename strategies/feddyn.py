@@ -40,7 +40,7 @@ class DynamicRound(LocalRound):
         del steps
         for name, key in STATES.items():
             change = self.exchange.alpha * self.moved(name)
-            self.client.memory[key] = self.kept(key, name) + change
+            self.keep(key, self.kept(key, name) + change)
         return {}, {}
 
 
@@ -60,9 +60,9 @@ class FedDyn(FedAvg):
     h_k <- h_k - alpha (w_k - w_t) stands for the gradient of client k at its last model; the
     server's h <- h - alpha sum_k (n_k / n) (w_k - w_t) for the mean of all, and the global model
     is the mean of the w_k less h / alpha. h_k and h stay where they are: bytes are those of
-    `fedavg`. Means have weights n_k / n, h over all clients of the run; the paper has clients
-    of equal size. Any optimiser may do the local training. A client whose end comes too late for
-    the server keeps its new h_k all the same.
+    `fedavg`. Means have weights n_k / n, h over all clients of the run; the paper has all
+    clients count alike. Any optimiser may do the local training. A client whose end comes too
+    late for the server keeps its new h_k all the same.
 
     A full-model baseline. With a copy of the tail per client (`sflv1`) it would be the same to
     the bit; a shared tail has no minimum per client, which h_k is made of.

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass as plain
 from dataclasses import replace
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -91,6 +92,10 @@ class ContrastedRound(LocalRound):
 
     exchange: Contrasted
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._known: dict[int, int] = {}
+
     def step(self, batch: Batch) -> Step:
         """Return loss and gradients of a batch, and the operations of all passes."""
         at, exchange, memory = self.client.at, self.exchange, self.client.memory
@@ -113,7 +118,7 @@ class ContrastedRound(LocalRound):
         """Keep the model."""
         del steps
         for name, half in self.halves.items():
-            self.client.memory[PREVIOUS[name]] = half.vector.detach().clone()
+            self.keep(PREVIOUS[name], half.vector.detach().clone())
         return {}, {}
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
@@ -134,15 +139,26 @@ class ContrastedRound(LocalRound):
             if head.end is not None:
                 with randomness(head.end, "end", at):
                     head.end(tokens)
-        like = head.keeping(int(trace.kept)) if head.varies else head
-        return joined(seen), len(batch.labels) * whole_forward_flops(like, tail, 1)
+        return joined(seen), len(batch.labels) * self._forward_flops(int(trace.kept))
 
     def _told(self, found: Step, batch: Batch, beside: int) -> Step:
-        """Return a step that tells its operations and those `beside`: no round has them alike."""
-        halves = (half.module for half in self.halves.values())
-        each = Whole.flops_of_round(self.exchange, self.client.at.round, *halves).total
-        own = len(batch.labels) * each if found.work is None else found.work
+        """Return a step that tells its operations and those `beside`: not all clients have them."""
+        own = len(batch.labels) * self._step_flops if found.work is None else found.work
         return found._replace(work=own + beside)
+
+    @cached_property
+    def _step_flops(self) -> int:
+        """Operations of a step on one image, without the passes of other models."""
+        head, tail = self.halves[HEAD].module, self.halves[TAIL].module
+        return Whole.flops_of_round(self.exchange, self.client.at.round, head, tail).total
+
+    def _forward_flops(self, kept: int) -> int:
+        """Operations of such a pass on one image, of which so many patches were kept if any go."""
+        head, tail = self.halves[HEAD].module, self.halves[TAIL].module
+        if kept not in self._known:
+            like = head.keeping(kept) if head.varies else head
+            self._known[kept] = whole_forward_flops(like, tail, 1)
+        return self._known[kept]
 
 
 @plain(frozen=True)
@@ -190,7 +206,7 @@ class MOON(FedAvg):
     The training loss includes the term. Bytes are those of `fedavg`.
 
     A full-model baseline: z is behind the tail. On a server it would need the smashed data of
-    three heads for each image, three times the payload.
+    three heads for each image: three times what is sent up.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ class ControlledRound(LocalRound):
         for name, key in VARIATES.items():
             new = self.sums[name] / steps
             changes[key] = Weights.of((new - self.own[name]).cpu().numpy())
-            self.client.memory[key] = new
+            self.keep(key, new)
         return changes, {}
 
 
@@ -75,13 +75,13 @@ class Scaffold(FedAvg):
     there g + c - c_k is what the optimiser gets. It is taken before clipping and weight decay.
 
     Weights and variates are averaged with n_k / n, so that corrections cancel; the paper has
-    clients of equal size. Its global learning rate is 1. Variates are sent and counted beside
+    all clients count alike. Its global learning rate is 1. Variates are sent and counted beside
     the weights, both ways: twice the bytes of `fedavg`. A client whose end comes too late for
     the server keeps its new c_k all the same.
 
     A full-model baseline. With a copy of the tail per client (`sflv1`) it would be the same to
-    the bit, with more bytes; a tail that all clients share has no drift of its own to correct,
-    and the paper says nothing of heads that drift alone.
+    the bit; a tail that all clients share has no drift of its own to correct, and the paper says
+    nothing of heads that drift alone.
     """
 
     needs_mean = True

@@ -274,6 +274,26 @@ def test_what_clients_keep_goes_through_flowers_state(reference, through_state, 
     assert live.rounds["train_loss"].equals(other.rounds["train_loss"])
 
 
+@pytest.mark.parametrize("name", ["scaffold", "moon", "feddyn(alpha=0.1)"])
+def test_a_client_that_diverged_is_back_in_the_next_round(simulate, name):
+    """What it keeps is that of its last good round."""
+
+    def poisoned(message: Message, context):
+        record = flower_messages.read(message)
+        is_hit = message.metadata.group_id == "2" and context.node_config["partition-id"] == 1
+        if is_hit and record.weights:
+            nan = {
+                key: Weights.of(vector.numpy() * np.nan) for key, vector in record.weights.items()
+            }
+            message.content[flower_messages.WEIGHTS_PART] = flower_messages.arrays(nan)
+        return client_app.app(message, context)
+
+    outcome = simulate(poisoned, **SHORT, rounds=3, strategy=name)
+    dropped = outcome.clients.query("dropped != ''")
+    assert dropped[["round", "client"]].to_numpy().tolist() == [[2, 1]]
+    assert dropped["dropped"].str.contains("not finite").all()
+
+
 def test_bytes_and_operations_are_those_of_what_is_sent_and_computed(reference):
     """Variates are two more vectors each way; MOON runs two models forward from round 2 on."""
     fedavg, scaffold, moon = (

@@ -19,7 +19,7 @@ class LocalRound:
     """One round in which a client trains the whole model, as in FedAvg.
 
     Another algorithm is a subclass that changes :meth:`step`, :meth:`corrected` or :meth:`end`.
-    The object lives for one round; what must last longer goes into `client.memory`.
+    The object lives for one round; what must last longer goes through :meth:`keep`.
 
     Attributes
     ----------
@@ -56,6 +56,18 @@ class LocalRound:
         """Return what the client has kept under `key`; zeros like half `name` if it has nothing."""
         found = self.client.memory.get(key)
         return torch.zeros_like(self.halves[name].vector.detach()) if found is None else found
+
+    def keep(self, key: str, vector: Tensor) -> None:
+        """Keep a vector for later rounds.
+
+        Raises
+        ------
+        ValueError
+            It is not finite: then this round must leave no trace in what the client keeps.
+        """
+        if not bool(vector.isfinite().all()):
+            raise ValueError(f"local training gave a {key} that is not finite")
+        self.client.memory[key] = vector
 
     def moved(self, name: str) -> Tensor:
         """Return the weights (P,) that came less those of now; 0 for running statistics."""

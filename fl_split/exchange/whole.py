@@ -83,15 +83,15 @@ class Whole(Exchange):
             descent.restore({name.removeprefix(MOMENT): v for name, v in kept.items()})
         local = self.local(self, client, record, descent)
         losses, samples, work = self._train(local)
-        beside, said = local.end(len(losses))
+        vectors, beside = local.end(len(losses))
         if is_own:
             memory |= {TAIL: tail.vector.detach().clone()}
             memory |= {f"{MOMENT}{name}": moment for name, moment in descent.state().items()}
         end = client.end()
         weights = end.weights if is_own else {**end.weights, TAIL: Weights.of(tail.numpy())}
         numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
-        said = {**end.numbers, **numbers, **told((work, 0)), **said}
-        return Record(end.action, weights={**weights, **beside}, numbers=said)
+        said = {**end.numbers, **numbers, **told((work, 0)), **beside}
+        return Record(end.action, weights={**weights, **vectors}, numbers=said)
 
     def step(
         self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
