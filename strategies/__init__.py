@@ -3,10 +3,14 @@
 from fl_split.tables import Table
 from strategies.centralised import Centralised
 from strategies.fedavg import FedAvg
+from strategies.feddyn import FedDyn
+from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
 from strategies.local import Local
 from strategies.mergesfl import MergeSFL
+from strategies.moon import MOON
 from strategies.parallel import Parallel
+from strategies.scaffold import Scaffold
 from strategies.sequential import Sequential
 from strategies.server.loop import train
 from strategies.server.participants import NoClientsLeft
@@ -23,10 +27,14 @@ STRATEGIES: Table[type[Strategy]] = Table(
     {
         "centralised": Centralised,
         "fedavg": FedAvg,
+        "feddyn": FedDyn,
+        "fednova": FedNova,
         "fedprox": FedProx,
         "local": Local,
         "mergesfl": MergeSFL,
+        "moon": MOON,
         "parallel": Parallel,
+        "scaffold": Scaffold,
         "sequential": Sequential,
         "sflv1": SFLV1,
         "sflv2": SFLV2,

@@ -29,6 +29,6 @@ class FedAvg(Strategy):
 
     def train_round(self, round: Round) -> list[Update]:
         """Send the model, collect the trained ones."""
-        round.begin(round.clients, **round.weights)
+        round.begin(round.clients, **round.exchange.travelling(round.weights))
         round.finish()
         return round.updates()

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass as plain
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fl_split.exchange.local_round import LocalRound
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.whole import Whole
 from fl_split.models.cut import Head
 from fl_split.specs import STRICT
-from strategies.server.aggregation import Update
-from strategies.server.round import Round
-from strategies.server.strategy import Strategy
+from strategies.fedavg import FedAvg
 
 
-@dataclass(frozen=True)
-class Proximal:
-    """The gradient of mu / 2 ||w - w_t||^2."""
+class ProximalRound(LocalRound):
+    """Local training that is pulled towards the weights that came."""
 
-    mu: float
+    exchange: Proximal
 
-    def __call__(self, weights: Tensor, start: Tensor) -> Tensor:
-        """Return mu (w - w_t), (P,)."""
-        return self.mu * (weights - start)
+    def corrected(self, name: str, gradient: Tensor) -> Tensor:
+        """Add the gradient of mu / 2 ||w - w_t||^2, (P,)."""
+        weights = self.halves[name].vector.detach()
+        return gradient + self.exchange.mu * (weights - self.starts[name])
+
+
+@plain(frozen=True)
+class Proximal(Whole):
+    """Training of whole models with a proximal term."""
+
+    mu: float = 0.0
+    local = ProximalRound
+    copies_kept = 1  # the weights that came
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedProx(Strategy):
+class FedProx(FedAvg):
     """FedAvg whose clients add mu / 2 ||w - w_t||^2 to their loss, w_t the round's global model.
 
     Parameters
@@ -40,14 +49,6 @@ class FedProx(Strategy):
 
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
 
-    sends_smashed_data = False
-
     def exchange(self, head: Head) -> Exchange:
         """Clients train whole models, pulled towards those that came."""
-        return Whole(Proximal(self.mu) if self.mu else None)
-
-    def train_round(self, round: Round) -> list[Update]:
-        """Send the model, collect the trained models."""
-        round.begin(round.clients, **round.weights)
-        round.finish()
-        return round.updates()
+        return Proximal(mu=self.mu) if self.mu else Whole()

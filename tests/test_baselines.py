@@ -1,5 +1,7 @@
 """The rest of the baselines: what each must equal, and what must never happen in it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from flwr.app import Message
 from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Weights
 from fl_split.payload import Payload
 from simulations.clients import client_app
-from strategies.fedprox import Proximal
+from strategies.fedprox import Proximal, ProximalRound
 from strategies.server import flower_messages, flower_private
 from strategies.server.aggregation import (
     Aggregator,
@@ -113,8 +115,11 @@ def test_fedprox_pulls_to_the_global_model(simulate):
     assert not close(
         simulate(strategy="fedprox(mu=3.0)", **two), simulate(strategy="fedavg", **two)
     )
-    found = Proximal(0.5)(torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0]))
-    assert found.tolist() == [1.0, 0.0]
+    weights, came = torch.tensor([3.0, 2.0]), torch.tensor([1.0, 2.0])
+    half = SimpleNamespace(vector=weights, statistics=None)
+    local = SimpleNamespace(exchange=Proximal(mu=0.5), halves={HEAD: half}, starts={HEAD: came})
+    found = ProximalRound.corrected(local, HEAD, torch.tensor([0.25, 0.5]))
+    assert found.tolist() == [1.25, 0.5]
 
 
 def test_local_training_of_one_client_is_centralised(simulate):

@@ -66,6 +66,7 @@ RUNS = [
     {"strategy": "parallel(average_heads=False)", "codec": "c3sl(factor=2)", "stack": 2},
     {"strategy": "local"},
     {"strategy": "fedprox"},
+    *({"strategy": name} for name in ("scaffold", "fednova", "moon", "feddyn")),
     {"strategy": "centralised"},
     {"strategy": "parallel", "end": 3, "cut": 1, "downlink": "fp16()"},
     {"model": "resnet18(width=4)", "cut": 1},

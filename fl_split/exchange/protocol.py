@@ -18,7 +18,7 @@ from torch import Tensor
 from fl_split.codecs import Codec, Mixed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link
-from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record
+from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record, Weights
 from fl_split.flat import Flat
 from fl_split.models.costs import backward_alone
 from fl_split.models.cut import Head, Tail
@@ -31,10 +31,7 @@ from fl_split.seeds import StepId
 
 
 class Batch(NamedTuple):
-    """What a client trains on in one step: images (B, C, H, W), labels (B,), number of classes.
-
-    `mixed` says what labels are mixed with, if they are.
-    """
+    """Images (B, C, H, W) and labels (B,) of one step, and what labels are mixed with, if so."""
 
     pixels: Tensor
     labels: Tensor
@@ -47,13 +44,14 @@ class ClientSide(Protocol):
 
     Attributes
     ----------
-    head : Flat[Head]
-        The client's weights.
+    head, descent : Flat[Head], Descent
+        The client's weights, and how they are trained.
     memory : dict[str, Tensor]
-        What the exchange must remember until the next message; saved with the client.
+        What the exchange must remember, from message to message and round to round; it is saved.
     """
 
     head: Flat[Head]
+    descent: Descent
     memory: dict[str, Tensor]
 
     @property
@@ -129,10 +127,8 @@ class Served:
     ----------
     losses, cuts : dict
         Losses and cut gradients, by client.
-    gradient : Tensor
-        That of the tail's weights.
-    flops : int
-        Operations of the tail.
+    gradient, flops : Tensor, int
+        That of the tail's weights; operations of the tail.
     failed : sequence of int
         Clients whose loss was not finite; they are left out of all else.
     """
@@ -152,10 +148,9 @@ class HalfServed:
     ----------
     action, outputs : str, dict[int, Payload]
         Action of the records that ask the clients, and what is sent to each.
-    read : Callable
-        Reads the answer of a client; raises ValueError if it is not what it should be.
-    resume : Callable
-        Turns answers, by client, into what is served; called once, also without any answer.
+    read, resume : Callable
+        Reads the answer of a client, or raises ValueError; turns answers, by client, into what is
+        served, called once, also without any.
     flops : dict[int, int]
         Operations of the tail so far, by client; those of :class:`Served` include them.
     failed : sequence of int
@@ -205,6 +200,8 @@ class Exchange(ABC):
         Whether head and tail travel with BEGIN and END, and clients train both; else the head.
     can_stack : bool
         Whether several clients may run as one (:mod:`fl_split.exchange.stacked`).
+    copies_kept : int
+        Vectors like all its weights that a client holds beside model, gradients and moments.
     """
 
     loss: CrossEntropy = field(default_factory=CrossEntropy)
@@ -213,6 +210,7 @@ class Exchange(ABC):
 
     trains_whole_models: ClassVar[bool] = False
     can_stack: ClassVar[bool] = False
+    copies_kept: ClassVar[int] = 0
 
     @abstractmethod
     def receive(self, client: ClientSide, record: Record) -> Record | None:
@@ -234,6 +232,10 @@ class Exchange(ABC):
     def names(self) -> tuple[str, ...]:
         """Names of the weights that travel."""
         return (HEAD, TAIL) if self.trains_whole_models else (HEAD,)
+
+    def travelling(self, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+        """Return what of the global `weights` goes to a client; as much comes back."""
+        return {name: weights[name] for name in self.names}
 
     def smash(
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
@@ -257,8 +259,7 @@ class Exchange(ABC):
         """Operations of a client's training on one image, less those of :meth:`answer_flops`."""
 
     def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
-        """Return the same in a round, whose phase may train but a part."""
-        del number
+        """Return the same in a round, whose phase may train but a part; the first may differ."""
         return self.flops(head, tail)
 
     def learns_alone(self, head: Head, number: int) -> bool:

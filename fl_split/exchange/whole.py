@@ -8,7 +8,7 @@ Also the joined model, as evaluation and the saved files have it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from fl_split.codecs import Identity
 from fl_split.exchange.link import Link
 from fl_split.exchange.local_loss import flops_of_phase, told
+from fl_split.exchange.local_round import LocalRound
 from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, Step
 from fl_split.exchange.records import (
     BEGIN,
     GO_ON,
+    HEAD,
     LOSS,
     SAMPLES,
     STEPS,
@@ -34,7 +36,6 @@ from fl_split.models.beside import Trace
 from fl_split.models.costs import whole_flops
 from fl_split.models.cut import Head, Tail
 from fl_split.ragged import run
-from fl_split.recipe.descent import Descent
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId
 
@@ -55,25 +56,17 @@ class Joined(nn.Module):
         return joined(self.head, self.tail, pixels)
 
 
-class Pull(Protocol):
-    """A term that an algorithm adds to the gradient of local training."""
-
-    def __call__(self, weights: Tensor, start: Tensor) -> Tensor:
-        """Return the gradient (P,) of the term, given weights now and at the round's start."""
-        ...
-
-
 @dataclass(frozen=True)
 class Whole(Exchange):
     """A client trains the whole model, those that came or its own; uncompressed.
 
     Attributes
     ----------
-    pull : Pull, optional
-        Is added to the gradients of weights, not of running statistics.
+    local : type[LocalRound]
+        What becomes of a round; an algorithm beside FedAvg has its own.
     """
 
-    pull: Pull | None = None
+    local: ClassVar[type[LocalRound]] = LocalRound
     trains_whole_models = True
 
     def receive(self, client: ClientSide, record: Record) -> Record:
@@ -88,15 +81,17 @@ class Whole(Exchange):
             tail.load(memory[TAIL])
             kept = {k: v for k, v in memory.items() if k.startswith(MOMENT)}
             descent.restore({name.removeprefix(MOMENT): v for name, v in kept.items()})
-        losses, samples, work = self._train(client, descent)
+        local = self.local(self, client, record, descent)
+        losses, samples, work = self._train(local)
+        vectors, beside = local.end(len(losses))
         if is_own:
             memory |= {TAIL: tail.vector.detach().clone()}
             memory |= {f"{MOMENT}{name}": moment for name, moment in descent.state().items()}
         end = client.end()
         weights = end.weights if is_own else {**end.weights, TAIL: Weights.of(tail.numpy())}
         numbers = {LOSS: sum(losses) / len(losses), SAMPLES: samples, STEPS: len(losses)}
-        said = {**end.numbers, **numbers, **told((work, 0))}
-        return Record(end.action, weights=weights, numbers=said)
+        said = {**end.numbers, **numbers, **told((work, 0)), **beside}
+        return Record(end.action, weights={**weights, **vectors}, numbers=said)
 
     def step(
         self, head: Flat[Head], tail: Flat[Tail], link: Link, batch: Batch, at: StepId
@@ -119,32 +114,19 @@ class Whole(Exchange):
             whole -= sum(part.flops(1) for part in head.parts_beside if part.learns_alone)
         return Flops(whole, 0)
 
-    def _train(self, client: ClientSide, of_tail: Descent) -> tuple[list[float], int, int]:
+    def _train(self, local: LocalRound) -> tuple[list[float], int, int]:
         """Take all steps of the round; return their losses, samples and told operations."""
-        head, tail, losses, samples, work = client.head, of_tail.flat, [], 0, 0
-        starts = [flat.vector.detach().clone() for flat in (head, tail)] if self.pull else []
+        client, tail, losses, samples, work = local.client, local.descents[TAIL], [], 0, 0
         while client.has_batch():
             batch = client.batch()
-            found = self.step(head, tail, client.link, batch, client.at)
-            gradients = [found.of_head, found.of_tail]
-            if self.pull:
-                gradients = [
-                    self._pulled(found.of_head, head, starts[0]),
-                    self._pulled(found.of_tail, tail, starts[1]),
-                ]
-            client.learn_with(of_tail, gradients)
+            found = local.step(batch)
+            of_head, of_tail = local.gradient(HEAD, found.of_head), found.of_tail
+            client.learn_with(tail, [of_head, local.gradient(TAIL, of_tail)])
             losses.append(found.loss)
             samples += len(batch.labels)
             work += found.work or 0
-        client.finish_with(of_tail)
+        client.finish_with(tail)
         return losses, samples, work
-
-    def _pulled(self, gradient: Tensor, flat: Flat[Any], start: Tensor) -> Tensor:
-        assert self.pull is not None
-        pull = self.pull(flat.vector.detach(), start)
-        if flat.statistics is not None:
-            pull[flat.statistics] = 0
-        return gradient + pull
 
 
 def joined(head: Head, tail: Tail, pixels: Tensor, trace: Trace | None = None) -> Tensor:

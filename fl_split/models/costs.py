@@ -13,6 +13,15 @@ def whole_flops(head: Head, tail: Tail, samples: int) -> int:
     return total + mean(sum(part.flops(samples, tokens) for part in others) for tokens in sent)
 
 
+def whole_forward_flops(head: Head, tail: Tail, samples: int) -> int:
+    """Operations of a forward pass of head, tail and end, without what is beside the head."""
+    others = [tail] if head.end is None else [tail, head.end]
+    sent = [course.sent for course in head.courses]
+    return head.forward_flops(samples) + mean(
+        sum(part.forward_flops(samples, tokens) for part in others) for tokens in sent
+    )
+
+
 def backward_alone(head: Head) -> int:
     """Operations of a backward pass from the losses of exits alone, on one image.
 

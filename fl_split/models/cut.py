@@ -224,6 +224,11 @@ class Tail(nn.Module, ABC):
         del rows, tokens
         return 0
 
+    def classifying_layers(self) -> list[nn.Module]:
+        """Return the layer or layers that make logits: the last linear one, if it does."""
+        *_, last = [None, *(one for one in self.modules() if isinstance(one, nn.Linear))]
+        return [last] if last is not None and last.out_features == self.num_classes else []
+
     def row_flops(self, tokens: int) -> tuple[int, int]:
         """Operations on one sequence, forward alone and with backward.
 

@@ -150,11 +150,8 @@ class ViTMiddle(Tail):
 
     def flops(self, rows: int, tokens: int) -> int:
         """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
-        total = tokens * flops.training(self.decoder)
-        return rows * (
-            total
-            + sum(flops.block_training(block, tokens, self.hidden_size) for block in self.blocks)
-        )
+        blocks = (flops.block_training(block, tokens, self.hidden_size) for block in self.blocks)
+        return rows * (tokens * flops.training(self.decoder) + sum(blocks))
 
     def forward_flops(self, rows: int, tokens: int) -> int:
         """Operations of the forward alone."""
@@ -177,6 +174,10 @@ class ViTTail(ViTMiddle):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
         return self.read(self.norm(super().forward(tokens)))
+
+    def classifying_layers(self) -> list[nn.Module]:
+        """Return the classifiers."""
+        return [*self.classifiers]
 
     def read(self, normed: Tensor) -> Tensor:
         """Return logits (B, C) for normed tokens (B, T, D)."""

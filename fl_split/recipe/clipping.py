@@ -36,8 +36,8 @@ class NoClip:
 class Norm:
     """The Euclidean norm is at most `limit` (Pascanu et al., ICML 2013).
 
-    It is the norm of head and tail together where one process has both gradients: in `fedavg`,
-    `fedprox`, `local` and `centralised`. In split learning the tail steps before the head's
+    It is the norm of head and tail together where one process has both gradients: in `fedavg`
+    and its relatives, `local` and `centralised`. In split learning the tail steps before the head's
     gradient exists, so each half has its own.
 
     Parameters

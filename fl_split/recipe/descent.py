@@ -60,7 +60,7 @@ class Descent:
     """The optimiser of one half, and what it has gathered since its last step."""
 
     def __init__(self, flat: Flat[Any], optimizer: Optimizer, recipe: Recipe = PLAIN) -> None:
-        self.flat, self.recipe = flat, recipe
+        self.flat, self.spec, self.recipe = flat, optimizer, recipe
         self.optimizer = optimizer.build(flat.vector)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._decay = getattr(optimizer, "decay_of_matrices", 0.0)

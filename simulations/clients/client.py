@@ -256,15 +256,16 @@ class Client:
 
     def save(self) -> ClientState | None:
         """Return all that the next message needs; None if the round is over and nothing kept."""
-        if not self.keeps_head and self.place is None:
+        has_head = self.keeps_head or self.place is not None
+        if not has_head and not self.memory:
             return None
         return ClientState(
             round=self.place.round if self.place else 0,
             step=self.place.step if self.place else 0,
             keeps_head=self.keeps_head,
             assignment=self.assignment,
-            head=self.head.vector.detach(),
-            moments=self.descent.state(),
+            head=self.head.vector.detach() if has_head else None,
+            moments=self.descent.state() if has_head else {},
             memory=self.memory,
         )
 
@@ -274,7 +275,8 @@ class Client:
         if state.round:
             self.place = StepId(seed, state.round, self.partition, state.step)
         self.keeps_head, self.assignment = state.keeps_head, state.assignment
-        self.head.load(state.head)
-        self.descent = self._fresh()
-        self.descent.restore(state.moments)
+        if state.head is not None:
+            self.head.load(state.head)
+            self.descent = self._fresh()
+            self.descent.restore(state.moments)
         self.memory = {k: value.to(self.worker.device) for k, value in state.memory.items()}

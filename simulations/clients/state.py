@@ -21,12 +21,13 @@ class ClientState:
     Attributes
     ----------
     round, step : int
-        Where the client is; round 0 is in none.
+        Where the client is; round 0 is in none: then `head` and `moments` are there only if it
+        keeps its head.
     keeps_head : bool
         Whether the head is the client's own, and not the server's.
     assignment : Assignment
         What the client was asked to do in this round.
-    head : Tensor
+    head : Tensor, optional
         (P,) weights.
     moments : dict[str, Tensor]
         What the optimiser of the head remembers, and gradients that wait for its next step.
@@ -38,7 +39,7 @@ class ClientState:
     step: int
     keeps_head: bool
     assignment: Assignment
-    head: Tensor
+    head: Tensor | None
     moments: dict[str, Tensor]
     memory: dict[str, Tensor]
 
@@ -52,8 +53,9 @@ class ClientState:
                 **self.assignment.numbers(),
             }
         )
-        state[HEAD] = tensors_to_record({HEAD: self.head})
-        state[OPTIMIZER] = tensors_to_record(self.moments)
+        if self.head is not None:
+            state[HEAD] = tensors_to_record({HEAD: self.head})
+            state[OPTIMIZER] = tensors_to_record(self.moments)
         if self.memory:
             state[MEMORY] = tensors_to_record(self.memory)
 
@@ -68,7 +70,7 @@ class ClientState:
             step=int(str(place["step"])),
             keeps_head=bool(place["keeps-head"]),
             assignment=Assignment.told(place),
-            head=tensors_from_record(arrays[HEAD])[HEAD],
-            moments=tensors_from_record(arrays[OPTIMIZER]),
+            head=tensors_from_record(arrays[HEAD])[HEAD] if HEAD in arrays else None,
+            moments=tensors_from_record(arrays[OPTIMIZER]) if OPTIMIZER in arrays else {},
             memory=tensors_from_record(arrays[MEMORY]) if MEMORY in arrays else {},
         )

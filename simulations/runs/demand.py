@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fl_split.exchange.protocol import Exchange
 from fl_split.models.costs import whole_activation_bytes, whole_flops
 from fl_split.models.cut import Head, Tail
 
@@ -48,19 +49,20 @@ COPIES = 4
 """Of each weight that a client holds: itself, its gradient, and two moments of Adam."""
 
 
-def client_bytes(head: Head, tail: Tail, batch_size: int, is_whole: bool) -> int:
+def client_bytes(head: Head, tail: Tail, batch_size: int, exchange: Exchange) -> int:
     """Estimate the memory of a client: weights, gradients, moments, and what autograd keeps.
 
-    `is_whole` says that it trains the whole model. Images, code and buffers come on top.
+    `exchange` says whether it trains the whole model, and what it keeps beside. Images, code and
+    buffers come on top.
     """
     weights = sum(one.numel() for one in head.parameters())
     kept = head.activation_bytes(batch_size)
     if head.end is not None:
         kept += head.end.activation_bytes(batch_size, head.end.num_tokens or head.most_sent)
-    if is_whole:
+    if exchange.trains_whole_models:
         weights += sum(one.numel() for one in tail.parameters())
         kept = whole_activation_bytes(head, tail, batch_size)
-    return kept + COPIES * FLOAT_BYTES * weights
+    return kept + (COPIES + exchange.copies_kept) * FLOAT_BYTES * weights
 
 
 def _short(number: float) -> str:

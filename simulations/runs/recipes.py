@@ -44,6 +44,11 @@ def check_recipe(e: Experiment) -> None:
         check_length(e.parts.schedule, e.rounds)
     with named("phases"):
         e.parts.phases.check(e.rounds)
+    if e.aggregation != "fedavg()" and e.parts.strategy.needs_mean:
+        raise ValueError(
+            f"aggregation: {e.strategy} corrects by means over clients, which {e.aggregation} "
+            "would not; leave it at fedavg()"
+        )
     strategy, mixing = e.parts.strategy, [one for one in e.parts.augment if one.mixes_labels]
     if len(mixing) > 1:
         raise ValueError(f"augment: {e.augment} mixes labels twice; leave mixup or cutmix out")

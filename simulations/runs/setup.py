@@ -213,9 +213,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     classes = len(source.class_names)
     model, head, tail, notes = _halves(e, looked)
     _check_strategy(e, partitions)
-    needed = client_bytes(
-        head, tail, e.batch_size, e.parts.strategy.exchange(head).trains_whole_models
-    )
+    needed = client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head))
     if e.parts.system:
         with named("system"):
             check_memory(e.parts.system.fleet(e.clients, e.seed), needed)

@@ -71,13 +71,13 @@ class Estimator:
         crossing: Counter[tuple[int, int]] = Counter()
         examples: dict[tuple[int, int], tuple[StepId, Assignment]] = {}
         clients = steps = samples = flops = 0
-        strategy, population, each = e.parts.strategy, setup.population(), _flops_by_phase(setup)
+        strategy, population, each = e.parts.strategy, setup.population(), _flops_by_round(setup)
         for number in range(1, e.rounds + 1):
             chosen = strategy.choose(population, number)
             clients += len(chosen)
             for key, example in _batches(setup, strategy, number, chosen):
                 steps, samples = steps + 1, samples + key[0]
-                flops += key[0] * each[e.parts.phases.trains(number)]
+                flops += key[0] * each[number]
                 if not setup.exchange.is_silent(number):
                     crossing[key] += 1
                     examples.setdefault(key, example)
@@ -117,13 +117,15 @@ class Estimator:
         return self._seconds[key]
 
 
-def _flops_by_phase(setup: Setup) -> dict[Trains, int]:
-    """Return a client's operations on one image, in each phase."""
-    phases, exchange, found = setup.parts.phases, setup.exchange, dict[Trains, int]()
+def _flops_by_round(setup: Setup) -> dict[int, int]:
+    """Return a client's operations on one image, by round; only phases and the first differ."""
+    phases, exchange = setup.parts.phases, setup.exchange
+    known, found = dict[tuple[Trains, bool], int](), dict[int, int]()
     for number in range(1, setup.experiment.rounds + 1):
-        trains = phases.trains(number)
-        if trains not in found:
-            found[trains] = exchange.flops_of_round(number, setup.head, setup.tail).total
+        kind = phases.trains(number), number == 1
+        if kind not in known:
+            known[kind] = exchange.flops_of_round(number, setup.head, setup.tail).total
+        found[number] = known[kind]
     return found
 
 
@@ -229,8 +231,7 @@ def _weights_of_a_client(setup: Setup) -> int:
     strategy, weights = setup.parts.strategy, setup.initial_weights()
     if strategy.trains_on_server or strategy.keeps_models:
         return 0
-    sent = {name: weights[name] for name in setup.exchange.names}
-    return 2 * weights_bytes(Record(BEGIN, weights=sent))
+    return 2 * weights_bytes(Record(BEGIN, weights=setup.exchange.travelling(weights)))
 
 
 def _time(setup: Setup) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from flwr.serverapp import strategy as flower
 from pydantic import Field, validate_call
 from torch import Tensor
 
-from fl_split.exchange.records import HELD, Weights
+from fl_split.exchange.records import HELD, Number, Weights
 from fl_split.seeds import seeded
 from fl_split.specs import STRICT
 from fl_split.tables import Table
@@ -29,11 +29,15 @@ OURS: dict[str, Any] = {"weighted_by_key": HELD}
 
 @dataclass
 class Update:
-    """What a client ended its round with: weights, and the samples for which they count."""
+    """What a client ended its round with: weights, and the samples for which they count.
+
+    `numbers` are what it said beside.
+    """
 
     client: int
     samples: int
     weights: dict[str, Weights]
+    numbers: Mapping[str, Number] = field(default_factory=dict)
 
     def including(self, **weights: Weights) -> Update:
         """Return this update with other weights beside its own."""

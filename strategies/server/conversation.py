@@ -45,18 +45,14 @@ class Conversation:
     ----------
     number : int
         From 1.
-    assignments : dict
-        The clients of the round, in order, each with what it is asked to do.
-    samples : dict[int, int]
-        Samples n_k that each client of the run holds.
+    assignments, samples : dict
+        What each client of the round is asked to do, in order; samples n_k of all of the run.
     weights : dict[str, Weights]
         The global weights at the start of the round.
     steps, batch_samples : dict[int, int]
         By client: steps that were served, and samples of the last payload.
-    losses : dict
-        By client and step.
-    ends : dict[int, Update]
-        What clients have ended with so far.
+    losses, ends : dict
+        Losses by client and step; what clients have ended with so far.
     """
 
     number: int
@@ -74,8 +70,7 @@ class Conversation:
     client_flops: int = 0
 
     def __post_init__(self) -> None:
-        self.clients = list(self.assignments)
-        self.steps = dict.fromkeys(self.clients, 0)
+        self.clients, self.steps = list(self.assignments), dict.fromkeys(self.assignments, 0)
         self.link = self.training.link.renewed()
         self.flops = self.exchange.flops_of_round(self.number, *self.training.halves)
         self._work: dict[int, Flops] = {}
@@ -106,7 +101,7 @@ class Conversation:
                 continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             record = Record(BEGIN if weights else GO_ON, weights=weights, numbers=asked)
-            self._expected[client] = {name: self.weights[name] for name in weights}
+            self._expected[client] = weights
             origins = [self._origins[one] for one in weights.values() if one in self._origins]
             self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
             self.mailbox.send(client, record)
@@ -164,10 +159,10 @@ class Conversation:
                 continue
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
             crossing = self.link.over(record.sent(), at, "down", self.mailbox.account)
-            numbers, is_lost = cut.values * self.link.packs_down, crossing.data is None
-            work = self._work[client].backward
-            self.tasks.gradient(client, at.step, numbers, crossing.size, work, is_lost)
-            if is_lost:
+            numbers, work = cut.values * self.link.packs_down, self._work[client].backward
+            lost = crossing.data is None
+            self.tasks.gradient(client, at.step, numbers, crossing.size, work, lost)
+            if lost:
                 self._skip(client, "down")
                 continue
             self.steps[client] += 1
@@ -266,7 +261,7 @@ class Conversation:
 
     def _end(self, client: int, record: Record) -> None:
         check_weights(record.weights, self._expected[client])
-        if record.number(HELD) != self.samples[client]:
+        if record.number(HELD) != (held := self.samples[client]):
             raise ValueError("another number of samples than it said at the start")
         if self.exchange.is_silent(self.number):
             self.losses[client] = {0: record.number(LOSS)}
@@ -277,7 +272,7 @@ class Conversation:
             raise ValueError("samples with the end of a round whose steps were all served")
         task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
         self._origins |= dict.fromkeys(record.weights.values(), task)
-        self.ends[client] = Update(client, self.samples[client], dict(record.weights))
+        self.ends[client] = Update(client, held, dict(record.weights), record.numbers)
 
     def _give_up_lost(self) -> bool:
         """Go on without clients that were dropped before they answered; tell if there were any."""

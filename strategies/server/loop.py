@@ -146,8 +146,8 @@ def _kept(round: Round, name: str, found: Weights) -> Weights:
 
     A server's optimiser would go on with its momentum, and sums over clients are rounded.
     """
-    flat: Flat[Any] = round.training.head if name == HEAD else round.training.tail
-    kept = round.exchange.phases.kept(flat, round.number)
+    halves: dict[str, Flat[Any]] = {HEAD: round.training.head, TAIL: round.training.tail}
+    kept = round.exchange.phases.kept(halves[name], round.number) if name in halves else None
     if kept is None:
         return found
     return Weights.of(np.where(kept.cpu().numpy(), round.weights[name].numpy(), found.numpy()))

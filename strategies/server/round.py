@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fl_split.exchange.account import Traffic
 from fl_split.exchange.link import Arrival
@@ -193,9 +196,21 @@ class Round(Punctual):
 
     def average(self, updates: Sequence[Update]) -> dict[str, Weights]:
         """Average the weights that updates carry, by one of Flower's strategies."""
-        training = self.training
-        statistics = {HEAD: training.head.statistics, TAIL: training.tail.statistics}
-        return training.aggregator(self.number, updates, self.weights, self.seed, statistics)
+        aggregator = self.training.aggregator
+        return aggregator(self.number, updates, self.weights, self.seed, self.statistics)
+
+    def part_of_mean(self, updates: Sequence[Update], name: str) -> NDArray[np.float64]:
+        """Return sum_k (n_k / n) vector_k over updates, where n counts all clients of the run."""
+        first, *others = updates
+        found: NDArray[np.float64] = first.weights[name].numpy() * np.float64(first.samples)
+        for update in others:
+            found += update.weights[name].numpy() * np.float64(update.samples)
+        return found / sum(self.samples.values())
+
+    @property
+    def statistics(self) -> dict[str, Tensor | None]:
+        """Where in the vectors of head and tail running statistics are, by name."""
+        return {HEAD: self.training.head.statistics, TAIL: self.training.tail.statistics}
 
     def order(self, policy: str) -> list[int]:
         """Return the clients in the order of `policy`: cyclic, reverse or random."""

@@ -30,6 +30,8 @@ class Strategy(ABC):
         Accuracy is then the mean over all clients, and the saved model the average.
     averages : bool
         Whether the experiment's `aggregation` has anything to do.
+    needs_mean : bool
+        Whether the server goes by means with weights n_k / n, so that no other `aggregation` fits.
     needs_labels : bool
         Whether clients tell how many samples of each class they hold.
     serves_in_turn : bool
@@ -48,6 +50,7 @@ class Strategy(ABC):
     trains_on_server: ClassVar[bool] = False
     keeps_models: bool = False
     averages: bool = True
+    needs_mean: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     serves_in_turn: ClassVar[bool] = False
     follows_speeds: ClassVar[bool] = False
