@@ -212,9 +212,9 @@ def same(one, other):
     """Bit-equality of all that two runs have trained, and of what their exits get right."""
     weights = [load_file(run.folder / "codec.safetensors") for run in (one, other)]
     assert any(name.startswith("beside_tail.") for name in weights[0])
+    are_equal = all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     columns = ["accuracy_exit1", "accuracy_exit2", "train_loss"]
     return one.equals(other) and are_equal and one.rounds[columns].equals(other.rounds[columns])
-    )
 
 
 STAGED = "phase(rounds=1) | phase(train='exits')"
