@@ -56,6 +56,7 @@ Purpose = Literal[
     "gates",
     "model",
     "partition",
+    "policy",
     "router",
     "sparsity",
     "tokens",

@@ -14,8 +14,10 @@ from fl_split.metrics import calibration_error
 from fl_split.payload import Payload
 from simulations.cli.main import app
 from simulations.inference import trained
+from simulations.inference.gate import Gate
 from simulations.inference.inference import infer
 from simulations.inference.latency import Latency
+from simulations.inference.lyapunov import Lyapunov
 from simulations.inference.outcome import write
 from simulations.inference.policies import (
     POLICIES,
@@ -28,7 +30,9 @@ from simulations.inference.policies import (
     Trend,
     name_of,
 )
-from simulations.inference.serving import area, fitted, frontier, histogram, mixture, serve
+from simulations.inference.ppo import Ppo
+from simulations.inference.served import serve
+from simulations.inference.serving import area, fitted, frontier, histogram, mixture
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment import Experiment
 from simulations.system.system import parse_system
@@ -53,6 +57,7 @@ def ways(**changes):
         "local": LOCAL,
         "served": served,
         "sent_bytes": np.array([[100, 110, 120, 130], [40, 50, 60, 70]]),
+        "sent_uses": np.zeros((2, 4), np.int64),
         "trunk_flops": np.array([900, 2700]),
         "exit_flops": np.array([100, 300]),
         "encoder_flops": 50,
@@ -94,6 +99,7 @@ def test_a_trend_hands_over_at_an_exit_before_the_last():
         has_exit=np.ones(3, bool),
         can_send=np.ones(3, bool),
         sent_bytes=np.tile([[10], [20], [30]], 4),
+        sent_uses=np.zeros((3, 4), np.int64),
         trunk_flops=np.array([1, 2, 3]),
         exit_flops=np.array([1, 2, 3]),
         server_flops=np.array([3, 2, 1]),
@@ -111,7 +117,8 @@ def test_a_trend_hands_over_at_an_exit_before_the_last():
 
 def test_every_policy_is_tried_above():
     tried = {Threshold, Margin, Patience, Trend, AllLocal, AllSent, Oracle}
-    assert tried == {*POLICIES.values()}
+    fitted_first = {Lyapunov, Gate, Ppo}  # test_control.py
+    assert tried | fitted_first == {*POLICIES.values()}
 
 
 def test_costs_by_hand():

@@ -10,12 +10,15 @@ from fl_split.spec_errors import unknown
 from simulations.api.objects import with_specs
 from simulations.inference.inference import infer as inferred
 from simulations.inference.outcome import Inference, check_new, write
-from simulations.inference.policies import Policy
+from simulations.inference.policy import Policy
 from simulations.runs.parts import SPEC_TABLES
 from simulations.runs.paths import expanded
 from simulations.runs.quiet import quiet_libraries
 
-OPTIONS = ("policies", "system", "codec", "channel", "price", "rate", "out")
+OPTIONS = (
+    *("policies", "system", "codec", "channel", "price", "delay_price", "rate", "rates"),
+    *("codecs", "out"),
+)
 
 
 def infer(
@@ -26,7 +29,10 @@ def infer(
     codec: str | None = None,
     channel: str | None = None,
     price: float | None = None,
+    delay_price: float | None = None,
     rate: float | None = None,
+    rates: Sequence[float] = (),
+    codecs: Sequence[str] = (),
     out: str | Path | None = None,
     **objects: Any,
 ) -> Inference:
@@ -45,8 +51,12 @@ def infer(
     price : float, optional
         Fit each policy's threshold on rows that the clients held out: to the most accuracy less
         `price` times bytes, as a share of those of sending all.
+    delay_price : float, optional
+        Fit to the return instead: accuracy less `delay_price` times seconds; needs a system.
     rate : float, optional
         Share of the patches that go on, where the run selects tokens; by default its own.
+    rates, codecs : sequence, optional
+        Shares of the patches and codecs that controllers (`lyapunov`, `gate`) choose among.
     out : str or Path, optional
         A folder for tables and figures; by default nothing is written.
     objects
@@ -74,7 +84,10 @@ def infer(
         codec=codec,
         channel=channel,
         price=price,
+        delay_price=delay_price,
         rate=rate,
+        rates=rates,
+        codecs=codecs,
         objects=with_specs(objects),
     )
     if out is not None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.terminal import door, existing, out, quiet
+from simulations.cli.data_view import counting
+from simulations.cli.terminal import door, err, existing, out, quiet
 from simulations.runs.paths import expanded
 
 app = typer.Typer()
@@ -43,10 +44,25 @@ def infer(
             help="Fit thresholds to held-out rows: accuracy less this times bytes.",
         ),
     ] = None,
+    delay_price: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Fit to held-out rows: accuracy less this times seconds, the return.",
+        ),
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of patches that go on, if the run selects some."),
     ] = None,
+    rates: Annotated[
+        str,
+        typer.Option(metavar="R, ...", help="Shares of patches that controllers choose among."),
+    ] = "",
+    codecs: Annotated[
+        str,
+        typer.Option(metavar="SPEC; ...", help="Codecs that controllers choose among."),
+    ] = "",
     output: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="Default: DIR/infer.")
     ] = None,
@@ -57,6 +73,9 @@ def infer(
     Beside the policies: all at the last exit, all sent, an oracle, JPEG and WebP files of the
     images. Thresholds are swept to a frontier, against a random mixture at equal bytes.
 
+    The controllers [b]lyapunov[/b] and [b]gate[/b] send every image, and choose its share of
+    patches and its codec.
+
     Example: [b]fl-split infer runs/a -p "threshold(tau=0.8)" -s "devices('pi5') | lte()"[/b]
     """
     with door():
@@ -66,7 +85,7 @@ def infer(
         from simulations.inference.inference import infer as inferred
         from simulations.inference.outcome import check_new, write
         from simulations.report.text_table import text_table
-    with door():
+    with door(), counting(err) as progress:
         check_new(target)
         found = inferred(
             folder,
@@ -75,7 +94,11 @@ def infer(
             codec=codec,
             channel=channel,
             price=price,
+            delay_price=delay_price,
             rate=rate,
+            rates=_numbers(rates),
+            codecs=[word.strip() for word in codecs.split(";") if word.strip()],
+            progress=progress,
         )
         files = write(found, target)
     titles, rows, spare = found.lines()
@@ -88,3 +111,12 @@ def infer(
         out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     text = f"Written: {', '.join(map(str, files))}"
     out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _numbers(text: str) -> list[float]:
+    """Read numbers with commas between; ValueError if one is none."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        raise ValueError(f"rates must be numbers with commas between, got {text!r}") from None

@@ -14,16 +14,23 @@ from fl_split.channels import CHANNELS
 from fl_split.codecs import parse_codec
 from fl_split.exchange.link import Link
 from fl_split.specs import parse
+from simulations.data.cache import Progress
 from simulations.data.statistics import count, per_client
 from simulations.inference import pictures
+from simulations.inference.control import controlled
+from simulations.inference.controller import Controller
+from simulations.inference.fitting import Prices, fit
 from simulations.inference.kept_patches import kept_patches
 from simulations.inference.latency import Latency
 from simulations.inference.outcome import Inference
-from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, Policy, name_of
-from simulations.inference.serving import Served, area, fitted, frontier, histogram, mixture, serve
+from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, name_of
+from simulations.inference.policy import Policy
+from simulations.inference.served import Served, serve
+from simulations.inference.serving import area, frontier, histogram, mixture
+from simulations.inference.settings import Bench, Setting, settings_of
 from simulations.inference.trained import Trained, load
 from simulations.inference.ways import Ways, ways_of
-from simulations.runs.experiment_data import named
+from simulations.runs.experiment_data import named, silent
 from simulations.runs.files import read_summary
 from simulations.runs.results import SUMMARY
 from simulations.runs.trials import check_attention, check_channels, try_link
@@ -38,35 +45,45 @@ def infer(
     codec: str | None = None,
     channel: str | None = None,
     price: float | None = None,
+    delay_price: float | None = None,
     rate: float | None = None,
+    rates: Sequence[float] = (),
+    codecs: Sequence[str] = (),
     objects: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
 ) -> Inference:
     """Do what :func:`simulations.api.serving.infer` says, of a folder; write nothing.
 
     `objects` are parts that stood in the place of specs when the run was trained, by key.
+    `progress` is told what is measured and learnt.
 
     Raises
     ------
     ValueError
         As told there.
     """
-    wanted = _policies(policies, price)
+    wanted, prices = _policies(policies), Prices(price, delay_price)
+    controllers = [one for one in wanted if isinstance(one, Controller)]
+    settings = _settings(controllers, rates, codecs)
     trained = load(Path(folder), objects, rate)
     _check(trained, wanted)
     found = parse_system(system) if system is not None else trained.experiment.parts.system
     latency = Latency.of_system(found, trained.experiment) if found else None
+    prices.check(wanted, latency)
+    if controllers or prices:
+        trained.held_out  # noqa: B018  (refuses a run that held nothing out)
     link = _link(trained, found, codec, channel)
-    ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
-    held, chosen, notes = None, {name_of(one): one for one in wanted}, list[str]()
-    if price is not None:
+    others = [one for one in wanted if not isinstance(one, Controller)]
+    held, chosen, notes = None, {name_of(one): one for one in others}, list[str]()
+    if prices:
         held = _of_held_out(trained, link)
-        pairs = [(one, fitted(one, held, price)) for one in wanted]
-        chosen = {name_of(one): one for _, one in pairs}
-        notes = [_fit(*pair, price) for pair in pairs]
+        pairs = [fit(o, held, prices, latency, trained.experiment.seed, progress) for o in others]
+        chosen, notes = {name_of(one): one for one, _ in pairs}, [note for _, note in pairs]
+    ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
     served = {name: serve(ways, one, latency) for name, one in chosen.items()}
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
     served |= {name: serve(ways, one, latency) for name, one in _controls(trained).items()}
-    return Inference(
+    inference = Inference(
         _table(trained, ways, served, frontiers, latency),
         frontiers,
         {name: served[name].images(ways.names) for name in chosen},
@@ -75,23 +92,55 @@ def infer(
         [*notes, *_notes(trained, link, served)],
         kept_patches(trained),
     )
+    if controllers:
+        bench = _bench(trained, settings, found, codec, channel, progress)
+        inference = inference.with_controlled(controlled(controllers, bench, latency))
+    return inference.priced(delay_price, trained.head.image_shape)
 
 
-def _policies(given: str | Policy | Sequence[str | Policy], price: float | None) -> list[Policy]:
-    """Read policies; ValueError if there is none, or for a price that is none."""
+def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
+    """Read policies; ValueError if there is none."""
     several = [given] if isinstance(given, str | Policy) else [*given]
     if not several:
         raise ValueError("policies: give at least one, as 'threshold()' or 'all_sent()'")
-    if price is not None and not 0 <= price < np.inf:
-        raise ValueError(f"price must be 0 or more, got {price:g}")
     return [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
 
 
-def _fit(before: Policy, after: Policy, price: float) -> str:
-    """Say what has become of a policy."""
-    if len(before.sweep()) < 2:
-        return f"{name_of(before)}: nothing of it can be fitted"
-    return f"{name_of(after)} was fitted to held-out rows, price {price:g}"
+def _settings(
+    controllers: Sequence[Policy], rates: Sequence[float], codecs: Sequence[str]
+) -> list[Setting]:
+    """Return what controllers choose among; ValueError if nobody does, or nothing is to choose."""
+    if controllers:
+        return settings_of(rates, codecs)
+    if rates or codecs:
+        raise ValueError(
+            "rates and codecs are what a controller chooses among; give one, as lyapunov(rate=200)"
+        )
+    return []
+
+
+def _bench(
+    trained: Trained,
+    settings: Sequence[Setting],
+    system: System | None,
+    codec: str | None,
+    channel: str | None,
+    progress: Progress,
+) -> Bench:
+    """Return what serves images in each setting; ValueError for one that the run cannot have."""
+    each = []
+    for one in settings:
+        if one.rate is not None and trained.head.selector is None:
+            raise ValueError(
+                "rates: the run selects no tokens; train with some, as tokens=dual_gate()"
+            )
+        head = trained.head if one.rate is None else trained.head.with_rate(one.rate).eval()
+        each.append(replace(trained, head=head))
+    links = [
+        _link(one, system, setting.codec or codec, channel)
+        for one, setting in zip(each, settings, strict=True)
+    ]
+    return Bench(settings, each, links, progress)
 
 
 def _controls(trained: Trained) -> dict[str, Policy]:
@@ -158,7 +207,7 @@ def _clients(
 ) -> pd.DataFrame:
     """Return what held-out rows of each client do: what skewed labels make of exits."""
     shards = trained.setup.shards
-    if not shards or not trained.exits:
+    if not shards or not trained.exits or not policies:
         return pd.DataFrame()
     held = held or _of_held_out(trained, link)
     entropy = per_client(count(trained.setup.train))["entropy"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from simulations.inference.control import Controlled
 from simulations.inference.figure import draw
 from simulations.report import kept_patches
 from simulations.report.figures import our_style
@@ -24,13 +27,13 @@ class Inference:
         One row per policy and control: accuracy; means over images of bytes, operations, seconds
         and joules; `mixture`, the accuracy of a random mixture at equal bytes.
     frontiers : dict
-        By policy, one row for each threshold of its sweep.
+        By policy, one row for each threshold of its sweep; of controllers, one for each setting.
     images : dict
         By policy, one row per image.
     clients : pandas.DataFrame
         By policy and client, of held-out rows: label entropy, share that leaves, accuracy.
     histograms : dict
-        By policy, how many images left where.
+        By policy, how many images left where, or were sent in which setting.
     patches : pandas.DataFrame, optional
         Pixels of some test images and which go on, where the run selects tokens.
     """
@@ -42,6 +45,32 @@ class Inference:
     histograms: dict[str, dict[str, int]]
     notes: list[str]
     patches: pd.DataFrame | None = field(default=None, repr=False)
+
+    def with_controlled(self, found: Controlled) -> Inference:
+        """Add what controllers have made: rows before those of files, and settings as a line."""
+        is_file = self.table["policy"].str.startswith(("JPEG", "WEBP"))
+        parts = [self.table[~is_file], pd.DataFrame(found.rows), self.table[is_file]]
+        return replace(
+            self,
+            table=pd.concat(parts, ignore_index=True),
+            frontiers={**self.frontiers, "settings": found.settings},
+            images={**self.images, **found.images},
+            histograms={**self.histograms, **found.histograms},
+            notes=[*self.notes, *found.notes],
+        )
+
+    def priced(self, delay_price: float | None, image_shape: Sequence[int]) -> Inference:
+        """Add columns: accuracy less priced seconds, uses of the channel per number."""
+        price = np.nan if delay_price is None else delay_price
+
+        def more(frame: pd.DataFrame) -> pd.DataFrame:
+            uses = frame["channel_uses"] / np.prod(image_shape)
+            return frame.assign(
+                uses_per_number=uses, **{"return": frame["accuracy"] - price * frame["seconds"]}
+            )
+
+        frontiers = {name: more(frame) for name, frame in self.frontiers.items()}
+        return replace(self, table=more(self.table), frontiers=frontiers)
 
     @property
     def places(self) -> pd.DataFrame:
@@ -69,7 +98,9 @@ TITLES = {
     "accuracy": "right %",
     "mixture": "mix. %",
     "sent": "sent %",
+    "return": "return %",
     "bytes_up": "bytes",
+    "uses_per_number": "k/n",
     "device_flops": "MFLOP",
     "server_flops": "server's",
     "seconds": "s",

@@ -6,10 +6,10 @@ is, it is sent from the cut. `trend` sends it earlier where looking further does
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,33 +18,15 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT, shortened
 from fl_split.tables import Table
+from simulations.inference.gate import Gate
+from simulations.inference.lyapunov import Lyapunov
+from simulations.inference.policy import Decisions, Policy, margins
+from simulations.inference.ppo import Ppo
 from simulations.inference.ways import Probabilities, Ways
 
 Share = Annotated[float, Field(ge=0, le=1)]
 STEPS = 20
 """Of a sweep over thresholds from 0 to 1."""
-
-
-class Decisions(NamedTuple):
-    """For each of N images the number of its last place, and whether it is sent from there."""
-
-    place: NDArray[np.int64]
-    is_sent: NDArray[np.bool_]
-
-
-class Policy(ABC):
-    """Decides for images whether they leave at an exit or are sent."""
-
-    needs_exits: ClassVar[bool] = True
-    """Whether it asks the exits on an image's way, which costs operations."""
-
-    @abstractmethod
-    def decide(self, ways: Ways) -> Decisions:
-        """Return decisions on all images; a choice on one depends on no other."""
-
-    def sweep(self) -> Sequence[Policy]:
-        """Return policies of the kind that make a frontier; those that fix all give themselves."""
-        return [self]
 
 
 class Rule(Policy):
@@ -218,12 +200,6 @@ class Oracle(Policy):
         return Decisions(place, is_sent)
 
 
-def margins(local: Probabilities) -> Probabilities:
-    """Return by how much the largest probability exceeds the second, (E, N)."""
-    ordered = np.sort(local, axis=2)
-    return np.asarray(ordered[..., -1] - ordered[..., -2])
-
-
 def name_of(policy: Policy) -> str:
     """Write a policy as a spec, without what is as by default."""
     name = next((name for name, kind in POLICIES.items() if type(policy) is kind), "")
@@ -239,9 +215,12 @@ POLICIES: Table[type[Policy]] = Table(
     {
         "all_local": AllLocal,
         "all_sent": AllSent,
+        "gate": Gate,
+        "lyapunov": Lyapunov,
         "margin": Margin,
         "oracle": Oracle,
         "patience": Patience,
+        "ppo": Ppo,
         "threshold": Threshold,
         "trend": Trend,
     },

@@ -1,109 +1,18 @@
-"""What a policy makes of images: right answers, bytes, operations, seconds, joules."""
+"""What policies make of images, side by side: sweeps, frontiers, fits and mixtures."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from fl_split.metrics import calibration_error
 from simulations.inference.latency import Latency
-from simulations.inference.policies import AllLocal, AllSent, Decisions, Policy, name_of
+from simulations.inference.policies import AllLocal, AllSent, name_of
+from simulations.inference.policy import Policy
+from simulations.inference.served import Served, serve
 from simulations.inference.ways import Ways
-
-Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Served:
-    """What N images gave and cost, as arrays (N,).
-
-    Attributes
-    ----------
-    is_known : array
-        Whether anybody answered; no answer is wrong.
-    confidence : array
-        Largest probability of the answer that counts.
-    is_lost : array
-        Whether the channel lost what was sent: then the last exit passed answers, if there is one.
-    bytes_up, bytes_down : array
-        Payload, and the class that comes back.
-    seconds, joules : array
-        Of the device, under a system; not numbers without one.
-    """
-
-    decisions: Decisions
-    right: NDArray[np.bool_]
-    is_known: NDArray[np.bool_]
-    confidence: Numbers
-    is_lost: NDArray[np.bool_]
-    bytes_up: NDArray[np.int64]
-    bytes_down: NDArray[np.int64]
-    device_flops: NDArray[np.int64]
-    server_flops: NDArray[np.int64]
-    seconds: Numbers
-    joules: Numbers
-
-    def images(self, names: Sequence[str]) -> pd.DataFrame:
-        """Return one row per image."""
-        place, is_sent = self.decisions
-        columns = {key: value for key, value in vars(self).items() if key != "decisions"}
-        left = np.where(is_sent, "sent from ", "") + np.array(names)[place].astype(object)
-        return pd.DataFrame({"left": left, **columns})
-
-    def summary(self) -> dict[str, Any]:
-        """Return means over images: accuracy, shares, costs, calibration."""
-        return {
-            "accuracy": float(self.right.mean()),
-            "sent": float(self.decisions.is_sent.mean()),
-            "lost": int(self.is_lost.sum()),
-            "bytes_up": float(self.bytes_up.mean()),
-            "bytes_down": float(self.bytes_down.mean()),
-            "device_flops": float(self.device_flops.mean()),
-            "server_flops": float(self.server_flops.mean()),
-            "calibration_error": calibration_error(
-                self.confidence[self.is_known], self.right[self.is_known]
-            ),
-            "seconds": float(self.seconds.mean()),
-            "joules": float(self.joules.mean()),
-        }
-
-
-def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
-    """Let a policy decide on all images, and add up what each of them takes."""
-    place, is_sent = decisions = policy.decide(ways)
-    images = np.arange(len(place))
-    served, local = ways.served[place, images], ways.local
-    is_lost = is_sent & np.isnan(served).any(axis=1)
-    answers = np.where((is_sent & ~is_lost)[:, None], served, _last_exits(ways, place, local))
-    known = np.asarray(~np.isnan(answers).any(axis=1))
-    answers = np.nan_to_num(answers)
-    right = known & (answers.argmax(axis=1) == ways.labels)
-    bytes_up = np.where(is_sent, ways.sent_bytes[place, images], 0)
-    bytes_down = np.where(is_sent & ~is_lost, ways.answer_bytes, 0)
-    device = ways.trunk_flops[place] + policy.needs_exits * ways.exit_flops[place]
-    device = device + is_sent * (place == len(ways.names) - 1) * ways.encoder_flops
-    server = np.where(is_sent & ~is_lost, ways.server_flops[place], 0)
-    took = (np.full(len(place), np.nan),) * 2
-    if latency:
-        coding = [is_sent * flops for flops in ways.coding_flops]
-        work = device + coding[0], server + ~is_lost * coding[1]
-        took = latency.of(*work, bytes_up, bytes_down, is_sent, ways.owner)
-    confidence = answers.max(axis=1)
-    costs = bytes_up, bytes_down, device, server
-    return Served(decisions, right, known, confidence, is_lost, *costs, *took)
-
-
-def _last_exits(ways: Ways, place: NDArray[np.int64], local: Numbers) -> Numbers:
-    """Return the probabilities (N, C) of the last exit that each image has passed."""
-    passed = [np.flatnonzero(ways.has_exit[: number + 1]) for number in range(len(ways.names))]
-    last = np.array([one[-1] if len(one) else number for number, one in enumerate(passed)])
-    return np.asarray(local[last[place], np.arange(len(place))])
 
 
 def histogram(served: Served, ways: Ways) -> dict[str, int]:
@@ -127,17 +36,24 @@ def mixture(ways: Ways, bytes_up: Any) -> Any:
     return local["accuracy"] + share * (sent["accuracy"] - local["accuracy"])
 
 
-def fitted(policy: Policy, ways: Ways, price: float) -> Policy:
-    """Return the policy of its sweep with the most accuracy less price times bytes.
+def fitted(
+    policy: Policy,
+    ways: Ways,
+    price: float,
+    delay_price: float = 0.0,
+    latency: Latency | None = None,
+) -> Policy:
+    """Return the policy of its sweep with the most accuracy less prices times bytes and seconds.
 
     `ways` are of held-out images. Bytes are a share of those of sending all; of equal policies
-    the first counts.
+    the first counts. Seconds, if they have a price, need `latency`.
     """
     whole = serve(ways, AllSent()).summary()["bytes_up"] or 1.0
 
     def worth(one: Policy) -> float:
-        found = serve(ways, one).summary()
-        return float(found["accuracy"] - price * found["bytes_up"] / whole)
+        found = serve(ways, one, latency).summary()
+        delay = delay_price * found["seconds"] if delay_price else 0.0
+        return float(found["accuracy"] - price * found["bytes_up"] / whole - delay)
 
     return max(policy.sweep(), key=worth)
 

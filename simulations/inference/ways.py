@@ -50,8 +50,8 @@ class Ways:
     local, served : array
         (P, N, C) probabilities of exits, and of the server for what is sent from there; not
         numbers where there is no such way, or where the channel has lost the payload.
-    sent_bytes : array
-        (P, N) of the payload, on the way.
+    sent_bytes, sent_uses : array
+        (P, N) of the payload, on the way; uses of a channel by numbers that are sent as they are.
     trunk_flops, exit_flops : array
         (P,) operations of the device on one image up to a place: of its blocks, of all exits.
     encoder_flops : int
@@ -73,6 +73,7 @@ class Ways:
     local: Probabilities
     served: Probabilities
     sent_bytes: NDArray[np.int64]
+    sent_uses: NDArray[np.int64]
     trunk_flops: NDArray[np.int64]
     exit_flops: NDArray[np.int64]
     encoder_flops: int
@@ -102,7 +103,7 @@ def ways_of(
     places = sorted({*after, blocks})
     halves = [_halves(trained, place, blocks) for place in places]
     local = np.full((len(places), len(rows), samples.num_classes), np.nan)
-    served, sent = local.copy(), np.zeros(local.shape[:2], dtype=np.int64)
+    served, sent = local.copy(), np.zeros((2, *local.shape[:2]), dtype=np.int64)
     for start in range(0, len(rows), ROWS):
         chosen = slice(start, start + ROWS)
         pixels, _ = samples.batch(rows[chosen])
@@ -118,7 +119,7 @@ def ways_of(
                     for client, row in zip(owner[chosen], rows[chosen], strict=True)
                 ]
                 answers = _served(*both, pixels, link, samples.num_classes, steps)
-                served[place, chosen], sent[place, chosen] = answers
+                served[place, chosen], sent[:, place, chosen] = answers
     reached = [sum(number <= place for number in after) for place in places]
     trunk, server = zip(*(_costs(trained, place, blocks) for place in places), strict=True)
     encoder = head.most_sent * flops.forward(head.encoder)
@@ -130,7 +131,8 @@ def ways_of(
         np.array([both is not None for both in halves]),
         local,
         served,
-        sent,
+        sent[0],
+        sent[1],
         np.array(trunk),
         np.array([exits.forward_flops_of(count) if exits else 0 for count in reached]),
         encoder,
@@ -194,20 +196,23 @@ def _served(
     num_classes: int,
     steps: Sequence[StepId],
 ) -> tuple[Probabilities, NDArray[np.int64]]:
-    """Send each image by itself; return the server's probabilities (B, C), and bytes (B,)."""
+    """Send each image by itself.
+
+    Returns the server's probabilities (B, C), and bytes and uses of the channel (2, B).
+    """
     trace = Trace()
     tokens, attention = head(pixels, *([trace] if head.is_ragged else []))
     row = attention() if link.codec.needs_attention else tokens[..., 0]
     counts = [tokens.shape[1]] * len(tokens) if trace.counts is None else trace.counts.tolist()
     found = np.full((len(pixels), num_classes), np.nan)
-    sent, arrivals, account = np.zeros(len(pixels), np.int64), dict[int, Arrival](), Account()
+    sent, arrivals, account = np.zeros((2, len(pixels)), np.int64), dict[int, Arrival](), Account()
     label = torch.zeros(1, dtype=torch.int64, device="cpu")  # which nobody knows
     for number, (at, count) in enumerate(zip(steps, counts, strict=True)):
         one = slice(number, number + 1), slice(count)  # alone it needs no padding
         known = tokens[one], lambda one=one: row[one], label, num_classes, head.num_read
         data = link.up(encode(link.codec, Smashed(*known), at), at)
         crossing = link.over(data, at, "up", account)
-        sent[number] = crossing.size
+        sent[:, number] = crossing.size, crossing.uses
         if (arrival := link.received(crossing, at, tail)) is not None:
             arrivals[number] = arrival
     for images in batches(tail, arrivals):

@@ -21,6 +21,7 @@ FILES = ("JPEG", "WEBP")
 
 COLUMNS = {
     "accuracy": ("accuracy, %", 100, ".1f"),
+    "return": ("return, %", 100, ".1f"),
     "mixture": ("random mixture, %", 100, ".1f"),
     "sent": ("sent, %", 100, ".1f"),
     "bytes_up": ("payload, bytes", 1, ",.0f"),
@@ -37,6 +38,7 @@ def table(collection: RunCollection) -> ReportTable | None:
     if found is None:
         return None
     shown = found[~found["policy"].str.startswith(FILES)]
+    shown = shown.reindex(columns=["configuration", "policy", *COLUMNS])
     groups = shown.groupby(["configuration", "policy"], sort=False)
     means = groups[[*COLUMNS]].mean().reset_index()
     kept = {key: COLUMNS[key] for key in COLUMNS if means[key].notna().any()}

@@ -1,0 +1,113 @@
+"""Controllers serve the test images of a run, each beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulations.inference.controller import Chooser, Controller
+from simulations.inference.latency import Latency
+from simulations.inference.policies import AllSent, name_of
+from simulations.inference.served import Served, serve
+from simulations.inference.settings import ID_BYTES, Bench, Integers, Numbers
+from simulations.inference.ways import Ways
+
+MEANS = {
+    "accuracy": "right",
+    "bytes_up": "bytes_up",
+    "bytes_down": "bytes_down",
+    "channel_uses": "uses",
+    "device_flops": "device_flops",
+    "server_flops": "server_flops",
+    "seconds": "seconds",
+    "joules": "joules",
+}
+"""Keys of a row, and what of each image they are means of."""
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """What controllers made of the test images.
+
+    Attributes
+    ----------
+    rows : list of dict
+        One per controller, and one per control of it.
+    settings : DataFrame
+        One row per setting, if it served all test images.
+    images : dict
+        By controller, one row per image.
+    histograms : dict
+        By controller, how many images were sent in which setting.
+    """
+
+    rows: list[dict[str, Any]]
+    settings: pd.DataFrame
+    images: dict[str, pd.DataFrame]
+    histograms: dict[str, dict[str, int]]
+    notes: list[str]
+
+
+def controlled(
+    controllers: Sequence[Controller], bench: Bench, latency: Latency | None
+) -> Controlled:
+    """Fit controllers to held-out images, and let them serve the test images.
+
+    Controls are told no setting, so they do not send the byte that says which it is.
+    """
+    choosers = [controller.fit(bench) for controller in controllers]
+    choices, ways = bench.test
+    constants = [serve(one, AllSent(), latency) for one in ways]
+    pairs = zip(bench.names, constants, strict=True)
+    of_settings = pd.DataFrame([{"policy": name, **one.summary()} for name, one in pairs])
+    found = Controlled([], of_settings, {}, {}, [])
+    for chooser in choosers:
+        name, settings = name_of(chooser.policy), chooser.choose(choices)
+        served = picked([_chosen_for(one, chooser, latency) for one in ways], settings)
+        controls = {
+            key: means(constants, weights)
+            for key, weights in chooser.controls(choices, settings).items()
+        }
+        mixed = controls.get("random mixture", {}).get("accuracy", np.nan)
+        found.rows.append({"policy": name, **served.summary(), "mixture": mixed})
+        found.rows.extend({"policy": f"{key} of {name}", **row} for key, row in controls.items())
+        left = np.array(bench.names, dtype=object)[settings]
+        extra = {"slot": choices.slot, "snr_db": choices.snr_db}
+        found.images[name] = served.images(ways[0].names).assign(left=left, **extra)
+        counts = np.bincount(settings, minlength=len(bench.names)).tolist()
+        named = zip(bench.names, counts, strict=True)
+        found.histograms[name] = {one: count for one, count in named if count}
+        found.notes.extend(f"{name}: {note}" for note in chooser.notes)
+    return found
+
+
+def _chosen_for(ways: Ways, chooser: Chooser, latency: Latency | None) -> Served:
+    """Serve all in one setting, which was chosen and is told."""
+    told = replace(
+        ways,
+        sent_bytes=ways.sent_bytes + ID_BYTES,
+        trunk_flops=ways.trunk_flops + chooser.flops,
+    )
+    return serve(told, AllSent(), latency)
+
+
+def picked(each: Sequence[Served], settings: Integers) -> Served:
+    """Return of each image what its setting made of it."""
+    images = np.arange(len(settings))
+    parts: dict[str, Any] = {
+        one.name: np.stack([getattr(served, one.name) for served in each])[settings, images]
+        for one in fields(Served)
+        if one.name != "decisions"
+    }
+    return replace(each[0], **parts)
+
+
+def means(each: Sequence[Served], weights: Numbers) -> dict[str, float]:
+    """Return the row of a random mixture: settings come with the chances `weights` (S, N)."""
+    parts = {key: np.stack([getattr(one, of) for one in each]) for key, of in MEANS.items()}
+    found = {key: float((weights * part).sum(axis=0).mean()) for key, part in parts.items()}
+    return {"sent": 1.0, **found, "channel_uses": found["channel_uses"] or np.nan}

@@ -1,0 +1,118 @@
+"""Leaving, going on or sending as a Markov decision process, inspired by REEN (2412.19587).
+
+An episode is one held-out image on its way through the exits of a device. At each exit the
+device leaves, goes on, or sends the image; whoever goes on at the last exit sends from the cut.
+The reward comes at the end: 1 for a right answer, less `price` times seconds. State, action and
+reward are ours: those of the paper were not to be had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from simulations.inference.latency import Latency
+from simulations.inference.policy import Decisions, Policy, margins
+from simulations.inference.served import serve
+from simulations.inference.ways import Ways
+
+Numbers = NDArray[np.float64]
+State = NDArray[np.float32]
+
+LEAVE, GO_ON, SEND = range(3)
+
+
+@dataclass(frozen=True)
+class _Everywhere(Policy):
+    """Ends every image in one way."""
+
+    place: int
+    is_sent: bool
+
+    def decide(self, ways: Ways) -> Decisions:
+        """Choose that way."""
+        images = len(ways.labels)
+        return Decisions(np.full(images, self.place), np.full(images, self.is_sent))
+
+
+@dataclass(frozen=True)
+class Journeys:
+    """States and rewards of N images at E exits.
+
+    Attributes
+    ----------
+    states : array
+        (E, N, 5): share of the exits passed, margin, margin at the exit before, growth of the
+        margin, and what sending from here costs more than leaving, in seconds times the price.
+    left, sent : array
+        (E, N) rewards of leaving there, and of sending from there.
+    onward : array
+        (N,) of going on at the last exit: the cut sends.
+    """
+
+    states: State
+    left: Numbers
+    sent: Numbers
+    onward: Numbers
+
+
+def journeys(ways: Ways, latency: Latency, price: float) -> Journeys:
+    """Work out all states and rewards; where nothing can be sent from an exit, the cut sends."""
+    exits, last = np.flatnonzero(ways.has_exit), len(ways.names) - 1
+    rewards, seconds = np.zeros((2, 2, len(exits), len(ways.labels)))
+
+    def end(place: int, is_sent: bool) -> tuple[Numbers, Numbers]:
+        one = serve(ways, _Everywhere(place, is_sent), latency)
+        return one.right - price * one.seconds, one.seconds
+
+    for number, place in enumerate(exits.tolist()):
+        sender = place if ways.can_send[place] else last
+        rewards[0, number], seconds[0, number] = end(place, False)
+        rewards[1, number], seconds[1, number] = end(sender, True)
+    margin = margins(ways.local[exits])
+    before = np.concatenate([np.zeros_like(margin[:1]), margin[:-1]])
+    passed = np.repeat((1 + np.arange(len(exits)))[:, None] / len(exits), margin.shape[1], axis=1)
+    more = price * (seconds[1] - seconds[0])
+    states = np.stack([passed, margin, before, margin - before, more], axis=2)
+    return Journeys(states.astype(np.float32), rewards[0], rewards[1], end(last, True)[0])
+
+
+class Offloading(gymnasium.Env[State, np.int64]):
+    """One image after the other, drawn at random.
+
+    ``reset(options={"image": n})`` takes image n.
+    """
+
+    def __init__(self, found: Journeys) -> None:
+        self.found = found
+        self.observation_space = spaces.Box(-np.inf, np.inf, (found.states.shape[2],), np.float32)
+        self.action_space = spaces.Discrete(3)
+        self.image = self.exit = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[State, dict[str, Any]]:
+        """Begin with an image at the first exit."""
+        super().reset(seed=seed)
+        drawn = self.np_random.integers(self.found.left.shape[1])
+        self.image, self.exit = int((options or {}).get("image", drawn)), 0
+        return self.found.states[0, self.image].copy(), {}
+
+    def step(self, action: np.int64) -> tuple[State, float, bool, bool, dict[str, Any]]:
+        """Leave, go on or send; returns state, reward, whether it has ended, False, nothing."""
+        here = self.exit, self.image
+        is_last = self.exit + 1 == len(self.found.left)
+        if action == GO_ON and not is_last:
+            self.exit += 1
+            return self.found.states[self.exit, self.image].copy(), 0.0, False, False, {}
+        reward = {
+            LEAVE: self.found.left[here],
+            GO_ON: self.found.onward[self.image],
+            SEND: self.found.sent[here],
+        }[int(action)]
+        return self.found.states[here].copy(), float(reward), True, False, {}

@@ -1,0 +1,56 @@
+"""The contract of a policy: where an image leaves the device."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulations.data.cache import Progress
+from simulations.inference.latency import Latency
+from simulations.inference.ways import Probabilities, Ways
+
+
+class Decisions(NamedTuple):
+    """For each of N images the number of its last place, and whether it is sent from there."""
+
+    place: NDArray[np.int64]
+    is_sent: NDArray[np.bool_]
+
+
+class Policy(ABC):
+    """Decides for images whether they leave at an exit or are sent."""
+
+    needs_exits: ClassVar[bool] = True
+    """Whether it asks the exits on an image's way, which costs operations."""
+
+    @abstractmethod
+    def decide(self, ways: Ways) -> Decisions:
+        """Return decisions on all images; a choice on one depends on no other."""
+
+    def sweep(self) -> Sequence[Policy]:
+        """Return policies of the kind that make a frontier; those that fix all give themselves."""
+        return [self]
+
+
+class Learner(Policy):
+    """A policy that decides nothing until it has learnt from held-out images."""
+
+    @abstractmethod
+    def learn(
+        self, held: Ways, latency: Latency, price: float, seed: int, progress: Progress
+    ) -> Policy:
+        """Return the policy that has learnt from `held`: accuracy less `price` times seconds."""
+
+    def decide(self, ways: Ways) -> Decisions:
+        """Refuse."""
+        raise ValueError(f"{self!r} has learnt nothing yet")
+
+
+def margins(local: Probabilities) -> Probabilities:
+    """Return by how much the largest probability exceeds the second, (E, N)."""
+    ordered = np.sort(local, axis=2)
+    return np.asarray(ordered[..., -1] - ordered[..., -2])
