@@ -7,7 +7,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import Field
@@ -115,6 +115,12 @@ class Exits(Beside):
         trace = Trace()
         logits = tail(tokens, trace)
         return torch.stack([logits.float(), *[one.float() for one in self.logits(trace)]], dim=1)
+
+    def from_stage(self, first: int) -> Self:
+        """Return these exits, with the same weights, of a half that begins after `first` stages."""
+        found = copy.copy(self)
+        found.first = first
+        return found
 
     def loss(self, trace: Trace, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the weighted sum of all exits' losses."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from fl_split.exchange.account import Account
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.serving import batches, through
 from fl_split.exchange.split import encode
+from fl_split.exits import exits_of
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
@@ -32,6 +34,27 @@ ROWS = 128
 """Images that run through a head at once."""
 
 Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What N images give at E exits behind the cut, and cost the server until there.
+
+    Attributes
+    ----------
+    names : sequence of str
+        Of the exits: `exit3` is behind the third block of the model.
+    answers : array
+        (E, P, N, C) their probabilities for what is sent from a place; not numbers where nothing
+        can be sent, or the channel has lost it.
+    flops : array
+        (E + 1, P) operations of the server on an image from a place to an exit, with all exits
+        that it passes; the last row is to the model's own classifier.
+    """
+
+    names: Sequence[str]
+    answers: Probabilities
+    flops: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,8 @@ class Ways:
         Of the class that the server sends back.
     owner : array
         (N,) the client whose device takes the image.
+    behind : Behind, optional
+        Exits of the server.
     """
 
     labels: NDArray[np.int64]
@@ -81,6 +106,7 @@ class Ways:
     coding_flops: tuple[int, int]
     answer_bytes: int
     owner: NDArray[np.int64]
+    behind: Behind | None = None
 
 
 @torch.no_grad()
@@ -95,7 +121,7 @@ def ways_of(
 
     `owner` is the client of each; by default all clients take turns.
     """
-    exits, head = trained.exits, trained.head
+    exits, head, later = trained.exits, trained.head, trained.exits_behind
     blocks = head.num_stages
     if owner is None:
         owner = np.arange(len(rows)) % trained.experiment.clients
@@ -103,7 +129,8 @@ def ways_of(
     places = sorted({*after, blocks})
     halves = [_halves(trained, place, blocks) for place in places]
     local = np.full((len(places), len(rows), samples.num_classes), np.nan)
-    served, sent = local.copy(), np.zeros((2, *local.shape[:2]), dtype=np.int64)
+    served = np.full((1 + (len(later.after) if later else 0), *local.shape), np.nan)
+    sent = np.zeros((2, *local.shape[:2]), dtype=np.int64)
     for start in range(0, len(rows), ROWS):
         chosen = slice(start, start + ROWS)
         pixels, _ = samples.batch(rows[chosen])
@@ -119,7 +146,7 @@ def ways_of(
                     for client, row in zip(owner[chosen], rows[chosen], strict=True)
                 ]
                 answers = _served(*both, pixels, link, samples.num_classes, steps)
-                served[place, chosen], sent[:, place, chosen] = answers
+                served[:, place, chosen], sent[:, place, chosen] = answers
     reached = [sum(number <= place for number in after) for place in places]
     trunk, server = zip(*(_costs(trained, place, blocks) for place in places), strict=True)
     encoder = head.most_sent * flops.forward(head.encoder)
@@ -130,7 +157,7 @@ def ways_of(
         np.isin(places, after),
         np.array([both is not None for both in halves]),
         local,
-        served,
+        served[0],
         sent[0],
         sent[1],
         np.array(trunk),
@@ -140,6 +167,7 @@ def ways_of(
         _coding(link, head),
         Payload({}, {"label": last}).nbytes,
         owner,
+        _behind(trained, served[1:], places, server),
     )
 
 
@@ -156,6 +184,8 @@ def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | No
     if trained.experiment.parts.codec.modules(trained.head.smashed_shape[1]) is not None:
         return None
     head, tail = trained.experiment.parts.model.split(trained.module, place)
+    if trained.exits_behind is not None:
+        tail.beside.append(trained.exits_behind.from_stage(place))
     return head.eval(), tail.eval()
 
 
@@ -174,6 +204,27 @@ def _costs(trained: Trained, place: int, blocks: int) -> tuple[int, int]:
         return head.forward_flops(1) - encoder - later, 0
     head, tail = trained.experiment.parts.model.split(trained.module, place)
     return head.forward_flops(1), tail.forward_flops(1, head.smashed_shape[0])
+
+
+def _behind(
+    trained: Trained, answers: Probabilities, places: Sequence[int], server: Sequence[int]
+) -> Behind | None:
+    """Count operations from a place to each exit; `server` are those to the end, without exits."""
+    exits = trained.exits_behind
+    if exits is None:
+        return None
+    split, module = trained.experiment.parts.model.split, trained.module
+    head, blocks = trained.head, trained.head.num_stages
+    decoder = head.most_sent * flops.forward(trained.tail.decoder)
+    found = np.zeros((len(exits.after) + 1, len(places)), np.int64)
+    for column, place in enumerate(places):
+        tokens = head.most_sent if place == blocks else head.smashed_shape[0]
+        for row, number in enumerate(exits.after):
+            middle = split(module, place, number)[1].forward_flops(1, tokens)
+            found[row, column] = middle + decoder * (place == blocks)
+    found[-1] = server
+    asked = [exits.forward_flops_of(count + 1) for count in range(len(exits.after))]
+    return Behind(exits.names, answers, found + np.array([*asked, asked[-1]])[:, None])
 
 
 def _coding(link: Link, head: Head) -> tuple[int, int]:
@@ -198,13 +249,17 @@ def _served(
 ) -> tuple[Probabilities, NDArray[np.int64]]:
     """Send each image by itself.
 
-    Returns the server's probabilities (B, C), and bytes and uses of the channel (2, B).
+    Returns the server's probabilities (1 + E, B, C), at its end and at its exits, and bytes and
+    uses of the channel (2, B).
     """
+    exits = exits_of(tail)
+    whole = partial(exits.with_tail, tail) if exits else tail
     trace = Trace()
     tokens, attention = head(pixels, *([trace] if head.is_ragged else []))
     row = attention() if link.codec.needs_attention else tokens[..., 0]
     counts = [tokens.shape[1]] * len(tokens) if trace.counts is None else trace.counts.tolist()
-    found = np.full((len(pixels), num_classes), np.nan)
+    answers = 1 + (len(exits.after) if exits else 0)
+    found = np.full((answers, len(pixels), num_classes), np.nan)
     sent, arrivals, account = np.zeros((2, len(pixels)), np.int64), dict[int, Arrival](), Account()
     label = torch.zeros(1, dtype=torch.int64, device="cpu")  # which nobody knows
     for number, (at, count) in enumerate(zip(steps, counts, strict=True)):
@@ -216,6 +271,7 @@ def _served(
         if (arrival := link.received(crossing, at, tail)) is not None:
             arrivals[number] = arrival
     for images in batches(tail, arrivals):
-        logits = through(tail, [arrivals[number].received for number in images])
-        found[images] = logits.float().softmax(dim=1).numpy()
+        logits = through(whole, [arrivals[number].received for number in images]).float()
+        shares = logits.view(len(images), answers, -1).softmax(dim=2)
+        found[:, images] = shares.transpose(0, 1).numpy()
     return found, sent
