@@ -333,7 +333,7 @@ def test_thresholds_are_fitted_to_rows_that_nobody_trained_on(reference):
     ("keys", "options", "message"),
     [
         ({}, {}, "the run has none; train with exits"),
-        ({"exits": "plain(after=2)"}, {}, "exits, and the run has them behind the cut alone; train with some of the"),
+        ({"exits": "plain(after=2)"}, {}, "behind the cut alone; train with some of the device"),
         ({"exits": "plain()"}, {"price": 0.1}, "has kept no rows back.*holdout=0.1"),
         ({"exits": "plain()", "end": 2}, {}, "keeps its classifier on the device"),
         (
