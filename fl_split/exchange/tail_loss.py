@@ -36,14 +36,16 @@ def joint_loss(
 ) -> tuple[Tensor, list[float]]:
     """Return sum_k weights[k] (loss_k + weight of exits sum_e loss_ke), and every loss_k.
 
-    loss_k is that of the tail's classifier alone. It is not a number where that of an exit is not
-    finite, so that the client is found which spoils the sum.
+    loss_k is that of the tail's classifier alone, to which an algorithm may have added a term that
+    exits do not have. It is not a number where that of an exit is not finite, so that the client
+    is found which spoils the sum.
     """
     joint, losses = loss.joint(logits[0], received, weights)
     if exits is None:
         return joint, losses
+    plain = CrossEntropy(loss.label_smoothing)
     for of_exit in logits[1:]:
-        more, values = loss.joint(of_exit, received, weights)
+        more, values = plain.joint(of_exit, received, weights)
         joint = joint + exits.weight * more
         losses = [one + 0.0 * value for one, value in zip(losses, values, strict=True)]
     return joint, losses
