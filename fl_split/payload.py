@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,12 +46,16 @@ class Payload:
         A loss that the sender minimises beside; it is not sent.
     work : tuple of int, optional
         Operations of making it and of learning from it, where they depend on the images; not sent.
+    channel_state : Mapping[str, Tensor]
+        What the receiver has measured of the channel, see
+        :class:`~fl_split.channels.channel.Crossing`; it is not sent. Empty if there was none.
     """
 
     carried: dict[str, Tensor]
     side: dict[str, Tensor] = field(default_factory=dict)
     local: Tensor | None = None
     work: tuple[int, int] | None = None
+    channel_state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def values(self) -> int:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ COMMANDS = {
     "data": ["data.py", "--tiny"],
     "peers": ["peers.py", "--tiny"],
     "token_rates": ["token_rates.py", "--tiny"],
+    "channel_levels": ["channel_levels.py", "--tiny"],
 }
 
 pytestmark = pytest.mark.slow
@@ -88,6 +90,15 @@ def test_one_model_is_tested_at_every_rate_of_tokens(run):
     whole = {row["accuracy"] for row in rows if row["trained"] == "none()" and row["rate"] == 1}
     assert len(rows) == 25 and len(whole) == 1
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_one_model_is_tested_over_every_channel(run):
+    """d = 4 of 16: 17 tokens of four uses, at 10 dB of log2(11) bits each; else of 32 bytes."""
+    shown, rows = run("channel_levels")
+    noisy, perfect = (row["bytes_up"] for row in rows)
+    assert [row["channel"] for row in rows] == ["awgn()", "perfect()"]
+    assert perfect - noisy == 17 * 32 - math.ceil(17 * 4 * math.log2(11) / 8)
+    assert all(row["channel"] in shown and 0 <= row["accuracy"] <= 1 for row in rows)
 
 
 def checkout(folder, seconds):

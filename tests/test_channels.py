@@ -32,7 +32,7 @@ TINY = {
     "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
     "cut": 1, "clients": 3, "engine": "inline()",
 }  # fmt: skip
-ANALOG = {"identity", "adc", "attended", "bottlenet", "c3sl", "topk", "randtopk"}
+ANALOG = {"identity", "adc", "attended", "bottlenet", "c3sl", "jscc", "topk", "randtopk"}
 OPAQUE = {"fedlite", "rans", "zstd"}
 LOSSY = {
     "codec": "topk(ratio=0.5) | uniform(bits=4, rounding='stochastic')",

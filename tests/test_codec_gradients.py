@@ -61,7 +61,12 @@ def finite_differences(spec, tokens, decoded, weights):
         payload = codec.encode(smashed(encoder(tokens)), generator())
         return float((weights * decoder(codec.decode(payload).tokens)).sum())
 
-    tokens, slopes = tokens.double(), torch.zeros(tokens.numel(), dtype=torch.float64)
+    return slopes_of(loss, tokens.double())
+
+
+def slopes_of(loss, tokens):
+    """Central differences of a function of tokens."""
+    slopes = torch.zeros(tokens.numel(), dtype=torch.float64)
     for place in range(len(slopes)):
         move = torch.zeros_like(slopes)
         move[place] = STEP
@@ -80,6 +85,28 @@ def survivors(spec, tokens, decoded, weights):
     size = tokens.abs().flatten(1)
     least = size.sort(dim=1, descending=True).values[:, size.shape[1] // 2 - 1, None]
     return weights * (size >= least).view(SHAPE)
+
+
+def passing_centres(spec, tokens, decoded, weights):
+    """SemanticNN: as if values moved freely from the centres that they have become."""
+    encoder, decoder = networks(parse_codec(spec), torch.float64)
+
+    @torch.no_grad()
+    def values(tokens):
+        found = encoder.narrow(tokens)
+        return found / found.square().mean(dim=(1, 2), keepdim=True).sqrt()
+
+    start = tokens.double()
+    left = encoder(start).detach()
+    left[..., : values(start).shape[2]] -= values(start)
+
+    @torch.no_grad()
+    def loss(tokens):
+        moved = left.clone()
+        moved[..., : values(tokens).shape[2]] += values(tokens)
+        return float((weights * decoder(moved)).sum())
+
+    return slopes_of(loss, start)
 
 
 def dropout(spec, tokens, decoded, weights):
@@ -108,8 +135,13 @@ RULES = {
     "fedlite": (corrected, ["fedlite(length=2, centroids=4, groups=2, strength=0.5)"]),
     "fp16": (straight_through, ["fp16()"]),
     "identity": (finite_differences, ["identity()"]),
+    "jscc": (finite_differences, ["jscc(ratio=0.5)", "jscc(0.5, condition=False)"]),
     "randtopk": (finite_differences, ["randtopk(ratio=0.1)", "randtopk(ratio=0.5, alpha=0.3)"]),
     "rans": (straight_through, ["rans(bits=3)", "uniform(bits=2) | rans()"]),
+    "semantic": (
+        passing_centres,
+        ["semantic(ratio=0.5, balance=0.0)", "semantic(4, 0.4, False, 0.0)"],
+    ),
     "slicer": (survivors, ["slicer()", "slicer(blocks=1, guard='int', threshold=0.02)"]),
     "splitfc": (dropout, ["splitfc()", "splitfc(bits=0.5) | zstd()"]),
     "topk": (

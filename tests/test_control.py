@@ -252,7 +252,7 @@ def test_the_same_seed_learns_the_same_and_draws_from_nothing_global():
     before, python = global_state(), random.getstate()
     told = []
     first, again, other = (
-        Ppo(steps=4096).learn(many, Slow(), 0.3, seed, lambda *words: told.append(words))
+        Ppo(steps=2048).learn(many, Slow(), 0.3, seed, lambda *words: told.append(words))
         for seed in (0, 0, 1)
     )
     assert global_state() == before and random.getstate() == python
@@ -263,7 +263,7 @@ def test_the_same_seed_learns_the_same_and_draws_from_nothing_global():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     decisions = first.decide(many)
     assert not decisions.is_sent.any() and not decisions.place.any()
-    assert told[-1] == ("ppo", 4096, 4096) and repr(first) == "ppo(steps=4096)"
+    assert told[-1] == ("ppo", 2048, 2048) and repr(first) == "ppo(steps=2048)"
 
 
 def test_without_its_extra_ppo_is_one_line(monkeypatch):
@@ -355,6 +355,9 @@ def test_controllers_serve_a_run(served):
     expected = table["accuracy"] - 2 * table["seconds"]
     assert table["return"].to_numpy() == pytest.approx(expected.to_numpy())
     assert any("ppo(steps=1) has learnt from held-out rows" in note for note in found.notes)
+    assert any(
+        note.startswith("dearest of gate(price=0.05): uniform(bits=8)") for note in found.notes
+    )
 
 
 def test_a_controller_keeps_its_rate(served):

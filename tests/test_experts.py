@@ -12,10 +12,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import Identity
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
-from fl_split.exchange.protocol import Batch, Served
+from fl_split.exchange.protocol import Batch, HalfServed
 from fl_split.exchange.serving import batches
 from fl_split.exchange.split import Split
 from fl_split.exchange.ushape import UShape, crossing
@@ -34,6 +35,7 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.routing import measures
 from simulations.runs.saved_model import load_halves
 from simulations.runs.setup import prepare
+from strategies import STRATEGIES
 
 SMALL = ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
 SPECS = ["switch()", "noisy_top_k()"]
@@ -184,28 +186,32 @@ def test_gradients_reach_the_chosen_expert_only():
 
 
 @pytest.mark.parametrize("exchange", [Split(), UShape()])
-def test_who_is_served_beside_a_client_changes_nothing_for_it(exchange):
-    """Losses and cut gradients of three clients together, in another order, and alone."""
-    head, tail = halves("switch(capacity=1.0, jitter=0.1)", end=2 if exchange == UShape() else 0)
-    link, flat, graphs = Link(Identity(), Identity()), Flat(tail), GraphMemory()
+@pytest.mark.parametrize("room", [GraphMemory().limit, 0])
+def test_who_is_served_beside_a_client_changes_nothing_for_it(exchange, room):
+    """Cut gradients of three clients together, in another order, and alone; weights are exact."""
+    is_split = exchange == Split()
+    head, tail = halves("switch(capacity=1.0, jitter=0.1)", end=0 if is_split else 2)
+    link, flat = Link(Identity(), Identity()), Flat(tail)
     payloads = {}
     for client in range(3):
         at = replace(AT, client=client)
         sent = exchange.smash(head, link.codec, batch(4, seed=client), at, {})
         payloads[client] = (link.up(sent, at), at)
 
-    def outputs(clients):
+    def cuts(clients):
         arrivals = {k: link.arrive(*payloads[k], tail) for k in clients}
-        served = exchange.serve(flat, arrivals, dict.fromkeys(clients, 1.0), AT, graphs)
-        found = served.cuts if isinstance(served, Served) else served.outputs
-        return {k: next(iter(one.carried.values())) for k, one in found.items()}
+        assert batches(tail, arrivals) == [[client] for client in clients]
+        weights = {k: 0.5**place for place, k in enumerate(clients)}
+        served = exchange.serve(flat, arrivals, weights, AT, GraphMemory(room))
+        if isinstance(served, HalfServed):
+            values = {k: one.carried["tokens"] for k, one in served.outputs.items()}
+            served = served.resume({k: (0.0, value.sin()) for k, value in values.items()})
+        return {k: one.carried["tokens"] for k, one in served.cuts.items()}
 
-    together, reversed_ = outputs([0, 1, 2]), outputs([2, 1, 0])
+    together, in_turn = cuts([0, 1, 2]), cuts([2, 1, 0])
     for client in range(3):
-        alone = outputs([client])[client]
-        assert torch.equal(together[client], alone) and torch.equal(reversed_[client], alone)
-    arrivals = {k: link.arrive(*payloads[k], tail) for k in range(3)}
-    assert batches(tail, arrivals) == [[0], [1], [2]]
+        alone = cuts([client])[client]
+        assert torch.equal(together[client], alone) and torch.equal(in_turn[client], alone)
 
 
 def test_an_image_s_answer_does_not_depend_on_the_images_beside_it():
@@ -226,6 +232,16 @@ def test_operations_equal_torchs_counter(spec):
         output.sum().backward()
     assert tail.forward_flops(5, 7) == forward
     assert tail.flops(5, 7) == counter.get_total_flops()
+
+
+def test_memory_is_estimated_within_a_factor_of_two():
+    _, tail = halves("switch()")
+    tokens = torch.randn(4, 40, 16, generator=DRAW, requires_grad=True)
+    with saved() as sizes, seeded(0, "trial"):
+        logits = tail(tokens)
+    truth = activation_bytes(sizes, tail.parameters())
+    del logits  # whose graph was kept so long
+    assert truth / 2 <= tail.activation_bytes(4, 40) <= 2 * truth
 
 
 def test_active_operations_by_hand():
@@ -301,6 +317,10 @@ def test_nonsense_in_a_spec_is_refused(spec, message):
 RUN = {"experts": "switch(jitter=0.1)", "clients": 3, "local_steps": 2, "batch_size": 8}
 
 
+TRIED = {"parallel", "fedavg", "sflv1", "centralised"}
+"""Strategies of other tests here."""
+
+
 def same(one, other):
     """Bit-equality of all that two runs have trained, and of where experts' tokens come from."""
     weights = [load_file(run.folder / "codec.safetensors") for run in (one, other)]
@@ -315,6 +335,14 @@ def test_ray_and_clients_without_memory_equal_inline(changes, reference, on_ray,
     inline = reference(**RUN, **changes)
     assert same(inline, on_ray(**RUN, **changes))
     assert same(inline, through_state(**RUN, **changes))
+
+
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - TRIED))
+def test_every_other_strategy_trains_and_tests_experts(simulate, strategy):
+    found = simulate(**{**RUN, "rounds": 1, "local_steps": 1}, strategy=strategy)
+    assert found.rounds.loss.notna().all() and found.rounds.train_loss.notna().all()
+    keeps_models = parse(strategy, STRATEGIES).keeps_models
+    assert (found.folder / "routing.csv").exists() != keeps_models
 
 
 def test_sflv1_equals_fedavg(reference):

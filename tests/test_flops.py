@@ -10,7 +10,7 @@ from fl_split.models.cut import insert
 from fl_split.models.vit import ViT, split
 
 
-@pytest.mark.parametrize("codec", ["identity()", "bottlenet(ratio=0.25)"])
+@pytest.mark.parametrize("codec", ["identity()", "bottlenet(ratio=0.25)", "jscc()", "semantic()"])
 def test_head_and_tail_steps_equal_the_counter(codec):
     spec = ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
     model = spec.build(image_size=16, channels=3, num_classes=7, seed=0)

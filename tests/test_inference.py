@@ -341,7 +341,11 @@ def test_thresholds_are_fitted_to_rows_that_nobody_trained_on(reference):
             {},
             "leaves models with the clients",
         ),
-        ({"exits": "plain()", "codec": "bottlenet()"}, {"codec": "topk()"}, "is trained; leave"),
+        (
+            {"exits": "plain()", "codec": "bottlenet()"},
+            {"codec": "topk()"},
+            "one is trained; leave",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused(simulate, keys, options, message):

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +22,12 @@ from fl_split.ragged import run
 from fl_split.seeds import StepId, generator, seeded
 from fl_split.specs import parse
 from fl_split.tokens import TOKENS, insert
+from simulations.inference.kept_patches import kept_patches
+from simulations.inference.policies import AllSent
+from simulations.inference.served import serve
+from simulations.inference.trained import load
+from simulations.inference.ways import ways_of
+from simulations.report.kept_patches import composed
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 
@@ -271,6 +278,31 @@ def test_what_is_counted_is_what_was_sent(reference):
     assert (found.client_flops >= found.samples * one + (kept - found.samples) * slope).all()
     whole = sum(flops_of_batch("all", head, 16, 1))
     assert (found.client_flops < found.samples * whole).all()
+
+
+def test_inference_counts_what_each_image_takes_and_shows_which_patches_went_on(simulate):
+    run = simulate(**SMALL, model=MODEL, tokens=THRESHOLD, exits="plain()")
+    trained = load(run.folder)
+    rows, trace = np.arange(30), Trace()
+    ways = ways_of(trained, trained.test, rows, trained.experiment.parts.link())
+    trained.head(trained.test.batch(rows)[0], trace)
+    assert len({*trace.kept.tolist()}) > 2
+    alike = [trained.head.keeping(count) for count in trace.kept.tolist()]
+    served = serve(ways, AllSent())
+    assert served.device_flops.tolist() == [one.forward_flops(1) for one in alike]
+    tail = [trained.tail.forward_flops(1, 1 + count) for count in trace.kept.tolist()]
+    assert served.server_flops.tolist() == tail
+    less = ways.sent_bytes[-1] - ways.sent_bytes[-1].min()
+    assert less.tolist() == (64 * (trace.kept - trace.kept.min())).tolist()
+    shown = kept_patches(trained)
+    one = shown[(shown["rate"] == 0.5) & (shown["image"] == shown["image"].iloc[0])]
+    first = Trace()
+    trained.head(trained.test.batch(one["image"].unique())[0], first)
+    wanted = first.went_on.view(4, 4).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert one["kept"].tolist() == wanted.flatten().tolist()
+    strips = composed(shown)  # ten images of 8 by 8 pixels, whole and at three rates, gaps between
+    assert strips.shape == (4 * 9, 10 * 9) and (strips == -1).any()
+    assert np.isnan(strips[8]).all() and not (strips[:8] == -1).any()
 
 
 @pytest.mark.parametrize("codec", ["adc(ratio=0.5)", "attended(ratio=0.5) | uniform(bits=4)"])

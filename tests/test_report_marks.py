@@ -16,6 +16,7 @@ from tests.test_report import write_run
 CODECS = [
     "identity", "fp16", "bf16", "uniform(bits=4)", "rans", "zstd", "adc", "attended", "topk",
     "randtopk", "c3sl", "bottlenet", "fedlite", "splitfc", "slicer",
+    "jscc", "semantic",
 ]  # fmt: skip
 
 EYES = {
@@ -53,11 +54,11 @@ def marks_of(folder, kept=None):
     return {one.label: marks[one] for one in found}
 
 
-def test_fifteen_codecs_have_fifteen_marks(tmp_path):
+def test_all_codecs_have_marks_of_their_own(tmp_path):
     for codec in CODECS:
         write_run(tmp_path / codec, [0.5], codec=codec)
     found = marks_of(tmp_path)
-    assert len(found) == 15 == len({(mark.colour, mark.shape) for mark in found.values()})
+    assert len(found) == 17 == len({(mark.colour, mark.shape) for mark in found.values()})
     for colour in range(len(COLOURS)):  # of one colour: other shapes and other dashes
         alike = [mark for mark in found.values() if mark.colour == colour]
         assert len({m.shape for m in alike}) == len({m.dash for m in alike}) == len(alike) > 1

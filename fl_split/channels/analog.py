@@ -32,6 +32,14 @@ class Analog(Channel):
     """
 
     snr_db: Decibel | Literal["cell"]
+    up_to: Decibel | None
+
+    def __post_init__(self) -> None:
+        if self.up_to is not None and (self.snr_db == "cell" or self.up_to < self.snr_db):
+            raise ValueError(
+                f"up_to={self.up_to:g} needs a number of snr_db that is not larger, got "
+                f"{self.snr_db!r}"
+            )
 
     @property
     def snr(self) -> float:
@@ -47,8 +55,22 @@ class Analog(Channel):
         """Return the channel with this signal-to-noise ratio, in dB."""
         return replace(self, snr_db=min(max(snr_db, LEAST_DB), MOST_DB))  # type: ignore[type-var]
 
-    def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-        """Return what is received of complex symbols (samples, uses) with noise of that shape."""
+    def drawn(self, generator: torch.Generator) -> Analog:
+        """Return the channel that one message meets: nothing is drawn without a range."""
+        if self.up_to is None:
+            return self
+        low, share = float(self.snr_db), torch.rand((), generator=generator, device="cpu")
+        snr_db = low + float(share) * (self.up_to - low)
+        return replace(self, snr_db=snr_db, up_to=None)  # type: ignore[type-var]
+
+    def receive(
+        self, symbols: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is received of complex symbols (samples, uses) with noise of that shape.
+
+        Also the factor (samples, 1) by which the signal-to-noise ratio of each sample differs from
+        that of the channel, as far as the receiver knows.
+        """
         raise NotImplementedError
 
     def check(self, codec: Codec) -> None:
@@ -63,27 +85,36 @@ class Analog(Channel):
 
     def cross(self, data: bytes, codec: Codec, generator: torch.Generator) -> Crossing:
         """Add noise to every sample, row by row of each carried tensor."""
+        return self.drawn(generator)._cross(data, generator)
+
+    def _cross(self, data: bytes, generator: torch.Generator) -> Crossing:
         payload, uses, size = Payload.from_bytes(data), 0, len(data)
+        state = dict[str, Tensor]()
         for name, value in payload.carried.items():
             size -= value.numel() * value.element_size()
             if value.numel():
                 rows = value.reshape(len(value) if value.dim() else 1, -1)
-                payload.carried[name] = self.over_the_air(rows, generator).reshape(value.shape)
+                arrived, snr_db = self.over_the_air(rows, generator)
+                payload.carried[name] = arrived.reshape(value.shape)
+                state.setdefault("snr_db", snr_db)
                 uses += len(rows) * -(-rows.shape[1] // 2)
         gone = clean(payload)
         zeroed = count_of(gone)
         size += math.ceil(uses * math.log2(1 + self.snr) / 8)
-        return Crossing(
-            payload.to_bytes(), size, uses=uses, damaged=zeroed, zeroed=zeroed, gone=gone
-        )
+        data = payload.to_bytes()
+        return Crossing(data, size, 0, uses, damaged=zeroed, zeroed=zeroed, gone=gone, state=state)
 
-    def over_the_air(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Return what is received of samples (B, n), whose neighbours are complex symbols."""
+    def over_the_air(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return what is received of samples (B, n), whose neighbours are complex symbols.
+
+        Also the signal-to-noise ratio of each (B,) in dB, as far as the receiver knows.
+        """
         symbols = _symbols(functional.pad(rows, (0, rows.shape[1] % 2)))
         power = rows.square().mean(dim=1, keepdim=True)
         noise = _gaussian(symbols.shape, generator, rows.device) * (power / self.snr).sqrt()
-        received = torch.view_as_real(self.receive(symbols, noise, generator))
-        return received.flatten(1)[:, : rows.shape[1]]
+        received, gains = self.receive(symbols, noise, generator)
+        snr_db = float(self.snr_db) + 10 * gains[:, 0].log10()
+        return torch.view_as_real(received).flatten(1)[:, : rows.shape[1]], snr_db
 
 
 def _symbols(rows: Tensor) -> Tensor:

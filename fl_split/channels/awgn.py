@@ -23,10 +23,15 @@ class AWGN(Analog):
     snr_db : float or "cell"
         Power of a sample's values over that of the noise, in dB. "cell" takes that of each client
         in each round from the `cell` of the system.
+    up_to : float, optional
+        Each message has a ratio of its own, drawn evenly between `snr_db` and this, in dB.
     """
 
     snr_db: Decibel | Literal["cell"] = 10.0
+    up_to: Decibel | None = None
 
-    def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def receive(
+        self, symbols: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Add noise."""
-        return symbols + noise
+        return symbols + noise, torch.ones(len(symbols), 1, device=symbols.device)

@@ -46,6 +46,10 @@ class Crossing:
         nothing of what was sent, so that no gradient goes back to them.
     is_spoilt : bool
         Whether what arrives may be no payload any more; the receiver then takes it for lost.
+    state : dict
+        What the receiver measures of the way, for codecs that ask: "snr_db", the signal-to-noise
+        ratio of each row of the values (B,), or "ber", the rate of bit errors (). Empty if there
+        is nothing to know.
     """
 
     data: bytes | memoryview | None
@@ -56,6 +60,7 @@ class Crossing:
     zeroed: int = 0
     is_spoilt: bool = False
     gone: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    state: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
 
 class Channel(ABC):

@@ -27,13 +27,20 @@ class Rayleigh(Analog):
     csi : bool
         Whether the receiver knows the gain and divides by it: the power of a sample's noise is
         then divided by the gain's square. Else it takes what comes.
+    up_to : float, optional
+        Each message has a ratio of its own, drawn evenly between `snr_db` and this, in dB.
     """
 
     snr_db: Decibel | Literal["cell"] = 10.0
     csi: bool = True
+    up_to: Decibel | None = None
 
-    def receive(self, symbols: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def receive(
+        self, symbols: Tensor, noise: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Fade each sample, add noise, and divide by the gain if it is known."""
         draws = torch.randn(len(symbols), 1, 2, generator=generator).to(symbols.device)
         gain = torch.view_as_complex(draws / 2**0.5)
-        return symbols + noise / gain if self.csi else gain * symbols + noise
+        if self.csi:
+            return symbols + noise / gain, gain.abs().square()
+        return gain * symbols + noise, torch.ones_like(gain.real)

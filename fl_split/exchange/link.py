@@ -33,6 +33,8 @@ from fl_split.seeds import Purpose, StepId
 UNREADABLE = (KeyError, IndexError, OverflowError, RuntimeError, TypeError, ValueError)
 """What bytes that somebody made up may raise when they are read."""
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
 DRAWS: dict[Way, Purpose] = {
     "up": "channel",
     "down": "down channel",
@@ -161,7 +163,7 @@ class Link:
             if crossing.data is None:
                 return None
             gone = {self.codec.value_of(name): one for name, one in crossing.gone.items()}
-            return self._arrived(self._here(crossing.data), tail, gone)
+            return self._arrived(self._here(crossing.data), tail, gone, crossing.state)
         except ValueError:
             if crossing.is_spoilt:
                 return None
@@ -208,7 +210,11 @@ class Link:
         return Payload.from_bytes(data).to(self.device)
 
     def _arrived(
-        self, packed: Payload, tail: Tail, gone: Mapping[str, Tensor] = MappingProxyType({})
+        self,
+        packed: Payload,
+        tail: Tail,
+        gone: Mapping[str, Tensor] = NOTHING,
+        state: Mapping[str, Tensor] = NOTHING,
     ) -> Arrival:
         try:
             payload = self.codec.unpack(packed)
@@ -220,7 +226,7 @@ class Link:
                 else leaf
                 for k, leaf in leaves.items()
             }
-            decoded = self.codec.decode(Payload(values, payload.side))
+            decoded = self.codec.decode(Payload(values, payload.side, channel_state=state))
             received = mix(decoded, payload.side, tail.num_classes)
         except UNREADABLE as error:
             raise ValueError(f"cannot be decoded: {error}") from None

@@ -34,8 +34,8 @@ def kept_bytes(blocks: Sequence[nn.Module] | nn.ModuleList, tokens: int, width: 
 
 def _measured(block: nn.Module, tokens: int, width: int) -> int:
     with saved() as sizes, seeded(0, "trial"), torch.enable_grad():
-        inputs = torch.zeros(1, tokens, width, requires_grad=True, device=device_of(block))
-        output = block(inputs)
+        inputs = torch.randn(1, tokens, width, device="cpu").to(device_of(block))
+        output = block(inputs.requires_grad_())  # drawn: experts have no room for equal tokens
     found = activation_bytes(sizes, [*block.parameters(), *block.buffers()])
     del output  # whose graph was kept so long
     return found - dense_bytes(block)

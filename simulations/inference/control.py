@@ -68,10 +68,8 @@ def controlled(
     for chooser in choosers:
         name, settings = name_of(chooser.policy), chooser.choose(choices)
         served = picked([_chosen_for(one, chooser, latency) for one in ways], settings)
-        controls = {
-            key: means(constants, weights)
-            for key, weights in chooser.controls(choices, settings).items()
-        }
+        chances = chooser.controls(choices, settings)
+        controls = {key: means(constants, weights) for key, weights in chances.items()}
         mixed = controls.get("random mixture", {}).get("accuracy", np.nan)
         found.rows.append({"policy": name, **served.summary(), "mixture": mixed})
         found.rows.extend({"policy": f"{key} of {name}", **row} for key, row in controls.items())
@@ -82,6 +80,11 @@ def controlled(
         named = zip(bench.names, counts, strict=True)
         found.histograms[name] = {one: count for one, count in named if count}
         found.notes.extend(f"{name}: {note}" for note in chooser.notes)
+        found.notes.extend(
+            f"{key} of {name}: {bench.names[weights[:, 0].argmax()]}"
+            for key, weights in chances.items()
+            if (weights.max(axis=1) == weights.min(axis=1)).all() and weights.max() == 1
+        )
     return found
 
 

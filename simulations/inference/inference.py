@@ -28,7 +28,7 @@ from simulations.inference.policy import Policy
 from simulations.inference.served import Served, serve
 from simulations.inference.serving import area, frontier, histogram, mixture
 from simulations.inference.settings import Bench, Setting, settings_of
-from simulations.inference.trained import Trained, load
+from simulations.inference.trained import Trained, load, with_codec
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment_data import named, silent
 from simulations.runs.files import read_summary
@@ -70,20 +70,36 @@ def infer(
     found = parse_system(system) if system is not None else trained.experiment.parts.system
     latency = Latency.of_system(found, trained.experiment) if found else None
     prices.check(wanted, latency)
-    if controllers or prices:
-        trained.held_out  # noqa: B018  (refuses a run that held nothing out)
-    link = _link(trained, found, codec, channel)
+    served, link = road(trained, found, codec, channel)
+    more = None
+    if controllers:
+        bench = _bench(trained, settings, found, codec, channel, progress)
+        more = controlled(controllers, bench, latency)
     others = [one for one in wanted if not isinstance(one, Controller)]
-    held, chosen, notes = None, {name_of(one): one for one in others}, list[str]()
-    if prices:
-        held = _of_held_out(trained, link)
-        pairs = [fit(o, held, prices, latency, trained.experiment.seed, progress) for o in others]
+    inference = _leaving(served, others, link, latency, prices, progress)
+    inference = inference.with_controlled(more) if more else inference
+    return inference.priced(delay_price, trained.head.image_shape)
+
+
+def _leaving(
+    trained: Trained,
+    policies: Sequence[Policy],
+    link: Link,
+    latency: Latency | None,
+    prices: Prices,
+    progress: Progress,
+) -> Inference:
+    """Let images leave or be sent, as policies say; fit these first if something has a price."""
+    held, chosen, notes = None, {name_of(one): one for one in policies}, list[str]()
+    if prices and policies:
+        held, seed = _of_held_out(trained, link), trained.experiment.seed
+        pairs = [fit(one, held, prices, latency, seed, progress) for one in policies]
         chosen, notes = {name_of(one): one for one, _ in pairs}, [note for _, note in pairs]
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
     served = {name: serve(ways, one, latency) for name, one in chosen.items()}
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
     served |= {name: serve(ways, one, latency) for name, one in _controls(trained).items()}
-    inference = Inference(
+    return Inference(
         _table(trained, ways, served, frontiers, latency),
         frontiers,
         {name: served[name].images(ways) for name in chosen},
@@ -92,10 +108,6 @@ def infer(
         [*notes, *_notes(trained, link, served)],
         kept_patches(trained),
     )
-    if controllers:
-        bench = _bench(trained, settings, found, codec, channel, progress)
-        inference = inference.with_controlled(controlled(controllers, bench, latency))
-    return inference.priced(delay_price, trained.head.image_shape)
 
 
 def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
@@ -135,12 +147,9 @@ def _bench(
                 "rates: the run selects no tokens; train with some, as tokens=dual_gate()"
             )
         head = trained.head if one.rate is None else trained.head.with_rate(one.rate).eval()
-        each.append(replace(trained, head=head))
-    links = [
-        _link(one, system, setting.codec or codec, channel)
-        for one, setting in zip(each, settings, strict=True)
-    ]
-    return Bench(settings, each, links, progress)
+        each.append(road(replace(trained, head=head), system, one.codec or codec, channel))
+    found, links = zip(*each, strict=True)
+    return Bench(settings, found, links, progress)
 
 
 def _controls(trained: Trained) -> dict[str, Policy]:
@@ -163,22 +172,22 @@ def _check(trained: Trained, policies: Sequence[Policy]) -> None:
                 )
 
 
-def _link(trained: Trained, system: System | None, codec: str | None, channel: str | None) -> Link:
-    """Return the road of the run, with what is to be another; ValueError if it cannot be."""
-    parts, head = trained.experiment.parts, trained.head
+def road(
+    trained: Trained, system: System | None, codec: str | None, channel: str | None
+) -> tuple[Trained, Link]:
+    """Return the run and its road, with what is to be another; ValueError if it cannot be."""
+    parts = trained.experiment.parts
     if codec is not None:
-        other, width = parse_codec(codec), head.smashed_shape[1]
-        if any(one.modules(width) is not None for one in (other, parts.codec)):
-            raise ValueError(f"codec: {codec} or that of the run is trained; leave codec out")
-        parts = replace(parts, codec=other)
+        other = parse_codec(codec)
+        trained, parts = with_codec(trained, other), replace(parts, codec=other)
     if channel is not None:
         parts = replace(parts, channel=parse(channel, CHANNELS))
     link = replace(parts, system=system).link()
     check_channels(link, is_ushape=False)
     with named("codec"):
-        check_attention(link.codec, head, "this model")
-        try_link(link, head, trained.tail, trained.test.num_classes)
-    return link
+        check_attention(link.codec, trained.head, "this model")
+        try_link(link, trained.head, trained.tail, trained.test.num_classes)
+    return trained, link
 
 
 def _table(

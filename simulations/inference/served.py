@@ -79,6 +79,15 @@ class Served:
         }
 
 
+def _at(by_place: NDArray[np.int64], *place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return numbers of places (P,), or of places and images (P, N), where images are (N,).
+
+    Of exits and places (E, P) or (E, P, N) where exit and place of images are.
+    """
+    images = (np.arange(len(place[0])),) if by_place.ndim > len(place) else ()
+    return np.asarray(by_place[(*place, *images)])
+
+
 def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     """Let a policy decide on all images, and add up what each of them takes."""
     place, is_sent, _ = decisions = policy.decide(ways)
@@ -92,7 +101,7 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     bytes_up = np.where(is_sent, ways.sent_bytes[place, images], 0)
     bytes_down = np.where(is_sent & ~is_lost, ways.answer_bytes, 0)
     uses = np.where(is_sent, ways.sent_uses[place, images], 0)
-    device = ways.trunk_flops[place] + policy.needs_exits * ways.exit_flops[place]
+    device = _at(ways.trunk_flops, place) + policy.needs_exits * ways.exit_flops[place]
     device = device + is_sent * (place == len(ways.names) - 1) * ways.encoder_flops
     server = np.where(is_sent & ~is_lost, of_server, 0)
     took = (np.full(len(place), np.nan),) * 2
@@ -111,10 +120,10 @@ def _of_server(ways: Ways, decisions: Decisions) -> tuple[Numbers, NDArray[np.in
     images = np.arange(len(place))
     served, behind = ways.served[place, images], ways.behind
     if behind is None or number is None:
-        return served, ways.server_flops[place]
+        return served, _at(ways.server_flops, place)
     at_exit = (number >= 0)[:, None]
     answers = np.where(at_exit, behind.answers[number, place, images], served)
-    return answers, behind.flops[number, place]
+    return answers, _at(behind.flops, number, place)
 
 
 def answers_from_cut(ways: Ways) -> Numbers:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from fl_split.codecs import Codec
 from fl_split.exits import Exits, exits_of
 from fl_split.models.cut import Head, Tail
 from fl_split.models.freezing import freeze
 from fl_split.models.sparse_linear import sparsify
+from fl_split.seeds import seeded
 from simulations.data.samples import Samples
 from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
@@ -112,3 +116,32 @@ def load(
     elif rate is not None:
         raise ValueError("rate: the run selects no tokens; train with some, as tokens=dual_gate()")
     return Trained(folder, setup, module, head.eval(), tail.eval())
+
+
+def with_codec(trained: Trained, codec: Codec) -> Trained:
+    """Return it with another codec, which has the weights of the run's own if that is trained.
+
+    Raises
+    ------
+    ValueError
+        The run's weights are not those of the other codec.
+    """
+    width = trained.head.smashed_shape[1]
+    with seeded(0, "codec modules"):  # of which only the shapes matter
+        own, other = (one.modules(width) for one in (trained.experiment.parts.codec, codec))
+    if own is None and other is None:
+        return trained
+    if own is None or other is None or _shapes(own) != _shapes(other):
+        raise ValueError(
+            f"codec: {codec!r} has other weights than that of the run, of which one is trained; "
+            "leave codec out, or change only what its weights do not depend on"
+        )
+    head, tail = copy.copy(trained.head), copy.copy(trained.tail)
+    for half, name, module in ((head, "encoder", other[0]), (tail, "decoder", other[1])):
+        module.load_state_dict(half.get_submodule(name).state_dict())
+        half._modules = {**half._modules, name: module.eval()}
+    return replace(trained, head=head, tail=tail)
+
+
+def _shapes(modules: tuple[nn.Module, nn.Module]) -> list[dict[str, tuple[int, ...]]]:
+    return [{name: tuple(w.shape) for name, w in one.state_dict().items()} for one in modules]

@@ -6,8 +6,9 @@ Every way of every image is computed once; policies then only choose among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ class Behind:
         can be sent, or the channel has lost it.
     flops : array
         (E + 1, P) operations of the server on an image from a place to an exit, with all exits
-        that it passes; the last row is to the model's own classifier.
+        that it passes; the last row is to the model's own classifier. Or (E + 1, P, N), as in
+        :class:`Ways`.
     """
 
     names: Sequence[str]
@@ -76,11 +78,12 @@ class Ways:
     sent_bytes, sent_uses : array
         (P, N) of the payload, on the way; uses of a channel by numbers that are sent as they are.
     trunk_flops, exit_flops : array
-        (P,) operations of the device on one image up to a place: of its blocks, of all exits.
-    encoder_flops : int
-        Of a trained codec's encoder, for what is sent from the cut.
+        (P,) operations of the device on one image up to a place: of its blocks, of all exits. Of
+        the blocks they are (P, N) where images keep different numbers of tokens.
+    encoder_flops : int or array
+        Of a trained codec's encoder, for what is sent from the cut; (N,) in that case.
     server_flops : array
-        (P,) operations of the server behind a place.
+        (P,) operations of the server behind a place, or (P, N).
     coding_flops : tuple of int
         Operations of the codec on what is sent: of the device, of the server.
     answer_bytes : int
@@ -101,7 +104,7 @@ class Ways:
     sent_uses: NDArray[np.int64]
     trunk_flops: NDArray[np.int64]
     exit_flops: NDArray[np.int64]
-    encoder_flops: int
+    encoder_flops: int | NDArray[np.int64]
     server_flops: NDArray[np.int64]
     coding_flops: tuple[int, int]
     answer_bytes: int
@@ -131,12 +134,15 @@ def ways_of(
     local = np.full((len(places), len(rows), samples.num_classes), np.nan)
     served = np.full((1 + (len(later.after) if later else 0), *local.shape), np.nan)
     sent = np.zeros((2, *local.shape[:2]), dtype=np.int64)
+    kept = np.zeros(len(rows), dtype=np.int64)
     for start in range(0, len(rows), ROWS):
         chosen = slice(start, start + ROWS)
         pixels, _ = samples.batch(rows[chosen])
-        if exits:
+        if exits or head.is_ragged:
             trace = Trace()
             head(pixels, trace)
+            kept[chosen] = trace.kept
+        if exits:
             found = torch.stack([one.softmax(dim=1) for one in exits.logits(trace)])
             local[[places.index(number) for number in after], chosen] = found.numpy()
         for place, both in enumerate(halves):
@@ -148,8 +154,7 @@ def ways_of(
                 answers = _served(*both, pixels, link, samples.num_classes, steps)
                 served[:, place, chosen], sent[:, place, chosen] = answers
     reached = [sum(number <= place for number in after) for place in places]
-    trunk, server = zip(*(_costs(trained, place, blocks) for place in places), strict=True)
-    encoder = head.most_sent * flops.forward(head.encoder)
+    trunk, server, encoder = _operations(trained, places, kept)
     last = torch.tensor(samples.num_classes - 1, device="cpu")
     return Ways(
         samples.labels[rows],
@@ -160,14 +165,14 @@ def ways_of(
         served[0],
         sent[0],
         sent[1],
-        np.array(trunk),
+        trunk,
         np.array([exits.forward_flops_of(count) if exits else 0 for count in reached]),
         encoder,
-        np.array(server),
+        server,
         _coding(link, head),
         Payload({}, {"label": last}).nbytes,
         owner,
-        _behind(trained, served[1:], places, server),
+        _behind(trained, served[1:], places, kept, server),
     )
 
 
@@ -189,6 +194,24 @@ def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | No
     return head.eval(), tail.eval()
 
 
+def _operations(
+    trained: Trained, places: Sequence[int], kept: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
+    """Return operations by place, of blocks and of the server; and those of the encoder.
+
+    They are those of each image, if it has kept so many patches as no other needs to.
+    """
+    head = trained.head
+    if head.is_ragged:
+        counts, of_image = np.unique(kept, return_inverse=True)
+        each = [replace(trained, head=head.keeping(int(count))) for count in counts]
+        found = [_operations(one, places, kept) for one in each]
+        trunk, server, encoder = (np.stack(one, axis=-1) for one in zip(*found, strict=True))
+        return trunk[:, of_image], server[:, of_image], encoder[of_image]
+    costs = np.array([_costs(trained, place, head.num_stages) for place in places])
+    return costs[:, 0], costs[:, 1], head.most_sent * flops.forward(head.encoder)
+
+
 def _costs(trained: Trained, place: int, blocks: int) -> tuple[int, int]:
     """Return operations of the device's blocks up to a place, and of the server behind it."""
     head, tail = trained.head, trained.tail
@@ -207,24 +230,39 @@ def _costs(trained: Trained, place: int, blocks: int) -> tuple[int, int]:
 
 
 def _behind(
-    trained: Trained, answers: Probabilities, places: Sequence[int], server: Sequence[int]
+    trained: Trained,
+    answers: Probabilities,
+    places: Sequence[int],
+    kept: NDArray[np.int64],
+    server: NDArray[np.int64],
 ) -> Behind | None:
     """Count operations from a place to each exit; `server` are those to the end, without exits."""
     exits = trained.exits_behind
     if exits is None:
         return None
-    split, module = trained.experiment.parts.model.split, trained.module
-    head, blocks = trained.head, trained.head.num_stages
-    decoder = head.most_sent * flops.forward(trained.tail.decoder)
-    found = np.zeros((len(exits.after) + 1, len(places)), np.int64)
-    for column, place in enumerate(places):
-        tokens = head.most_sent if place == blocks else head.smashed_shape[0]
-        for row, number in enumerate(exits.after):
-            middle = split(module, place, number)[1].forward_flops(1, tokens)
-            found[row, column] = middle + decoder * (place == blocks)
-    found[-1] = server
     asked = [exits.forward_flops_of(count + 1) for count in range(len(exits.after))]
-    return Behind(exits.names, answers, found + np.array([*asked, asked[-1]])[:, None])
+    of_exits = np.array([*asked, asked[-1]]).reshape(-1, *[1] * server.ndim)
+    found = [_flops_between(trained, places, number, kept) for number in exits.after]
+    return Behind(exits.names, answers, np.stack([*found, server]) + of_exits)
+
+
+def _flops_between(
+    trained: Trained, places: Sequence[int], number: int, kept: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return operations (P,) of the server from places to a block, or (P, N) by patches kept."""
+    head, blocks = trained.head, trained.head.num_stages
+    if head.is_ragged:
+        counts, of_image = np.unique(kept, return_inverse=True)
+        each = [replace(trained, head=head.keeping(int(count))) for count in counts]
+        found = [_flops_between(one, places, number, kept) for one in each]
+        return np.stack(found, axis=-1)[:, of_image]
+    split, of_places = trained.experiment.parts.model.split, []
+    for place in places:
+        tokens = head.most_sent if place == blocks else head.smashed_shape[0]
+        decoder = tokens * flops.forward(trained.tail.decoder) * (place == blocks)
+        middle = split(trained.module, place, number)[1]
+        of_places.append(decoder + middle.forward_flops(1, tokens))
+    return np.array(of_places)
 
 
 def _coding(link: Link, head: Head) -> tuple[int, int]:
