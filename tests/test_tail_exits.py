@@ -10,11 +10,12 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fl_split.codecs import Identity, parse_codec
+from fl_split.codecs import Identity, Received, parse_codec
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
 from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import Split
+from fl_split.exchange.tail_loss import joint_loss
 from fl_split.exchange.whole import Whole, predict_by_exit
 from fl_split.exits import EXITS, exits_of, insert_exits
 from fl_split.flat import Flat
@@ -22,9 +23,12 @@ from fl_split.models.beside import Trace
 from fl_split.models.costs import whole_flops
 from fl_split.models.resnet import ResNet18
 from fl_split.models.vit import ViT
+from fl_split.recipe.loss import CrossEntropy
 from fl_split.recipe.phases import parse_phases
 from fl_split.seeds import StepId
 from fl_split.specs import parse
+from simulations.inference import trained
+from simulations.inference.ways import ways_of
 from simulations.runs.experiment import Experiment
 from simulations.runs.saved_model import load_halves
 from simulations.runs.setup import prepare
@@ -114,6 +118,26 @@ def test_clients_that_are_served_together_learn_as_if_alone(codec):
         assert together.losses[number] == pytest.approx(alone.losses[number])
         for name, cut in alone.cuts[number].carried.items():
             torch.testing.assert_close(together.cuts[number].carried[name], cut)
+
+
+class Contrast(CrossEntropy):
+    """As an algorithm has it that adds a term to the loss of the last classifier."""
+
+    def of(self, logits, received):
+        return super().of(logits, received) + 5.0
+
+
+def test_exits_have_the_smoothed_loss_and_no_term_that_an_algorithm_adds():
+    exits, targets = exits_of(halves(BOTH)[1]), torch.tensor([0, 3])
+    of_tail, *of_exits = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    received = [Received(torch.zeros(2, 5, 16), targets)]
+    joint, losses = joint_loss(Contrast(0.1), exits, [of_tail, *of_exits], received, [0.5])
+    own, *others = (
+        float(functional.cross_entropy(one, targets, label_smoothing=0.1))
+        for one in (of_tail, *of_exits)
+    )
+    assert losses == pytest.approx([own + 5.0])
+    assert float(joint) == pytest.approx(0.5 * (own + 5.0 + 0.3 * sum(others)))
 
 
 def test_an_exit_without_a_finite_loss_fails_its_client_alone():
@@ -279,14 +303,29 @@ def test_engines_agree(on_ray, reference, through_state):
     assert same(inline, on_ray(**RUN)) and same(inline, through_state(**RUN))
 
 
+RAGGED = {
+    **RUN, "rounds": 1, "local_steps": 1,
+    "tokens": "residual_gate(after=1, beta=0.0, rate_mode='threshold')",
+}  # fmt: skip
+
+
 def test_ragged_batches_run_number_by_number(reference):
     """Images with different numbers of tokens: with exits behind the cut as without, detached."""
-    keys = {
-        **RUN, "rounds": 1, "local_steps": 1,
-        "tokens": "residual_gate(after=1, beta=0.0, rate_mode='threshold')",
-    }  # fmt: skip
-    alone = reference(**{**keys, "exits": "none()"})
-    found = reference(**{**keys, "exits": "plain(after=2, detach=True)"})
+    alone = reference(**{**RAGGED, "exits": "none()"})
+    found = reference(**{**RAGGED, "exits": "plain(after=2, detach=True)"})
     assert found.equals(alone) and found.rounds["accuracy_exit2"].between(0, 1).all()
     more = found.rounds["server_flops"] - alone.rounds["server_flops"]
     assert more.tolist() == [found.rounds["samples"][0] * 3 * 2 * 16 * 10]
+
+
+def test_ragged_images_cost_the_server_what_they_have_kept(reference):
+    """Block 2 on the tokens of each image, and one classifier."""
+    run = reference(**{**RAGGED, "exits": "plain(after=2, detach=True)"})
+    read, trace = trained.load(run.folder), Trace()
+    read.head(read.test.batch(slice(40))[0], trace)
+    found = ways_of(read, read.test, np.arange(40), read.experiment.parts.link())
+    tokens = trace.counts.numpy()
+    assert len({*tokens}) > 1
+    block = 2 * tokens * (4 * 16 * 16 + 2 * 16 * 64) + 4 * tokens**2 * 16
+    assert found.behind.flops[0, 0].tolist() == (block + 2 * 16 * 10).tolist()
+    assert found.behind.flops[1, 0].tolist() == (found.server_flops[0] + 2 * 16 * 10).tolist()
