@@ -75,7 +75,7 @@ class Flat(Generic[M]):
 
     @cached_property
     def in_beside(self) -> Tensor:
-        """Where in the vector (P,) weights of what is beside a head are; nowhere in a tail."""
+        """Where in the vector (P,) weights of what is beside a half are, as exits."""
         beside = {id(p) for p in getattr(self.module, "beside", nn.Module()).parameters()}
         flags = [torch.full((p.numel(),), id(p) in beside) for p in self._parameters]
         return torch.cat(flags).to(self.vector.device)

@@ -16,7 +16,6 @@ from fl_split.exchange.protocol import Batch
 from fl_split.exchange.split import Split
 from fl_split.exchange.whole import predict_by_exit
 from fl_split.exits import EXITS, exits_of, insert_exits
-from fl_split.exits.exits import stages_with_exit
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.resnet import ResNet18
@@ -42,7 +41,7 @@ def test_specs_name_every_entry():
 def halves(spec, cut=2, model=SMALL, channels=1):
     module = model.build(image_size=8, channels=channels, num_classes=4, seed=0)
     head, tail = model.split(module.train(), cut)
-    insert_exits(head, parse(spec, EXITS), 4, 0)
+    insert_exits(head, tail, parse(spec, EXITS), 4, 0)
     return head, tail
 
 
@@ -137,18 +136,15 @@ def test_exits_of_feature_maps_read_their_mean():
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        ("3", "the head has blocks 1..2 before the cut, got 3"),
-        ("0", "blocks 1..2 before the cut, got 0"),
+        ("4", "behind blocks 1..3, got 4; behind the last one is the model's own"),
+        ("0", "behind blocks 1..3, got 0"),
         ("2, 1", "in rising order, each once, as '1, 2', got '2, 1'"),
         ("1, 1", "in rising order, each once"),
-        ("first", "must be 'all' or numbers of head blocks"),
-        ("", "must be 'all' or numbers of head blocks"),
+        ("first", "must be 'all' or numbers of blocks"),
+        ("", "must be 'all' or numbers of blocks"),
     ],
 )
-def test_exits_behind_the_cut_and_nonsense_are_refused(after, message):
-    head, _ = halves("none()")
-    with pytest.raises(ValueError, match=message):
-        stages_with_exit(after, head)
+def test_exits_behind_the_last_block_and_nonsense_are_refused(after, message):
     with pytest.raises(ValueError, match=f"exits: .*{message}"):
         prepare(Experiment.from_dict({"exits": f"plain(after={after!r})", "cut": 2}))
 

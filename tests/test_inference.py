@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import fl_split as fs
 from fl_split.exchange.link import Link
+from fl_split.exchange.whole import predict_by_exit
 from fl_split.metrics import calibration_error
 from fl_split.payload import Payload
 from simulations.cli.main import app
@@ -33,7 +34,7 @@ from simulations.inference.policies import (
 from simulations.inference.ppo import Ppo
 from simulations.inference.served import serve
 from simulations.inference.serving import area, fitted, frontier, histogram, mixture
-from simulations.inference.ways import Ways, ways_of
+from simulations.inference.ways import Behind, Ways, ways_of
 from simulations.runs.experiment import Experiment
 from simulations.system.system import parse_system
 
@@ -138,6 +139,69 @@ def test_costs_by_hand():
     assert one.summary()["accuracy"] == 1 and one.summary()["sent"] == 0.25
 
 
+def behind(*answers, names=("exit3",)):
+    """What the server's exits say of each image, wherever it comes from; 10 more operations each.
+
+    From the two places it is 900 and 500 operations to the first, 9000 and 7000 to the end.
+    """
+    count = len(answers)
+    told = np.array(answers)[:, None].repeat(2, axis=1)
+    flops = [[900 + 10 * n, 500 + 10 * n] for n in range(1, count + 1)]
+    return Behind(names, told, np.array([*flops, [9000 + 10 * count, 7000 + 10 * count]]))
+
+
+SURE, UNSURE = [0.1, 0.2, 0.7], [0.3, 0.5, 0.2]
+
+
+def test_what_is_sent_leaves_at_an_exit_of_the_server_that_is_sure():
+    """Image 3 is sent from the second place, by the rule that is sure at .6."""
+    system = parse_system("devices('pi5') | network(up='1Mbit/s', down='2Mbit/s', latency='10ms')")
+    latency = Latency.of_system(system, Experiment.from_dict({"clients": 1}))
+    found = {}
+    for answer in (SURE, UNSURE):
+        now = ways(behind=behind([[1.0, 0.0, 0.0]] * 3 + [answer]))
+        found[answer[0]] = one = serve(now, Threshold(tau=0.6), latency)
+        assert one.right.all() and one.decisions.is_sent.tolist() == [False] * 3 + [True]
+        assert one.bytes_up.tolist() == [0, 0, 0, 70] and one.device_flops[3] == 3050
+        where = "server's exit3" if answer is SURE else "sent from exit2"
+        assert histogram(one, now) == {"exit1": 2, "exit2": 1, where: 1}
+        assert one.confidence[3] == (0.7 if answer is SURE else 0.8)
+        assert serve(now, AllSent()).server_flops.tolist() == [7000] * 4
+    sooner, later = found[0.1], found[0.3]
+    assert sooner.server_flops.tolist() == [0, 0, 0, 510]
+    assert later.server_flops.tolist() == [0, 0, 0, 7010]
+    saved = later.seconds - sooner.seconds
+    assert saved.tolist() == pytest.approx([0, 0, 0, 6500 / 1e12], rel=1e-3)
+
+
+def test_patience_of_the_server_counts_its_own_exits():
+    """Both exits of the device say different classes of image 1, and of image 2 the same."""
+    told = behind([UNSURE] * 4, [UNSURE] * 4, names=("exit3", "exit4"))
+    found = Patience(count=2).decide(ways(behind=told, local=LOCAL[:, [1, 1, 1, 1]]))
+    assert found.is_sent.all() and found.behind.tolist() == [1] * 4
+    assert Patience(count=3).decide(ways(behind=told)).behind.tolist() == [-1] * 4
+
+
+def test_what_is_lost_leaves_at_no_exit_of_the_server():
+    gone = np.full((4, 3), np.nan)
+    now = ways(behind=behind(gone, gone), served=np.full((2, 4, 3), np.nan))
+    for policy in (Patience(count=3), Threshold(tau=0.99)):
+        found = serve(now, policy)
+        assert (found.decisions.behind == -1).all() and found.is_lost.all()
+        assert not found.server_flops.any()
+
+
+def test_an_oracle_knows_what_exits_of_the_server_say():
+    """Nobody but the server's exit is right on image 0, and but the device's on image 1."""
+    labels = np.array([2, 1, 0, 2])
+    served = np.full((2, 4, 3), [0.1, 0.8, 0.1])
+    one = serve(ways(labels=labels, served=served, behind=behind([SURE] * 4)), Oracle())
+    assert one.right.all() and one.decisions.is_sent.tolist() == [True, False, False, True]
+    assert one.decisions.behind[[0, 3]].tolist() == [0, 0]
+    without = serve(ways(labels=labels, served=served), Oracle())
+    assert without.right.tolist() == [False, True, True, False]
+
+
 def test_what_the_channel_loses_is_answered_by_the_last_exit():
     served = np.full((2, 4, 3), np.nan)
     one = serve(ways(served=served), AllSent())
@@ -231,6 +295,28 @@ def test_a_run_serves_its_test_images(reference, tmp_path):
     assert {f"JPEG {q}" for q in (5, 95)} <= {*table.index}
 
 
+def test_exits_of_the_server_answer_what_is_sent(simulate):
+    """Blocks 1 and 3 of four, with a cut behind 2: from block 1 as from the cut."""
+    model = "vit(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, patch_size=4)"
+    run = simulate(model=model, cut=2, exits="plain(after='1, 3')", rounds=1, clients=2)
+    read = trained.load(run.folder)
+    found = ways_of(read, read.test, np.arange(60), read.experiment.parts.link())
+    assert (found.names, found.behind.names) == (["exit1", "cut"], ["exit3"])
+    *_, exit3 = predict_by_exit(read.head, read.tail, read.test.batch(slice(60))[0])
+    for answers in found.behind.answers[0]:
+        np.testing.assert_allclose(answers, exit3.softmax(dim=1), atol=1e-5)
+    block, classifier = 5 * 2 * (4 * 16 * 16 + 2 * 16 * 64) + 4 * 25 * 16, 2 * 16 * 10
+    assert found.behind.flops[0].tolist() == [2 * block + classifier, block + classifier]
+    assert found.behind.flops[1].tolist() == (found.server_flops + classifier).tolist()
+    tau = float(np.median(exit3.softmax(dim=1).amax(dim=1)))
+    one = serve(found, Threshold(tau=tau))
+    stops = one.decisions.is_sent & (one.decisions.behind == 0)
+    assert 0 < stops.sum() < 60 and {"server's exit3"} == {*one.images(found)["left"][stops]}
+    assert (one.server_flops[stops] == block + classifier).all()
+    assert (one.confidence[stops] >= tau).all()
+    assert (found.local[0, one.decisions.is_sent].max(axis=1) < tau).all()
+
+
 def test_thresholds_are_fitted_to_rows_that_nobody_trained_on(reference):
     run = reference(**TINY)
     found = infer(run.folder, ["threshold"], price=0.1)
@@ -247,6 +333,7 @@ def test_thresholds_are_fitted_to_rows_that_nobody_trained_on(reference):
     ("keys", "options", "message"),
     [
         ({}, {}, "the run has none; train with exits"),
+        ({"exits": "plain(after=2)"}, {}, "behind the cut alone; train with some of the device"),
         ({"exits": "plain()"}, {"price": 0.1}, "has kept no rows back.*holdout=0.1"),
         ({"exits": "plain()", "end": 2}, {}, "keeps its classifier on the device"),
         (

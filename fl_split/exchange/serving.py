@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fl_split.codecs import Received
 from fl_split.exchange.link import Arrival
+from fl_split.models.beside import Beside
 from fl_split.models.cut import Tail
 from fl_split.ragged import padded, run
 
@@ -38,13 +39,14 @@ def batches(tail: Tail, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
     return [clients for found in groups.values() for clients in found]
 
 
-def serving_flops(tail: Tail, arrivals: Mapping[int, Arrival]) -> int:
-    """Operations of the tail's step on `arrivals`."""
+def serving_flops(tail: Tail, arrivals: Mapping[int, Arrival], exits: Beside | None = None) -> int:
+    """Operations of the tail's step on `arrivals`, with those of exits that learn."""
     counts = [count for one in arrivals.values() for count in one.counts]
-    return sum(tail.row_flops(count)[1] for count in counts)
+    of_exits = exits.flops(len(counts)) if exits else 0
+    return of_exits + sum(tail.row_flops(count)[1] for count in counts)
 
 
-def through(tail: Tail, received: Sequence[Received]) -> Tensor:
+def through(tail: Callable[[Tensor], Tensor], received: Sequence[Received]) -> Tensor:
     """Return logits of the rows of all clients, (K, C); a middle returns tokens (K, T, D)."""
     if all(one.counts is None for one in received):
         tokens = [one.tokens for one in received]

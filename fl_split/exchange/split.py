@@ -42,7 +42,8 @@ from fl_split.exchange.records import (
     STEPS,
     Record,
 )
-from fl_split.exchange.serving import batches, serving_flops, through
+from fl_split.exchange.serving import batches, serving_flops
+from fl_split.exchange.tail_loss import answers, joint_loss, learning_exits
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
@@ -178,7 +179,9 @@ class Split(Exchange):
             if not rest:
                 return Served({}, {}, torch.zeros_like(tail.vector), 0, failed)
             return replace(self.serve(tail, rest, weights, at, graphs), failed=failed)
-        return Served(losses, cuts, total(gradients), serving_flops(tail.module, arrivals))
+        exits = learning_exits(tail.module, self.phases.trains(at.round))
+        flops = serving_flops(tail.module, arrivals, exits)
+        return Served(losses, cuts, total(gradients), flops)
 
     # Both halves in one process.
 
@@ -193,7 +196,8 @@ class Split(Exchange):
             return Step(loss, alone, of_tail, payload.work and sum(payload.work))
         arrival = link.carry(payload, at, tail.module)
         (loss,), (cut,), of_tail = self.cut_gradients(tail, [arrival], [1.0], at)
-        work = payload.work and sum(payload.work) + serving_flops(tail.module, {0: arrival})
+        exits = learning_exits(tail.module, self.phases.trains(at.round))
+        work = payload.work and sum(payload.work) + serving_flops(tail.module, {0: arrival}, exits)
         return Step(loss, head_gradient(head, payload, cut, self.precision), of_tail, work)
 
     # Gradients.
@@ -209,14 +213,16 @@ class Split(Exchange):
 
         All arrivals run through the tail as one batch, so they must have the same number of
         tokens, and with batch norm or experts each must come alone. Each cut gradient is that of
-        the client's own loss, to which experts add their balance loss; losses are without it.
+        the client's own loss, to which exits of the tail add theirs and experts their balance
+        loss; losses are without both.
         """
         assert len(arrivals) == 1 or not tail.module.serves_alone
         received = [arrival.received for arrival in arrivals]
         randomly = randomness(tail.module, "tail", at)
+        exits = learning_exits(tail.module, self.phases.trains(at.round))
         with randomly, self.precision.forward(received[0].tokens), watching() as routings:
-            logits = through(tail.module, received).float()
-        joint, losses = self.loss.joint(logits, received, weights)
+            logits = answers(tail.module, exits, received)
+        joint, losses = joint_loss(self.loss, exits, logits, received, weights)
         if routings:
             joint = joint + weights[0] * balance_loss(routings)
         leaves = [leaf for arrival in arrivals for leaf in arrival.leaves.values()]

@@ -7,7 +7,9 @@ Also the joined model, as evaluation and the saved files have it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -111,7 +113,8 @@ class Whole(Exchange):
         if trains == "exits":
             whole = flops_of_phase(trains, head).total
         elif trains == "trunk":
-            whole -= sum(part.flops(1) for part in head.parts_beside if part.learns_alone)
+            beside = [*head.parts_beside, *tail.parts_beside]
+            whole -= sum(part.flops(1) for part in beside if part.learns_alone)
         return Flops(whole, 0)
 
     def _train(self, local: LocalRound) -> tuple[list[float], int, int]:
@@ -129,7 +132,9 @@ class Whole(Exchange):
         return losses, samples, work
 
 
-def joined(head: Head, tail: Tail, pixels: Tensor, trace: Trace | None = None) -> Tensor:
+def joined(
+    head: Head, tail: Callable[[Tensor], Tensor], pixels: Tensor, trace: Trace | None = None
+) -> Tensor:
     """Logits (B, C) without compression; a `trace` gets what the parts beside the head need."""
     if head.is_ragged:
         trace = trace or Trace()
@@ -149,11 +154,11 @@ def predict(head: Head, tail: Tail, pixels: Tensor, precision: Precision = FP32)
 def predict_by_exit(
     head: Head, tail: Tail, pixels: Tensor, precision: Precision = FP32
 ) -> list[Tensor]:
-    """Return the same, and after it the logits (B, C) of each exit of the head."""
-    exits = exits_of(head)
-    if exits is None:
-        return [predict(head, tail, pixels, precision)]
-    trace = Trace()
+    """Return the same, and after it the logits (B, C) of each exit, from the image on."""
+    before, behind = exits_of(head), exits_of(tail)
+    trace = Trace() if before else None
     with precision.forward(pixels):
-        logits = joined(head, tail, pixels, trace)
-        return [one.float() for one in (logits, *exits.logits(trace))]
+        found = joined(head, partial(behind.with_tail, tail) if behind else tail, pixels, trace)
+        logits, *later = found.float().unbind(dim=1) if behind else [found.float()]
+        sooner = before.logits(trace) if before and trace else []
+        return [logits, *[one.float() for one in sooner], *later]

@@ -1,13 +1,13 @@
-"""Plain exits: a linear classifier after each of some head blocks (arXiv 2407.14320)."""
+"""Plain exits: a linear classifier after each of some blocks (arXiv 2407.14320)."""
 
 from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from fl_split.exits.exits import Exits, Weight, stages_with_exit
+from fl_split.exits.exits import Exits, Weight, places_of_exits
 from fl_split.models.beside import Trace
-from fl_split.models.cut import Head
+from fl_split.models.cut import Head, Tail
 from fl_split.specs import STRICT
 
 
@@ -22,18 +22,19 @@ class PlainExits(Exits):
 
 @dataclass(frozen=True, config=STRICT)
 class Plain:
-    """A linear classifier after each of some head blocks, trained beside the rest.
+    """A linear classifier after each of some blocks, trained beside the rest.
 
     The paper's regimes "joint" and "disjoint": with gradients into the trunk all learn together,
-    as the sum of all losses; detached, the trunk learns from the server alone. The norm before
-    each classifier is ours.
+    as the sum of all losses; detached, the trunk learns from the last classifier alone. The norm
+    before each classifier is ours. Exits behind the cut are the server's.
 
     Parameters
     ----------
     after : int or str
-        Number of a head block, or numbers, as ``'1, 2'``, or ``'all'``.
+        Number of a block, or numbers, as ``'1, 3'``, of the whole model; or ``'all'`` of the
+        head.
     weight : float
-        Weight of each exit's loss, beside 1 of the server's.
+        Weight of each exit's loss, beside 1 of the last classifier's.
     detach : bool
         Let no gradient of an exit go into the trunk.
     """
@@ -42,7 +43,10 @@ class Plain:
     weight: Weight = 1.0
     detach: bool = False
 
-    def build(self, head: Head, num_classes: int) -> Exits:
-        """Build the exits for `head`."""
-        chosen = stages_with_exit(self.after, head)
-        return PlainExits(head, chosen, num_classes, self.weight, self.detach)
+    def build(self, head: Head, tail: Tail, num_classes: int) -> tuple[Exits | None, Exits | None]:
+        """Build the exits of both halves."""
+        before, behind = [
+            PlainExits(place, num_classes, self.weight, self.detach) if place else None
+            for place in places_of_exits(self.after, head, tail)
+        ]
+        return before, behind

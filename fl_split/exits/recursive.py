@@ -9,16 +9,15 @@ Inspired by REEN (arXiv 2412.19587), whose exact recursion we could not read:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from fl_split.exits.exits import Exits, Weight, stages_with_exit
+from fl_split.exits.exits import Exits, Place, Weight, places_of_exits
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
-from fl_split.models.cut import Head
+from fl_split.models.cut import Head, Tail
 from fl_split.specs import STRICT
 
 
@@ -31,10 +30,8 @@ class RecursiveExits(Exits):
         One for each exit but the first: linear layer from the features of two exits to (1,).
     """
 
-    def __init__(
-        self, head: Head, after: Sequence[int], num_classes: int, weight: float, detach: bool
-    ) -> None:
-        super().__init__(head, after, num_classes, weight, detach)
+    def __init__(self, place: Place, num_classes: int, weight: float, detach: bool) -> None:
+        super().__init__(place, num_classes, weight, detach)
         pairs = itertools.pairwise(self.widths)
         self.gates = nn.ModuleList(nn.Linear(sum(widths), 1) for widths in pairs)
 
@@ -80,7 +77,21 @@ class Recursive:
     weight: Weight = 1.0
     detach: bool = False
 
-    def build(self, head: Head, num_classes: int) -> Exits:
-        """Build the exits for `head`."""
-        chosen = stages_with_exit(self.after, head)
-        return RecursiveExits(head, chosen, num_classes, self.weight, self.detach)
+    def build(self, head: Head, tail: Tail, num_classes: int) -> tuple[Exits | None, None]:
+        """Build the exits of the head.
+
+        Raises
+        ------
+        ValueError
+            The head has no such blocks.
+        """
+        before, behind = places_of_exits(self.after, head, tail)
+        if behind:
+            raise ValueError(
+                f"after: recursive exits are behind blocks 1..{head.num_stages} of the head, whose "
+                f"answers stay on the device, got {behind.after[0]}; plain exits may be behind the "
+                "cut"
+            )
+        if before is None:
+            return None, None
+        return RecursiveExits(before, num_classes, self.weight, self.detach), None

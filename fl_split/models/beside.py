@@ -1,4 +1,4 @@
-"""Parts beside the trunk of a head, with a loss of their own that needs no server."""
+"""Parts beside the trunk of a half, with a loss of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Trace:
-    """What a forward pass of a head leaves behind, for the parts beside it.
+    """What a forward pass of a half leaves behind, for the parts beside it; of a tail `hidden`.
 
     Attributes
     ----------
@@ -39,13 +39,15 @@ class Trace:
 
 
 class Beside(nn.Module, ABC):
-    """A part of a head beside its stages; its weights travel with the head's.
+    """A part of a half beside its stages; its weights travel with those of the half.
+
+    The loss of a head's part needs no server. Of a tail, exits alone are such parts.
 
     Attributes
     ----------
     learns_alone : bool
         Whether it answers labels by itself, as an exit does: then it has phases of its own, and
-        teaches the head also where the server says nothing.
+        beside a head teaches it also where the server says nothing.
     """
 
     learns_alone: ClassVar[bool] = False

@@ -8,7 +8,8 @@ from fl_split.models.cut import Head, Tail, mean
 def whole_flops(head: Head, tail: Tail, samples: int) -> int:
     """Operations of forward and backward of all parts on so many images, uncompressed."""
     others = [tail] if head.end is None else [tail, head.end]
-    total = head.flops(samples) + sum(part.flops(samples) for part in head.parts_beside)
+    beside = [*head.parts_beside, *tail.parts_beside]
+    total = head.flops(samples) + sum(part.flops(samples) for part in beside)
     sent = [course.sent for course in head.courses]
     return total + mean(sum(part.flops(samples, tokens) for part in others) for tokens in sent)
 

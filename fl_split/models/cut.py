@@ -67,12 +67,12 @@ class Head(nn.Module, ABC):
     @property
     def parts_beside(self) -> list[Beside]:
         """What is in `beside`."""
-        return [cast(Beside, part) for part in self.beside]
+        return _parts_beside(self.beside)
 
     @property
     def num_stages(self) -> int:
         """Blocks or stages before the cut."""
-        return len(getattr(self, "blocks", None) or getattr(self, "stages", None) or [self])
+        return _num_stages(self)
 
     @property
     def learns_alone(self) -> bool:
@@ -189,6 +189,8 @@ class Tail(nn.Module, ABC):
         Whether samples that run through it together change each other's results.
     has_experts : bool
         Whether some of its blocks are mixtures of experts.
+    beside : nn.ModuleList
+        Exits behind the cut; the server trains them by a loss of their own.
     """
 
     width: int
@@ -199,6 +201,20 @@ class Tail(nn.Module, ABC):
     has_experts: bool = False
     decoder: nn.Module
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.ModuleList()
+
+    @property
+    def parts_beside(self) -> list[Beside]:
+        """What is in `beside`."""
+        return _parts_beside(self.beside)
+
+    @property
+    def num_stages(self) -> int:
+        """Blocks or stages behind the cut; the last one ends in logits."""
+        return _num_stages(self)
+
     @property
     def serves_alone(self) -> bool:
         """Whether batches of several clients must not run through it as one.
@@ -208,12 +224,18 @@ class Tail(nn.Module, ABC):
         return self.has_batch_norm or self.has_experts
 
     @abstractmethod
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (B, C) for tokens (B, T, D); a middle returns tokens again."""
+    def forward(self, tokens: Tensor, trace: Trace | None = None) -> Tensor:
+        """Return logits (B, C) for tokens (B, T, D); a middle returns tokens again.
+
+        A `trace` gets what exits need; it is only given to tails that have some.
+        """
 
     @abstractmethod
     def flops(self, rows: int, tokens: int) -> int:
-        """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
+        """Operations of forward and backward on `rows` sequences of `tokens` tokens.
+
+        They are those without what is `beside`, as in a head.
+        """
 
     @abstractmethod
     def forward_flops(self, rows: int, tokens: int) -> int:
@@ -238,6 +260,14 @@ class Tail(nn.Module, ABC):
         if tokens not in known:
             known[tokens] = self.forward_flops(1, tokens), self.flops(1, tokens)
         return known[tokens]
+
+
+def _parts_beside(found: nn.ModuleList) -> list[Beside]:
+    return [cast(Beside, part) for part in found]
+
+
+def _num_stages(half: nn.Module) -> int:
+    return len(getattr(half, "blocks", None) or getattr(half, "stages", None) or [half])
 
 
 def mean(numbers: Iterable[int]) -> int:

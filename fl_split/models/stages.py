@@ -64,12 +64,7 @@ class ConvHead(Head):
         self, pixels: Tensor, trace: Trace | None = None
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Return smashed tokens (B, H W, C) and what refuses to give attention."""
-        features = pixels
-        for stage in self.stages:
-            features = stage(features)
-            if trace is not None:
-                trace.hidden.append(_tokens(features))
-        tokens = _tokens(features)
+        tokens = _tokens(_through(self.stages, pixels, trace))
         return self.encoder(tokens), partial(self.attention, tokens)
 
     def flops(self, samples: int) -> int:
@@ -110,9 +105,9 @@ class ConvMiddle(Tail):
         self.features, self.sample_flops, self.has_dropout, self.sample_bytes = found
         self.has_batch_norm = any(isinstance(part, BatchNorm) for part in self.modules())
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, trace: Trace | None = None) -> Tensor:
         """Return tokens (B, H W, C) for tokens (B, H W, C)."""
-        return _tokens(self.run(tokens))
+        return _tokens(self.run(tokens, trace))
 
     def flops(self, rows: int, tokens: int) -> int:
         """Operations of forward and backward on `rows` sequences of `tokens` tokens."""
@@ -127,10 +122,10 @@ class ConvMiddle(Tail):
         del tokens
         return rows * self.sample_bytes
 
-    def run(self, tokens: Tensor) -> Tensor:
+    def run(self, tokens: Tensor, trace: Trace | None = None) -> Tensor:
         """Return what the last stage makes of tokens (B, H W, C)."""
         features = self.decoder(tokens).transpose(1, 2).contiguous()
-        return self.stages(features.view(-1, *self.shape))
+        return _through(self.stages, features.view(-1, *self.shape), trace)
 
 
 class ConvTail(ConvMiddle):
@@ -140,9 +135,9 @@ class ConvTail(ConvMiddle):
         super().__init__(stages, shape)
         (self.num_classes,) = self.features
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, trace: Trace | None = None) -> Tensor:
         """Return logits (B, classes) for tokens (B, H W, C)."""
-        return self.run(tokens)
+        return self.run(tokens, trace)
 
 
 def split(model: Staged, cut: int | str, end: int | str = 0) -> tuple[ConvHead, ConvMiddle]:
@@ -166,6 +161,15 @@ def split(model: Staged, cut: int | str, end: int | str = 0) -> tuple[ConvHead, 
     head.end = ConvTail(dict(stages[last:]), middle.features)
     middle.num_classes = head.end.num_classes
     return head, middle
+
+
+def _through(stages: nn.Sequential, features: Tensor, trace: Trace | None) -> Tensor:
+    """Run features through all stages; a `trace` gets the tokens after each."""
+    for stage in stages:
+        features = stage(features)
+        if trace is not None:
+            trace.hidden.append(_tokens(features))
+    return features
 
 
 def _tokens(features: Tensor) -> Tensor:

@@ -141,11 +141,13 @@ class ViTMiddle(Tail):
         self.blocks = nn.ModuleList(blocks(model)[cut:end])
         self.has_dropout = draws(self)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, trace: Trace | None = None) -> Tensor:
         """Return tokens (B, T, D) for tokens (B, T, D), of which the first is CLS."""
         tokens = self.decoder(tokens)
         for block in self.blocks:
             tokens = block(tokens)
+            if trace is not None:
+                trace.hidden.append(tokens)
         return tokens
 
     def flops(self, rows: int, tokens: int) -> int:
@@ -171,9 +173,9 @@ class ViTTail(ViTMiddle):
         self.norm = model.base_model.layernorm
         self.classifiers = nn.ModuleList(classifiers(model))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, trace: Trace | None = None) -> Tensor:
         """Return logits (B, C) for tokens (B, T, D), of which each classifier reads its own."""
-        return self.read(self.norm(super().forward(tokens)))
+        return self.read(self.norm(super().forward(tokens, trace)))
 
     def classifying_layers(self) -> list[nn.Module]:
         """Return the classifiers."""

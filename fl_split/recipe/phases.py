@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fl_split.flat import Flat
+from fl_split.models.cut import Head
 from fl_split.spec_errors import SpecError
 from fl_split.specs import STRICT, parse, stages
 from fl_split.tables import Table
@@ -62,8 +63,9 @@ class Phase:
     rounds : int
         Rounds of the phase; 0, for the last one alone, is all that are left.
     train : str
-        "all"; "trunk", the model without its exits, by the loss of the server alone; or "exits",
-        by their own losses, while all else stays as it is and nothing crosses the cut.
+        "all"; "trunk", the model without its exits, by the loss of its last classifier alone; or
+        "exits" of the head, by their own losses, while all else stays as it is and nothing crosses
+        the cut: so exits behind the cut stay too.
     """
 
     rounds: Annotated[int, Field(ge=0)] = 0
@@ -99,7 +101,9 @@ class Phases:
         if trains == "all":
             return None
         beside = flat.in_beside
-        return beside if trains == "trunk" else torch.logical_not(beside)
+        if trains == "trunk":
+            return beside
+        return torch.logical_not(beside & isinstance(flat.module, Head))
 
     def check(self, rounds: int) -> None:
         """Raise ValueError if the phases do not fit into so many rounds."""

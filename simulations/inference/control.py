@@ -75,7 +75,7 @@ def controlled(
         found.rows.extend({"policy": f"{key} of {name}", **row} for key, row in controls.items())
         left = np.array(bench.names, dtype=object)[settings]
         extra = {"slot": choices.slot, "snr_db": choices.snr_db}
-        found.images[name] = served.images(ways[0].names).assign(left=left, **extra)
+        found.images[name] = served.images(ways[0]).assign(left=left, **extra)
         counts = np.bincount(settings, minlength=len(bench.names)).tolist()
         named = zip(bench.names, counts, strict=True)
         found.histograms[name] = {one: count for one, count in named if count}

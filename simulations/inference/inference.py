@@ -102,7 +102,7 @@ def _leaving(
     return Inference(
         _table(trained, ways, served, frontiers, latency),
         frontiers,
-        {name: served[name].images(ways.names) for name in chosen},
+        {name: served[name].images(ways) for name in chosen},
         _clients(trained, chosen, held, link),
         {name: histogram(one, ways) for name, one in served.items() if name in chosen},
         [*notes, *_notes(trained, link, served)],
@@ -159,13 +159,16 @@ def _controls(trained: Trained) -> dict[str, Policy]:
 
 
 def _check(trained: Trained, policies: Sequence[Policy]) -> None:
-    """Raise ValueError if a policy asks exits of a run that has none."""
+    """Raise ValueError if a policy asks exits of a device that has none."""
     if trained.exits is None:
+        has, what = "none", "exits, as exits=plain"
+        if trained.exits_behind is not None:
+            has, what = "them behind the cut alone", "some of the device, as plain(after='1, 3')"
         for policy in policies:
             if policy.needs_exits:
                 raise ValueError(
-                    f"{name_of(policy)} asks exits, and the run has none; train with exits, as "
-                    "exits=plain, or take the policy all_sent"
+                    f"{name_of(policy)} asks exits, and the run has {has}; train with {what}, or "
+                    "take the policy all_sent"
                 )
 
 

@@ -1,7 +1,8 @@
 """Policies: where an image leaves the device, given what its exits say.
 
 A rule looks at one exit after the other: the image leaves where the rule is sure. Where no exit
-is, it is sent from the cut. `trend` sends it earlier where looking further does not pay.
+is, it is sent from the cut. `trend` sends it earlier where looking further does not pay. The
+server has the same rule, and looks at its own exits.
 """
 
 from __future__ import annotations
@@ -53,7 +54,18 @@ class Rule(Policy):
             stops = is_open & ~sure & gives_up & ways.can_send[number]
             place[leaves | stops], is_sent[leaves] = number, False
             is_open &= ~(leaves | stops)
-        return Decisions(place, is_sent)
+        return Decisions(place, is_sent, self._behind(ways, place))
+
+    def _behind(self, ways: Ways, place: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Take the first exit of the server at which the rule is sure of what comes from `place`.
+
+        The server knows nothing of what exits of the device have said.
+        """
+        if ways.behind is None:
+            return None
+        answers = ways.behind.answers[:, place, np.arange(len(place))]
+        sure = self.sure(answers) & ~np.isnan(answers).any(axis=2)
+        return np.where(sure.any(axis=0), sure.argmax(axis=0), -1)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -184,20 +196,25 @@ class AllSent(Policy):
 class Oracle(Policy):
     """Knows all answers: the first exit that is right, else the server's with the fewest bytes.
 
-    If none is right, the first exit. No policy can be right more often: an upper line, not a
-    method.
+    Of the server's exits the first that is right counts. If nobody is right, the first exit. No
+    policy can be right more often: an upper line, not a method.
     """
 
     def decide(self, ways: Ways) -> Decisions:
         """Look at the labels."""
         exits = np.flatnonzero(ways.has_exit)
         right = ways.local[exits].argmax(axis=2) == ways.labels
-        came = ~np.isnan(ways.served).any(axis=2)
-        by_server = came & (np.nan_to_num(ways.served).argmax(axis=2) == ways.labels)
-        dear = np.where(by_server, ways.sent_bytes, np.inf)
-        is_sent = ~right.any(axis=0) & by_server.any(axis=0)
+        served = ways.served[None]
+        if ways.behind is not None:
+            served = np.concatenate([ways.behind.answers, served])
+        came = ~np.isnan(served).any(axis=3)
+        by_server = came & (np.nan_to_num(served).argmax(axis=3) == ways.labels)
+        dear = np.where(by_server.any(axis=0), ways.sent_bytes, np.inf)
+        is_sent = ~right.any(axis=0) & by_server.any(axis=(0, 1))
         place = np.where(is_sent, dear.argmin(axis=0), exits[right.argmax(axis=0)])
-        return Decisions(place, is_sent)
+        behind = by_server[:, place, np.arange(len(place))].argmax(axis=0)
+        behind = np.where(behind == len(served) - 1, -1, behind)
+        return Decisions(place, is_sent, None if ways.behind is None else behind)
 
 
 def name_of(policy: Policy) -> str:

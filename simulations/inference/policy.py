@@ -15,10 +15,15 @@ from simulations.inference.ways import Probabilities, Ways
 
 
 class Decisions(NamedTuple):
-    """For each of N images the number of its last place, and whether it is sent from there."""
+    """For each of N images the number of its last place, and whether it is sent from there.
+
+    `behind` is the number of the server's exit at which an image leaves that is sent, -1 for none;
+    it is None where no image asks the server's exits.
+    """
 
     place: NDArray[np.int64]
     is_sent: NDArray[np.bool_]
+    behind: NDArray[np.int64] | None = None
 
 
 class Policy(ABC):

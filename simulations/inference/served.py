@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +50,14 @@ class Served:
     seconds: Numbers
     joules: Numbers
 
-    def images(self, names: Sequence[str]) -> pd.DataFrame:
+    def images(self, ways: Ways) -> pd.DataFrame:
         """Return one row per image."""
-        place, is_sent = self.decisions
+        place, is_sent, behind = self.decisions
         columns = {key: value for key, value in vars(self).items() if key != "decisions"}
-        left = np.where(is_sent, "sent from ", "") + np.array(names)[place].astype(object)
+        left = np.where(is_sent, "sent from ", "") + np.array(ways.names)[place].astype(object)
+        if ways.behind is not None and behind is not None:
+            at_exit = [f"server's {name}" for name in ways.behind.names]
+            left = np.where(is_sent & (behind >= 0), np.array(at_exit, object)[behind], left)
         return pd.DataFrame({"left": left, **columns})
 
     def summary(self) -> dict[str, Any]:
@@ -77,17 +79,20 @@ class Served:
         }
 
 
-def _at(by_place: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return numbers of places (P,), or of places and images (P, N), where images are (N,)."""
-    images = (np.arange(len(place)),) if by_place.ndim > 1 else ()
-    return np.asarray(by_place[(place, *images)])
+def _at(by_place: NDArray[np.int64], *place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return numbers of places (P,), or of places and images (P, N), where images are (N,).
+
+    Of exits and places (E, P) or (E, P, N) where exit and place of images are.
+    """
+    images = (np.arange(len(place[0])),) if by_place.ndim > len(place) else ()
+    return np.asarray(by_place[(*place, *images)])
 
 
 def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     """Let a policy decide on all images, and add up what each of them takes."""
-    place, is_sent = decisions = policy.decide(ways)
-    images = np.arange(len(place))
-    served, local = ways.served[place, images], ways.local
+    place, is_sent, _ = decisions = policy.decide(ways)
+    images, local = np.arange(len(place)), ways.local
+    served, of_server = _of_server(ways, decisions)
     is_lost = is_sent & np.isnan(served).any(axis=1)
     answers = np.where((is_sent & ~is_lost)[:, None], served, _last_exits(ways, place, local))
     known = np.asarray(~np.isnan(answers).any(axis=1))
@@ -98,7 +103,7 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     uses = np.where(is_sent, ways.sent_uses[place, images], 0)
     device = _at(ways.trunk_flops, place) + policy.needs_exits * ways.exit_flops[place]
     device = device + is_sent * (place == len(ways.names) - 1) * ways.encoder_flops
-    server = np.where(is_sent & ~is_lost, _at(ways.server_flops, place), 0)
+    server = np.where(is_sent & ~is_lost, of_server, 0)
     took = (np.full(len(place), np.nan),) * 2
     if latency:
         coding = [is_sent * flops for flops in ways.coding_flops]
@@ -107,6 +112,18 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     confidence = answers.max(axis=1)
     costs = bytes_up, bytes_down, uses, device, server
     return Served(decisions, right, known, confidence, is_lost, *costs, *took)
+
+
+def _of_server(ways: Ways, decisions: Decisions) -> tuple[Numbers, NDArray[np.int64]]:
+    """Return the server's probabilities (N, C) for each image, if it is sent, and operations."""
+    place, _, number = decisions
+    images = np.arange(len(place))
+    served, behind = ways.served[place, images], ways.behind
+    if behind is None or number is None:
+        return served, _at(ways.server_flops, place)
+    at_exit = (number >= 0)[:, None]
+    answers = np.where(at_exit, behind.answers[number, place, images], served)
+    return answers, _at(behind.flops, number, place)
 
 
 def answers_from_cut(ways: Ways) -> Numbers:

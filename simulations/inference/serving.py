@@ -17,8 +17,10 @@ from simulations.inference.ways import Ways
 
 def histogram(served: Served, ways: Ways) -> dict[str, int]:
     """Count the images that leave at, or are sent from, each place."""
-    counted = Counter(served.images(ways.names)["left"])
-    names = [*ways.names, *(f"sent from {name}" for name in ways.names)]
+    counted = Counter(served.images(ways)["left"])
+    behind = ways.behind.names if ways.behind else []
+    names = [*ways.names, *(f"server's {name}" for name in behind)]
+    names += [f"sent from {name}" for name in ways.names]
     return {name: counted[name] for name in names if counted[name]}
 
 

@@ -54,6 +54,11 @@ class Trained:
         return exits_of(self.head)
 
     @property
+    def exits_behind(self) -> Exits | None:
+        """Exits of the tail, if it has some."""
+        return exits_of(self.tail)
+
+    @property
     def test(self) -> Samples:
         """Test images."""
         return self.setup.test

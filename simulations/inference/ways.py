@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fl_split.exchange.account import Account
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.serving import batches, through
 from fl_split.exchange.split import encode
+from fl_split.exits import exits_of
 from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
@@ -33,6 +35,28 @@ ROWS = 128
 """Images that run through a head at once."""
 
 Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What N images give at E exits behind the cut, and cost the server until there.
+
+    Attributes
+    ----------
+    names : sequence of str
+        Of the exits: `exit3` is behind the third block of the model.
+    answers : array
+        (E, P, N, C) their probabilities for what is sent from a place; not numbers where nothing
+        can be sent, or the channel has lost it.
+    flops : array
+        (E + 1, P) operations of the server on an image from a place to an exit, with all exits
+        that it passes; the last row is to the model's own classifier. Or (E + 1, P, N), as in
+        :class:`Ways`.
+    """
+
+    names: Sequence[str]
+    answers: Probabilities
+    flops: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,8 @@ class Ways:
         Of the class that the server sends back.
     owner : array
         (N,) the client whose device takes the image.
+    behind : Behind, optional
+        Exits of the server.
     """
 
     labels: NDArray[np.int64]
@@ -83,6 +109,7 @@ class Ways:
     coding_flops: tuple[int, int]
     answer_bytes: int
     owner: NDArray[np.int64]
+    behind: Behind | None = None
 
 
 @torch.no_grad()
@@ -97,7 +124,7 @@ def ways_of(
 
     `owner` is the client of each; by default all clients take turns.
     """
-    exits, head = trained.exits, trained.head
+    exits, head, later = trained.exits, trained.head, trained.exits_behind
     blocks = head.num_stages
     if owner is None:
         owner = np.arange(len(rows)) % trained.experiment.clients
@@ -105,7 +132,8 @@ def ways_of(
     places = sorted({*after, blocks})
     halves = [_halves(trained, place, blocks) for place in places]
     local = np.full((len(places), len(rows), samples.num_classes), np.nan)
-    served, sent = local.copy(), np.zeros((2, *local.shape[:2]), dtype=np.int64)
+    served = np.full((1 + (len(later.after) if later else 0), *local.shape), np.nan)
+    sent = np.zeros((2, *local.shape[:2]), dtype=np.int64)
     kept = np.zeros(len(rows), dtype=np.int64)
     for start in range(0, len(rows), ROWS):
         chosen = slice(start, start + ROWS)
@@ -124,7 +152,7 @@ def ways_of(
                     for client, row in zip(owner[chosen], rows[chosen], strict=True)
                 ]
                 answers = _served(*both, pixels, link, samples.num_classes, steps)
-                served[place, chosen], sent[:, place, chosen] = answers
+                served[:, place, chosen], sent[:, place, chosen] = answers
     reached = [sum(number <= place for number in after) for place in places]
     trunk, server, encoder = _operations(trained, places, kept)
     last = torch.tensor(samples.num_classes - 1, device="cpu")
@@ -134,7 +162,7 @@ def ways_of(
         np.isin(places, after),
         np.array([both is not None for both in halves]),
         local,
-        served,
+        served[0],
         sent[0],
         sent[1],
         trunk,
@@ -144,6 +172,7 @@ def ways_of(
         _coding(link, head),
         Payload({}, {"label": last}).nbytes,
         owner,
+        _behind(trained, served[1:], places, kept, server),
     )
 
 
@@ -160,6 +189,8 @@ def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | No
     if trained.experiment.parts.codec.modules(trained.head.smashed_shape[1]) is not None:
         return None
     head, tail = trained.experiment.parts.model.split(trained.module, place)
+    if trained.exits_behind is not None:
+        tail.beside.append(trained.exits_behind.from_stage(place))
     return head.eval(), tail.eval()
 
 
@@ -198,6 +229,42 @@ def _costs(trained: Trained, place: int, blocks: int) -> tuple[int, int]:
     return head.forward_flops(1), tail.forward_flops(1, head.smashed_shape[0])
 
 
+def _behind(
+    trained: Trained,
+    answers: Probabilities,
+    places: Sequence[int],
+    kept: NDArray[np.int64],
+    server: NDArray[np.int64],
+) -> Behind | None:
+    """Count operations from a place to each exit; `server` are those to the end, without exits."""
+    exits = trained.exits_behind
+    if exits is None:
+        return None
+    asked = [exits.forward_flops_of(count + 1) for count in range(len(exits.after))]
+    of_exits = np.array([*asked, asked[-1]]).reshape(-1, *[1] * server.ndim)
+    found = [_flops_between(trained, places, number, kept) for number in exits.after]
+    return Behind(exits.names, answers, np.stack([*found, server]) + of_exits)
+
+
+def _flops_between(
+    trained: Trained, places: Sequence[int], number: int, kept: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return operations (P,) of the server from places to a block, or (P, N) by patches kept."""
+    head, blocks = trained.head, trained.head.num_stages
+    if head.is_ragged:
+        counts, of_image = np.unique(kept, return_inverse=True)
+        each = [replace(trained, head=head.keeping(int(count))) for count in counts]
+        found = [_flops_between(one, places, number, kept) for one in each]
+        return np.stack(found, axis=-1)[:, of_image]
+    split, of_places = trained.experiment.parts.model.split, []
+    for place in places:
+        tokens = head.most_sent if place == blocks else head.smashed_shape[0]
+        decoder = tokens * flops.forward(trained.tail.decoder) * (place == blocks)
+        middle = split(trained.module, place, number)[1]
+        of_places.append(decoder + middle.forward_flops(1, tokens))
+    return np.array(of_places)
+
+
 def _coding(link: Link, head: Head) -> tuple[int, int]:
     """Return operations of the codec on one image, packing and unpacking, by measured constants.
 
@@ -220,13 +287,17 @@ def _served(
 ) -> tuple[Probabilities, NDArray[np.int64]]:
     """Send each image by itself.
 
-    Returns the server's probabilities (B, C), and bytes and uses of the channel (2, B).
+    Returns the server's probabilities (1 + E, B, C), at its end and at its exits, and bytes and
+    uses of the channel (2, B).
     """
+    exits = exits_of(tail)
+    whole = partial(exits.with_tail, tail) if exits else tail
     trace = Trace()
     tokens, attention = head(pixels, *([trace] if head.is_ragged else []))
     row = attention() if link.codec.needs_attention else tokens[..., 0]
     counts = [tokens.shape[1]] * len(tokens) if trace.counts is None else trace.counts.tolist()
-    found = np.full((len(pixels), num_classes), np.nan)
+    answers = 1 + (len(exits.after) if exits else 0)
+    found = np.full((answers, len(pixels), num_classes), np.nan)
     sent, arrivals, account = np.zeros((2, len(pixels)), np.int64), dict[int, Arrival](), Account()
     label = torch.zeros(1, dtype=torch.int64, device="cpu")  # which nobody knows
     for number, (at, count) in enumerate(zip(steps, counts, strict=True)):
@@ -238,6 +309,7 @@ def _served(
         if (arrival := link.received(crossing, at, tail)) is not None:
             arrivals[number] = arrival
     for images in batches(tail, arrivals):
-        logits = through(tail, [arrivals[number].received for number in images])
-        found[images] = logits.float().softmax(dim=1).numpy()
+        logits = through(whole, [arrivals[number].received for number in images]).float()
+        shares = logits.view(len(images), answers, -1).softmax(dim=2)
+        found[:, images] = shares.transpose(0, 1).numpy()
     return found, sent

@@ -38,5 +38,6 @@ def load_cut_weights(head: Head, tail: Tail, weights: Mapping[str, Tensor]) -> N
 
 def _owners(head: Head, tail: Tail) -> dict[str, nn.Module]:
     found = {"encoder": head.encoder, "decoder": tail.decoder, "beside": head.beside}
+    found |= {"beside_tail": tail.beside}
     found |= {f"experts{number}": mixture for number, mixture in mixtures(head, tail).items()}
     return {**found, "selector": head.selector} if head.selector is not None else found

@@ -34,7 +34,7 @@ EVALUATION_ROWS = 128
 class Answers(NamedTuple):
     """What one model gets right: accuracy and loss, accuracy by class, by client with a shard.
 
-    `of_exits` is the accuracy of each exit of the head, if every image left there.
+    `of_exits` is the accuracy of each exit, if every image left there.
     """
 
     accuracy: float
@@ -44,10 +44,9 @@ class Answers(NamedTuple):
     of_exits: list[float]
 
 
-def exit_metrics(head: Head) -> list[Metric]:
-    """Return the columns for the accuracies of the exits of `head`."""
-    exits = exits_of(head)
-    names = exits.names if exits else []
+def exit_metrics(head: Head, tail: Tail) -> list[Metric]:
+    """Return the columns for the accuracies of the exits of both halves."""
+    names = [name for half in (head, tail) if (exits := exits_of(half)) for name in exits.names]
     return [Metric(f"accuracy_{name}", f"accuracy of {name}", "share") for name in names]
 
 
@@ -69,7 +68,7 @@ class Evaluator(Observer):
     ) -> None:
         self.head, self.tail, self.setup, self.threads = head, tail, setup, threads
         self.fairness, self.average = fairness, average
-        self._exit_columns = [metric.name for metric in exit_metrics(head.module)]
+        self._exit_columns = [metric.name for metric in exit_metrics(head.module, tail.module)]
 
     def measure(self, result: RoundResult) -> dict[str, float | None]:
         """Evaluate the global model, or all that clients keep."""

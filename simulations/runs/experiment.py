@@ -84,7 +84,7 @@ class Experiment(BaseModel):
     )
     exits: str = untold(
         "none()",
-        description="classifiers after blocks of the head, which answer without the server",
+        description="classifiers after blocks, which answer before the model's own does",
     )
     experts: str = untold(
         "none()", description="experts in blocks of the server, of which each token takes a few"

@@ -103,12 +103,25 @@ def check_device(e: Experiment) -> None:
 def check_halves(e: Experiment, head: Head, tail: Tail) -> None:
     """Raise ValueError if frozen stages, a stack or an augmentation do not fit the model."""
     check_trained(e, head, tail)
-    if e.parts.phases.spares_parts and not head.learns_alone:
-        raise ValueError(f"phases: {e.phases} sets exits apart, and there are none; set exits")
+    check_phases(e, head, tail)
     with named("stack"):
         check_stack(e, head)
     with named("augment"):
         check_augmentation(e, head, find(e.device))
+
+
+def check_phases(e: Experiment, head: Head, tail: Tail) -> None:
+    """Raise ValueError if phases set exits apart that are not there."""
+    phases = e.parts.phases
+    if head.learns_alone or not phases.spares_parts:
+        return
+    if not tail.parts_beside:
+        raise ValueError(f"phases: {e.phases} sets exits apart, and there are none; set exits")
+    if any(stage.train == "exits" for stage in phases.stages):
+        raise ValueError(
+            f"phases: {e.phases} trains exits of the head alone, and there are none: those behind "
+            "the cut learn with the tail; add a block before the cut, as exits=plain(after='1, 3')"
+        )
 
 
 def check_trained(e: Experiment, head: Head, tail: Tail) -> None:

@@ -46,7 +46,7 @@ def load_halves(
     parts, seed = experiment.parts, experiment.seed
     select(head, parts.tokens, seed)
     insert(head, tail, parts.codec, seed)
-    insert_exits(head, parts.exits, model_input["num_classes"], seed)
+    insert_exits(head, tail, parts.exits, model_input["num_classes"], seed)
     insert_experts(head, tail, parts.experts, seed, are_copies=True)
     file = folder / CODEC
     load_cut_weights(head, tail, load_file(file) if file.is_file() else {})

@@ -143,7 +143,7 @@ class RunController:
         is_perfect = link.channel.is_perfect and link.down_channel.is_perfect
         self.channels = [] if is_perfect else [Channels()]
         declared = new_metrics([*self.channels, *self.timers, *context.observers])
-        new = [*exit_metrics(self.setup.head), *declared]
+        new = [*exit_metrics(self.setup.head, self.setup.tail), *declared]
         self.recorder = Recorder(self.folder, experiment, self.before.rounds, new)
         for timer in self.timers:
             timer.elapsed = sum(row[VIRTUAL_SECONDS] for row in self.recorder.rows)

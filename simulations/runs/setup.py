@@ -265,7 +265,7 @@ def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, lis
     insert(head, tail, e.parts.codec, e.seed)
     e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
     with named("exits"):
-        insert_exits(head, e.parts.exits, len(names), e.seed)
+        insert_exits(head, tail, e.parts.exits, len(names), e.seed)
     recipes.check_halves(e, head, tail)
     with named("codec"):
         model_name = shortened(e.model, MODELS).partition("(")[0]
