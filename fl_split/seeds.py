@@ -35,7 +35,9 @@ Purpose = Literal[
     "speed",
     # a round: (round,), (round, step)
     "aggregation",
+    "groups",
     "order",
+    "pool",
     "sample",
     "split average",
     # a system model: (), (round,)

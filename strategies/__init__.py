@@ -2,11 +2,14 @@
 
 from fl_split.tables import Table
 from strategies.centralised import Centralised
+from strategies.cyclesl import CycleSL
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
 from strategies.local import Local
 from strategies.mergesfl import MergeSFL
+from strategies.minibatch import MiniBatch
 from strategies.parallel import Parallel
+from strategies.s2fl import S2FL
 from strategies.sequential import Sequential
 from strategies.server.loop import train
 from strategies.server.participants import NoClientsLeft
@@ -22,11 +25,14 @@ STRATEGIES: Table[type[Strategy]] = Table(
     "fl_split.strategies",
     {
         "centralised": Centralised,
+        "cyclesl": CycleSL,
         "fedavg": FedAvg,
         "fedprox": FedProx,
         "local": Local,
         "mergesfl": MergeSFL,
+        "minibatch": MiniBatch,
         "parallel": Parallel,
+        "s2fl": S2FL,
         "sequential": Sequential,
         "sflv1": SFLV1,
         "sflv2": SFLV2,

@@ -51,6 +51,8 @@ class Conversation:
         Samples n_k that each client of the run holds.
     weights : dict[str, Weights]
         The global weights at the start of the round.
+    labels : dict
+        Samples of each class that clients hold, for strategies that need them.
     steps, batch_samples : dict[int, int]
         By client: steps that were served, and samples of the last payload.
     losses : dict
@@ -66,6 +68,7 @@ class Conversation:
     exchange: Exchange
     training: Training
     mailbox: Mailbox
+    labels: Mapping[int, Sequence[float]] = field(default_factory=dict)
     ends: dict[int, Update] = field(default_factory=dict)
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
     batch_samples: dict[int, int] = field(default_factory=dict)
