@@ -57,6 +57,7 @@ Purpose = Literal[
     "gates",
     "model",
     "partition",
+    "projection",
     "sparsity",
     "tokens",
     # skews, by class: (client,)

@@ -66,4 +66,4 @@ class CycleSL(Parallel):
 
     def _parts(self, rows: int, size: int, draw: torch.Generator) -> Iterator[Tensor]:
         for _ in range(self.epochs):
-            yield from torch.randperm(rows, generator=draw).split(size)
+            yield from torch.randperm(rows, generator=draw, device="cpu").split(size)

@@ -71,6 +71,7 @@ CODECS = [
     "identity()", "adc(ratio=0.3)", "adc(ratio=0.3, weighted_loss=True)", "topk(ratio=0.2)",
     "randtopk(ratio=0.2)", "c3sl()", "attended(ratio=0.5) | uniform(bits=4) | rans()",
     "bottlenet(ratio=0.5)", "fedlite()", "splitfc()", "slicer()",
+    "lightsplit()", "nscsl()", "slfac()",
 ]  # fmt: skip
 
 

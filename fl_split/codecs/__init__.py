@@ -8,8 +8,11 @@ from fl_split.codecs.codec import Chain, Codec, Mixed, Received, Smashed, only_p
 from fl_split.codecs.fedlite import FedLite
 from fl_split.codecs.halves import BF16, FP16
 from fl_split.codecs.identity import Identity
+from fl_split.codecs.lightsplit import LightSplit
+from fl_split.codecs.nscsl import NSCSL
 from fl_split.codecs.randtopk import RandTopK
 from fl_split.codecs.rans import Rans
+from fl_split.codecs.slfac import SLFAC
 from fl_split.codecs.slicer import SLICER
 from fl_split.codecs.splitfc import SplitFC
 from fl_split.codecs.topk import TopK
@@ -31,8 +34,11 @@ CODECS: Table[type[Codec]] = Table(
         "fedlite": FedLite,
         "fp16": FP16,
         "identity": Identity,
+        "lightsplit": LightSplit,
+        "nscsl": NSCSL,
         "randtopk": RandTopK,
         "rans": Rans,
+        "slfac": SLFAC,
         "slicer": SLICER,
         "splitfc": SplitFC,
         "topk": TopK,
