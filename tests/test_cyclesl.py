@@ -1,5 +1,7 @@
 """CycleSL: the tail learns from pooled rows, then answers with the cut gradients that it has."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from strategies.checks import check_tasks
 from strategies.server import flower_messages
+from strategies.server.tail import TrainedTail
 
 SGD = {"head_optimizer": "sgd(lr=0.5)", "tail_optimizer": "sgd(lr=0.3)"}
 SPEC = ViT(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)
@@ -207,3 +210,20 @@ def test_batch_norms_see_the_pooled_rows(simulate):
     mean = seen[0].mean(dim=(0, 2, 3))
     name = "resnet.encoder.stages.0.layers.0.layer.0.normalization.running_mean"
     torch.testing.assert_close(outcome.model[name], (1 - 0.9**2) * mean)
+
+
+def test_steps_on_the_pool_divide_a_round_among_them(simulate, monkeypatch):
+    """As schedules count: each begins where the one before ended, the last ends with the round."""
+    moments, step = [], TrainedTail.step
+
+    def watched(tail, arrivals, at, graphs, moment):
+        moments.append(moment)
+        return step(tail, arrivals, at, graphs, moment)
+
+    monkeypatch.setattr(TrainedTail, "step", watched)
+    simulate(strategy="cyclesl(epochs=2, batch=100)", rounds=1, local_steps=2)
+    places = [moment.place("step") for moment in moments]
+    assert len(places) == 2 * 2 * 4  # 384 rows, in parts of 100
+    assert places[0][0] == 0 and places[-1][1] == pytest.approx(1)
+    for (_, end), (begin, _) in pairwise(places):
+        assert begin == pytest.approx(end)

@@ -89,9 +89,7 @@ def of_rows(pool: Received, rows: Tensor) -> Received:
 
 def _counts(part: Received) -> Tensor:
     """How many tokens each row has."""
+    if part.counts is not None:
+        return part.counts
     rows, tokens, _ = part.tokens.shape
-    return (
-        torch.full((rows,), tokens, device=part.tokens.device)
-        if part.counts is None
-        else part.counts
-    )
+    return torch.full((rows,), tokens, device=part.tokens.device)

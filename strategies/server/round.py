@@ -148,14 +148,14 @@ class Round(Punctual):
         The pool is made of what `arrivals` have, which are still to be served. A part whose loss
         is not finite is passed over; who has spoilt it is dropped when served.
         """
-        graphs, expected, flops = self.training.graphs, sum(self._expected_steps.values()), 0
-        for number, rows in enumerate(parts):
-            count, before = len(parts), self.done * len(parts) + number * len(arrivals)
-            moment = Moment(self.number, before, len(arrivals), expected * count)
+        taken, total_steps, flops = len(arrivals), sum(self._expected_steps.values()), 0
+        for number, rows in enumerate(parts):  # each is one of so many parts of the joint step
+            place = self.done * len(parts) + number * taken
+            moment = Moment(self.number, place, taken, total_steps * len(parts))
             at = StepId(self.seed, self.number, SERVER, self._pooled_steps)
-            part = Arrival({}, of_rows(pool, rows))
-            served = self.tail.step({SERVER: part}, at, graphs, moment)
-            assert isinstance(served, Served)
+            part = {SERVER: Arrival({}, of_rows(pool, rows))}
+            served = self.tail.step(part, at, self.training.graphs, moment)
+            assert isinstance(served, Served)  # no U-shape
             flops += served.flops
             self._pooled_steps += 1
         self.server_flops += flops
