@@ -18,8 +18,9 @@ class MiniBatch(Strategy):
     """All clients step together, in batches whose sizes are as their data and add up alike.
 
     In every round the batches of an exchange have `batch_size` times clients per round samples
-    together, dealt out in proportion to what each client holds. The tail takes one step per
-    exchange, on the mean over all of them. Each client gets the cut gradient of its own mean loss
+    together, dealt out in proportion to what each client holds; fewer at the end of an epoch, which
+    all reach in nearly the same step. The tail takes one step per exchange, on the mean over all
+    of them. Each client gets the cut gradient of its own mean loss
     at the tail before the step. Heads are averaged, weights n_k/n.
 
     After the authors of GAS, who compare with it in their code; of the paper only the abstract
