@@ -119,6 +119,7 @@ def set_moments(
     optimizer: torch.optim.Optimizer, vector: nn.Parameter, found: dict[str, Tensor]
 ) -> None:
     """Make `optimizer` remember what :func:`moments` returned."""
+    optimizer.state.pop(vector, None)
     if found:
         optimizer.state[vector] = dict(found)
 

@@ -35,7 +35,9 @@ Purpose = Literal[
     "speed",
     # a round: (round,), (round, step)
     "aggregation",
+    "groups",
     "order",
+    "pool",
     "sample",
     "split average",
     # a system model: (), (round,)
@@ -57,6 +59,7 @@ Purpose = Literal[
     "model",
     "partition",
     "policy",
+    "projection",
     "router",
     "sparsity",
     "tokens",

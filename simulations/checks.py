@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from flwr.app import Context, Message
 
-from fl_split.checks.laws import check_repr, hold, must
+from fl_split.checks.laws import check_repr, hold, must, refuses
 from fl_split.codecs import parse_codec
 from fl_split.exchange.account import Traffic
 from fl_split.exchange.records import BEGIN, GO_ON
@@ -141,7 +141,8 @@ def check_strategy(strategy: str | Strategy) -> None:
     - the columns of each round add up those of its clients, and the summary those of rounds;
     - an epoch sees every sample of every client that takes part;
     - a run that is stopped and resumed equals one that never stopped;
-    - the task graph keeps :func:`check_tasks`, with one cut and in a U-shape;
+    - the task graph keeps :func:`check_tasks`, with one cut and in a U-shape, which is refused by
+      a strategy that says so;
     - a client that fails, at once or later, is dropped, and training goes on.
     """
     built = parse(strategy, STRATEGIES) if isinstance(strategy, str) else strategy
@@ -161,7 +162,12 @@ def check_strategy(strategy: str | Strategy) -> None:
         hold(whole.equals(went_on), f"{built}: stopped and resumed must equal never stopped")
         _check_sums(whole)
         _check_epoch(whole.results[0])
-        for result in [*whole.results, *play(path / "u-shape", end=2, rounds=1).results]:
+        ushape, found = partial(play, path / "u-shape", end=2, rounds=1), whole.results
+        if built.works_in_u_shape:
+            found = [*found, *ushape().results]
+        else:
+            refuses(f"{built} must refuse a U-shape with ValueError", ushape)
+        for result in found:
             check_tasks(result)
         if not built.trains_on_server:
             for late in (False, True) if built.sends_smashed_data else (False,):

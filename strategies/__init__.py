@@ -2,14 +2,17 @@
 
 from fl_split.tables import Table
 from strategies.centralised import Centralised
+from strategies.cyclesl import CycleSL
 from strategies.fedavg import FedAvg
 from strategies.feddyn import FedDyn
 from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
 from strategies.local import Local
 from strategies.mergesfl import MergeSFL
+from strategies.minibatch import MiniBatch
 from strategies.moon import MOON
 from strategies.parallel import Parallel
+from strategies.s2fl import S2FL
 from strategies.scaffold import Scaffold
 from strategies.sequential import Sequential
 from strategies.server.loop import train
@@ -26,14 +29,17 @@ STRATEGIES: Table[type[Strategy]] = Table(
     "fl_split.strategies",
     {
         "centralised": Centralised,
+        "cyclesl": CycleSL,
         "fedavg": FedAvg,
         "feddyn": FedDyn,
         "fednova": FedNova,
         "fedprox": FedProx,
         "local": Local,
         "mergesfl": MergeSFL,
+        "minibatch": MiniBatch,
         "moon": MOON,
         "parallel": Parallel,
+        "s2fl": S2FL,
         "scaffold": Scaffold,
         "sequential": Sequential,
         "sflv1": SFLV1,

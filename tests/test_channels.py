@@ -33,6 +33,7 @@ TINY = {
     "cut": 1, "clients": 3, "engine": "inline()",
 }  # fmt: skip
 ANALOG = {"identity", "adc", "attended", "bottlenet", "c3sl", "jscc", "topk", "randtopk"}
+ANALOG |= {"lightsplit", "nscsl"}
 OPAQUE = {"fedlite", "rans", "zstd"}
 LOSSY = {
     "codec": "topk(ratio=0.5) | uniform(bits=4, rounding='stochastic')",

@@ -6,6 +6,7 @@ quantised, the paper's rule, written out here.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -123,6 +124,13 @@ def corrected(spec, tokens, decoded, weights):
     return weights + 0.5 * (tokens - decoded)
 
 
+def of_the_subspace(spec, tokens, decoded, weights):
+    """NSC-SL: the part in the two leading directions, here by numpy's own decomposition."""
+    _, _, leading = np.linalg.svd(tokens.flatten(0, 1).numpy(), full_matrices=False)
+    basis = torch.from_numpy(leading[:2])
+    return weights @ basis.T @ basis
+
+
 RULES = {
     "adc": (
         finite_differences,
@@ -142,6 +150,9 @@ RULES = {
         passing_centres,
         ["semantic(ratio=0.5, balance=0.0)", "semantic(4, 0.4, False, 0.0)"],
     ),
+    "lightsplit": (finite_differences, ["lightsplit(ratio=0.5)", "lightsplit(0.3, seed=4)"]),
+    "nscsl": (of_the_subspace, ["nscsl(energy=1.0, most=2)", "nscsl(1.0, 2) | uniform(bits=3)"]),
+    "slfac": (straight_through, ["slfac(bits=2.0)", "slfac(bits=0.5, along='width')"]),
     "slicer": (survivors, ["slicer()", "slicer(blocks=1, guard='int', threshold=0.02)"]),
     "splitfc": (dropout, ["splitfc()", "splitfc(bits=0.5) | zstd()"]),
     "topk": (

@@ -9,9 +9,12 @@ from fl_split.codecs.fedlite import FedLite
 from fl_split.codecs.halves import BF16, FP16
 from fl_split.codecs.identity import Identity
 from fl_split.codecs.jscc import JSCC
+from fl_split.codecs.lightsplit import LightSplit
+from fl_split.codecs.nscsl import NSCSL
 from fl_split.codecs.randtopk import RandTopK
 from fl_split.codecs.rans import Rans
 from fl_split.codecs.semantic import Semantic
+from fl_split.codecs.slfac import SLFAC
 from fl_split.codecs.slicer import SLICER
 from fl_split.codecs.splitfc import SplitFC
 from fl_split.codecs.topk import TopK
@@ -34,9 +37,12 @@ CODECS: Table[type[Codec]] = Table(
         "fp16": FP16,
         "identity": Identity,
         "jscc": JSCC,
+        "lightsplit": LightSplit,
+        "nscsl": NSCSL,
         "randtopk": RandTopK,
         "rans": Rans,
         "semantic": Semantic,
+        "slfac": SLFAC,
         "slicer": SLICER,
         "splitfc": SplitFC,
         "topk": TopK,

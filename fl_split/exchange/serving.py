@@ -1,4 +1,4 @@
-"""Payloads of several clients in one tail: which run together, and what that costs."""
+"""Payloads of several clients in one tail: which run together, what that costs, and pools."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fl_split.codecs import Received
 from fl_split.exchange.link import Arrival
 from fl_split.models.beside import Beside
 from fl_split.models.cut import Tail
 from fl_split.ragged import padded, run
+from fl_split.recipe.loss import shares_of_rows
 
 MAX_TOKENS = 8192
 """Tokens that run through the tail at once: larger joins only fall out of the cache."""
@@ -53,3 +55,44 @@ def through(tail: Callable[[Tensor], Tensor], received: Sequence[Received]) -> T
         return tail(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
     counts = [count for one in received for count in (one.counts,) if count is not None]
     return run(tail, padded([one.tokens for one in received]), torch.cat(counts))
+
+
+def pooled(
+    received: Mapping[int, Received], weights: Mapping[int, float], classes: int
+) -> Received:
+    """Return the rows of all clients as if they were of one, without gradient; same order.
+
+    A row counts by its client's weight times its share in the client's loss: the mean loss of
+    the pool is sum_k weights[k] loss_k / sum_k weights[k].
+    """
+    parts = [*received.values()]
+    lengths = {part.tokens.shape[1] for part in parts}
+    counts = None
+    if len(lengths) > 1 or any(part.counts is not None for part in parts):
+        counts = torch.cat([_counts(part) for part in parts])
+    targets = [part.targets for part in parts]
+    if len({one.dim() for one in targets}) > 1:
+        targets = [
+            one if one.dim() > 1 else functional.one_hot(one, classes).float() for one in targets
+        ]
+    rows = [weights[client] * shares_of_rows(part) for client, part in received.items()]
+    tokens = padded([part.tokens.detach() for part in parts])
+    return Received(tokens, torch.cat(targets), torch.cat(rows), counts)
+
+
+def of_rows(pool: Received, rows: Tensor) -> Received:
+    """Return some rows of a pool, padded no more than they need."""
+    at = rows.to(pool.tokens.device)
+    tokens, counts = pool.tokens[at], None if pool.counts is None else pool.counts[at]
+    if counts is not None:
+        tokens = tokens[:, : int(counts.max())]
+    weights = None if pool.weights is None else pool.weights[at]
+    return Received(tokens, pool.targets[at], weights, counts)
+
+
+def _counts(part: Received) -> Tensor:
+    """How many tokens each row has."""
+    if part.counts is not None:
+        return part.counts
+    rows, tokens, _ = part.tokens.shape
+    return torch.full((rows,), tokens, device=part.tokens.device)

@@ -42,12 +42,12 @@ class CrossEntropy:
             value = self.of(logits, received[0])
             return weights[0] * value, [float(value.detach())]
         rows = self._rows(logits, torch.cat([part.targets for part in received]))
-        shares = torch.cat([_shares(part) for part in received])
+        share = torch.cat([shares_of_rows(part) for part in received])
         counts = torch.tensor([len(part.tokens) for part in received], device="cpu")
         scale = torch.tensor(weights, device="cpu").repeat_interleave(counts).to(rows.device)
         starts = (counts.cumsum(0) - counts).cpu().numpy()
-        losses = np.add.reduceat((rows.detach() * shares).cpu().numpy(), starts)
-        return (rows * (shares * scale)).sum(), losses.tolist()
+        losses = np.add.reduceat((rows.detach() * share).cpu().numpy(), starts)
+        return (rows * (share * scale)).sum(), losses.tolist()
 
     def _rows(self, logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(
@@ -55,7 +55,7 @@ class CrossEntropy:
         )
 
 
-def _shares(received: Received) -> Tensor:
+def shares_of_rows(received: Received) -> Tensor:
     """Return how much each row counts in the client's loss; the shares sum to 1."""
     if received.weights is None:
         count = len(received.tokens)

@@ -49,6 +49,8 @@ class Conversation:
         What each client of the round is asked to do, in order; samples n_k of all of the run.
     weights : dict[str, Weights]
         The global weights at the start of the round.
+    labels : dict
+        Samples of each class that clients hold, for strategies that need them.
     steps, batch_samples : dict[int, int]
         By client: steps that were served, and samples of the last payload.
     losses, ends : dict
@@ -62,6 +64,7 @@ class Conversation:
     exchange: Exchange
     training: Training
     mailbox: Mailbox
+    labels: Mapping[int, Sequence[float]] = field(default_factory=dict)
     ends: dict[int, Update] = field(default_factory=dict)
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
     batch_samples: dict[int, int] = field(default_factory=dict)

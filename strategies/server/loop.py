@@ -62,6 +62,7 @@ def train(
             assignments=strategy.choose(replace(everyone, away=away), number),
             samples=call.samples,
             weights=weights,
+            labels=call.labels,
             exchange=training.exchange,
             training=training,
             mailbox=Mailbox(grid, call.nodes, str(number), timeout, training.threads),

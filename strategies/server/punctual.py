@@ -37,6 +37,11 @@ class Punctual(Conversation):
                 self._early[client] = arrival
         self.drop_late(awaited)
 
+    def gather(self, clients: Sequence[int]) -> dict[int, Arrival]:
+        """Wait for the next payload of each client; return those in time, still to be served."""
+        self.wait_for_all(clients)
+        return {client: self._early[client] for client in clients if client in self._early}
+
     def earliest(self, clients: Sequence[int]) -> int | None:
         """Return whose payload comes first in virtual time; None when all have ended."""
         self.wait_for_all(clients)

@@ -11,14 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl_split.codecs import Received
 from fl_split.exchange.account import Traffic
 from fl_split.exchange.link import Arrival
 from fl_split.exchange.protocol import HalfServed, Served
 from fl_split.exchange.records import HEAD, TAIL, Weights
+from fl_split.exchange.serving import of_rows
 from fl_split.exchange.split import total
 from fl_split.payload import Payload
 from fl_split.recipe.schedules import Moment
-from fl_split.seeds import generator
+from fl_split.seeds import StepId, generator
 from strategies.server.aggregation import Update
 from strategies.server.punctual import Punctual
 from strategies.server.tail import TrainedTail
@@ -26,6 +28,9 @@ from strategies.server.tasks import SERVER
 
 LEAST_TOKENS = 2048
 """Tokens from which on a group of clients is worth a job, and a message to each worker."""
+
+Weight = Callable[[int], int]
+"""For how many samples a client counts."""
 
 Mix = Callable[[dict[int, Payload]], dict[int, Payload]]
 """What becomes of the cut gradients of an exchange, by client, before they are sent."""
@@ -40,6 +45,7 @@ class Round(Punctual):
     """
 
     tail: TrainedTail
+    _pooled_steps: int = 0
 
     @property
     def seed(self) -> int:
@@ -82,38 +88,22 @@ class Round(Punctual):
         self,
         clients: Sequence[int],
         mix: Mix | None = None,
-        weight: Callable[[int], int] | None = None,
+        weight: Weight | None = None,
+        is_frozen: bool = False,
     ) -> list[int]:
         """Take one step of the shared tail on the payloads of all `clients`, weights n_k / n.
 
         n_k is `weight` of client k, by default all samples that it holds; n sums over those
-        that had a payload, which are returned.
+        that had a payload, which are returned. If it `is_frozen` the tail takes no step.
 
         Groups of clients go through the tail as soon as they are complete, and get their cut
         gradients as soon as these are there: neither depends on the other groups. The tail's
         gradient adds up in order. With `mix` cut gradients wait for each other, and what it
         makes of them is sent.
         """
-        results: dict[int, Served] = {}
-        count = weight or self.samples.__getitem__
-
-        def then(number: int, group: list[int], result: Served | HalfServed) -> None:
-            if isinstance(result, HalfServed):
-                self.half_serve(result, partial(then, number, group))
-                return
-            results[number] = result
-            self.note(result, group)
-            if not mix:
-                self.send_cuts(result)
-
         if self.attendance.decides:
             self.wait_for_all(clients)
-        for number, arrivals in enumerate(self._groups(clients)):
-            whole = self._whole(weight)
-            weights = {client: count(client) / whole for client in arrivals}
-            at = self.at(next(iter(arrivals)))
-            work = partial(self.tail.serve, arrivals, weights, at, self.training.graphs)
-            self.training.threads.submit(work, partial(then, number, [*arrivals]))
+        results = self._serve(clients, self.clients, weight, mix is None)
         self.wait_for_answers()
         in_order = [results[number] for number in sorted(results)]
         if mix:
@@ -122,15 +112,56 @@ class Round(Punctual):
             for result in in_order:
                 self.send_cuts(replace(result, cuts={k: mixed[k] for k in result.cuts}))
             self.mailbox.push()
-        there = {client for result in in_order for client in result.cuts}
-        served = [client for client in clients if client in there]
-        if served:
-            part = sum(count(client) for client in served)
-            gradient, whole = total([result.gradient for result in in_order]), self._whole(weight)
-            moment = self.moment(max(0, self.done - len(served)), len(served))
-            self.tail.descend(gradient if part == whole else gradient * (whole / part), moment)
+        served = _served(in_order, clients)
+        if served and not is_frozen:
+            gradient = self._gradient(in_order, self.clients, weight)
+            self.tail.descend(gradient, self._joint_moment(len(served)))
             self.tasks.step(SERVER)
         return served
+
+    def serve_groups(
+        self, groups: Sequence[Sequence[int]], weight: Weight | None = None
+    ) -> list[list[int]]:
+        """Let a copy of the shared tail step for each group of clients; it becomes their mean.
+
+        Each copy steps as in :meth:`serve_together`. Returns who of each group had a payload.
+        """
+        if self.attendance.decides:
+            self.wait_for_all([client for clients in groups for client in clients])
+        found = [self._serve(clients, clients, weight) for clients in groups]
+        self.wait_for_answers()
+        in_order = [[results[number] for number in sorted(results)] for results in found]
+        served = [_served(*both) for both in zip(in_order, groups, strict=True)]
+        if count := sum(map(len, served)):
+            gradients = [
+                self._gradient(results, clients, weight)
+                for results, clients in zip(in_order, groups, strict=True)
+                if _served(results, clients)
+            ]
+            self.tail.descend_apart(gradients, self._joint_moment(count))
+            self.tasks.step(SERVER)
+        return served
+
+    def train_tail(
+        self, arrivals: Mapping[int, Arrival], pool: Received, parts: Sequence[Tensor]
+    ) -> None:
+        """Take a step of the shared tail on each of `parts`, which are rows of a `pool`.
+
+        The pool is made of what `arrivals` have, which are still to be served. A part whose loss
+        is not finite is passed over; who has spoilt it is dropped when served.
+        """
+        taken, total_steps, flops = len(arrivals), sum(self._expected_steps.values()), 0
+        for number, rows in enumerate(parts):  # each is one of so many parts of the joint step
+            place = self.done * len(parts) + number * taken
+            moment = Moment(self.number, place, taken, total_steps * len(parts))
+            at = StepId(self.seed, self.number, SERVER, self._pooled_steps)
+            part = {SERVER: Arrival({}, of_rows(pool, rows))}
+            served = self.tail.step(part, at, self.training.graphs, moment)
+            assert isinstance(served, Served)  # no U-shape
+            flops += served.flops
+            self._pooled_steps += 1
+        self.server_flops += flops
+        self.tasks.train(SERVER, [*arrivals], flops)
 
     @property
     def done(self) -> int:
@@ -151,15 +182,59 @@ class Round(Punctual):
         asked, steps = self.assignments, self.training.num_steps
         return {k: steps(self.samples[k], one.batch_size) for k, one in asked.items()}
 
-    def _whole(self, weight: Callable[[int], int] | None) -> int:
+    def _serve(
+        self,
+        clients: Sequence[int],
+        among: Sequence[int],
+        weight: Weight | None,
+        is_sent: bool = True,
+    ) -> dict[int, Served]:
+        """Let the shared tail serve `clients`; return what it will have made of their groups.
+
+        Weights are as if all of `among` had a payload. Cut gradients go out if it `is_sent`.
+        """
+        results: dict[int, Served] = {}
+        count = weight or self.samples.__getitem__
+
+        def then(number: int, group: list[int], result: Served | HalfServed) -> None:
+            if isinstance(result, HalfServed):
+                self.half_serve(result, partial(then, number, group))
+                return
+            results[number] = result
+            self.note(result, group)
+            if is_sent:
+                self.send_cuts(result)
+
+        for number, arrivals in enumerate(self._groups(clients)):
+            whole = self._whole(among, weight)
+            weights = {client: count(client) / whole for client in arrivals}
+            at = self.at(next(iter(arrivals)))
+            work = partial(self.tail.serve, arrivals, weights, at, self.training.graphs)
+            self.training.threads.submit(work, partial(then, number, [*arrivals]))
+        return results
+
+    def _gradient(
+        self, results: Sequence[Served], among: Sequence[int], weight: Weight | None
+    ) -> Tensor:
+        """Return the tail's gradient of the loss of all that were served, weights n_k / n."""
+        count, whole = weight or self.samples.__getitem__, self._whole(among, weight)
+        part = sum(count(client) for result in results for client in result.cuts)
+        gradient = total([result.gradient for result in results])
+        return gradient if part == whole else gradient * (whole / part)
+
+    def _joint_moment(self, taken: int) -> Moment:
+        """Return where in the shared tail's round the step on `taken` payloads is."""
+        return self.moment(max(0, self.done - taken), taken)
+
+    def _whole(self, among: Sequence[int], weight: Weight | None) -> int:
         """Return what weights are divided by before all payloads have come.
 
-        That is n over all clients of the round, or of weights that are known with a payload
-        only, that of the first client; the gradient is put right in the end.
+        That is n over all clients `among` which they are, or of weights that are known with a
+        payload only, that of the first client; the gradient is put right in the end.
         """
         if weight:
-            return next(weight(client) for client in self.clients if client in self.batch_samples)
-        return sum(self.samples[client] for client in self.clients)
+            return next(weight(client) for client in among if client in self.batch_samples)
+        return sum(self.samples[client] for client in among)
 
     def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
         """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
@@ -227,3 +302,9 @@ class Round(Punctual):
         self.server_flops += work.flops
         self.tasks.add("train", SERVER, 0, work.flops)
         self.traffic[SERVER] = Traffic(samples=work.samples, steps=work.steps)
+
+
+def _served(results: Sequence[Served], clients: Sequence[int]) -> list[int]:
+    """Return those of `clients` that the tail has served."""
+    there = {client for result in results for client in result.cuts}
+    return [client for client in clients if client in there]

@@ -34,6 +34,8 @@ class Strategy(ABC):
         Whether the server goes by means with weights n_k / n, so that no other `aggregation` fits.
     needs_labels : bool
         Whether clients tell how many samples of each class they hold.
+    works_in_u_shape : bool
+        Whether clients may have the loss, so that their labels stay with them.
     serves_in_turn : bool
         Whether clients are served one after the other, so that none can be passed over for
         another one that is faster.
@@ -52,6 +54,7 @@ class Strategy(ABC):
     averages: bool = True
     needs_mean: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    works_in_u_shape: ClassVar[bool] = True
     serves_in_turn: ClassVar[bool] = False
     follows_speeds: ClassVar[bool] = False
     needs_clock: bool = False

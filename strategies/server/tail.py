@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival
 from fl_split.exchange.protocol import Exchange, HalfServed, Served
-from fl_split.exchange.records import Weights
+from fl_split.exchange.records import TAIL, Weights
+from fl_split.exchange.split import total
 from fl_split.flat import Flat, copy_trained
 from fl_split.models.cut import Tail
 from fl_split.optimizers import Optimizer
@@ -78,11 +79,32 @@ class TrainedTail:
         self.descent.step(gradient, moment)
         self._last = moment
 
+    def descend_apart(self, gradients: Sequence[Tensor], moment: Moment) -> None:
+        """Become the mean of copies of this tail, each of which steps on one of `gradients`.
+
+        Copies begin with what its optimiser remembers, of which the mean is taken, too.
+        """
+        start, ends = self._memory(), []
+        for gradient in gradients:
+            self._remember(start)
+            self.descend(gradient, moment)
+            ends.append(self._memory())
+        self._remember({k: total([end[k] for end in ends]) / len(ends) for k in ends[0]})
+
     def finish(self) -> TrainedTail:
         """Take a step on what is left of accumulated gradients, at the end of a round."""
         if self._last:
             finish([self.descent], self._last)
         return self
+
+    def _memory(self) -> dict[str, Tensor]:
+        """Return a copy of the weights and of what the optimiser remembers."""
+        found = {TAIL: self.flat.vector.detach(), **self.descent.state()}
+        return {name: value.clone() for name, value in found.items()}
+
+    def _remember(self, memory: Mapping[str, Tensor]) -> None:
+        self.flat.load(memory[TAIL])
+        self.descent.restore({k: value for k, value in memory.items() if k != TAIL})
 
     def _stepped(self, served: Served, moment: Moment) -> Served:
         if served.cuts:

@@ -22,7 +22,7 @@ Kind = Literal[
     "end",  # end of a U-shape and its gradient, client
     "output gradient up",  # client to server
     "serve",  # tail, forward and backward; in a U-shape its backward; server
-    "step",  # of the tail's optimiser, after all gradients of a joint step; server
+    "step",  # of the tail's optimiser, after all gradients of a joint step, or on what came; server
     "pack",  # cut gradient, server
     "down",  # cut gradient, server to client
     "unpack",  # cut gradient, client
@@ -169,6 +169,12 @@ class TaskGraph:
     def step(self, owner: int) -> None:
         """Record that a tail has stepped on all that it has done since its last step."""
         self._tails[owner] = (self.add("step", SERVER, 0, 0, *self._unstepped.pop(owner, [])),)
+
+    def train(self, owner: int, clients: Sequence[int], amount: int) -> None:
+        """Record that a tail steps on what `clients` sent, and is yet to serve them."""
+        ups = [self._decoded.get(client, self._last[client]) for client in clients]
+        before = (*self._tails.get(owner, ()), *self._unstepped.pop(owner, []))
+        self._tails[owner] = (self.add("step", SERVER, 0, amount, *ups, *before),)
 
     def last(self, client: int) -> int:
         """Return the number of the last task of a client."""
