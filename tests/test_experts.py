@@ -426,3 +426,12 @@ def test_images_of_different_numbers_of_tokens_are_refused_in_one_line():
                 {"experts": "switch()", "tokens": "dual_gate(rate_mode='threshold')"}
             )
         )
+
+
+def test_a_client_without_images_is_no_cluster(simulate):
+    """Of clients some hold nothing, some a single class, whose name reads as a number."""
+    partition = "dirichlet(alpha=0.02)"
+    run = simulate(experts="switch(count=2)", clients=40, partition=partition, rounds=1)
+    frame = pd.read_csv(run.folder / "routing.csv")
+    assert 0 < frame["client"].nunique() < 40 and frame["cluster"].notna().all()
+    assert len(measures(frame, 0)) == frame["block"].nunique()

@@ -22,6 +22,9 @@ from fl_split.seeds import StepId
 from fl_split.spec_errors import SpecError
 from fl_split.specs import parse
 from simulations.inference.inference import infer
+from simulations.runs.checkpoint import read_experiment
+from simulations.runs.setup import prepare
+from simulations.studies.cost import Estimator
 
 WIDTH, TOKENS = 40, 5
 NESTED = "jscc(ratios=[0.5, 0.25, 0.1])"
@@ -395,3 +398,11 @@ def test_a_run_is_served_at_other_ratios_of_its_codec(simulate):
     for other in ("jscc()", "jscc(ratios=[0.5, 0.25], condition=False)", "topk()"):
         with pytest.raises(ValueError, match="has other weights than that of the run"):
             infer(run.folder, "all_sent()", codec=other)
+
+
+def test_an_estimate_of_several_ratios_is_near_what_is_sent(simulate):
+    changes = {"codec": "jscc(ratio=0.5, ratios=[0.5, 0.125])", "batch_size": 16, "rounds": 4}
+    run = simulate(**changes)
+    cost = Estimator()(prepare(read_experiment(run.folder, {})))
+    sent = run.summary["payload_bytes_up"] + run.summary["payload_bytes_down"]
+    assert cost.payload_bytes == pytest.approx(sent, rel=0.25)  # one ratio alone is 60 % off

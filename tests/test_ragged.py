@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fl_split.channels import CHANNELS
 from fl_split.codecs import CODECS, Smashed, parse_codec
 from fl_split.exchange.link import Link
 from fl_split.exchange.local_loss import flops_of_batch
@@ -18,6 +19,7 @@ from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.cut import insert as insert_codec
 from fl_split.models.vit import ViT, split
+from fl_split.payload import Payload
 from fl_split.ragged import run
 from fl_split.seeds import StepId, generator, seeded
 from fl_split.specs import parse
@@ -333,3 +335,31 @@ def test_a_ushape_is_refused_in_one_line():
     for tokens in (THRESHOLD, EACH):
         with pytest.raises(ValueError, match="tokens: the end of a U-shape"):
             prepared(tokens=tokens, cut=1, end=2)
+
+
+def test_noise_follows_each_image_and_not_the_batch():
+    """Images of power 1 and 10,000, two tokens and three: the noise of each is at 20 dB of it."""
+    width = 2000
+    tokens = torch.randn(2, 3, width, generator=generator(3, "trial"))
+    tokens[1] *= 100
+    tokens[0, 2] = 0
+    data = Smashed(
+        tokens, lambda: tokens[..., 0], torch.tensor([0, 1]), 9, counts=torch.tensor([2, 3])
+    )
+    codec = parse_codec("identity()")
+    sent = codec.encode(data, generator(0, "codec"))
+    crossing = parse("awgn(snr_db=20.0)", CHANNELS).cross(
+        sent.to_bytes(), codec, generator(0, "channel")
+    )
+    came = codec.decode(Payload.from_bytes(crossing.data)).tokens
+    for image, count in ((0, 2), (1, 3)):
+        clean = tokens[image, :count]
+        noise = came[image, :count] - clean
+        found = 10 * torch.log10(clean.square().sum() / noise.square().sum())
+        assert float(found) == pytest.approx(20, abs=0.5)
+    assert len(crossing.state["snr_db"]) == 2 and crossing.uses == (2 + 3) * width // 2
+
+
+def test_error_feedback_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="downlink: error_feedback pays row by row"):
+        prepared(tokens=THRESHOLD, downlink="topk(ratio=0.1, error_feedback=True)")

@@ -7,6 +7,7 @@ variance is the mean square of the sample's numbers over the signal-to-noise rat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from torch.nn import functional
 from fl_split.channels.channel import Channel, Crossing, clean, count_of
 from fl_split.codecs import Codec
 from fl_split.payload import Payload
+from fl_split.ragged import COUNTS
 
 LEAST_DB, MOST_DB = -100.0, 300.0
 
@@ -93,11 +95,12 @@ class Analog(Channel):
         for name, value in payload.carried.items():
             size -= value.numel() * value.element_size()
             if value.numel():
-                rows = value.reshape(len(value) if value.dim() else 1, -1)
-                arrived, snr_db = self.over_the_air(rows, generator)
+                samples = _samples(value, payload.side)
+                found = [self.over_the_air(rows, generator) for rows in samples]
+                arrived = torch.cat([one.flatten() for one, _ in found])
                 payload.carried[name] = arrived.reshape(value.shape)
-                state.setdefault("snr_db", snr_db)
-                uses += len(rows) * -(-rows.shape[1] // 2)
+                state.setdefault("snr_db", torch.cat([snr_db for _, snr_db in found]))
+                uses += sum(len(rows) * -(-rows.shape[1] // 2) for rows in samples)
         gone = clean(payload)
         zeroed = count_of(gone)
         size += math.ceil(uses * math.log2(1 + self.snr) / 8)
@@ -115,6 +118,13 @@ class Analog(Channel):
         received, gains = self.receive(symbols, noise, generator)
         snr_db = float(self.snr_db) + 10 * gains[:, 0].log10()
         return torch.view_as_real(received).flatten(1)[:, : rows.shape[1]], snr_db
+
+
+def _samples(value: Tensor, side: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return a value as rows (B, n), one per sample; each alone where their sizes differ."""
+    if COUNTS in side:
+        return [one.reshape(1, -1) for one in value[0].split(side[COUNTS].tolist())]
+    return [value.reshape(len(value) if value.dim() else 1, -1)]
 
 
 def _symbols(rows: Tensor) -> Tensor:

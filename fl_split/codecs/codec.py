@@ -113,6 +113,9 @@ class Codec:
     in_place: ClassVar[bool] = True
     """The values of all samples stand for the same places, whatever the samples are."""
 
+    draws_size: ClassVar[bool] = False
+    """In training the size of a payload is drawn, for each step anew."""
+
     keeps_samples: ClassVar[bool] = True
     """Row k of what is decoded is sample k, so that its label may be mixed with another one."""
 
@@ -196,6 +199,11 @@ def only_packs(codec: Codec) -> bool:
     return kind.encode is Codec.encode and kind.modules is Codec.modules
 
 
+def _of_first(name: str) -> property:
+    """Make what a chain has of its first stage."""
+    return property(lambda chain: getattr(chain.stages[0], name), doc="That of the first codec.")
+
+
 @dataclass(frozen=True)
 class Chain(Codec):
     """One codec after the other: the first encodes, all of them pack.
@@ -215,30 +223,12 @@ class Chain(Codec):
         if len({type(stage) for stage in self.stages}) < len(self.stages):
             raise ValueError("a codec can come only once")
 
-    @property
-    def error_feedback(self) -> bool:  # type: ignore[override]
-        """Whether the first has it."""
-        return self.stages[0].error_feedback
-
-    @property
-    def in_place(self) -> bool:  # type: ignore[override]
-        """Whether those of the first do."""
-        return self.stages[0].in_place
-
-    @property
-    def keeps_samples(self) -> bool:  # type: ignore[override]
-        """Whether the first does."""
-        return self.stages[0].keeps_samples
-
-    @property
-    def needs_attention(self) -> bool:  # type: ignore[override]
-        """Whether the first does."""
-        return self.stages[0].needs_attention
-
-    @property
-    def carries_counts(self) -> bool:
-        """Whether the first does."""
-        return self.stages[0].carries_counts
+    carries_counts = _of_first("carries_counts")
+    draws_size = _of_first("draws_size")
+    error_feedback = _of_first("error_feedback")
+    in_place = _of_first("in_place")
+    keeps_samples = _of_first("keeps_samples")
+    needs_attention = _of_first("needs_attention")
 
     @property
     def exposed(self) -> Sequence[str] | None:

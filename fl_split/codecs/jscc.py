@@ -68,6 +68,11 @@ class JSCC(Codec):
             raise ValueError(f"ratio={self.ratio:g} is none of ratios={list(self.ratios)}")
 
     @property
+    def draws_size(self) -> bool:  # type: ignore[override]
+        """Whether there are several ratios."""
+        return len(self.ratios) > 1
+
+    @property
     def largest(self) -> float:
         """The largest ratio."""
         return max(self.ratios, default=self.ratio)
@@ -76,7 +81,7 @@ class JSCC(Codec):
         """Keep the first symbols, and scale what is kept of each token to norm 1."""
         symbols, side = without_room(smashed.tokens, self.condition), {"labels": smashed.labels}
         width, ratio = symbols.shape[2], self.ratio
-        if len(self.ratios) > 1 and symbols.requires_grad:  # in training alone
+        if self.draws_size and symbols.requires_grad:  # in training alone
             count = len(self.ratios)
             ratio = self.ratios[int(torch.randint(count, (), generator=generator, device="cpu"))]
         kept = 2 * self._kept(width // 2, ratio)

@@ -45,7 +45,8 @@ class Semantic(Codec):
 
     What is not the paper's: its convolution merges patches, and we narrow each token by itself; a
     linear layer has no gain control (GDN); its first stage, a denoising autoencoder, would need
-    the smashed data at the server and is left out, as is the loss on attributions. In the
+    the smashed data at the server and is left out, as is the loss on attributions. Gradients that
+    pass the rounding are not clamped to [-1, 1], and shares fall off ten times as fast. In the
     authors' code centres and balance get no gradient, and the decoder ends in a sigmoid; here
     they do, and it does not.
 

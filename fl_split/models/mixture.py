@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fl_split.models.selector import ROUNDING
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -123,7 +125,7 @@ class Router(nn.Module, ABC):
 
     def _fits(self, chosen: Tensor) -> Tensor:
         """Tell which choices (T, k) find room."""
-        room = math.ceil(self.capacity * chosen.numel() / self.count)
+        room = math.ceil(min(self.capacity, self.count) * chosen.numel() / self.count - ROUNDING)
         in_turn = chosen.T.flatten()
         so_far = functional.one_hot(in_turn, self.count).cumsum(dim=0)
         places = so_far.gather(1, in_turn.unsqueeze(1)).squeeze(1)

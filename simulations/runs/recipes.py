@@ -104,6 +104,11 @@ def check_halves(e: Experiment, head: Head, tail: Tail) -> None:
     """Raise ValueError if frozen stages, a stack or an augmentation do not fit the model."""
     check_trained(e, head, tail)
     check_phases(e, head, tail)
+    if head.is_ragged and e.parts.downlink.error_feedback:
+        raise ValueError(
+            "downlink: error_feedback pays row by row, and images of different numbers of tokens "
+            "have no rows of one size; leave it out, or tokens' rate_mode at 'exact_topk'"
+        )
     with named("stack"):
         check_stack(e, head)
     with named("augment"):

@@ -50,6 +50,8 @@ def write(setup: Setup, folder: Path) -> None:
 
 def _rows(setup: Setup, client: int) -> Iterator[dict[str, int | str]]:
     held = setup.train.partitions[client]
+    if not len(held):
+        return
     classes = np.unique(setup.train.labels[held])
     chosen = held[: max(1, IMAGES // setup.experiment.clients)]
     starts = range(0, len(chosen), setup.experiment.batch_size)
@@ -89,7 +91,7 @@ def measures(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def _of_block(block: object, frame: pd.DataFrame, seed: int) -> dict[str, object]:
     counts = frame.pivot(index="client", columns="expert", values="tokens")
-    clusters = frame.groupby("client")["cluster"].first().loc[counts.index].to_numpy()
+    clusters = frame.groupby("client")["cluster"].first().astype(str).loc[counts.index].to_numpy()
     load, names = counts.sum().to_numpy(), np.unique(clusters)
     found: dict[str, object] = {
         "block": block,
