@@ -3,9 +3,8 @@
 The two halves are made by composition: they hold the very modules of the model they come
 from, so the whole model keeps its own state-dict names and sees every update.
 
-A DeiT has a distillation token behind CLS. Where it has a second classifier too, which reads
-that token, logits are the mean of both, in evaluation and in training: on labels, as there is
-no teacher.
+A DeiT has a distillation token behind CLS. Where a second classifier reads it, logits are the
+mean of both, in evaluation and in training: on labels, as there is no teacher.
 """
 
 from __future__ import annotations
@@ -101,17 +100,16 @@ class ViTHead(Head):
             n: [one for one, m in zip(self.blocks, counts, strict=True) if m == n] for n in counts
         }
         kept = sum(kept_bytes(blocks, tokens, width) for tokens, blocks in groups.items())
-        kept = samples * (4 * math.prod(self.image_shape) + kept)
-        return kept + dense_bytes(self.blocks)
+        return samples * (4 * math.prod(self.image_shape) + kept) + dense_bytes(self.blocks)
 
     def _training(self, course: Course) -> int:
         patches, width = self.embeddings.patch_embeddings.projection.weight, self.smashed_shape[1]
         total = course.sent * flops.training(self.encoder)
         total += self._patch_flops() * (1 + patches.requires_grad)
+        needs_inputs = flops.is_trained(self.embeddings)
         if self.selector is not None:
             total += self.selector.flops(self.blocks, course)
-        has_more = self.selector is not None and self.selector.num_extra > 0
-        needs_inputs = has_more or flops.is_trained(self.embeddings)
+            needs_inputs = needs_inputs or self.selector.num_extra > 0
         for block, tokens in zip(self.blocks, course.in_blocks, strict=True):
             total += flops.block_training(block, tokens, width, needs_inputs)
             needs_inputs = needs_inputs or flops.is_trained(block)
@@ -126,8 +124,8 @@ class ViTHead(Head):
         return total
 
     def _patch_flops(self) -> int:
-        patches = self.embeddings.patch_embeddings
-        return 2 * patches.num_patches * patches.projection.weight.numel()
+        made = self.embeddings.patch_embeddings
+        return 2 * made.num_patches * made.projection.weight.numel()
 
 
 class ViTMiddle(Tail):

@@ -38,17 +38,32 @@ def exchange_of(e: Experiment, head: Head) -> Exchange:
     return replace(found, loss=loss, precision=precision, phases=e.parts.phases)
 
 
+def check_strategy(e: Experiment) -> None:
+    """Raise ValueError if the strategy does not agree with the second cut or the aggregation."""
+    strategy = e.parts.strategy
+    if e.end and not strategy.works_in_u_shape:
+        raise ValueError(
+            f"strategy: {e.strategy.partition('(')[0]} needs labels on the server, and with "
+            f"end={e.end} they stay on the clients; leave end at 0, or take strategy=parallel"
+        )
+    if e.aggregation == "fedavg()":
+        return
+    if not strategy.averages:
+        raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
+    if strategy.needs_mean:
+        raise ValueError(
+            f"aggregation: {e.strategy} corrects by means over clients, which {e.aggregation} "
+            "would not; leave it at fedavg()"
+        )
+
+
 def check_recipe(e: Experiment) -> None:
     """Raise ValueError if parts of a recipe do not agree with rounds, codec or strategy."""
     with named("schedule"):
         check_length(e.parts.schedule, e.rounds)
     with named("phases"):
         e.parts.phases.check(e.rounds)
-    if e.aggregation != "fedavg()" and e.parts.strategy.needs_mean:
-        raise ValueError(
-            f"aggregation: {e.strategy} corrects by means over clients, which {e.aggregation} "
-            "would not; leave it at fedavg()"
-        )
+    check_strategy(e)
     strategy, mixing = e.parts.strategy, [one for one in e.parts.augment if one.mixes_labels]
     if len(mixing) > 1:
         raise ValueError(f"augment: {e.augment} mixes labels twice; leave mixup or cutmix out")

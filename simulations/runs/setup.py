@@ -279,14 +279,7 @@ def _check_strategy(e: Experiment, partitions: Ragged) -> None:
     strategy = e.parts.strategy
     with named("strategy"):
         strategy.check(e.parts.codec)
-    if e.end and not strategy.works_in_u_shape:
-        raise ValueError(
-            f"strategy: {e.strategy.partition('(')[0]} needs labels on the server, and with "
-            f"end={e.end} they stay on the clients; leave end at 0, or take strategy=parallel"
-        )
     recipes.check_recipe(e)
-    if e.aggregation != "fedavg()" and not strategy.averages:
-        raise ValueError(f"aggregation: {e.strategy} averages nothing; leave it at fedavg()")
     check_budgets(each(e.parts.budget), e.parts.system, e.holdout)
     with named("system"):
         check_system(strategy, e.parts.system, e.clients, bool(e.end))

@@ -43,10 +43,8 @@ class Conversation:
 
     Attributes
     ----------
-    number : int
-        From 1.
-    assignments, samples : dict
-        What each client of the round is asked to do, in order; samples n_k of all of the run.
+    number, assignments, samples : int, dict, dict
+        From 1; what each client is asked to do, in order; samples n_k of all clients of the run.
     weights : dict[str, Weights]
         The global weights at the start of the round.
     labels : dict
@@ -95,8 +93,8 @@ class Conversation:
         """Start the round of `clients` with `weights`; without any they keep their own.
 
         A client ends its round with weights of the names that it was sent. Clients start in
-        the groups in which they are served together: a worker may run the heads of those that
-        come together as one. Returns `clients`.
+        the groups in which they are served together, as one where heads are stacked. Returns
+        `clients`.
         """
         size = self.training.group_size(len(clients))
         for number, client in enumerate(clients, start=1):
@@ -187,13 +185,12 @@ class Conversation:
         self._forwarded |= half.flops
         for client in half.failed:
             self.mailbox.drop(client, "sent what gives an output that is not finite")
-        waiting = Waiting(half, then, set(half.outputs))
+        waiting, head = Waiting(half, then, set(half.outputs)), self.training.head.module
         for client, output in half.outputs.items():
             at = self.at(client)
             record = Record(half.action, self.link.across(output, at, "output"), step=at.step)
             way = self.link.over(record.sent(), at, "output", self.mailbox.account)
-            flops = self.exchange.answer_flops(self.training.head.module, output)
-            self.client_flops += flops
+            self.client_flops += (flops := self.exchange.answer_flops(head, output))
             self.tasks.follow("output down", client, at.step, way.size, *self.tasks.served(client))
             self.tasks.follow("end", client, at.step, flops)
             self._waiting[client] = waiting
@@ -268,9 +265,9 @@ class Conversation:
             raise ValueError("another number of samples than it said at the start")
         if self.exchange.is_silent(self.number):
             self.losses[client] = {0: record.number(LOSS)}
-            work = work_of(record, self.flops, int(record.number(SAMPLES))).total
-            self.client_flops += work
-            self.tasks.follow("train", client, 0, work)
+            work = work_of(record, self.flops, int(record.number(SAMPLES)))
+            self.client_flops += work.total
+            self.tasks.follow("train", client, 0, work.total)
         elif record.number(SAMPLES):
             raise ValueError("samples with the end of a round whose steps were all served")
         task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fl_split.exchange.link import Arrival
 from strategies.server.conversation import Conversation
+
+LEAST_TOKENS = 2048
+"""Tokens from which on a group of clients is worth a job, and a message to each worker."""
 
 
 @dataclass(kw_only=True)
@@ -36,6 +39,21 @@ class Punctual(Conversation):
             if (arrival := self._next(client)) is not None:
                 self._early[client] = arrival
         self.drop_late(awaited)
+
+    def groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
+        """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
+        size, tokens = self.training.group_size(len(clients)), 0
+        group: dict[int, Arrival] = {}
+        for client in clients:
+            arrival = self.payload(client)
+            if arrival is not None:
+                group[client] = arrival
+                tokens += arrival.rows * arrival.tokens
+            if len(group) >= size and tokens >= LEAST_TOKENS:
+                yield group
+                group, tokens = {}, 0
+        if group:
+            yield group
 
     def gather(self, clients: Sequence[int]) -> dict[int, Arrival]:
         """Wait for the next payload of each client; return those in time, still to be served."""

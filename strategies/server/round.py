@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -25,9 +25,6 @@ from strategies.server.aggregation import Update
 from strategies.server.punctual import Punctual
 from strategies.server.tail import TrainedTail
 from strategies.server.tasks import SERVER
-
-LEAST_TOKENS = 2048
-"""Tokens from which on a group of clients is worth a job, and a message to each worker."""
 
 Weight = Callable[[int], int]
 """For how many samples a client counts."""
@@ -205,7 +202,7 @@ class Round(Punctual):
             if is_sent:
                 self.send_cuts(result)
 
-        for number, arrivals in enumerate(self._groups(clients)):
+        for number, arrivals in enumerate(self.groups(clients)):
             whole = self._whole(among, weight)
             weights = {client: count(client) / whole for client in arrivals}
             at = self.at(next(iter(arrivals)))
@@ -235,21 +232,6 @@ class Round(Punctual):
         if weight:
             return next(weight(client) for client in among if client in self.batch_samples)
         return sum(self.samples[client] for client in among)
-
-    def _groups(self, clients: Sequence[int]) -> Iterator[dict[int, Arrival]]:
-        """Yield payloads in groups as they come, in order; the cuts never depend on the machine."""
-        size, tokens = self.training.group_size(len(clients)), 0
-        group: dict[int, Arrival] = {}
-        for client in clients:
-            arrival = self.payload(client)
-            if arrival is not None:
-                group[client] = arrival
-                tokens += arrival.rows * arrival.tokens
-            if len(group) >= size and tokens >= LEAST_TOKENS:
-                yield group
-                group, tokens = {}, 0
-        if group:
-            yield group
 
     def _take(self, client: int, owner: int, result: Served | HalfServed) -> None:
         """Answer one client; `owner` has the tail that served it."""
