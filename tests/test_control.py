@@ -1,6 +1,7 @@
 """Controllers of split inference: queues, gates and a learnt policy, by hand and on tiny runs."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -15,16 +16,19 @@ from simulations.inference import control, lyapunov, ppo, settings
 from simulations.inference.controller import optimum
 from simulations.inference.gate import Gate, priced
 from simulations.inference.inference import infer
+from simulations.inference.latency import Latency
 from simulations.inference.lyapunov import Lyapunov, chosen, largest_feasible, queued, run
-from simulations.inference.offloading import GO_ON, LEAVE, SEND, Offloading, journeys
-from simulations.inference.policies import Margin
+from simulations.inference.offloading import GO_ON, LEAVE, SEND, Foreseen, Offloading, journeys
+from simulations.inference.policies import AllLocal, AllSent, Margin
 from simulations.inference.ppo import Ppo
-from simulations.inference.served import answers_from_cut
+from simulations.inference.served import answers_from_cut, serve
 from simulations.inference.serving import fitted
 from simulations.inference.settings import Choices, Setting, Table, right, settings_of
 from simulations.inference.trained import load
 from simulations.inference.ways import Ways
+from simulations.runs.experiment import Experiment
 from simulations.system.networks import Cell
+from simulations.system.system import parse_system
 
 TWO = Table(np.array([np.nan]), np.array([[0.6], [0.9]]), np.array([[1.0], [3.0]]))
 """Two settings: 60 % at a cost of 1, 90 % at a cost of 3."""
@@ -206,19 +210,40 @@ class Slow:
 
 
 def test_journeys_by_hand():
-    """Leaving takes 1 and 3 s, sending 1 + 1 and 3 + .4 s of image 0, at .1 a second."""
-    found = journeys(ways(), Slow(), 0.1)
+    """Leaving takes 1 and 3 s, sending 1 + 1 and 3 + .4 s of image 0, at .1 a second.
+
+    Payloads have 105 and 45 bytes on average, which is what the device expects.
+    """
+    found = journeys(ways(), Slow(), 0.1, Foreseen.of(ways()))
     assert found.left == pytest.approx(np.array([[0.9, -0.1], [0.7, 0.7]]))
     assert found.sent == pytest.approx(np.array([[-0.2, 0.79], [-0.34, 0.65]]))
     assert found.onward == pytest.approx(found.sent[1])
-    expected = [[0.5, 0.3, 0, 0.3, 0.1], [1.0, 0.1, 0.3, -0.2, 0.04]]
+    expected = [[0.5, 0.3, 0, 0.3, 0.105], [1.0, 0.1, 0.3, -0.2, 0.045]]
     assert found.states[:, 0] == pytest.approx(np.array(expected), abs=1e-6)
-    stuck = journeys(ways(can_send=np.array([False, True])), Slow(), 0.1)
+    stuck = journeys(ways(can_send=np.array([False, True])), Slow(), 0.1, Foreseen.of(ways()))
     assert stuck.sent == pytest.approx(np.array([found.sent[1]] * 2))
 
 
+def test_a_state_does_not_know_what_the_channel_will_do():
+    """One payload is sent thrice, another is lost: rewards tell, states do not."""
+    network = "devices('pi5') | network(up='1Mbit/s', down='2Mbit/s', latency='10ms')"
+    latency = Latency.of_system(parse_system(network), Experiment.from_dict({"clients": 1}))
+    kept = ways(coding_flops=(10**6, 10**7), server_flops=np.array([10**9, 10**9]))
+    served = kept.served.copy()
+    served[:, 1] = np.nan
+    drawn = replace(kept, served=served, sent_bytes=kept.sent_bytes * [[3, 1]])
+    plain, other = (journeys(one, latency, 1.0, Foreseen.of(kept)) for one in (kept, drawn))
+    assert other.states.tolist() == plain.states.tolist()
+    assert (other.sent[:, 0] < plain.sent[:, 0]).all()
+    even = replace(kept, sent_bytes=np.array([[100, 100], [40, 40]]))
+    found = journeys(even, latency, 1.0, Foreseen.of(even))
+    sent, left = (serve(even, policy(), latency).seconds for policy in (AllSent, AllLocal))
+    exits = 300 / latency.now.flops[0]  # which nobody asks who sends all
+    assert found.states[1, :, 4] == pytest.approx(sent + exits - left, rel=1e-5)
+
+
 def test_the_environment_by_hand():
-    found = journeys(ways(), Slow(), 0.1)
+    found = journeys(ways(), Slow(), 0.1, Foreseen.of(ways()))
     env = Offloading(found)
     with pytest.warns(UserWarning, match="infinity"):  # margins and prices have no common bound
         check_env(env, skip_render_check=True)
