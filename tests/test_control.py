@@ -201,6 +201,10 @@ def test_what_a_channel_loses_is_answered_by_the_last_exit():
     assert right(found, np.array([0, 2])).tolist() == [True, False]
 
 
+ASKED = 2 * (5 * 64 + 64 * 64 + 64 * 3)
+"""Operations of the network of PPO at one exit; 9.216 s on the device below."""
+
+
 class Slow:
     """A second for 1000 operations of the device, and one for 100 bytes."""
 
@@ -209,19 +213,29 @@ class Slow:
         return device / 1000 + up / 100, np.zeros(len(device))
 
 
+class Quick:
+    """A second for 10^6 operations of the device, and one for 100 bytes."""
+
+    @staticmethod
+    def of(device, *others):
+        return Slow.of(device / 1000, *others)
+
+
 def test_journeys_by_hand():
     """Leaving takes 1 and 3 s, sending 1 + 1 and 3 + .4 s of image 0, at .1 a second.
 
-    Payloads have 105 and 45 bytes on average, which is what the device expects.
+    Payloads have 105 and 45 bytes on average, which is what the device expects. The network is
+    asked at each exit that an image has come to.
     """
     found = journeys(ways(), Slow(), 0.1, Foreseen.of(ways()))
-    assert found.left == pytest.approx(np.array([[0.9, -0.1], [0.7, 0.7]]))
-    assert found.sent == pytest.approx(np.array([[-0.2, 0.79], [-0.34, 0.65]]))
+    asked = 0.1 * ASKED / 1000 * np.array([[1], [2]])
+    assert found.left + asked == pytest.approx(np.array([[0.9, -0.1], [0.7, 0.7]]))
+    assert found.sent + asked == pytest.approx(np.array([[-0.2, 0.79], [-0.34, 0.65]]))
     assert found.onward == pytest.approx(found.sent[1])
     expected = [[0.5, 0.3, 0, 0.3, 0.105], [1.0, 0.1, 0.3, -0.2, 0.045]]
     assert found.states[:, 0] == pytest.approx(np.array(expected), abs=1e-6)
     stuck = journeys(ways(can_send=np.array([False, True])), Slow(), 0.1, Foreseen.of(ways()))
-    assert stuck.sent == pytest.approx(np.array([found.sent[1]] * 2))
+    assert stuck.sent + asked == pytest.approx(np.array([[-0.34, 0.65]] * 2))
 
 
 def test_a_state_does_not_know_what_the_channel_will_do():
@@ -248,13 +262,14 @@ def test_the_environment_by_hand():
     with pytest.warns(UserWarning, match="infinity"):  # margins and prices have no common bound
         check_env(env, skip_render_check=True)
     assert isinstance(env, gymnasium.Env)
-    for actions, reward in [
+    for actions, worth in [
         ([LEAVE], 0.9),
         ([SEND], -0.2),
         ([GO_ON, LEAVE], 0.7),
         ([GO_ON, GO_ON], -0.34),
         ([GO_ON, SEND], -0.34),
     ]:
+        reward = worth - 0.1 * ASKED / 1000 * len(actions)
         state, _ = env.reset(options={"image": 0})
         assert state.tolist() == found.states[0, 0].tolist()
         for action in actions[:-1]:
@@ -277,7 +292,7 @@ def test_the_same_seed_learns_the_same_and_draws_from_nothing_global():
     before, python = global_state(), random.getstate()
     told = []
     first, again, other = (
-        Ppo(steps=2048).learn(many, Slow(), 0.3, seed, lambda *words: told.append(words))
+        Ppo(steps=2048).learn(many, Quick(), 0.3, seed, lambda *words: told.append(words))
         for seed in (0, 0, 1)
     )
     assert global_state() == before and random.getstate() == python
@@ -288,6 +303,10 @@ def test_the_same_seed_learns_the_same_and_draws_from_nothing_global():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     decisions = first.decide(many)
     assert not decisions.is_sent.any() and not decisions.place.any()
+    assert serve(many, first).device_flops.tolist() == [900 + 100 + ASKED] * 40
+    actor = first.model.policy.mlp_extractor.policy_net, first.model.policy.action_net
+    weights = [w for one in actor for w in one.parameters() if w.ndim == 2]
+    assert 2 * sum(w.numel() for w in weights) == ASKED
     assert told[-1] == ("ppo", 2048, 2048) and repr(first) == "ppo(steps=2048)"
 
 

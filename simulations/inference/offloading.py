@@ -10,6 +10,7 @@ action and reward are ours: those of the paper were not to be had.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -27,6 +28,12 @@ State = NDArray[np.float32]
 
 LEAVE, GO_ON, SEND = range(3)
 
+HIDDEN = (64, 64)
+"""Widths of the hidden layers of the network that decides, of 5 numbers on 3 actions."""
+
+ASKING_FLOPS = 2 * sum(one * other for one, other in pairwise((5, *HIDDEN, 3)))
+"""Operations of the network at one exit."""
+
 
 @dataclass(frozen=True)
 class _Everywhere(Policy):
@@ -34,11 +41,13 @@ class _Everywhere(Policy):
 
     place: int
     is_sent: bool
+    asked: int
+    """Exits at which the network was asked."""
 
     def decide(self, ways: Ways) -> Decisions:
         """Choose that way."""
-        images = len(ways.labels)
-        return Decisions(np.full(images, self.place), np.full(images, self.is_sent))
+        place, is_sent = (np.full(len(ways.labels), one) for one in (self.place, self.is_sent))
+        return Decisions(place, is_sent, flops=self.asked * ASKING_FLOPS)
 
 
 @dataclass(frozen=True)
@@ -110,12 +119,12 @@ def journeys(ways: Ways, latency: Latency, price: float, foreseen: Foreseen) -> 
     exits, last = np.flatnonzero(ways.has_exit), len(ways.names) - 1
     senders = np.where(ways.can_send, np.arange(len(ways.names)), last)[exits].tolist()
 
-    def end(place: int, is_sent: bool) -> Numbers:
-        one = serve(ways, _Everywhere(place, is_sent), latency)
+    def end(place: int, is_sent: bool, asked: int) -> Numbers:
+        one = serve(ways, _Everywhere(place, is_sent, asked), latency)
         return np.asarray(one.right - price * one.seconds)
 
-    left = np.stack([end(place, False) for place in exits.tolist()])
-    sent = np.stack([end(place, True) for place in senders])
+    left = np.stack([end(place, False, asked) for asked, place in enumerate(exits.tolist(), 1)])
+    sent = np.stack([end(place, True, asked) for asked, place in enumerate(senders, 1)])
     leaving, sending = (
         np.stack([foreseen.seconds(ways, latency, place, is_sent) for place in places])
         for places, is_sent in ((exits.tolist(), False), (senders, True))
@@ -125,7 +134,7 @@ def journeys(ways: Ways, latency: Latency, price: float, foreseen: Foreseen) -> 
     passed = np.repeat((1 + np.arange(len(exits)))[:, None] / len(exits), margin.shape[1], axis=1)
     more = price * (sending - leaving)
     states = np.stack([passed, margin, before, margin - before, more], axis=2)
-    return Journeys(states.astype(np.float32), left, sent, end(last, True))
+    return Journeys(states.astype(np.float32), left, sent, end(last, True, len(exits)))
 
 
 class Offloading(gymnasium.Env[State, np.int64]):

@@ -54,20 +54,21 @@ class Learnt(Policy):
 
     def decide(self, ways: Ways) -> Decisions:
         """Ask at one exit after the other."""
-        from simulations.inference.offloading import LEAVE, SEND, journeys
+        from simulations.inference.offloading import ASKING_FLOPS, LEAVE, SEND, journeys
 
         found = journeys(ways, self.latency, self.price, self.foreseen)
         exits = np.flatnonzero(ways.has_exit)
         last = len(ways.names) - 1
         place, is_sent = np.full(len(ways.labels), last), np.ones(len(ways.labels), dtype=bool)
-        is_open = is_sent.copy()
+        is_open, asked = is_sent.copy(), np.zeros(len(place), np.int64)
         for state, here in zip(found.states, exits, strict=True):
+            asked += is_open
             action, _ = self.model.predict(state, deterministic=True)
             leaves, sends = is_open & (action == LEAVE), is_open & (action == SEND)
             place[leaves], is_sent[leaves] = here, False
             place[sends] = here if ways.can_send[here] else last
             is_open &= ~(leaves | sends)
-        return Decisions(place, is_sent)
+        return Decisions(place, is_sent, flops=asked * ASKING_FLOPS)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,7 +113,7 @@ def _trained(found: Journeys, steps: int, seed: int, progress: Progress) -> Any:
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from simulations.inference.offloading import Offloading
+    from simulations.inference.offloading import HIDDEN, Offloading
 
     def told(words: dict[str, Any], _: dict[str, Any]) -> bool:
         progress("ppo", words["self"].num_timesteps, steps)
@@ -126,6 +127,7 @@ def _trained(found: Journeys, steps: int, seed: int, progress: Progress) -> Any:
                 "MlpPolicy",
                 DummyVecEnv([lambda: Offloading(found)] * ENVIRONMENTS),
                 n_steps=ROLLOUT,
+                policy_kwargs={"net_arch": [*HIDDEN]},
                 gamma=1.0,
                 seed=derive(seed, "policy") % 2**31,
                 device="cpu",
