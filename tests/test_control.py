@@ -143,7 +143,12 @@ def gate_bench(features, price):
     held = choices(features)
     one = SimpleNamespace(exits=None)
     bench = SimpleNamespace(
-        held_out=held, trained=[one], known_after=1, settings=[1, 2], names=["a", "b"]
+        held_out=held,
+        trained=[one],
+        known_after=1,
+        settings=[1, 2],
+        names=["a", "b"],
+        again_flops=np.array([0, 500]),
     )
     return Gate(price=price).fit(bench), held
 
@@ -158,7 +163,7 @@ def test_a_gate_learns_what_its_features_tell():
     assert controls["random mixture"][:, 0] == pytest.approx([0.5, 0.5])
     assert controls["dearest"][:, 7].tolist() == [0, 1]
     assert controls["best constant"][:, 7].tolist() == [0, 1]  # 1.6 nats are worth 30 bytes
-    assert chooser.flops == 2 * 1 * 2
+    assert chooser.flops.tolist() == [2 * 1 * 2, 500 + 2 * 1 * 2]
 
 
 def test_a_gate_whose_target_is_one_setting_is_that_setting():
@@ -451,6 +456,24 @@ def test_a_channel_with_noise_has_a_table_by_ratio(simulate, monkeypatch):
     up = [cell.snrs_db(6, slot + 1, 0)[0][n % 6] for n, slot in enumerate(images["slot"][:20])]
     assert images["snr_db"][:20].tolist() == pytest.approx(up)
     assert benches[0].snrs_db(3)[0] == pytest.approx(cell.snrs_db(6, 62, 0)[0])
+
+
+def test_a_gate_that_chooses_another_rate_runs_blocks_again(simulate):
+    """The budget token tells block 1 the rate; it has 4 patches, CLS and that token, of width 16.
+
+    Behind it patches are chosen: at a rate of 1 block 2 has 3 patches more than at .25.
+    """
+    run_ = simulate(tokens="dual_gate(after=1)", exits="plain()", cut=2, holdout=0.1, rounds=1)
+    found = infer(run_.folder, ["gate(price=100.0)", "gate(price=0.0)"], rates=[1.0, 0.25])
+    sent = found.frontiers["settings"]["device_flops"].to_numpy()
+    block = 6 * 2 * (4 * 16 * 16 + 2 * 16 * 64) + 4 * 6**2 * 16
+    looking = 2 * 16 * 10 + 2 * (3 + 2) * 2  # an exit, and the gate: 5 features, 2 settings
+    for name in ("gate(price=100.0)", "gate(price=0.0)"):
+        images = found.images[name]
+        is_other = (images["left"] == "rate 0.25").to_numpy()
+        assert name != "gate(price=100.0)" or is_other.all()
+        expected = sent[is_other.astype(int)] + looking + block * is_other
+        assert images["device_flops"].tolist() == expected.tolist()
 
 
 def test_a_queue_is_carried_from_held_out_to_test_images():

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from fl_split.channels.analog import Analog
 from fl_split.codecs import CODECS
 from fl_split.exchange.link import Link
+from fl_split.models import linear_flops
+from fl_split.models.vit import ViTHead
 from fl_split.seeds import StepId
 from fl_split.specs import shortened
 from simulations.data.cache import Progress
@@ -257,10 +259,25 @@ class Bench:
 
     @property
     def known_after(self) -> int:
-        """The last block whose tokens do not depend on the setting."""
+        """The block whose tokens are looked at: the last one before patches are chosen."""
         head = self.trained[0].head
         is_one = len({one.rate for one in self.settings}) == 1
         return head.num_stages if is_one or head.selector is None else head.selector.after
+
+    @property
+    def again_flops(self) -> Integers:
+        """Operations (S,) of blocks that an image runs through once more, by its setting.
+
+        A selector with tokens of its own tells blocks the rate. Images are looked at with that of
+        the first setting; one that is sent at another rate begins again, up to that block.
+        """
+        head, last = self.trained[0].head, self.known_after
+        if not isinstance(head, ViTHead) or head.selector is None or not head.selector.num_extra:
+            return np.zeros(len(self.settings), np.int64)
+        (course, *_), width = head.courses, head.smashed_shape[1]
+        blocks = zip(head.blocks[:last], course.in_blocks, strict=False)
+        again = sum(linear_flops.blocks_forward([block], count, width) for block, count in blocks)
+        return np.array([again * (one.rate != self.settings[0].rate) for one in self.settings])
 
     def _features(self, samples: Samples, rows: Integers, ways: Ways, snr_db: Numbers) -> Numbers:
         found = features(self.trained[0], samples, rows, ways, self.known_after)
