@@ -149,6 +149,7 @@ def gate_bench(features, price):
         settings=[1, 2],
         names=["a", "b"],
         again_flops=np.array([0, 500]),
+        telling=0.0,
     )
     return Gate(price=price).fit(bench), held
 
@@ -474,6 +475,14 @@ def test_a_gate_that_chooses_another_rate_runs_blocks_again(simulate):
         assert name != "gate(price=100.0)" or is_other.all()
         expected = sent[is_other.astype(int)] + looking + block * is_other
         assert images["device_flops"].tolist() == expected.tolist()
+
+
+def test_constants_are_judged_without_the_byte_that_tells_a_setting():
+    """The dear setting costs 3 with 1 that tells it: alone it keeps a rate of 2."""
+    states, table = np.zeros((2, 1), int), replace(TWO, telling=1.0)
+    chooser = lyapunov._Queues(Lyapunov(rate=2.0, V=10.0), table, states)
+    for chances in chooser.controls(choices(), np.zeros(40, int)).values():
+        assert chances[:, 0] == pytest.approx([0, 1])
 
 
 def test_a_queue_is_carried_from_held_out_to_test_images():

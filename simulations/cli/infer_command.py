@@ -102,7 +102,10 @@ def infer(
         )
         files = write(found, target)
     titles, rows, spare = found.lines()
-    caption = "Means over test images. mix.: all local and all sent at random, equal bytes."
+    caption = (
+        "Means over test images. mix.: all local and all sent at random, at equal bytes; of a "
+        "controller its random mixture of constants."
+    )
     out.print(text_table(titles, rows, out.width, caption=caption, spare=spare))
     for name, counts in found.histograms.items():
         told = ", ".join(f"{key} {count}" for key, count in counts.items())

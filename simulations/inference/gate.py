@@ -38,8 +38,9 @@ class _Classifier(Chooser):
 
     def __init__(self, policy: Gate, bench: Bench) -> None:
         self.policy, held = policy, bench.held_out
-        self.accuracy, self.cost = held.right.mean(axis=1), held.cost.mean(axis=1)
-        costs = priced(held, policy.price, self.cost.max())
+        self.accuracy, cost = held.right.mean(axis=1), held.cost.mean(axis=1)
+        costs = priced(held, policy.price, cost.max())
+        self.cost = cost - bench.telling  # of constants, which tell no setting
         self.best, target = int(costs.mean(axis=1).argmin()), costs.argmin(axis=0)
         is_one = len(np.unique(target)) == 1
         self.model = None if is_one else _trained(held.features, target, np.ptp(costs, axis=0))

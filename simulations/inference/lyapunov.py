@@ -113,7 +113,8 @@ class _Queues(Chooser):
     def controls(self, choices: Choices, settings: Integers) -> dict[str, Numbers]:
         """Return the best constant, random mixture of constants and optimum of the table."""
         table, rate = self.table, self.policy.rate
-        accuracy, cost = table.accuracy @ self.share, table.cost @ self.share
+        costs = table.cost - table.telling
+        accuracy, cost = table.accuracy @ self.share, costs @ self.share
         best = int(np.where(cost <= rate, accuracy, -np.inf).argmax())
         images = len(choices.labels)
         found = {}
@@ -121,7 +122,7 @@ class _Queues(Chooser):
             found["best constant"] = one_hot(best, len(cost), images)
             mixed = optimum(accuracy[:, None], cost[:, None], np.ones(1), rate)
             found["random mixture"] = np.repeat(mixed, images, axis=1)
-        shares = optimum(table.accuracy, table.cost, self.share, rate)
+        shares = optimum(table.accuracy, costs, self.share, rate)
         found["optimum of the table"] = shares[:, table.state(choices.snr_db)]
         return found
 

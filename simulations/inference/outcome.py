@@ -25,7 +25,8 @@ class Inference:
     ----------
     table : pandas.DataFrame
         One row per policy and control: accuracy; means over images of bytes, operations, seconds
-        and joules; `mixture`, the accuracy of a random mixture at equal bytes.
+        and joules; `mixture`, the accuracy of a random mixture of all local and all
+        sent at equal bytes; of a controller, that of its `random mixture` of constants.
     frontiers : dict
         By policy, one row for each threshold of its sweep; of controllers, one for each setting.
     images : dict

@@ -77,12 +77,14 @@ def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
 class Table:
     """Means over held-out images: accuracy and cost (S, K) of S settings at K SNRs in dB, (K,).
 
-    Without a channel that asks for an SNR there is one column, and its SNR is not a number.
+    Without a channel that asks for an SNR there is one column, and its SNR is not a number. Of a
+    cost, `telling` says which setting it is; constants need not tell it.
     """
 
     snrs_db: Numbers
     accuracy: Numbers
     cost: Numbers
+    telling: float = 0.0
 
     def state(self, snr_db: Numbers) -> Integers:
         """Return the columns of the nearest SNRs, of the shape of `snr_db`."""
@@ -167,6 +169,11 @@ class Bench:
         """Of the run."""
         return self.trained[0].experiment.seed
 
+    @property
+    def telling(self) -> float:
+        """Part of a cost that tells the setting: a byte, or no use of the channel."""
+        return 0.0 if self.is_analog else float(ID_BYTES)
+
     def ways(
         self, number: int, samples: Samples, rows: Integers, owner: Integers, snr_db: Numbers
     ) -> Ways:
@@ -182,7 +189,7 @@ class Bench:
         """Return what each image (N,) costs if it is sent from the cut, and its setting told."""
         if self.is_analog:
             return np.asarray(ways.sent_uses[-1] / np.prod(self.trained[0].head.image_shape))
-        return ways.sent_bytes[-1] + float(ID_BYTES)
+        return ways.sent_bytes[-1] + self.telling
 
     @cached_property
     def test(self) -> tuple[Choices, list[Ways]]:
@@ -230,7 +237,7 @@ class Bench:
             is_right = right(answers_from_cut(ways), ways.labels)
             found[:, setting, column] = is_right.mean(), self.cost(ways).mean()
             self.progress("table of settings", number + 1, found[0].size)
-        return Table(snrs_db, *found)
+        return Table(snrs_db, found[0], found[1], self.telling)
 
     def _snrs(self, rounds: Integers, clients: Integers) -> Numbers:
         ask = self.links[0].snr_db
