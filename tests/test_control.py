@@ -356,6 +356,7 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
         ("lyapunov()", {}, "rate must be given"),
         ("lyapunov(rate=9.0)", {"codecs": TWO_CODECS}, "the cheapest setting costs .* bytes"),
         ("margin()", {"codecs": TWO_CODECS}, "rates and codecs are what a controller chooses"),
+        ("gate()", {"codecs": TWO_CODECS, "price": 0.1}, "price fits thresholds; gate has a"),
         ("ppo()", {}, "ppo.* learns what a second is worth; give delay_price"),
         ("margin()", {"delay_price": 1.0}, "delay_price: seconds need devices and a network"),
         ("margin()", {"delay_price": -1.0}, "delay_price must be 0 or more, got -1"),
