@@ -352,6 +352,12 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
         ("gate()", {"rates": [0.5, 1.5]}, r"rates must be in \(0, 1\], got 1.5"),
         ("gate()", {"rates": [0.5, 0.5]}, r"rates: 0.5 is given twice"),
         ("gate()", {"codecs": ["zsdt()", "zstd()"]}, "did you mean 'zstd'"),
+        (
+            "gate()",
+            {"codecs": ["uniform(bits=8)", "uniform(bits = 8)", "uniform()"]},
+            r"codecs: uniform\(bits=8, .*\) is given twice",
+        ),
+        (["gate()", "gate(price=0.1)"], {}, r"policies: gate\(price=0.1\) is given twice"),
         ("lyapunov(rate=-1.0)", {}, "rate"),
         ("lyapunov()", {}, "rate must be given"),
         ("lyapunov(rate=9.0)", {"codecs": TWO_CODECS}, "the cheapest setting costs .* bytes"),

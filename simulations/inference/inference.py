@@ -27,7 +27,7 @@ from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, 
 from simulations.inference.policy import Policy
 from simulations.inference.served import Served, serve
 from simulations.inference.serving import area, frontier, histogram, mixture
-from simulations.inference.settings import Bench, Setting, settings_of
+from simulations.inference.settings import Bench, Setting, check_once, settings_of
 from simulations.inference.trained import Trained, load, with_codec
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment_data import named, silent
@@ -111,11 +111,13 @@ def _leaving(
 
 
 def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
-    """Read policies; ValueError if there is none."""
+    """Read policies; ValueError if there is none, or two have one name."""
     several = [given] if isinstance(given, str | Policy) else [*given]
     if not several:
         raise ValueError("policies: give at least one, as 'threshold()' or 'all_sent()'")
-    return [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
+    found = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
+    check_once("policies", [name_of(one) for one in found])
+    return found
 
 
 def _settings(

@@ -21,7 +21,7 @@ from fl_split.exchange.link import Link
 from fl_split.models import linear_flops
 from fl_split.models.vit import ViTHead
 from fl_split.seeds import StepId
-from fl_split.specs import shortened
+from fl_split.specs import canonical, shortened, stages
 from simulations.data.cache import Progress
 from simulations.data.samples import Samples
 from simulations.inference.features import features
@@ -49,6 +49,12 @@ class Setting:
         return " at ".join(one for one in (codec, rate) if one)
 
 
+def check_once(key: str, names: Sequence[str]) -> None:
+    """Raise ValueError if a name comes twice."""
+    if twice := [one for number, one in enumerate(names) if one in names[:number]]:
+        raise ValueError(f"{key}: {twice[0]} is given twice; leave one out")
+
+
 def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
     """Return all pairs, each once; one of two lists may be empty.
 
@@ -59,9 +65,9 @@ def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
     """
     if wrong := [rate for rate in rates if not 0 < rate <= 1]:
         raise ValueError(f"rates must be in (0, 1], got {wrong[0]:g}")
-    for key, given in (("rates", rates), ("codecs", codecs)):
-        if twice := [one for number, one in enumerate(given) if one in given[:number]]:
-            raise ValueError(f"{key}: {twice[0]} is given twice")
+    check_once("rates", [f"{rate:g}" for rate in rates])
+    spelt = [[canonical(stage, CODECS) for stage in stages(codec)] for codec in codecs]
+    check_once("codecs", [" | ".join(one) for one in spelt])
     some_rates: list[float | None] = [*rates] or [None]
     some_codecs: list[str | None] = [*codecs] or [None]
     found = [Setting(*pair) for pair in product(some_rates, some_codecs)]
