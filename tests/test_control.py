@@ -359,6 +359,7 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
         ),
         (["gate()", "gate(price=0.1)"], {}, r"policies: gate\(price=0.1\) is given twice"),
         ("lyapunov(rate=-1.0)", {}, "rate"),
+        ("lyapunov(rate=1e308)", {}, r"rate.*1e\+?12|rate.*1000000000000"),
         ("lyapunov()", {}, "rate must be given"),
         ("lyapunov(rate=9.0)", {"codecs": TWO_CODECS}, "the cheapest setting costs .* bytes"),
         ("margin()", {"codecs": TWO_CODECS}, "rates and codecs are what a controller chooses"),

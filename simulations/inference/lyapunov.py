@@ -21,10 +21,14 @@ from fl_split.specs import STRICT
 from simulations.inference.controller import Chooser, Controller, one_hot, optimum
 from simulations.inference.settings import Bench, Choices, Integers, Numbers, Table
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+"""So that V, which is mu rate^2 times some number, is one that a float can hold."""
 
 WEIGHTS = 10.0 ** np.arange(-2, 4.25, 0.25)
-"""V that are tried, as multiples of mu rate^2: then a backlog of 1 / mu rates weighs as much."""
+"""V that are tried, as multiples of mu rate^2.
+
+At 1 an accuracy of 1 weighs as much as a cost of one rate does at a backlog of mu times the rate.
+"""
 
 SNRS = 5
 """Columns of a table, where the SNR changes: quantiles of what clients meet."""
