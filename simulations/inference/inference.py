@@ -64,21 +64,23 @@ def infer(
     """
     wanted, prices = _policies(policies), Prices(price, delay_price)
     controllers = [one for one in wanted if isinstance(one, Controller)]
+    others = [one for one in wanted if not isinstance(one, Controller)]
     settings = _settings(controllers, rates, codecs)
     trained = load(Path(folder), objects, rate)
     _check(trained, wanted)
-    found = parse_system(system) if system is not None else trained.experiment.parts.system
-    latency = Latency.of_system(found, trained.experiment) if found else None
+    found, latency = _system(trained, system)
     prices.check(wanted, latency)
     served, link = road(trained, found, codec, channel)
-    more = None
-    if controllers:
-        bench = _bench(trained, settings, found, codec, channel, progress)
-        more = controlled(controllers, bench, latency)
-    others = [one for one in wanted if not isinstance(one, Controller)]
-    inference = _leaving(served, others, link, latency, prices, progress)
-    inference = inference.with_controlled(more) if more else inference
+    bench = _bench(trained, settings, found, codec, channel, progress)
+    more = controlled(controllers, bench, latency) if bench else None
+    inference = _leaving(served, others, link, latency, prices, progress).with_controlled(more)
     return inference.priced(delay_price, trained.head.image_shape)
+
+
+def _system(trained: Trained, system: str | None) -> tuple[System | None, Latency | None]:
+    """Return the system that was named, or that of the run, and how long things take there."""
+    found = parse_system(system) if system is not None else trained.experiment.parts.system
+    return found, Latency.of_system(found, trained.experiment) if found else None
 
 
 def _leaving(
@@ -140,8 +142,13 @@ def _bench(
     codec: str | None,
     channel: str | None,
     progress: Progress,
-) -> Bench:
-    """Return what serves images in each setting; ValueError for one that the run cannot have."""
+) -> Bench | None:
+    """Return what serves images in each setting; ValueError for one that the run cannot have.
+
+    Without settings there is nothing to serve.
+    """
+    if not settings:
+        return None
     each = []
     for one in settings:
         if one.rate is not None and trained.head.selector is None:

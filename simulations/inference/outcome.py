@@ -47,8 +47,10 @@ class Inference:
     notes: list[str]
     patches: pd.DataFrame | None = field(default=None, repr=False)
 
-    def with_controlled(self, found: Controlled) -> Inference:
+    def with_controlled(self, found: Controlled | None) -> Inference:
         """Add what controllers have made: rows before those of files, and settings as a line."""
+        if found is None:
+            return self
         is_file = self.table["policy"].str.startswith(("JPEG", "WEBP"))
         parts = [self.table[~is_file], pd.DataFrame(found.rows), self.table[is_file]]
         return replace(
