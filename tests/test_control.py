@@ -1,6 +1,7 @@
 """Controllers of split inference: queues, gates and a learnt policy, by hand and on tiny runs."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gymnasium
@@ -15,16 +16,19 @@ from simulations.inference import control, lyapunov, ppo, settings
 from simulations.inference.controller import optimum
 from simulations.inference.gate import Gate, priced
 from simulations.inference.inference import infer
+from simulations.inference.latency import Latency
 from simulations.inference.lyapunov import Lyapunov, chosen, largest_feasible, queued, run
-from simulations.inference.offloading import GO_ON, LEAVE, SEND, Offloading, journeys
-from simulations.inference.policies import Margin
+from simulations.inference.offloading import GO_ON, LEAVE, SEND, Foreseen, Offloading, journeys
+from simulations.inference.policies import AllLocal, AllSent, Margin
 from simulations.inference.ppo import Ppo
-from simulations.inference.served import answers_from_cut
+from simulations.inference.served import answers_from_cut, serve
 from simulations.inference.serving import fitted
 from simulations.inference.settings import Choices, Setting, Table, right, settings_of
 from simulations.inference.trained import load
 from simulations.inference.ways import Ways
+from simulations.runs.experiment import Experiment
 from simulations.system.networks import Cell
+from simulations.system.system import parse_system
 
 TWO = Table(np.array([np.nan]), np.array([[0.6], [0.9]]), np.array([[1.0], [3.0]]))
 """Two settings: 60 % at a cost of 1, 90 % at a cost of 3."""
@@ -139,7 +143,13 @@ def gate_bench(features, price):
     held = choices(features)
     one = SimpleNamespace(exits=None)
     bench = SimpleNamespace(
-        held_out=held, trained=[one], known_after=1, settings=[1, 2], names=["a", "b"]
+        held_out=held,
+        trained=[one],
+        known_after=1,
+        settings=[1, 2],
+        names=["a", "b"],
+        again_flops=np.array([0, 500]),
+        telling=0.0,
     )
     return Gate(price=price).fit(bench), held
 
@@ -154,7 +164,7 @@ def test_a_gate_learns_what_its_features_tell():
     assert controls["random mixture"][:, 0] == pytest.approx([0.5, 0.5])
     assert controls["dearest"][:, 7].tolist() == [0, 1]
     assert controls["best constant"][:, 7].tolist() == [0, 1]  # 1.6 nats are worth 30 bytes
-    assert chooser.flops == 2 * 1 * 2
+    assert chooser.flops.tolist() == [2 * 1 * 2, 500 + 2 * 1 * 2]
 
 
 def test_a_gate_whose_target_is_one_setting_is_that_setting():
@@ -197,6 +207,10 @@ def test_what_a_channel_loses_is_answered_by_the_last_exit():
     assert right(found, np.array([0, 2])).tolist() == [True, False]
 
 
+ASKED = 2 * (5 * 64 + 64 * 64 + 64 * 3)
+"""Operations of the network of PPO at one exit; 9.216 s on the device below."""
+
+
 class Slow:
     """A second for 1000 operations of the device, and one for 100 bytes."""
 
@@ -205,31 +219,63 @@ class Slow:
         return device / 1000 + up / 100, np.zeros(len(device))
 
 
+class Quick:
+    """A second for 10^6 operations of the device, and one for 100 bytes."""
+
+    @staticmethod
+    def of(device, *others):
+        return Slow.of(device / 1000, *others)
+
+
 def test_journeys_by_hand():
-    """Leaving takes 1 and 3 s, sending 1 + 1 and 3 + .4 s of image 0, at .1 a second."""
-    found = journeys(ways(), Slow(), 0.1)
-    assert found.left == pytest.approx(np.array([[0.9, -0.1], [0.7, 0.7]]))
-    assert found.sent == pytest.approx(np.array([[-0.2, 0.79], [-0.34, 0.65]]))
+    """Leaving takes 1 and 3 s, sending 1 + 1 and 3 + .4 s of image 0, at .1 a second.
+
+    Payloads have 105 and 45 bytes on average, which is what the device expects. The network is
+    asked at each exit that an image has come to.
+    """
+    found = journeys(ways(), Slow(), 0.1, Foreseen.of(ways()))
+    asked = 0.1 * ASKED / 1000 * np.array([[1], [2]])
+    assert found.left + asked == pytest.approx(np.array([[0.9, -0.1], [0.7, 0.7]]))
+    assert found.sent + asked == pytest.approx(np.array([[-0.2, 0.79], [-0.34, 0.65]]))
     assert found.onward == pytest.approx(found.sent[1])
-    expected = [[0.5, 0.3, 0, 0.3, 0.1], [1.0, 0.1, 0.3, -0.2, 0.04]]
+    expected = [[0.5, 0.3, 0, 0.3, 0.105], [1.0, 0.1, 0.3, -0.2, 0.045]]
     assert found.states[:, 0] == pytest.approx(np.array(expected), abs=1e-6)
-    stuck = journeys(ways(can_send=np.array([False, True])), Slow(), 0.1)
-    assert stuck.sent == pytest.approx(np.array([found.sent[1]] * 2))
+    stuck = journeys(ways(can_send=np.array([False, True])), Slow(), 0.1, Foreseen.of(ways()))
+    assert stuck.sent + asked == pytest.approx(np.array([[-0.34, 0.65]] * 2))
+
+
+def test_a_state_does_not_know_what_the_channel_will_do():
+    """One payload is sent thrice, another is lost: rewards tell, states do not."""
+    network = "devices('pi5') | network(up='1Mbit/s', down='2Mbit/s', latency='10ms')"
+    latency = Latency.of_system(parse_system(network), Experiment.from_dict({"clients": 1}))
+    kept = ways(coding_flops=(10**6, 10**7), server_flops=np.array([10**9, 10**9]))
+    served = kept.served.copy()
+    served[:, 1] = np.nan
+    drawn = replace(kept, served=served, sent_bytes=kept.sent_bytes * [[3, 1]])
+    plain, other = (journeys(one, latency, 1.0, Foreseen.of(kept)) for one in (kept, drawn))
+    assert other.states.tolist() == plain.states.tolist()
+    assert (other.sent[:, 0] < plain.sent[:, 0]).all()
+    even = replace(kept, sent_bytes=np.array([[100, 100], [40, 40]]))
+    found = journeys(even, latency, 1.0, Foreseen.of(even))
+    sent, left = (serve(even, policy(), latency).seconds for policy in (AllSent, AllLocal))
+    exits = 300 / latency.now.flops[0]  # which nobody asks who sends all
+    assert found.states[1, :, 4] == pytest.approx(sent + exits - left, rel=1e-5)
 
 
 def test_the_environment_by_hand():
-    found = journeys(ways(), Slow(), 0.1)
+    found = journeys(ways(), Slow(), 0.1, Foreseen.of(ways()))
     env = Offloading(found)
     with pytest.warns(UserWarning, match="infinity"):  # margins and prices have no common bound
         check_env(env, skip_render_check=True)
     assert isinstance(env, gymnasium.Env)
-    for actions, reward in [
+    for actions, worth in [
         ([LEAVE], 0.9),
         ([SEND], -0.2),
         ([GO_ON, LEAVE], 0.7),
         ([GO_ON, GO_ON], -0.34),
         ([GO_ON, SEND], -0.34),
     ]:
+        reward = worth - 0.1 * ASKED / 1000 * len(actions)
         state, _ = env.reset(options={"image": 0})
         assert state.tolist() == found.states[0, 0].tolist()
         for action in actions[:-1]:
@@ -252,7 +298,7 @@ def test_the_same_seed_learns_the_same_and_draws_from_nothing_global():
     before, python = global_state(), random.getstate()
     told = []
     first, again, other = (
-        Ppo(steps=2048).learn(many, Slow(), 0.3, seed, lambda *words: told.append(words))
+        Ppo(steps=2048).learn(many, Quick(), 0.3, seed, lambda *words: told.append(words))
         for seed in (0, 0, 1)
     )
     assert global_state() == before and random.getstate() == python
@@ -263,6 +309,10 @@ def test_the_same_seed_learns_the_same_and_draws_from_nothing_global():
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     decisions = first.decide(many)
     assert not decisions.is_sent.any() and not decisions.place.any()
+    assert serve(many, first).device_flops.tolist() == [900 + 100 + ASKED] * 40
+    actor = first.model.policy.mlp_extractor.policy_net, first.model.policy.action_net
+    weights = [w for one in actor for w in one.parameters() if w.ndim == 2]
+    assert 2 * sum(w.numel() for w in weights) == ASKED
     assert told[-1] == ("ppo", 2048, 2048) and repr(first) == "ppo(steps=2048)"
 
 
@@ -302,10 +352,18 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
         ("gate()", {"rates": [0.5, 1.5]}, r"rates must be in \(0, 1\], got 1.5"),
         ("gate()", {"rates": [0.5, 0.5]}, r"rates: 0.5 is given twice"),
         ("gate()", {"codecs": ["zsdt()", "zstd()"]}, "did you mean 'zstd'"),
+        (
+            "gate()",
+            {"codecs": ["uniform(bits=8)", "uniform(bits = 8)", "uniform()"]},
+            r"codecs: uniform\(bits=8, .*\) is given twice",
+        ),
+        (["gate()", "gate(price=0.1)"], {}, r"policies: gate\(price=0.1\) is given twice"),
         ("lyapunov(rate=-1.0)", {}, "rate"),
+        ("lyapunov(rate=1e308)", {}, r"rate.*1e\+?12|rate.*1000000000000"),
         ("lyapunov()", {}, "rate must be given"),
         ("lyapunov(rate=9.0)", {"codecs": TWO_CODECS}, "the cheapest setting costs .* bytes"),
         ("margin()", {"codecs": TWO_CODECS}, "rates and codecs are what a controller chooses"),
+        ("gate()", {"codecs": TWO_CODECS, "price": 0.1}, "price fits thresholds; gate has a"),
         ("ppo()", {}, "ppo.* learns what a second is worth; give delay_price"),
         ("margin()", {"delay_price": 1.0}, "delay_price: seconds need devices and a network"),
         ("margin()", {"delay_price": -1.0}, "delay_price must be 0 or more, got -1"),
@@ -407,6 +465,32 @@ def test_a_channel_with_noise_has_a_table_by_ratio(simulate, monkeypatch):
     up = [cell.snrs_db(6, slot + 1, 0)[0][n % 6] for n, slot in enumerate(images["slot"][:20])]
     assert images["snr_db"][:20].tolist() == pytest.approx(up)
     assert benches[0].snrs_db(3)[0] == pytest.approx(cell.snrs_db(6, 62, 0)[0])
+
+
+def test_a_gate_that_chooses_another_rate_runs_blocks_again(simulate):
+    """The budget token tells block 1 the rate; it has 4 patches, CLS and that token, of width 16.
+
+    Behind it patches are chosen: at a rate of 1 block 2 has 3 patches more than at .25.
+    """
+    run_ = simulate(tokens="dual_gate(after=1)", exits="plain()", cut=2, holdout=0.1, rounds=1)
+    found = infer(run_.folder, ["gate(price=100.0)", "gate(price=0.0)"], rates=[1.0, 0.25])
+    sent = found.frontiers["settings"]["device_flops"].to_numpy()
+    block = 6 * 2 * (4 * 16 * 16 + 2 * 16 * 64) + 4 * 6**2 * 16
+    looking = 2 * 16 * 10 + 2 * (3 + 2) * 2  # an exit, and the gate: 5 features, 2 settings
+    for name in ("gate(price=100.0)", "gate(price=0.0)"):
+        images = found.images[name]
+        is_other = (images["left"] == "rate 0.25").to_numpy()
+        assert name != "gate(price=100.0)" or is_other.all()
+        expected = sent[is_other.astype(int)] + looking + block * is_other
+        assert images["device_flops"].tolist() == expected.tolist()
+
+
+def test_constants_are_judged_without_the_byte_that_tells_a_setting():
+    """The dear setting costs 3 with 1 that tells it: alone it keeps a rate of 2."""
+    states, table = np.zeros((2, 1), int), replace(TWO, telling=1.0)
+    chooser = lyapunov._Queues(Lyapunov(rate=2.0, V=10.0), table, states)
+    for chances in chooser.controls(choices(), np.zeros(40, int)).values():
+        assert chances[:, 0] == pytest.approx([0, 1])
 
 
 def test_a_queue_is_carried_from_held_out_to_test_images():

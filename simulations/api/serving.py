@@ -70,7 +70,8 @@ def infer(
     Raises
     ------
     ValueError
-        No finished run, a model without exits, or nothing held out where something is fitted.
+        No finished run, a model without exits, or nothing held out where something is fitted; a
+        `price` with controllers alone; a policy, rate or codec that is given twice.
     """
     quiet_libraries()
     if wrong := next((key for key in objects if key not in SPEC_TABLES), None):

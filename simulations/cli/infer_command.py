@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulations.cli.data_view import counting
 from simulations.cli.terminal import door, err, existing, out, quiet
 from simulations.runs.paths import expanded
+
+if TYPE_CHECKING:
+    from simulations.inference.outcome import Inference
 
 app = typer.Typer()
 
@@ -84,7 +88,6 @@ def infer(
     with quiet():
         from simulations.inference.inference import infer as inferred
         from simulations.inference.outcome import check_new, write
-        from simulations.report.text_table import text_table
     with door(), counting(err) as progress:
         check_new(target)
         found = inferred(
@@ -101,8 +104,18 @@ def infer(
             progress=progress,
         )
         files = write(found, target)
+    _show(found, files)
+
+
+def _show(found: Inference, files: Sequence[Path]) -> None:
+    """Print the table, where images left, notes and names of files."""
+    from simulations.report.text_table import text_table
+
     titles, rows, spare = found.lines()
-    caption = "Means over test images. mix.: all local and all sent at random, equal bytes."
+    caption = (
+        "Means over test images. mix.: all local and all sent at random, at equal bytes; of a "
+        "controller its random mixture of constants."
+    )
     out.print(text_table(titles, rows, out.width, caption=caption, spare=spare))
     for name, counts in found.histograms.items():
         told = ", ".join(f"{key} {count}" for key, count in counts.items())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulations.inference.controller import Chooser, Controller
+from simulations.inference.controller import Controller
 from simulations.inference.latency import Latency
 from simulations.inference.policies import AllSent, name_of
 from simulations.inference.served import Served, serve
@@ -67,7 +67,9 @@ def controlled(
     found = Controlled([], of_settings, {}, {}, [])
     for chooser in choosers:
         name, settings = name_of(chooser.policy), chooser.choose(choices)
-        served = picked([_chosen_for(one, chooser, latency) for one in ways], settings)
+        flops = np.broadcast_to(chooser.flops, len(ways)).tolist()
+        each = [_told(*one, latency) for one in zip(ways, flops, strict=True)]
+        served = picked(each, settings)
         chances = chooser.controls(choices, settings)
         controls = {key: means(constants, weights) for key, weights in chances.items()}
         mixed = controls.get("random mixture", {}).get("accuracy", np.nan)
@@ -88,12 +90,10 @@ def controlled(
     return found
 
 
-def _chosen_for(ways: Ways, chooser: Chooser, latency: Latency | None) -> Served:
-    """Serve all in one setting, which was chosen and is told."""
+def _told(ways: Ways, flops: int, latency: Latency | None) -> Served:
+    """Serve all in one setting, which is told, and was chosen by so many operations."""
     told = replace(
-        ways,
-        sent_bytes=ways.sent_bytes + ID_BYTES,
-        trunk_flops=ways.trunk_flops + chooser.flops,
+        ways, sent_bytes=ways.sent_bytes + ID_BYTES, trunk_flops=ways.trunk_flops + flops
     )
     return serve(told, AllSent(), latency)
 

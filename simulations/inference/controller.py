@@ -21,14 +21,14 @@ class Chooser(ABC):
     ----------
     policy : Policy
         The controller, with what was fitted.
-    flops : int
-        Operations of the device to choose for one image.
+    flops : int or array
+        Operations of the device to choose for one image, or (S,) by the setting that is chosen.
     notes : sequence of str
         What readers of the table must know.
     """
 
     policy: Policy
-    flops: int = 0
+    flops: int | Integers = 0
     notes: Sequence[str] = ()
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulations.data.cache import Progress
+from simulations.inference.controller import Controller
 from simulations.inference.latency import Latency
 from simulations.inference.policies import name_of
 from simulations.inference.policy import Learner, Policy
@@ -30,10 +31,14 @@ class Prices(NamedTuple):
         return ", ".join([*of_bytes, *of_seconds])
 
     def check(self, policies: Sequence[Policy], latency: Latency | None) -> None:
-        """Raise ValueError for prices that are none, or of what nobody knows."""
+        """Raise ValueError for prices that are none, fit nothing, or are of what nobody knows."""
         for key, price in (("price", self.bytes), ("delay_price", self.seconds)):
             if price is not None and not 0 <= price < np.inf:
                 raise ValueError(f"{key} must be 0 or more, got {price:g}")
+        if self.bytes is not None and all(isinstance(one, Controller) for one in policies):
+            raise ValueError(
+                "price fits thresholds; gate has a price of its own, as gate(price=0.1)"
+            )
         learner = next((name_of(one) for one in policies if isinstance(one, Learner)), None)
         if learner and self.seconds is None:
             raise ValueError(

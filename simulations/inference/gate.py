@@ -38,14 +38,15 @@ class _Classifier(Chooser):
 
     def __init__(self, policy: Gate, bench: Bench) -> None:
         self.policy, held = policy, bench.held_out
-        self.accuracy, self.cost = held.right.mean(axis=1), held.cost.mean(axis=1)
-        costs = priced(held, policy.price, self.cost.max())
+        self.accuracy, cost = held.right.mean(axis=1), held.cost.mean(axis=1)
+        costs = priced(held, policy.price, cost.max())
+        self.cost = cost - bench.telling  # of constants, which tell no setting
         self.best, target = int(costs.mean(axis=1).argmin()), costs.argmin(axis=0)
         is_one = len(np.unique(target)) == 1
         self.model = None if is_one else _trained(held.features, target, np.ptp(costs, axis=0))
         known = held.features.shape[1]
-        self.flops = features_flops(bench.trained[0], bench.known_after)
-        self.flops += 2 * known * len(bench.settings)
+        of_features = features_flops(bench.trained[0], bench.known_after)
+        self.flops = bench.again_flops + of_features + 2 * known * len(bench.settings)
         targets = np.bincount(target, minlength=len(costs))
         pairs = zip(bench.names, targets, strict=True)
         told = ", ".join(f"{name} {count}" for name, count in pairs if count)
@@ -86,9 +87,9 @@ def _trained(features: Numbers, target: Integers, at_stake: Numbers) -> Any:
 class Gate(Controller):
     """Choose the setting of each image by a small classifier (inspired by arXiv 2406.13086).
 
-    It reads what the device has already: margins and entropies of exits, mean, deviation and
-    norm of CLS, and the signal-to-noise ratio where there is one. It is fitted to rows that
-    clients held out.
+    It reads margins and entropies of exits, mean, deviation and norm of CLS, and the
+    signal-to-noise ratio where there is one; where blocks are told the rate, all at the first
+    rate. It is fitted to rows that clients held out.
 
     Parameters
     ----------

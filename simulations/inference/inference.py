@@ -27,7 +27,7 @@ from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, 
 from simulations.inference.policy import Policy
 from simulations.inference.served import Served, serve
 from simulations.inference.serving import area, frontier, histogram, mixture
-from simulations.inference.settings import Bench, Setting, settings_of
+from simulations.inference.settings import Bench, Setting, check_once, settings_of
 from simulations.inference.trained import Trained, load, with_codec
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment_data import named, silent
@@ -64,21 +64,23 @@ def infer(
     """
     wanted, prices = _policies(policies), Prices(price, delay_price)
     controllers = [one for one in wanted if isinstance(one, Controller)]
+    others = [one for one in wanted if not isinstance(one, Controller)]
     settings = _settings(controllers, rates, codecs)
     trained = load(Path(folder), objects, rate)
     _check(trained, wanted)
-    found = parse_system(system) if system is not None else trained.experiment.parts.system
-    latency = Latency.of_system(found, trained.experiment) if found else None
+    found, latency = _system(trained, system)
     prices.check(wanted, latency)
     served, link = road(trained, found, codec, channel)
-    more = None
-    if controllers:
-        bench = _bench(trained, settings, found, codec, channel, progress)
-        more = controlled(controllers, bench, latency)
-    others = [one for one in wanted if not isinstance(one, Controller)]
-    inference = _leaving(served, others, link, latency, prices, progress)
-    inference = inference.with_controlled(more) if more else inference
+    bench = _bench(trained, settings, found, codec, channel, progress)
+    more = controlled(controllers, bench, latency) if bench else None
+    inference = _leaving(served, others, link, latency, prices, progress).with_controlled(more)
     return inference.priced(delay_price, trained.head.image_shape)
+
+
+def _system(trained: Trained, system: str | None) -> tuple[System | None, Latency | None]:
+    """Return the system that was named, or that of the run, and how long things take there."""
+    found = parse_system(system) if system is not None else trained.experiment.parts.system
+    return found, Latency.of_system(found, trained.experiment) if found else None
 
 
 def _leaving(
@@ -111,11 +113,13 @@ def _leaving(
 
 
 def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
-    """Read policies; ValueError if there is none."""
+    """Read policies; ValueError if there is none, or two have one name."""
     several = [given] if isinstance(given, str | Policy) else [*given]
     if not several:
         raise ValueError("policies: give at least one, as 'threshold()' or 'all_sent()'")
-    return [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
+    found = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
+    check_once("policies", [name_of(one) for one in found])
+    return found
 
 
 def _settings(
@@ -138,8 +142,13 @@ def _bench(
     codec: str | None,
     channel: str | None,
     progress: Progress,
-) -> Bench:
-    """Return what serves images in each setting; ValueError for one that the run cannot have."""
+) -> Bench | None:
+    """Return what serves images in each setting; ValueError for one that the run cannot have.
+
+    Without settings there is nothing to serve.
+    """
+    if not settings:
+        return None
     each = []
     for one in settings:
         if one.rate is not None and trained.head.selector is None:

@@ -13,6 +13,8 @@ from simulations.system.devices import Fleet
 from simulations.system.system import System, Timed
 
 Numbers = NDArray[np.float64]
+Amounts = NDArray[np.int64] | Numbers
+"""What was counted, or is expected."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Latency:
 
     def of(
         self,
-        device_flops: NDArray[np.int64],
-        server_flops: NDArray[np.int64],
-        bytes_up: NDArray[np.int64],
-        bytes_down: NDArray[np.int64],
+        device_flops: Amounts,
+        server_flops: Amounts,
+        bytes_up: Amounts,
+        bytes_down: Amounts,
         is_sent: NDArray[np.bool_],
         owner: NDArray[np.int64],
     ) -> tuple[Numbers, Numbers]:

@@ -21,10 +21,14 @@ from fl_split.specs import STRICT
 from simulations.inference.controller import Chooser, Controller, one_hot, optimum
 from simulations.inference.settings import Bench, Choices, Integers, Numbers, Table
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+"""So that V, which is mu rate^2 times some number, is one that a float can hold."""
 
 WEIGHTS = 10.0 ** np.arange(-2, 4.25, 0.25)
-"""V that are tried, as multiples of mu rate^2: then a backlog of 1 / mu rates weighs as much."""
+"""V that are tried, as multiples of mu rate^2.
+
+At 1 an accuracy of 1 weighs as much as a cost of one rate does at a backlog of mu times the rate.
+"""
 
 SNRS = 5
 """Columns of a table, where the SNR changes: quantiles of what clients meet."""
@@ -113,7 +117,8 @@ class _Queues(Chooser):
     def controls(self, choices: Choices, settings: Integers) -> dict[str, Numbers]:
         """Return the best constant, random mixture of constants and optimum of the table."""
         table, rate = self.table, self.policy.rate
-        accuracy, cost = table.accuracy @ self.share, table.cost @ self.share
+        costs = table.cost - table.telling
+        accuracy, cost = table.accuracy @ self.share, costs @ self.share
         best = int(np.where(cost <= rate, accuracy, -np.inf).argmax())
         images = len(choices.labels)
         found = {}
@@ -121,7 +126,7 @@ class _Queues(Chooser):
             found["best constant"] = one_hot(best, len(cost), images)
             mixed = optimum(accuracy[:, None], cost[:, None], np.ones(1), rate)
             found["random mixture"] = np.repeat(mixed, images, axis=1)
-        shares = optimum(table.accuracy, table.cost, self.share, rate)
+        shares = optimum(table.accuracy, costs, self.share, rate)
         found["optimum of the table"] = shares[:, table.state(choices.snr_db)]
         return found
 

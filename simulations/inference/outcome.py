@@ -25,7 +25,8 @@ class Inference:
     ----------
     table : pandas.DataFrame
         One row per policy and control: accuracy; means over images of bytes, operations, seconds
-        and joules; `mixture`, the accuracy of a random mixture at equal bytes.
+        and joules; `mixture`, the accuracy of a random mixture of all local and all
+        sent at equal bytes; of a controller, that of its `random mixture` of constants.
     frontiers : dict
         By policy, one row for each threshold of its sweep; of controllers, one for each setting.
     images : dict
@@ -46,8 +47,10 @@ class Inference:
     notes: list[str]
     patches: pd.DataFrame | None = field(default=None, repr=False)
 
-    def with_controlled(self, found: Controlled) -> Inference:
+    def with_controlled(self, found: Controlled | None) -> Inference:
         """Add what controllers have made: rows before those of files, and settings as a line."""
+        if found is None:
+            return self
         is_file = self.table["policy"].str.startswith(("JPEG", "WEBP"))
         parts = [self.table[~is_file], pd.DataFrame(found.rows), self.table[is_file]]
         return replace(

@@ -18,12 +18,14 @@ class Decisions(NamedTuple):
     """For each of N images the number of its last place, and whether it is sent from there.
 
     `behind` is the number of the server's exit at which an image leaves that is sent, -1 for none;
-    it is None where no image asks the server's exits.
+    it is None where no image asks the server's exits. `flops` are operations of the device on
+    the decision itself.
     """
 
     place: NDArray[np.int64]
     is_sent: NDArray[np.bool_]
     behind: NDArray[np.int64] | None = None
+    flops: NDArray[np.int64] | int = 0
 
 
 class Policy(ABC):

@@ -20,7 +20,7 @@ from simulations.inference.policy import Decisions, Learner, Policy
 from simulations.inference.ways import Ways
 
 if TYPE_CHECKING:
-    from simulations.inference.offloading import Journeys
+    from simulations.inference.offloading import Foreseen, Journeys
 
 ENVIRONMENTS = 8
 """Images that are on their way at once in training."""
@@ -39,31 +39,36 @@ class Learnt(Policy):
         What it was learnt by.
     model : PPO
         Of stable-baselines3.
+    foreseen : Foreseen
+        What held-out images took, which is what it expects of others.
     """
 
     spec: Ppo
     model: Any
     latency: Latency
     price: float
+    foreseen: Foreseen
 
     def __repr__(self) -> str:
         return f"ppo(steps={self.spec.steps})"
 
     def decide(self, ways: Ways) -> Decisions:
         """Ask at one exit after the other."""
-        from simulations.inference.offloading import LEAVE, SEND, journeys
+        from simulations.inference.offloading import ASKING_FLOPS, LEAVE, SEND, journeys
 
-        found, exits = journeys(ways, self.latency, self.price), np.flatnonzero(ways.has_exit)
+        found = journeys(ways, self.latency, self.price, self.foreseen)
+        exits = np.flatnonzero(ways.has_exit)
         last = len(ways.names) - 1
         place, is_sent = np.full(len(ways.labels), last), np.ones(len(ways.labels), dtype=bool)
-        is_open = is_sent.copy()
+        is_open, asked = is_sent.copy(), np.zeros(len(place), np.int64)
         for state, here in zip(found.states, exits, strict=True):
+            asked += is_open
             action, _ = self.model.predict(state, deterministic=True)
             leaves, sends = is_open & (action == LEAVE), is_open & (action == SEND)
             place[leaves], is_sent[leaves] = here, False
             place[sends] = here if ways.can_send[here] else last
             is_open &= ~(leaves | sends)
-        return Decisions(place, is_sent)
+        return Decisions(place, is_sent, flops=asked * ASKING_FLOPS)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -71,8 +76,8 @@ class Ppo(Learner):
     """Leave, go on or send as learnt by PPO on held-out rows (inspired by arXiv 2412.19587).
 
     The device sees the margins of its last two exits, how many it has passed, and what sending
-    costs at the price of a second. The reward is 1 for a right answer less the priced seconds.
-    Needs the extra `rl`.
+    is expected to cost at the price of a second. The reward is 1 for a right answer less the
+    priced seconds. Needs the extra `rl`.
 
     Parameters
     ----------
@@ -96,10 +101,11 @@ class Ppo(Learner):
             raise ValueError(
                 "ppo needs gymnasium and stable-baselines3: pip install 'fl-split[rl]'"
             )
-        from simulations.inference.offloading import journeys
+        from simulations.inference.offloading import Foreseen, journeys
 
-        model = _trained(journeys(held, latency, price), self.steps, seed, progress)
-        return Learnt(self, model, latency, price)
+        foreseen = Foreseen.of(held)
+        model = _trained(journeys(held, latency, price, foreseen), self.steps, seed, progress)
+        return Learnt(self, model, latency, price, foreseen)
 
 
 def _trained(found: Journeys, steps: int, seed: int, progress: Progress) -> Any:
@@ -107,7 +113,7 @@ def _trained(found: Journeys, steps: int, seed: int, progress: Progress) -> Any:
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from simulations.inference.offloading import Offloading
+    from simulations.inference.offloading import HIDDEN, Offloading
 
     def told(words: dict[str, Any], _: dict[str, Any]) -> bool:
         progress("ppo", words["self"].num_timesteps, steps)
@@ -121,6 +127,7 @@ def _trained(found: Journeys, steps: int, seed: int, progress: Progress) -> Any:
                 "MlpPolicy",
                 DummyVecEnv([lambda: Offloading(found)] * ENVIRONMENTS),
                 n_steps=ROLLOUT,
+                policy_kwargs={"net_arch": [*HIDDEN]},
                 gamma=1.0,
                 seed=derive(seed, "policy") % 2**31,
                 device="cpu",

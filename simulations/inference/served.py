@@ -52,7 +52,7 @@ class Served:
 
     def images(self, ways: Ways) -> pd.DataFrame:
         """Return one row per image."""
-        place, is_sent, behind = self.decisions
+        place, is_sent, behind, _ = self.decisions
         columns = {key: value for key, value in vars(self).items() if key != "decisions"}
         left = np.where(is_sent, "sent from ", "") + np.array(ways.names)[place].astype(object)
         if ways.behind is not None and behind is not None:
@@ -90,7 +90,7 @@ def _at(by_place: NDArray[np.int64], *place: NDArray[np.int64]) -> NDArray[np.in
 
 def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     """Let a policy decide on all images, and add up what each of them takes."""
-    place, is_sent, _ = decisions = policy.decide(ways)
+    place, is_sent, _, deciding = decisions = policy.decide(ways)
     images, local = np.arange(len(place)), ways.local
     served, of_server = _of_server(ways, decisions)
     is_lost = is_sent & np.isnan(served).any(axis=1)
@@ -102,7 +102,7 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     bytes_down = np.where(is_sent & ~is_lost, ways.answer_bytes, 0)
     uses = np.where(is_sent, ways.sent_uses[place, images], 0)
     device = _at(ways.trunk_flops, place) + policy.needs_exits * ways.exit_flops[place]
-    device = device + is_sent * (place == len(ways.names) - 1) * ways.encoder_flops
+    device = device + deciding + is_sent * (place == len(ways.names) - 1) * ways.encoder_flops
     server = np.where(is_sent & ~is_lost, of_server, 0)
     took = (np.full(len(place), np.nan),) * 2
     if latency:
@@ -116,7 +116,7 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
 
 def _of_server(ways: Ways, decisions: Decisions) -> tuple[Numbers, NDArray[np.int64]]:
     """Return the server's probabilities (N, C) for each image, if it is sent, and operations."""
-    place, _, number = decisions
+    place, number = decisions.place, decisions.behind
     images = np.arange(len(place))
     served, behind = ways.served[place, images], ways.behind
     if behind is None or number is None:

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from fl_split.channels.analog import Analog
 from fl_split.codecs import CODECS
 from fl_split.exchange.link import Link
+from fl_split.models import linear_flops
+from fl_split.models.vit import ViTHead
 from fl_split.seeds import StepId
-from fl_split.specs import shortened
+from fl_split.specs import canonical, shortened, stages
 from simulations.data.cache import Progress
 from simulations.data.samples import Samples
 from simulations.inference.features import features
@@ -47,6 +49,12 @@ class Setting:
         return " at ".join(one for one in (codec, rate) if one)
 
 
+def check_once(key: str, names: Sequence[str]) -> None:
+    """Raise ValueError if a name comes twice."""
+    if twice := [one for number, one in enumerate(names) if one in names[:number]]:
+        raise ValueError(f"{key}: {twice[0]} is given twice; leave one out")
+
+
 def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
     """Return all pairs, each once; one of two lists may be empty.
 
@@ -57,9 +65,9 @@ def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
     """
     if wrong := [rate for rate in rates if not 0 < rate <= 1]:
         raise ValueError(f"rates must be in (0, 1], got {wrong[0]:g}")
-    for key, given in (("rates", rates), ("codecs", codecs)):
-        if twice := [one for number, one in enumerate(given) if one in given[:number]]:
-            raise ValueError(f"{key}: {twice[0]} is given twice")
+    check_once("rates", [f"{rate:g}" for rate in rates])
+    spelt = [[canonical(stage, CODECS) for stage in stages(codec)] for codec in codecs]
+    check_once("codecs", [" | ".join(one) for one in spelt])
     some_rates: list[float | None] = [*rates] or [None]
     some_codecs: list[str | None] = [*codecs] or [None]
     found = [Setting(*pair) for pair in product(some_rates, some_codecs)]
@@ -75,12 +83,14 @@ def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
 class Table:
     """Means over held-out images: accuracy and cost (S, K) of S settings at K SNRs in dB, (K,).
 
-    Without a channel that asks for an SNR there is one column, and its SNR is not a number.
+    Without a channel that asks for an SNR there is one column, and its SNR is not a number. Of a
+    cost, `telling` says which setting it is; constants need not tell it.
     """
 
     snrs_db: Numbers
     accuracy: Numbers
     cost: Numbers
+    telling: float = 0.0
 
     def state(self, snr_db: Numbers) -> Integers:
         """Return the columns of the nearest SNRs, of the shape of `snr_db`."""
@@ -165,6 +175,11 @@ class Bench:
         """Of the run."""
         return self.trained[0].experiment.seed
 
+    @property
+    def telling(self) -> float:
+        """Part of a cost that tells the setting: a byte, or no use of the channel."""
+        return 0.0 if self.is_analog else float(ID_BYTES)
+
     def ways(
         self, number: int, samples: Samples, rows: Integers, owner: Integers, snr_db: Numbers
     ) -> Ways:
@@ -180,7 +195,7 @@ class Bench:
         """Return what each image (N,) costs if it is sent from the cut, and its setting told."""
         if self.is_analog:
             return np.asarray(ways.sent_uses[-1] / np.prod(self.trained[0].head.image_shape))
-        return ways.sent_bytes[-1] + float(ID_BYTES)
+        return ways.sent_bytes[-1] + self.telling
 
     @cached_property
     def test(self) -> tuple[Choices, list[Ways]]:
@@ -228,7 +243,7 @@ class Bench:
             is_right = right(answers_from_cut(ways), ways.labels)
             found[:, setting, column] = is_right.mean(), self.cost(ways).mean()
             self.progress("table of settings", number + 1, found[0].size)
-        return Table(snrs_db, *found)
+        return Table(snrs_db, found[0], found[1], self.telling)
 
     def _snrs(self, rounds: Integers, clients: Integers) -> Numbers:
         ask = self.links[0].snr_db
@@ -257,10 +272,25 @@ class Bench:
 
     @property
     def known_after(self) -> int:
-        """The last block whose tokens do not depend on the setting."""
+        """The block whose tokens are looked at: the last one before patches are chosen."""
         head = self.trained[0].head
         is_one = len({one.rate for one in self.settings}) == 1
         return head.num_stages if is_one or head.selector is None else head.selector.after
+
+    @property
+    def again_flops(self) -> Integers:
+        """Operations (S,) of blocks that an image runs through once more, by its setting.
+
+        A selector with tokens of its own tells blocks the rate. Images are looked at with that of
+        the first setting; one that is sent at another rate begins again, up to that block.
+        """
+        head, last = self.trained[0].head, self.known_after
+        if not isinstance(head, ViTHead) or head.selector is None or not head.selector.num_extra:
+            return np.zeros(len(self.settings), np.int64)
+        (course, *_), width = head.courses, head.smashed_shape[1]
+        blocks = zip(head.blocks[:last], course.in_blocks, strict=False)
+        again = sum(linear_flops.blocks_forward([block], count, width) for block, count in blocks)
+        return np.array([again * (one.rate != self.settings[0].rate) for one in self.settings])
 
     def _features(self, samples: Samples, rows: Integers, ways: Ways, snr_db: Numbers) -> Numbers:
         found = features(self.trained[0], samples, rows, ways, self.known_after)

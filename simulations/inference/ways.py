@@ -6,9 +6,9 @@ Every way of every image is computed once; policies then only choose among them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +21,13 @@ from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.serving import batches, through
 from fl_split.exchange.split import encode
 from fl_split.exits import exits_of
-from fl_split.models import linear_flops as flops
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
-from fl_split.models.vit import ViTHead
 from fl_split.payload import Payload
 from fl_split.seeds import StepId
 from simulations.data.samples import Samples
 from simulations.inference.trained import Trained
-from simulations.system.coding import coding
+from simulations.inference.way_costs import behind_flops, coding_flops, operations
 
 ROWS = 128
 """Images that run through a head at once."""
@@ -124,13 +122,56 @@ def ways_of(
 
     `owner` is the client of each; by default all clients take turns.
     """
-    exits, head, later = trained.exits, trained.head, trained.exits_behind
-    blocks = head.num_stages
+    exits, blocks = trained.exits, trained.head.num_stages
     if owner is None:
         owner = np.arange(len(rows)) % trained.experiment.clients
     after = list(exits.after) if exits else []
     places = sorted({*after, blocks})
-    halves = [_halves(trained, place, blocks) for place in places]
+    found = _answers(trained, samples, rows, link, owner, places)
+    trunk, server, encoder = operations(trained, places, found.kept)
+    reached = [sum(number <= place for number in after) for place in places]
+    last = torch.tensor(samples.num_classes - 1, device="cpu")
+    return Ways(
+        samples.labels[rows],
+        [f"exit{place}" if place in after else "cut" for place in places],
+        np.isin(places, after),
+        found.can_send,
+        found.local,
+        found.served[0],
+        found.sent[0],
+        found.sent[1],
+        trunk,
+        np.array([exits.forward_flops_of(count) if exits else 0 for count in reached]),
+        encoder,
+        server,
+        coding_flops(link, trained.head),
+        Payload({}, {"label": last}).nbytes,
+        owner,
+        _behind(trained, found, behind_flops(trained, places, found.kept, server)),
+    )
+
+
+class _Answers(NamedTuple):
+    """What exits and the server say, as in :class:`Ways`; what was sent and how much was kept."""
+
+    can_send: NDArray[np.bool_]
+    local: Probabilities
+    served: Probabilities
+    sent: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+
+def _answers(
+    trained: Trained,
+    samples: Samples,
+    rows: NDArray[np.int64],
+    link: Link,
+    owner: NDArray[np.int64],
+    places: Sequence[int],
+) -> _Answers:
+    """Run images through the head, ask its exits, and send them from all places."""
+    exits, head, later = trained.exits, trained.head, trained.exits_behind
+    halves = [_halves(trained, place, head.num_stages) for place in places]
     local = np.full((len(places), len(rows), samples.num_classes), np.nan)
     served = np.full((1 + (len(later.after) if later else 0), *local.shape), np.nan)
     sent = np.zeros((2, *local.shape[:2]), dtype=np.int64)
@@ -143,37 +184,21 @@ def ways_of(
             head(pixels, trace)
             kept[chosen] = trace.kept
         if exits:
-            found = torch.stack([one.softmax(dim=1) for one in exits.logits(trace)])
-            local[[places.index(number) for number in after], chosen] = found.numpy()
+            said = torch.stack([one.softmax(dim=1) for one in exits.logits(trace)])
+            local[[places.index(number) for number in exits.after], chosen] = said.numpy()
+        pairs = zip(owner[chosen].tolist(), rows[chosen].tolist(), strict=True)
+        steps = [StepId(trained.experiment.seed, 1, *pair) for pair in pairs]
         for place, both in enumerate(halves):
             if both is not None:
-                steps = [
-                    StepId(trained.experiment.seed, 1, int(client), int(row))
-                    for client, row in zip(owner[chosen], rows[chosen], strict=True)
-                ]
                 answers = _served(*both, pixels, link, samples.num_classes, steps)
                 served[:, place, chosen], sent[:, place, chosen] = answers
-    reached = [sum(number <= place for number in after) for place in places]
-    trunk, server, encoder = _operations(trained, places, kept)
-    last = torch.tensor(samples.num_classes - 1, device="cpu")
-    return Ways(
-        samples.labels[rows],
-        [f"exit{place}" if place in after else "cut" for place in places],
-        np.isin(places, after),
-        np.array([both is not None for both in halves]),
-        local,
-        served[0],
-        sent[0],
-        sent[1],
-        trunk,
-        np.array([exits.forward_flops_of(count) if exits else 0 for count in reached]),
-        encoder,
-        server,
-        _coding(link, head),
-        Payload({}, {"label": last}).nbytes,
-        owner,
-        _behind(trained, served[1:], places, kept, server),
-    )
+    can_send = np.array([both is not None for both in halves])
+    return _Answers(can_send, local, served, sent, kept)
+
+
+def _behind(trained: Trained, found: _Answers, operations: NDArray[np.int64]) -> Behind | None:
+    later = trained.exits_behind
+    return Behind(later.names, found.served[1:], operations) if later else None
 
 
 def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | None:
@@ -192,89 +217,6 @@ def _halves(trained: Trained, place: int, blocks: int) -> tuple[Head, Tail] | No
     if trained.exits_behind is not None:
         tail.beside.append(trained.exits_behind.from_stage(place))
     return head.eval(), tail.eval()
-
-
-def _operations(
-    trained: Trained, places: Sequence[int], kept: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
-    """Return operations by place, of blocks and of the server; and those of the encoder.
-
-    They are those of each image, if it has kept so many patches as no other needs to.
-    """
-    head = trained.head
-    if head.is_ragged:
-        counts, of_image = np.unique(kept, return_inverse=True)
-        each = [replace(trained, head=head.keeping(int(count))) for count in counts]
-        found = [_operations(one, places, kept) for one in each]
-        trunk, server, encoder = (np.stack(one, axis=-1) for one in zip(*found, strict=True))
-        return trunk[:, of_image], server[:, of_image], encoder[of_image]
-    costs = np.array([_costs(trained, place, head.num_stages) for place in places])
-    return costs[:, 0], costs[:, 1], head.most_sent * flops.forward(head.encoder)
-
-
-def _costs(trained: Trained, place: int, blocks: int) -> tuple[int, int]:
-    """Return operations of the device's blocks up to a place, and of the server behind it."""
-    head, tail = trained.head, trained.tail
-    encoder = head.most_sent * flops.forward(head.encoder)
-    if place == blocks:
-        return head.forward_flops(1) - encoder, tail.forward_flops(1, head.most_sent)
-    if isinstance(head, ViTHead) and head.selector is not None:  # nothing is sent from here
-        course, width = head.courses[0], head.smashed_shape[1]
-        left = zip(head.blocks[place:], course.in_blocks[place:], strict=True)
-        later = sum(flops.blocks_forward([block], tokens, width) for block, tokens in left)
-        if place < head.selector.after:
-            later += head.selector.forward_flops(head.blocks, course)
-        return head.forward_flops(1) - encoder - later, 0
-    head, tail = trained.experiment.parts.model.split(trained.module, place)
-    return head.forward_flops(1), tail.forward_flops(1, head.smashed_shape[0])
-
-
-def _behind(
-    trained: Trained,
-    answers: Probabilities,
-    places: Sequence[int],
-    kept: NDArray[np.int64],
-    server: NDArray[np.int64],
-) -> Behind | None:
-    """Count operations from a place to each exit; `server` are those to the end, without exits."""
-    exits = trained.exits_behind
-    if exits is None:
-        return None
-    asked = [exits.forward_flops_of(count + 1) for count in range(len(exits.after))]
-    of_exits = np.array([*asked, asked[-1]]).reshape(-1, *[1] * server.ndim)
-    found = [_flops_between(trained, places, number, kept) for number in exits.after]
-    return Behind(exits.names, answers, np.stack([*found, server]) + of_exits)
-
-
-def _flops_between(
-    trained: Trained, places: Sequence[int], number: int, kept: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return operations (P,) of the server from places to a block, or (P, N) by patches kept."""
-    head, blocks = trained.head, trained.head.num_stages
-    if head.is_ragged:
-        counts, of_image = np.unique(kept, return_inverse=True)
-        each = [replace(trained, head=head.keeping(int(count))) for count in counts]
-        found = [_flops_between(one, places, number, kept) for one in each]
-        return np.stack(found, axis=-1)[:, of_image]
-    split, of_places = trained.experiment.parts.model.split, []
-    for place in places:
-        tokens = head.most_sent if place == blocks else head.smashed_shape[0]
-        decoder = tokens * flops.forward(trained.tail.decoder) * (place == blocks)
-        middle = split(trained.module, place, number)[1]
-        of_places.append(decoder + middle.forward_flops(1, tokens))
-    return np.array(of_places)
-
-
-def _coding(link: Link, head: Head) -> tuple[int, int]:
-    """Return operations of the codec on one image, packing and unpacking, by measured constants.
-
-    All of a chain count on the numbers that go in, as no other number is known for each image.
-    """
-    cost = coding(repr(link.codec).lower())
-    numbers = head.most_sent * head.smashed_shape[1]
-    sides = zip(cost.first, cost.others, strict=True)
-    device, server = (int(numbers * (first + others)) for first, others in sides)
-    return device, server
 
 
 def _served(
