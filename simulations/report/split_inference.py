@@ -47,7 +47,10 @@ def table(collection: RunCollection) -> ReportTable | None:
         [name, *(_cell(row[key], *kept[key][1:]) for key in kept)]
         for name, row in zip(names, means.to_dict("records"), strict=True)
     ]
-    caption = "Means over test images and seeds, by fl-split infer; mixture: at equal bytes."
+    caption = (
+        "Means over test images and seeds, by fl-split infer; mixture: at equal bytes, of "
+        "controllers at their rate."
+    )
     titles = ["configuration: policy", *(title for title, _, _ in kept.values())]
     return ReportTable("split-inference", "Split inference", caption, titles, rows, means)
 
