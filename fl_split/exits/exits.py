@@ -193,12 +193,11 @@ def stages_with_exit(after: int | str, head: Head, tail: Tail) -> list[int]:
     numbers = [int(word) for word in words]
     last = cut + tail.num_stages - 1 if head.end is None else cut
     if wrong := [number for number in numbers if not 1 <= number <= last]:
-        why = (
-            "behind the last one is the model's own classifier"
-            if head.end is None
-            else "the server of a U-shape has no labels to train exits"
-        )
-        raise ValueError(f"after: exits may be behind blocks 1..{last}, got {wrong[0]}; {why}")
+        why = "; behind the last one is the model's own classifier"
+        if head.end is not None:
+            why = "; the server of a U-shape has no labels to train exits"
+        what = f"after: exits may be behind blocks 1..{last}, got {wrong[0]}"
+        raise ValueError(what + why * (wrong[0] > 0))
     if any(a >= b for a, b in itertools.pairwise(numbers)):
         raise ValueError(
             f"after must name blocks in rising order, each once, as '1, 2', got {after!r}"

@@ -96,9 +96,12 @@ class _Queues(Chooser):
         self.weight, self.backlog = weights[number], backlog[number]
         self.share = np.bincount(states.ravel(), minlength=len(table.snrs_db)) / states.size
         last = paid[-max(1, len(paid) // 10) :, number].mean()
+        is_free = policy.rate >= float(table.cost.max())
+        free = ["the rate is above the dearest setting: there is nothing to keep"] * is_free
         self.notes = [
+            *free,
             f"V {self.weight:.3g}; mean cost of the last tenth of {len(paid)} slots, by the table "
-            f"of held-out rows: {last:.4g}"
+            f"of held-out rows: {last:.4g}",
         ]
 
     def choose(self, choices: Choices) -> Integers:
