@@ -83,6 +83,9 @@ def test_the_benchmark_of_codecs_measures_every_codec_and_chain(run):
 def test_one_model_is_tested_at_every_rate_of_tokens(run):
     shown, rows = run("token_rates")
     assert "dual_gate" in shown and "residual_gate" in shown
+    by_threshold = [row for row in rows if "threshold" in row["tested"]]
+    rows = [row for row in rows if row not in by_threshold]
+    assert len(by_threshold) == 5 and all(1 <= row["kept"] <= 16 for row in by_threshold)
     kept = {(row["tested"].partition("(")[0], row["rate"]): row["kept"] for row in rows}
     counts = {0.1: 2, 0.25: 4, 0.5: 8, 0.75: 12, 1.0: 16}  # of 16 patches
     tested = ("residual_gate", "dual_gate", "random", "norm", "cls_attention")
