@@ -61,6 +61,11 @@ HOST = {
     "fl_split/channels/erasure.py",
     "fl_split/checks/codecs.py",  # laws, on the CPU
     "fl_split/checks/models.py",
+    "fl_split/exchange/local_round.py",  # vectors as they are sent
+    "strategies/feddyn.py",
+    "strategies/fednova.py",
+    "strategies/scaffold.py",
+    "strategies/server/round.py",
     "strategies/server/aggregation.py",  # averages of weights, which Flower makes
     "strategies/server/flower_messages.py",
     "strategies/server/loop.py",
@@ -273,7 +278,7 @@ class Reader(torch.nn.Module):
 
     def __init__(self, weight):
         super().__init__()
-        self.weight = weight
+        self.weight, self.beside = weight, torch.nn.ModuleList()
 
     def forward(self, tokens):
         return tokens.mean(dim=1) @ self.weight

@@ -339,8 +339,8 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(config, r
     out, changes = config.parent / "out", {"checkpoint_every": 2, "local_steps": 4}
     blows = [(signal.SIGINT, 2), (signal.SIGKILL, 4)]
     command = ["sweep", str(config), "--out", str(out)]
-    command += [*(f"{key}={value}" for key, value in changes.items()), "seed=0..1", "rounds=9"]
-    rows = [out / f"seed{seed}" / "rounds.csv" for seed in (0, 1)]
+    command += [*(f"{key}={value}" for key, value in changes.items()), "seed=0", "rounds=9"]
+    rows = out / "seed0" / "rounds.csv"
 
     def done(path):
         return len(path.read_text().splitlines()) - 1 if path.exists() else 0
@@ -355,15 +355,15 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(config, r
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
-            wait_until(lambda rounds=rounds: done(rows[0]) > rounds)
+            wait_until(lambda rounds=rounds: done(rows) > rounds)
             process.send_signal(blow)
             said = process.communicate(timeout=300)[1]
         finally:
             process.kill()
         time.sleep(0.2)
-        left = done(rows[0])
+        left = done(rows)
         time.sleep(0.8)
-        assert done(rows[0]) == left < 9  # nobody goes on
+        assert done(rows) == left < 9  # nobody goes on
         codes = {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
         assert process.returncode == codes[blow]
         assert ("to go on" in said) == (blow != signal.SIGKILL) and "Traceback" not in said
@@ -371,6 +371,5 @@ def test_a_stopped_or_killed_study_goes_on_and_ends_with_the_same_bits(config, r
     assert last.exit_code == 0, last.output
     log = " ".join((out / "seed0" / "log.txt").read_text().split())
     assert log.count("of 9 rounds done") == len(blows)
-    for seed in (0, 1):
-        undisturbed = reference(**changes, rounds=9, seed=seed)
-        assert undisturbed.equals(replace(undisturbed, folder=out / f"seed{seed}"))
+    undisturbed = reference(**changes, rounds=9, seed=0)
+    assert undisturbed.equals(replace(undisturbed, folder=out / "seed0"))

@@ -49,8 +49,8 @@ class LocalRound:
 
     def sent(self, name: str) -> Tensor:
         """Return a vector that came, on the device of the client."""
-        found = torch.from_numpy(self.came.weights[name].numpy().copy())
-        return found.to(self.client.head.vector.device)
+        device = self.client.head.vector.device
+        return torch.from_numpy(self.came.weights[name].numpy().copy()).to(device)
 
     def kept(self, key: str, name: str) -> Tensor:
         """Return what the client has kept under `key`; zeros like half `name` if it has nothing."""
