@@ -75,6 +75,14 @@ class Received:
     weights: Tensor | None = None
     counts: Tensor | None = None
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens (K,) of each row, padding left out."""
+        if self.counts is not None:
+            return self.counts
+        rows, tokens, _ = self.tokens.shape
+        return torch.full((rows,), tokens, device=self.tokens.device)
+
 
 def most_attended(attention: Tensor, count: int, num_read: int) -> Tensor:
     """Indices (B, count) of the first `num_read` tokens, then of others by falling attention."""

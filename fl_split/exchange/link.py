@@ -66,12 +66,6 @@ class Arrival:
         """Tokens T of each row, at most."""
         return int(self.received.tokens.shape[1])
 
-    @property
-    def counts(self) -> list[int]:
-        """Tokens of the rows, one by one."""
-        counts = self.received.counts
-        return [self.tokens] * self.rows if counts is None else [int(one) for one in counts]
-
 
 class Link:
     """What payloads and cut gradients go through.

@@ -43,7 +43,7 @@ def batches(tail: Tail, arrivals: Mapping[int, Arrival]) -> list[list[int]]:
 
 def serving_flops(tail: Tail, arrivals: Mapping[int, Arrival], exits: Beside | None = None) -> int:
     """Operations of the tail's step on `arrivals`, with those of exits that learn."""
-    counts = [count for one in arrivals.values() for count in one.counts]
+    counts = [count for one in arrivals.values() for count in one.received.lengths.tolist()]
     of_exits = exits.flops(len(counts)) if exits else 0
     return of_exits + sum(tail.row_flops(count)[1] for count in counts)
 
@@ -53,8 +53,8 @@ def through(tail: Callable[[Tensor], Tensor], received: Sequence[Received]) -> T
     if all(one.counts is None for one in received):
         tokens = [one.tokens for one in received]
         return tail(tokens[0] if len(tokens) == 1 else torch.cat(tokens))
-    counts = [count for one in received for count in (one.counts,) if count is not None]
-    return run(tail, padded([one.tokens for one in received]), torch.cat(counts))
+    counts = torch.cat([one.lengths for one in received])
+    return run(tail, padded([one.tokens for one in received]), counts)
 
 
 def pooled(
@@ -69,7 +69,7 @@ def pooled(
     lengths = {part.tokens.shape[1] for part in parts}
     counts = None
     if len(lengths) > 1 or any(part.counts is not None for part in parts):
-        counts = torch.cat([_counts(part) for part in parts])
+        counts = torch.cat([part.lengths for part in parts])
     targets = [part.targets for part in parts]
     if len({one.dim() for one in targets}) > 1:
         targets = [
@@ -88,11 +88,3 @@ def of_rows(pool: Received, rows: Tensor) -> Received:
         tokens = tokens[:, : int(counts.max())]
     weights = None if pool.weights is None else pool.weights[at]
     return Received(tokens, pool.targets[at], weights, counts)
-
-
-def _counts(part: Received) -> Tensor:
-    """How many tokens each row has."""
-    if part.counts is not None:
-        return part.counts
-    rows, tokens, _ = part.tokens.shape
-    return torch.full((rows,), tokens, device=part.tokens.device)
