@@ -16,8 +16,8 @@ from simulations.runs.paths import expanded
 from simulations.runs.quiet import quiet_libraries
 
 OPTIONS = (
-    *("policies", "system", "codec", "channel", "price", "delay_price", "rate", "rates"),
-    *("codecs", "out"),
+    *("policies", "system", "codec", "channel", "price", "delay_price", "carry", "rate"),
+    *("rates", "codecs", "out"),
 )
 
 
@@ -30,6 +30,7 @@ def infer(
     channel: str | None = None,
     price: float | None = None,
     delay_price: float | None = None,
+    carry: bool = False,
     rate: float | None = None,
     rates: Sequence[float] = (),
     codecs: Sequence[str] = (),
@@ -53,6 +54,9 @@ def infer(
         `price` times bytes, as a share of those of sending all.
     delay_price : float, optional
         Fit to the return instead: accuracy less `delay_price` times seconds; needs a system.
+    carry : bool
+        Images that are sent take the answer of the last exit along, and the server mixes it into
+        its own, by shares that are fitted to held-out rows.
     rate : float, optional
         Share of the patches that go on, where the run selects tokens; by default its own.
     rates, codecs : sequence, optional
@@ -86,6 +90,7 @@ def infer(
         channel=channel,
         price=price,
         delay_price=delay_price,
+        carry=carry,
         rate=rate,
         rates=rates,
         codecs=codecs,

@@ -55,6 +55,10 @@ def infer(
             help="Fit to held-out rows: accuracy less this times seconds, the return.",
         ),
     ] = None,
+    carry: Annotated[
+        bool,
+        typer.Option("--carry", help="The server mixes in the answer of the last exit passed."),
+    ] = False,
     rate: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of patches that go on, if the run selects some."),
@@ -98,6 +102,7 @@ def infer(
             channel=channel,
             price=price,
             delay_price=delay_price,
+            carry=carry,
             rate=rate,
             rates=_numbers(rates),
             codecs=[word.strip() for word in codecs.split(";") if word.strip()],

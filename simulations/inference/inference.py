@@ -17,6 +17,7 @@ from fl_split.specs import parse
 from simulations.data.cache import Progress
 from simulations.data.statistics import count, per_client
 from simulations.inference import pictures
+from simulations.inference.carrying import fit_shares
 from simulations.inference.control import controlled
 from simulations.inference.controller import Controller
 from simulations.inference.fitting import Prices, fit
@@ -46,6 +47,7 @@ def infer(
     channel: str | None = None,
     price: float | None = None,
     delay_price: float | None = None,
+    carry: bool = False,
     rate: float | None = None,
     rates: Sequence[float] = (),
     codecs: Sequence[str] = (),
@@ -67,13 +69,14 @@ def infer(
     others = [one for one in wanted if not isinstance(one, Controller)]
     settings = _settings(controllers, rates, codecs)
     trained = load(Path(folder), objects, rate)
-    _check(trained, wanted)
+    _check(trained, wanted, carry)
     found, latency = _system(trained, system)
     prices.check(wanted, latency)
     served, link = road(trained, found, codec, channel)
     bench = _bench(trained, settings, found, codec, channel, progress)
     more = controlled(controllers, bench, latency) if bench else None
-    inference = _leaving(served, others, link, latency, prices, progress).with_controlled(more)
+    inference = _leaving(served, others, link, latency, prices, carry, progress)
+    inference = inference.with_controlled(more)
     return inference.priced(delay_price, trained.head.image_shape)
 
 
@@ -89,15 +92,21 @@ def _leaving(
     link: Link,
     latency: Latency | None,
     prices: Prices,
+    carry: bool,
     progress: Progress,
 ) -> Inference:
     """Let images leave or be sent, as policies say; fit these first if something has a price."""
-    held, chosen, notes = None, {name_of(one): one for one in policies}, list[str]()
-    if prices and policies:
-        held, seed = _of_held_out(trained, link), trained.experiment.seed
-        pairs = [fit(one, held, prices, latency, seed, progress) for one in policies]
-        chosen, notes = {name_of(one): one for one, _ in pairs}, [note for _, note in pairs]
+    chosen, notes = {name_of(one): one for one in policies}, list[str]()
+    held = _of_held_out(trained, link) if policies and (prices or carry) else None
     ways = ways_of(trained, trained.test, np.arange(len(trained.test.labels)), link)
+    if held and carry:
+        shares = fit_shares(held)
+        held, ways, notes = shares.carry(held), shares.carry(ways), [shares.told(ways)]
+    if held and prices:
+        seed = trained.experiment.seed
+        pairs = [fit(one, held, prices, latency, seed, progress) for one in policies]
+        chosen = {name_of(one): one for one, _ in pairs}
+        notes += [note for _, note in pairs]
     served = {name: serve(ways, one, latency) for name, one in chosen.items()}
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
     served |= {name: serve(ways, one, latency) for name, one in _controls(trained).items()}
@@ -167,8 +176,12 @@ def _controls(trained: Trained) -> dict[str, Policy]:
     return {"all sent": AllSent(), "all local": AllLocal(), "oracle": Oracle()}
 
 
-def _check(trained: Trained, policies: Sequence[Policy]) -> None:
-    """Raise ValueError if a policy asks exits of a device that has none."""
+def _check(trained: Trained, policies: Sequence[Policy], carry: bool) -> None:
+    """Raise ValueError if a policy asks exits of a device that has none, or `carry` nobody."""
+    if carry and not any(policy.needs_exits for policy in policies):
+        raise ValueError(
+            "carry: no policy asks the exits whose answers are carried; give one, as threshold()"
+        )
     if trained.exits is None:
         has, what = "none", "exits, as exits=plain"
         if trained.exits_behind is not None:

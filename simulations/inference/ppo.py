@@ -103,7 +103,7 @@ class Ppo(Learner):
             )
         from simulations.inference.offloading import Foreseen, journeys
 
-        foreseen = Foreseen.of(held)
+        foreseen = Foreseen.of(held.carrying or held)
         model = _trained(journeys(held, latency, price, foreseen), self.steps, seed, progress)
         return Learnt(self, model, latency, price, foreseen)
 

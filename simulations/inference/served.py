@@ -90,11 +90,13 @@ def _at(by_place: NDArray[np.int64], *place: NDArray[np.int64]) -> NDArray[np.in
 
 def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     """Let a policy decide on all images, and add up what each of them takes."""
+    if policy.needs_exits and ways.carrying:
+        ways = ways.carrying
     place, is_sent, _, deciding = decisions = policy.decide(ways)
     images, local = np.arange(len(place)), ways.local
     served, of_server = _of_server(ways, decisions)
     is_lost = is_sent & np.isnan(served).any(axis=1)
-    answers = np.where((is_sent & ~is_lost)[:, None], served, _last_exits(ways, place, local))
+    answers = np.where((is_sent & ~is_lost)[:, None], served, last_exits(ways, place, local))
     known = np.asarray(~np.isnan(answers).any(axis=1))
     answers = np.nan_to_num(answers)
     right = known & (answers.argmax(axis=1) == ways.labels)
@@ -135,10 +137,10 @@ def answers_from_cut(ways: Ways) -> Numbers:
     served = ways.served[-1]
     last = np.full(len(served), len(ways.names) - 1)
     is_lost = np.isnan(served).any(axis=1, keepdims=True)
-    return np.where(is_lost, _last_exits(ways, last, ways.local), served)
+    return np.where(is_lost, last_exits(ways, last, ways.local), served)
 
 
-def _last_exits(ways: Ways, place: NDArray[np.int64], local: Numbers) -> Numbers:
+def last_exits(ways: Ways, place: NDArray[np.int64], local: Numbers) -> Numbers:
     """Return the probabilities (N, C) of the last exit that each image has passed."""
     passed = [np.flatnonzero(ways.has_exit[: number + 1]) for number in range(len(ways.names))]
     last = np.array([one[-1] if len(one) else number for number, one in enumerate(passed)])

@@ -90,6 +90,8 @@ class Ways:
         (N,) the client whose device takes the image.
     behind : Behind, optional
         Exits of the server.
+    carrying : Ways, optional
+        The same of images that take the answer of the last exit along, where they do.
     """
 
     labels: NDArray[np.int64]
@@ -108,6 +110,7 @@ class Ways:
     answer_bytes: int
     owner: NDArray[np.int64]
     behind: Behind | None = None
+    carrying: Ways | None = None
 
 
 @torch.no_grad()
