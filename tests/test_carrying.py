@@ -66,7 +66,7 @@ def test_the_share_has_the_least_cross_entropy():
     served = [[[0.2, 0.8], [0.2, 0.8]]] * 2
     local = [[[0.6, 0.4], [0.6, 0.4]], GONE]
     found = fit_shares(ways(served, local))
-    assert found.of_server == pytest.approx([0.25, 0.25], abs=1e-3)
+    assert found.of_server == pytest.approx([0.25, 0.25], abs=1e-9)
     one_lost = [[[math.nan] * 2, [0.2, 0.8]], [[0.2, 0.8], [math.nan] * 2]]
     assert fit_shares(ways(one_lost, local)).of_server == pytest.approx([1, 0], abs=1e-3)
     assert fit_shares(ways(served, [GONE, GONE], (False, False))).of_server == [1.0, 1.0]

@@ -26,7 +26,7 @@ LEAST = 1e-6
 
 @dataclass(frozen=True)
 class Shares:
-    """The server's share g (P,) of the answer at each place, 1 where no exit has been passed."""
+    """The server's share g (P,) of the answer at each place; where it is 1 nothing is carried."""
 
     of_server: Sequence[float]
 
@@ -34,7 +34,7 @@ class Shares:
         """Return ways with what images take along, and what becomes of the server's answer."""
         share = np.array(self.of_server)[:, None, None]
         served = share * ways.served + (1 - share) * _carried(ways)
-        more = np.where(_has_passed(ways), _nbytes(ways.local.shape[2]), 0)
+        more = np.where(share[:, 0, 0] < 1, _nbytes(ways.local.shape[2]), 0)
         return replace(
             ways, carrying=replace(ways, served=served, sent_bytes=ways.sent_bytes + more[:, None])
         )
@@ -57,7 +57,10 @@ def fit_shares(held: Ways) -> Shares:
 
 
 def _share(server: NDArray[np.float64], carried: NDArray[np.float64]) -> float:
-    """Return the share with the least cross-entropy; probabilities (N,) of the true classes."""
+    """Return the share with the least cross-entropy, in hundredths.
+
+    Both are probabilities (N,) of the true classes.
+    """
     there = ~np.isnan(server)
     if not there.any():
         return 1.0
@@ -66,7 +69,7 @@ def _share(server: NDArray[np.float64], carried: NDArray[np.float64]) -> float:
         mixed = share * server[there] + (1 - share) * carried[there]
         return float(-np.log(mixed.clip(LEAST)).mean())
 
-    return float(minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded").x)
+    return round(float(minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded").x), 2)
 
 
 def _has_passed(ways: Ways) -> NDArray[np.bool_]:
