@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,46 +14,40 @@ from torch import Tensor, nn
 from fl_split.accelerators import find
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
-from fl_split.exits import insert_exits
 from fl_split.flat import flatten, trained
-from fl_split.models import MODELS
-from fl_split.models.cut import Head, Tail, insert
-from fl_split.models.freezing import freeze
+from fl_split.models.cut import Head, Tail
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
-from fl_split.specs import shortened
 from simulations.clients import stack_size
 from simulations.clients.epochs import Epochs
 from simulations.clients.worker import Worker
 from simulations.data import partition
 from simulations.data.cache import Progress
-from simulations.data.decoding import Surveyed
 from simulations.data.ragged import Ragged, held_by
 from simulations.data.samples import Samples
 from simulations.data.showing import classes as classes_of
 from simulations.data.skew import skewed
 from simulations.data.splits import Decision
-from simulations.engines.memory import available_bytes
 from simulations.runs import recipes
 from simulations.runs.budget import check_budgets, each
 from simulations.runs.cut_weights import cut_weights
-from simulations.runs.demand import check_demand, client_bytes
+from simulations.runs.demand import client_bytes
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
-    built,
-    check_input,
     fingerprint,
     images,
     look,
     named,
     partitioned,
+    pictured,
     silent,
     tested_as,
 )
+from simulations.runs.halves import halves
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.trials import check_attention, check_channels, try_link
+from simulations.runs.trials import check_channels
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
 
@@ -211,8 +204,8 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     source = looked.source
     partitions, shards, nobodys = partitioned(source, e)
     classes = len(source.class_names)
-    model, head, tail, notes = _halves(e, looked)
-    _check_strategy(e, partitions)
+    model, head, tail, notes = halves(e, pictured(e, looked))
+    check_strategy(e, partitions)
     needed = client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head))
     if e.parts.system:
         with named("system"):
@@ -246,35 +239,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     )
 
 
-def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, list[str]]:
-    """Build the model and cut it; return it, both halves, and what was decided about it."""
-    spec, names, loaded = e.parts.model, looked.source.class_names, built(e, looked)
-    model = loaded.module
-    if spec.is_transformers:
-        config: Any = model.config
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: label for label, name in enumerate(names)}
-    model.train()  # checkpoints come in evaluation mode
-    with named("freeze"):
-        freeze(model, e.freeze)
-    head, tail = spec.split(model, e.cut, e.end)
-    sparse = recipes.conditional(e, head, tail)
-    check_input(e, head.image_shape)
-    with named("model"):
-        demand = check_demand(head, tail, e.batch_size, available_bytes())
-    insert(head, tail, e.parts.codec, e.seed)
-    e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
-    with named("exits"):
-        insert_exits(head, tail, e.parts.exits, len(names), e.seed)
-    recipes.check_halves(e, head, tail)
-    with named("codec"):
-        model_name = shortened(e.model, MODELS).partition("(")[0]
-        check_attention(e.parts.codec, head, model_name)
-        try_link(e.parts.link(), head, tail, len(names))
-    return model, head, tail, [*loaded.notes_on(names), *sparse, *demand]
-
-
-def _check_strategy(e: Experiment, partitions: Ragged) -> None:
+def check_strategy(e: Experiment, partitions: Ragged) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
     strategy = e.parts.strategy
     with named("strategy"):

@@ -1,0 +1,217 @@
+"""A run on real nodes: each has its images in a folder of its own, the server has test images.
+
+The server never sees a node's images. It tells all nodes what they must agree on, and a node tells
+how many images it holds: that is all the server knows of its data before training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from simulations.clients.terms import Terms
+from simulations.clients.worker import Worker
+from simulations.data import partition
+from simulations.data.decoding import Surveyed, Wishes, decide
+from simulations.data.descriptions import Nodes
+from simulations.data.images import DataError
+from simulations.data.node_folders import FolderImages, read_folder
+from simulations.data.ragged import Ragged
+from simulations.data.samples import Samples
+from simulations.data.splits import Decision
+from simulations.runs import recipes
+from simulations.runs.demand import client_bytes
+from simulations.runs.experiment import Experiment
+from simulations.runs.experiment_data import (
+    Pictured,
+    fingerprint,
+    images,
+    look,
+    named,
+    pictured,
+    silent,
+    tested_as,
+)
+from simulations.runs.halves import halves
+from simulations.runs.setup import Setup, check_strategy, prepare
+from simulations.runs.trials import check_channels
+from strategies.server.participants import RollCall, roll_call
+from strategies.server.threads import ServerThreads
+
+FOLDER = "dataset-path"
+"""Key of a node config: where the node's images are."""
+
+
+def are_asked(e: Experiment) -> bool:
+    """Tell whether the images of an experiment are those of real nodes."""
+    return isinstance(e.parts.dataset, Nodes)
+
+
+def prepared(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
+    """Prepare an experiment for its server; real nodes are asked what they hold: :func:`meet`."""
+    return meet(grid, e) if are_asked(e) else (prepare(e), grid)
+
+
+@dataclass
+class Met:
+    """A grid whose nodes have said what they hold, so that they are not asked again."""
+
+    grid: Grid
+    call: RollCall
+
+    def describe(self, with_labels: bool) -> RollCall:
+        """Return what nodes have said."""
+        return self.call
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the grid in all else."""
+        return getattr(self.grid, name)
+
+
+def meet(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
+    """Build what the server needs, and ask all nodes what they hold.
+
+    Returns
+    -------
+    setup : Setup
+        Its `train` has the labels that nodes say they hold, and no pixels.
+    grid : Grid
+        To train on.
+
+    Raises
+    ------
+    ValueError
+        As of :func:`~simulations.runs.setup.prepare`, or a key that real nodes cannot follow.
+    NoClientsLeft, TrainingFailed
+        A node is missing, or cannot take part; the message names it and says why.
+    """
+    check(e)
+    with named("dataset"):
+        looked = look(e, silent)
+    seen = pictured(e, looked)
+    model, head, tail, notes = halves(e, seen)
+    shape, wanted = head.image_shape, e.parts.model.preprocessing()
+    with named("dataset"):
+        none, test, decisions = images(looked, e, shape, wanted, silent)
+        tested = tested_as(looked, e, shape, wanted)
+        transform, *_ = decide(looked, _wishes(e), shape[1], shape[0], wanted)
+    terms = Terms(seen.class_names, seen.image_size, seen.channels, transform)
+    threads = ServerThreads(1)
+    try:
+        call = roll_call(
+            grid, e.clients, e.timeout, threads, with_labels=True, terms=terms.to_bytes()
+        )
+    finally:
+        threads.close()
+    labels, partitions = _told(call, e.clients)
+    check_strategy(e, partitions)
+    classes, source = len(seen.class_names), looked.source
+    scale = list(wanted.mean), list(wanted.std)
+    pixels = np.broadcast_to(np.zeros(1, transform.dtype), (len(labels), *none.shape[1:]))
+    setup = Setup(
+        experiment=e,
+        model=model,
+        head=head,
+        tail=tail,
+        train=Samples(pixels, labels, partitions, classes, *scale),
+        test=Samples(test, source.test_labels, [], classes, *scale),
+        shards={},
+        unheld=partition.unheld(partitions, labels, seen.class_names),
+        class_names=seen.class_names,
+        model_notes=notes,
+        decisions=[*decisions, *(Decision("model", note) for note in notes)],
+        fingerprint=fingerprint(looked, partitions),
+        classes=_counted(labels, looked),
+        client_bytes=client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head)),
+        preprocessing=tested,
+    )
+    return setup, cast(Grid, Met(grid, call))
+
+
+def check(e: Experiment) -> None:
+    """Raise ValueError if a key asks for what the images of real nodes cannot give."""
+    recipes.check_device(e)
+    strategy = e.parts.strategy
+    if strategy.sends_smashed_data:
+        check_channels(e.parts.link(), bool(e.end))
+    if strategy.trains_on_server:
+        raise ValueError(
+            f"strategy: {e.strategy} needs all images on the server; nodes keep theirs"
+        )
+    if e.skew != "none()":
+        raise ValueError("skew: images of real nodes are taken as they are; leave skew out")
+    if e.holdout:
+        raise ValueError("holdout: the server cannot test on images of nodes; leave holdout out")
+    if e.on_bad_image != "error":
+        raise ValueError("on_bad_image: a node with a bad image is refused; remove the image")
+
+
+def _wishes(e: Experiment) -> Wishes:
+    return Wishes(e.resize, e.test_resize, e.channels)
+
+
+def _told(call: RollCall, clients: int) -> tuple[NDArray[np.int64], Ragged]:
+    """Return labels (n,) in the order of clients and classes, and whose they are."""
+    counts = np.array([call.labels[client] for client in range(clients)], dtype=np.int64)
+    labels = np.concatenate([np.repeat(np.arange(counts.shape[1]), row) for row in counts])
+    return labels, Ragged(np.arange(len(labels)), counts.sum(axis=1))
+
+
+def _counted(labels: NDArray[np.int64], looked: Surveyed) -> list[tuple[str, int, int]]:
+    """Name the classes, with images that nodes hold and images to test on."""
+    names = looked.source.class_names
+    held, tested = (
+        np.bincount(one, minlength=len(names)).tolist()
+        for one in (labels, looked.source.test_labels)
+    )
+    return list(zip(names, held, tested, strict=True))
+
+
+def node_worker(e: Experiment, terms: Terms, client: int, folder: str) -> Worker:
+    """Return what a process of a node needs to answer for its client, of its own images alone.
+
+    Parameters
+    ----------
+    e, terms : Experiment, Terms
+        What the server has told.
+    client : int
+        The partition id of the node.
+    folder : str
+        Where its images are.
+
+    Raises
+    ------
+    DataError
+        The images cannot be used.
+    """
+    if not 0 <= client < e.clients:
+        raise DataError(f"the run has {e.clients} clients, numbered from 0")
+    if not folder:
+        raise DataError(f"its node config has no {FOLDER}")
+    found = read_folder(folder)
+    labels = found.labels(terms.class_names)
+    classes = len(terms.class_names)
+    model, head, tail, _ = halves(e, Pictured(terms.image_size, terms.channels, terms.class_names))
+    wanted = e.parts.model.preprocessing()
+    scale = list(wanted.mean), list(wanted.std)
+    sizes = np.zeros(e.clients, dtype=np.int64)
+    sizes[client] = len(labels)
+    own = Ragged(np.arange(len(labels)), sizes)
+    pixels = FolderImages(found.paths, terms.transform)
+    none = Samples(FolderImages([], terms.transform), labels[:0], [], classes, *scale)
+    setup = Setup(
+        experiment=e,
+        model=model,
+        head=head,
+        tail=tail,
+        train=Samples(pixels, labels, own, classes, *scale),
+        test=none,
+        shards={},
+        unheld=partition.Unheld(0, []),
+        class_names=terms.class_names,
+    )
+    return setup.worker(stack=1)
