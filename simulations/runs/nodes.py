@@ -7,6 +7,7 @@ how many images it holds: that is all the server knows of its data before traini
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from simulations.data.decoding import Surveyed, Wishes, decide
 from simulations.data.descriptions import Nodes
 from simulations.data.images import DataError
 from simulations.data.node_folders import FolderImages, read_folder
+from simulations.data.node_writing import spec_of, write_folders
 from simulations.data.ragged import Ragged
 from simulations.data.samples import Samples
 from simulations.data.splits import Decision
@@ -32,10 +34,13 @@ from simulations.runs.experiment_data import (
     images,
     look,
     named,
+    opened,
+    partitioned,
     pictured,
     silent,
     tested_as,
 )
+from simulations.runs.files import writing
 from simulations.runs.halves import halves
 from simulations.runs.setup import Setup, check_strategy, prepare
 from simulations.runs.trials import check_channels
@@ -215,3 +220,19 @@ def node_worker(e: Experiment, terms: Terms, client: int, folder: str) -> Worker
         class_names=terms.class_names,
     )
     return setup.worker(stack=1)
+
+
+def write_for_nodes(e: Experiment, folder: Path) -> str:
+    """Write each client's images into a folder; return the data set of real nodes that have them.
+
+    Raises
+    ------
+    ValueError
+        Data or a partition that do not work, or the images cannot be written as files.
+    """
+    if e.skew != "none()":
+        raise ValueError("skew: it is applied to images in memory; leave skew out")
+    source = opened(e)
+    with writing(folder):
+        write_folders(source, partitioned(source, e)[0], folder)
+    return spec_of(source, folder)
