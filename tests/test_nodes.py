@@ -121,6 +121,18 @@ def test_files_are_used_in_the_order_of_their_names(folders):
     assert [int(path.stem) for path in found.paths] == list(range(len(found.paths)))
 
 
+@pytest.mark.parametrize("changes", [{"strategy": "fedavg()"}, {"end": "classifier"}])
+def test_labels_are_not_told_where_the_server_would_not_see_them(on_nodes, reference, changes):
+    simulated = reference(**KEYS, **changes)
+    grid, folder = on_nodes(**changes)
+    assert simulated.equals(type(simulated)(folder))
+    assert [kind for _, kind in grid.asked if kind.startswith("query")] == ["query.samples"] * NODES
+    assert not (folder / "partition.csv").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["majority_accuracy"] is None
+    assert {*summary["data"]["training_images_of"].values()} == {None}
+
+
 def spoil(folder, how):
     if how == "class":
         (folder / "0").rename(folder / "zero")

@@ -4,9 +4,10 @@ python examples/deployment/run.py [DIR] [KEY=VALUE]...
 
 Writes everything into DIR (a new folder; by default deployment/): images of every node in a folder
 of its own, certificates, keys, logs, and the results of the run. All processes are ended at the
-end, also after an error. Takes about two minutes: a message to nodes takes ten seconds or more.
+end, also after an error. Takes minutes: an exchange with nodes takes ten seconds or more.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -32,11 +33,9 @@ def run(folder: Path, keys: dict[str, object]) -> None:
     """Write the folders of images, bring everything up, run, and end everything."""
     simulated = Experiment.from_dict(keys)
     dataset = write_for_nodes(simulated, folder / "images")
-    deployed = Experiment.from_dict(
-        {**keys, "dataset": dataset, "out": str(folder / "results")}
-    ).model_dump()
-    lines = (f"{key} = {value_of(value)}\n" for key, value in deployed.items())
-    (folder / "run.toml").write_text("".join(lines))
+    deployed = Experiment.from_dict({**keys, "dataset": dataset})
+    config = folder / "run.toml"
+    config.write_text(f"{deployed.to_toml()}out = {json.dumps(str(folder / 'results'))}\n")
     with Deployment(folder) as deployment:
         for client in range(simulated.clients):
             name = f"node{client}"
@@ -46,16 +45,7 @@ def run(folder: Path, keys: dict[str, object]) -> None:
                 f'partition-id={client} dataset-path="{folder / "images" / name}"',
             )
             print("Started", name)
-        print(
-            deployment.flwr("run", ".", "dep", "--run-config", str(folder / "run.toml"), "--stream")
-        )
-
-
-def value_of(value: object) -> str:
-    """Write a value as TOML has it."""
-    import json
-
-    return json.dumps(value)
+        print(deployment.flwr("run", ".", "dep", "--run-config", str(config), "--stream"))
 
 
 if __name__ == "__main__":
@@ -63,4 +53,6 @@ if __name__ == "__main__":
     changes = read_overrides([text for text in sys.argv[1:] if "=" in text])
     place = Path(given[0] if given else "deployment").absolute()
     run(place, {**KEYS, **changes})
+    if not (place / "results" / "summary.json").exists():
+        sys.exit(f"error: the run failed, see above and {place / 'logs'}")
     print((place / "results" / "rounds.csv").read_text())

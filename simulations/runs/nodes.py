@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from simulations.clients.terms import Terms
 from simulations.clients.worker import Worker
-from simulations.data import partition
 from simulations.data.decoding import Surveyed, Wishes, decide
 from simulations.data.descriptions import Nodes
 from simulations.data.images import DataError
 from simulations.data.node_folders import FolderImages, read_folder
 from simulations.data.node_writing import spec_of, write_folders
+from simulations.data.partition import Unheld, unheld
 from simulations.data.ragged import Ragged
 from simulations.data.samples import Samples
 from simulations.data.splits import Decision
@@ -105,11 +105,10 @@ def meet(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
         tested = tested_as(looked, e, shape, wanted)
         transform, *_ = decide(looked, _wishes(e), shape[1], shape[0], wanted)
     terms = Terms(seen.class_names, seen.image_size, seen.channels, transform)
-    threads = ServerThreads(1)
+    strategy, threads = e.parts.strategy, ServerThreads(1)
+    sees_labels = strategy.needs_labels or (strategy.sends_smashed_data and not e.end)
     try:
-        call = roll_call(
-            grid, e.clients, e.timeout, threads, with_labels=True, terms=terms.to_bytes()
-        )
+        call = roll_call(grid, e.clients, e.timeout, threads, sees_labels, terms.to_bytes())
     finally:
         threads.close()
     labels, partitions = _told(call, e.clients)
@@ -125,14 +124,15 @@ def meet(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
         train=Samples(pixels, labels, partitions, classes, *scale),
         test=Samples(test, source.test_labels, [], classes, *scale),
         shards={},
-        unheld=partition.unheld(partitions, labels, seen.class_names),
+        unheld=unheld(partitions, labels, seen.class_names) if sees_labels else Unheld(0, []),
         class_names=seen.class_names,
         model_notes=notes,
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
         fingerprint=fingerprint(looked, partitions),
-        classes=_counted(labels, looked),
+        classes=_counted(labels if sees_labels else None, looked),
         client_bytes=client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head)),
         preprocessing=tested,
+        knows_labels=sees_labels,
     )
     return setup, cast(Grid, Met(grid, call))
 
@@ -160,20 +160,24 @@ def _wishes(e: Experiment) -> Wishes:
 
 
 def _told(call: RollCall, clients: int) -> tuple[NDArray[np.int64], Ragged]:
-    """Return labels (n,) in the order of clients and classes, and whose they are."""
-    counts = np.array([call.labels[client] for client in range(clients)], dtype=np.int64)
-    labels = np.concatenate([np.repeat(np.arange(counts.shape[1]), row) for row in counts])
-    return labels, Ragged(np.arange(len(labels)), counts.sum(axis=1))
+    """Return labels (n,) in the order of clients and classes, 0 if unknown, and whose they are."""
+    sizes = np.array([call.samples[client] for client in range(clients)], dtype=np.int64)
+    labels = np.zeros(sizes.sum(), dtype=np.int64)
+    if call.labels:
+        counts = np.array([call.labels[client] for client in range(clients)], dtype=np.int64)
+        labels = np.concatenate([np.repeat(np.arange(counts.shape[1]), row) for row in counts])
+    return labels, Ragged(np.arange(len(labels)), sizes)
 
 
-def _counted(labels: NDArray[np.int64], looked: Surveyed) -> list[tuple[str, int, int]]:
-    """Name the classes, with images that nodes hold and images to test on."""
-    names = looked.source.class_names
-    held, tested = (
-        np.bincount(one, minlength=len(names)).tolist()
-        for one in (labels, looked.source.test_labels)
-    )
-    return list(zip(names, held, tested, strict=True))
+def _counted(
+    labels: NDArray[np.int64] | None, looked: Surveyed
+) -> list[tuple[str, int | None, int]]:
+    """Name the classes, with images that nodes hold, if known, and images to test on."""
+    names, tested = looked.source.class_names, looked.source.test_labels
+    held: list[int | None] = [None] * len(names)
+    if labels is not None:
+        held = np.bincount(labels, minlength=len(names)).tolist()
+    return list(zip(names, held, np.bincount(tested, minlength=len(names)).tolist(), strict=True))
 
 
 def node_worker(e: Experiment, terms: Terms, client: int, folder: str) -> Worker:
@@ -216,7 +220,7 @@ def node_worker(e: Experiment, terms: Terms, client: int, folder: str) -> Worker
         train=Samples(pixels, labels, own, classes, *scale),
         test=none,
         shards={},
-        unheld=partition.Unheld(0, []),
+        unheld=Unheld(0, []),
         class_names=terms.class_names,
     )
     return setup.worker(stack=1)

@@ -155,8 +155,9 @@ class RunController:
             side = self.setup.model_input["image_size"]
             asked = json.dumps(processor.to_file(self.setup.preprocessing, side), indent=2)
             write_whole(self.folder / processor.FILE, asked.encode() + b"\n")
-        with writing(self.folder / statistics.FILE):
-            statistics.write(self.setup.train, self.folder)
+        if self.setup.knows_labels:
+            with writing(self.folder / statistics.FILE):
+                statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
             experiment.parts.tracking.open(experiment.model_dump(exclude={"out"}), self.folder)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,12 +69,14 @@ class Setup:
         What was decided about the data.
     fingerprint : dict
         Digests of images, labels, classes and partition: a run that goes on needs the same.
-    classes : list
+    classes : sequence
         Name, training images and test images of each class, before labels are skewed.
     client_bytes : int
         Memory that a client needs, estimated.
     preprocessing : Preprocessing
         What is done to test images, and to those of whoever uses the trained model.
+    knows_labels : bool
+        Whether `train` has labels; a real node may say only how many images it has.
     """
 
     experiment: Experiment
@@ -88,13 +91,16 @@ class Setup:
     model_notes: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
-    classes: list[tuple[str, int, int]] = field(default_factory=list)
+    classes: Sequence[tuple[str, int | None, int]] = ()
     client_bytes: int = 0
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    knows_labels: bool = True
 
     @property
-    def majority_accuracy(self) -> float:
-        """Accuracy of always answering the most frequent class of the training data."""
+    def majority_accuracy(self) -> float | None:
+        """Accuracy of always answering the most frequent class of the training data, if known."""
+        if not self.knows_labels:
+            return None
         rows = np.concatenate(self.train.partitions)
         commonest = np.bincount(self.train.labels[rows], minlength=self.train.num_classes).argmax()
         return float((self.test.labels == commonest).mean())
