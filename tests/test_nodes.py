@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
+from typer.testing import CliRunner
 
+from simulations.cli.main import app
 from simulations.data.node_writing import spec_of, write_folders
 from simulations.runs import flower_app, server_app
 from simulations.runs.experiment import Experiment
@@ -119,6 +122,30 @@ def test_files_are_used_in_the_order_of_their_names(folders):
 
     found = read_folder(str(folders[0] / "node0"))
     assert [int(path.stem) for path in found.paths] == list(range(len(found.paths)))
+
+
+def test_experts_are_not_told_by_images_that_the_server_does_not_have(on_nodes, reference):
+    experts = {"experts": "switch(blocks=1, count=2)"}
+    simulated = reference(**KEYS, **experts)
+    assert (simulated.folder / "routing.csv").exists()
+    _, folder = on_nodes(**experts)
+    assert simulated.equals(type(simulated)(folder))
+    assert not (folder / "routing.csv").exists()
+
+
+def test_the_command_line_writes_folders_once_and_says_what_names_them(tmp_path):
+    toml = tmp_path / "c.toml"
+    toml.write_text("clients = 3\npartition = 'iid()'\n")
+    command = ["partition", str(toml), "--nodes", str(tmp_path / "shares")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    named = tomllib.loads(done.output.splitlines()[-1])["dataset"]
+    e = Experiment.from_dict({"dataset": named})
+    assert len(opened(e).test_labels) == sum(1 for _ in tmp_path.glob("shares/test/*/*"))
+    held = [sum(1 for _ in tmp_path.glob(f"shares/node{k}/*/*")) for k in range(3)]
+    assert sum(held) + len(opened(e).test_labels) == 1797 and max(held) - min(held) <= 1
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 2 and "is not empty; give a new folder" in again.output
 
 
 @pytest.mark.parametrize("changes", [{"strategy": "fedavg()"}, {"end": "classifier"}])

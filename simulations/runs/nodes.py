@@ -6,7 +6,7 @@ how many images it holds: that is all the server knows of its data before traini
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,16 +95,7 @@ def meet(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
         A node is missing, or cannot take part; the message names it and says why.
     """
     check(e)
-    with named("dataset"):
-        looked = look(e, silent)
-    seen = pictured(e, looked)
-    model, head, tail, notes = halves(e, seen)
-    shape, wanted = head.image_shape, e.parts.model.preprocessing()
-    with named("dataset"):
-        none, test, decisions = images(looked, e, shape, wanted, silent)
-        tested = tested_as(looked, e, shape, wanted)
-        transform, *_ = decide(looked, _wishes(e), shape[1], shape[0], wanted)
-    terms = Terms(seen.class_names, seen.image_size, seen.channels, transform)
+    setup, terms, looked = _server_side(e)
     strategy, threads = e.parts.strategy, ServerThreads(1)
     sees_labels = strategy.needs_labels or (strategy.sends_smashed_data and not e.end)
     try:
@@ -113,28 +104,50 @@ def meet(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
         threads.close()
     labels, partitions = _told(call, e.clients)
     check_strategy(e, partitions)
+    shape = len(labels), *setup.train.pixels.shape[1:]
+    pixels = np.broadcast_to(np.zeros(1, terms.transform.dtype), shape)
+    names = terms.class_names
+    setup = replace(
+        setup,
+        train=replace(setup.train, pixels=pixels, labels=labels, partitions=partitions),
+        unheld=unheld(partitions, labels, names) if sees_labels else Unheld(0, []),
+        fingerprint=fingerprint(looked, partitions),
+        classes=_counted(labels if sees_labels else None, looked),
+        knows_labels=sees_labels,
+    )
+    return setup, cast(Grid, Met(grid, call))
+
+
+def _server_side(e: Experiment) -> tuple[Setup, Terms, Surveyed]:
+    """Prepare all but what nodes hold; return it, what they are told, and the images to test on."""
+    with named("dataset"):
+        looked = look(e, silent)
+    seen = pictured(e, looked)
+    model, head, tail, notes = halves(e, seen)
+    shape, wanted = head.image_shape, e.parts.model.preprocessing()
+    with named("dataset"):
+        none, test, decisions = images(looked, e, shape, wanted, silent)
+        tested = tested_as(looked, e, shape, wanted)
+        wishes = Wishes(e.resize, e.test_resize, e.channels)
+        transform, *_ = decide(looked, wishes, shape[1], shape[0], wanted)
     classes, source = len(seen.class_names), looked.source
     scale = list(wanted.mean), list(wanted.std)
-    pixels = np.broadcast_to(np.zeros(1, transform.dtype), (len(labels), *none.shape[1:]))
     setup = Setup(
         experiment=e,
         model=model,
         head=head,
         tail=tail,
-        train=Samples(pixels, labels, partitions, classes, *scale),
+        train=Samples(none, source.train_labels, [], classes, *scale),
         test=Samples(test, source.test_labels, [], classes, *scale),
         shards={},
-        unheld=unheld(partitions, labels, seen.class_names) if sees_labels else Unheld(0, []),
+        unheld=Unheld(0, []),
         class_names=seen.class_names,
         model_notes=notes,
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
-        fingerprint=fingerprint(looked, partitions),
-        classes=_counted(labels if sees_labels else None, looked),
         client_bytes=client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head)),
         preprocessing=tested,
-        knows_labels=sees_labels,
     )
-    return setup, cast(Grid, Met(grid, call))
+    return setup, Terms(seen.class_names, seen.image_size, seen.channels, transform), looked
 
 
 def check(e: Experiment) -> None:
@@ -153,10 +166,6 @@ def check(e: Experiment) -> None:
         raise ValueError("holdout: the server cannot test on images of nodes; leave holdout out")
     if e.on_bad_image != "error":
         raise ValueError("on_bad_image: a node with a bad image is refused; remove the image")
-
-
-def _wishes(e: Experiment) -> Wishes:
-    return Wishes(e.resize, e.test_resize, e.channels)
 
 
 def _told(call: RollCall, clients: int) -> tuple[NDArray[np.int64], Ragged]:
