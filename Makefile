@@ -1,18 +1,22 @@
 # make run    a first look, three minutes (makes the environment on first use)
 # make test   all tests, slow ones too
+# make test-deployment   two real nodes over TLS
 # make wheel-test   what is installed runs without the checkout
 # make docs   the documentation, into docs/_build; a warning is an error
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test wheel-test check docs clean
+.PHONY: run test test-deployment wheel-test check docs clean
 
 run: .venv/ready
 	$(BIN)/fl-split compare configs/showcase.toml
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+
+test-deployment: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment tests/test_deployment.py
 
 wheel-test: .venv/ready
 	.ci/smoke $(BIN)/python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from simulations.cli.terminal import (
     quiet,
 )
 from simulations.runs.misspelt import check_names
-from simulations.runs.paths import chosen_folder
+from simulations.runs.paths import chosen_folder, expanded
 from simulations.runs.settings import read_overrides, read_toml, read_values
 from simulations.runs.shipped import STUDIES, find
 
@@ -40,6 +41,15 @@ def partition(
     out_dir: Annotated[
         str | None,
         typer.Option("--out", metavar="DIR", help="Also write partition.csv and partition.svg."),
+    ] = None,
+    nodes_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--nodes",
+            metavar="DIR",
+            help="Also write the images: a folder for each client, as real nodes have them, and "
+            "one of the test images.",
+        ),
     ] = None,
 ) -> None:
     """Show who would hold which samples, without training anything.
@@ -70,6 +80,13 @@ def partition(
             statistics.write(table, folder)
             statistics.partition_plot(counts, names, folder / statistics.PLOT)
         out.print("Written:", str(folder), markup=False, highlight=False, soft_wrap=True)
+    if nodes_dir is not None:
+        with quiet():
+            from simulations.runs.nodes import write_for_nodes
+        with door():
+            spec = write_for_nodes(experiment, expanded(nodes_dir).absolute())
+        out.print(f"Written: {nodes_dir}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"dataset = {json.dumps(spec)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

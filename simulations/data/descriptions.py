@@ -13,6 +13,7 @@ from fl_split.specs import STRICT
 from fl_split.tables import Table
 from simulations.data import files, splits
 from simulations.data.images import DataError
+from simulations.data.node_folders import read_folder
 from simulations.data.sources import Source, source
 
 Rows = Annotated[int, Field(ge=0)]
@@ -107,8 +108,43 @@ class Local:
         return _open(found, self.path, self, test_fraction, seed)
 
 
+@validated(frozen=True, config=STRICT)
+class Nodes:
+    """Images of real nodes: each has a folder of its own, and the server has test images only.
+
+    `test` is the server's folder, with a folder of images for each class. `classes` names all
+    classes, with commas between, where the test images do not have all of them or their numbers
+    shall not go by the alphabet. Only `flwr run` on SuperNodes takes it; the folder of a node is
+    ``dataset-path`` of its node config.
+    """
+
+    test: str
+    classes: str = ""
+
+    paths: ClassVar[tuple[str, ...]] = ("test",)
+
+    def open(self, test_fraction: float, seed: int) -> Source:
+        """Read the test images; nobody but nodes has any to train on."""
+        found = read_folder(self.test)
+        names = [name.strip() for name in self.classes.split(",") if name.strip()]
+        names = names or sorted({*found.classes})
+        if len(names) < 2 or len({*names}) < len(names):
+            raise DataError(f"needs two different classes or more, got {', '.join(names)}")
+        labels = found.labels(names)
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        )
+        rows = {"image": [*map(str, found.paths)], "label": labels.tolist()}
+        tested = splits.Split.whole(datasets.Dataset.from_dict(rows, features))
+        none = np.empty(0, dtype=np.int64)
+        said = splits.Decision("splits", "nodes hold what is trained on, each in its own folder")
+        return Source(
+            tested.take(none), tested, none, labels, "image", "label", names, decisions=[said]
+        )
+
+
 DATASETS: Table[type[Dataset]] = Table(
-    Dataset, "fl_split.datasets", {"digits": Digits, "hub": Hub, "local": Local}
+    Dataset, "fl_split.datasets", {"digits": Digits, "hub": Hub, "local": Local, "nodes": Nodes}
 )
 
 

@@ -70,8 +70,10 @@ def draw(view: View, path: Path) -> None:
     Raises
     ------
     ValueError
-        The file cannot be written, or its ending names no format.
+        The file cannot be written, or its ending names no format; or there are no training images.
     """
+    if not len(view.looked.source.train):
+        raise ValueError("there are no training images to draw")
     try:
         figure(view).savefig(path, dpi=120)
     except OSError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
@@ -21,7 +21,7 @@ from fl_split.specs import shortened
 from simulations.data import partition
 from simulations.data.cache import GB, Progress
 from simulations.data.decoding import Surveyed, Wishes, decide, decode, look_at
-from simulations.data.descriptions import Dataset
+from simulations.data.descriptions import Dataset, Nodes
 from simulations.data.images import Images
 from simulations.data.ragged import Ragged
 from simulations.data.samples import Samples
@@ -72,6 +72,8 @@ def partitioned(
     source: Source, e: Experiment
 ) -> tuple[Ragged, dict[int, NDArray[np.int64]], partition.Unheld]:
     """Rows that clients train on, those that they hold back, and what nobody holds."""
+    if isinstance(e.parts.dataset, Nodes):
+        raise ValueError("dataset: nodes() is for `flwr run` on real nodes; here give the images")
     parts, nobodys = _split(source, e.partition, e.clients, e.seed)
     return *partition.hold_out(parts, e.holdout, seed=e.seed), nobodys
 
@@ -187,7 +189,7 @@ def view(e: Experiment, progress: Progress = silent, decodes: bool = False) -> V
     notes: tuple[str, ...] = ()
     shape = (e.channels or survey.channels, *[e.image_size or survey.side] * 2)
     if "model" in e.model_fields_set:  # else no checkpoint is read, no model built
-        loaded, spec = built(e, looked), e.parts.model
+        loaded, spec = built(e, pictured(e, looked)), e.parts.model
         shape = spec.split(loaded.module, e.cut, e.end)[0].image_shape
         check_input(e, shape)
         wanted, notes = spec.preprocessing(), loaded.notes_on(looked.source.class_names)
@@ -197,15 +199,41 @@ def view(e: Experiment, progress: Progress = silent, decodes: bool = False) -> V
     return View(looked, train, [*looked.source.decisions, *looked.decisions, *decisions])
 
 
-def built(e: Experiment, looked: Surveyed) -> Loaded:
+@dataclass(frozen=True)
+class Pictured:
+    """What a model is built for.
+
+    Attributes
+    ----------
+    image_size, channels : int
+        Side of its images in pixels; 1 for grey, 3 for colour.
+    class_names : list of str
+        Class 0, 1, ...
+    sizes : str
+        Which sizes the images have, for messages.
+    """
+
+    image_size: int
+    channels: int
+    class_names: list[str]
+    sizes: str = ""
+
+
+def pictured(e: Experiment, looked: Surveyed) -> Pictured:
+    """Return what the model is built for, for the images and classes that there are."""
+    size, channels = e.image_size or looked.survey.side, e.channels or looked.survey.channels
+    return Pictured(size, channels, looked.source.class_names, looked.sizes())
+
+
+def built(e: Experiment, seen: Pictured) -> Loaded:
     """Build the model for the images and classes that there are."""
     spec = e.parts.model
-    with named("model"), sized(looked):
+    with named("model"), sized(seen):
         loaded = build(
             spec,
-            image_size=e.image_size or looked.survey.side,
-            channels=e.channels or looked.survey.channels,
-            num_classes=len(looked.source.class_names),
+            image_size=seen.image_size,
+            channels=seen.channels,
+            num_classes=len(seen.class_names),
             seed=e.seed,
         )
         spec.preprocessing()  # which may be refused
@@ -243,7 +271,7 @@ def fingerprint(looked: Surveyed, partitions: Ragged) -> dict[str, str]:
 
 
 @contextmanager
-def sized(looked: Surveyed) -> Iterator[None]:
+def sized(seen: Pictured) -> Iterator[None]:
     """Add to a complaint about the image size which sizes there are, and what to do."""
     try:
         yield
@@ -251,7 +279,7 @@ def sized(looked: Surveyed) -> Iterator[None]:
         if "image size" not in str(error):
             raise
         raise ValueError(
-            f"{error}; the images are {looked.sizes()}: image_size=... resizes them"
+            f"{error}; the images are {seen.sizes}: image_size=... resizes them"
         ) from None
 
 

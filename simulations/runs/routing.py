@@ -19,6 +19,7 @@ from fl_split.exchange.whole import predict
 from fl_split.experts import mixtures
 from fl_split.models.mixture import Routing, watching
 from fl_split.recipe.precision import Precision
+from simulations.data.descriptions import Nodes
 from simulations.runs.files import write_whole
 from simulations.runs.setup import Setup
 
@@ -34,10 +35,12 @@ SHUFFLES = 100
 def write(setup: Setup, folder: Path) -> None:
     """Write where the experts' tokens come from, if the run has experts and one model.
 
-    A row is an expert, of a block, for a client: the `cluster` of the client (classes that it
+    Not of real nodes, which keep their images. A row is an expert, of a block, for a client: the `cluster` of the client (classes that it
     holds), `tokens` that choose the expert, and how many of them are `over` its room.
     """
-    if not mixtures(setup.head, setup.tail) or setup.parts.strategy.keeps_models:
+    has_images = not isinstance(setup.parts.dataset, Nodes)
+    is_wanted = mixtures(setup.head, setup.tail) and not setup.parts.strategy.keeps_models
+    if not (has_images and is_wanted):
         return
     halves = setup.head, setup.tail
     for half in halves:

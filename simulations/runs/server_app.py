@@ -21,7 +21,7 @@ from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.data.images import DataError
 from simulations.engines.local_grid import LocalGrid, WorkersLost, stack_of
-from simulations.runs import about_data, routing
+from simulations.runs import about_data, nodes, routing
 from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
@@ -49,7 +49,7 @@ from simulations.runs.observers import (
 from simulations.runs.paths import expanded, new_folder
 from simulations.runs.results import UNWRITTEN, Recorder
 from simulations.runs.saved_model import plain
-from simulations.runs.setup import Setup, prepare
+from simulations.runs.setup import Setup
 from simulations.runs.signals import undisturbed
 from simulations.runs.virtual_time import VirtualTime
 from simulations.system.system import Timed
@@ -111,7 +111,7 @@ def main(grid: Grid, context: Context) -> None:
     torch.set_num_threads(1)  # results must not depend on how many cores are idle
     try:
         if not isinstance(context, LocalContext):
-            setup = prepare(Experiment.from_dict(context.run_config))
+            setup, grid = nodes.prepared(grid, Experiment.from_dict(context.run_config))
             context = LocalContext(setup, lambda row, result: None)
         setup = context.setup
         with computing(setup.device, setup.experiment.deterministic):
@@ -155,8 +155,9 @@ class RunController:
             side = self.setup.model_input["image_size"]
             asked = json.dumps(processor.to_file(self.setup.preprocessing, side), indent=2)
             write_whole(self.folder / processor.FILE, asked.encode() + b"\n")
-        with writing(self.folder / statistics.FILE):
-            statistics.write(self.setup.train, self.folder)
+        if self.setup.knows_labels:
+            with writing(self.folder / statistics.FILE):
+                statistics.write(self.setup.train, self.folder)
         self.tracker = Tracker(
             experiment.parts.tracking.open(experiment.model_dump(exclude={"out"}), self.folder)
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,46 +15,40 @@ from torch import Tensor, nn
 from fl_split.accelerators import find
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
-from fl_split.exits import insert_exits
 from fl_split.flat import flatten, trained
-from fl_split.models import MODELS
-from fl_split.models.cut import Head, Tail, insert
-from fl_split.models.freezing import freeze
+from fl_split.models.cut import Head, Tail
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
-from fl_split.specs import shortened
 from simulations.clients import stack_size
 from simulations.clients.epochs import Epochs
 from simulations.clients.worker import Worker
 from simulations.data import partition
 from simulations.data.cache import Progress
-from simulations.data.decoding import Surveyed
 from simulations.data.ragged import Ragged, held_by
 from simulations.data.samples import Samples
 from simulations.data.showing import classes as classes_of
 from simulations.data.skew import skewed
 from simulations.data.splits import Decision
-from simulations.engines.memory import available_bytes
 from simulations.runs import recipes
 from simulations.runs.budget import check_budgets, each
 from simulations.runs.cut_weights import cut_weights
-from simulations.runs.demand import check_demand, client_bytes
+from simulations.runs.demand import client_bytes
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
-    built,
-    check_input,
     fingerprint,
     images,
     look,
     named,
     partitioned,
+    pictured,
     silent,
     tested_as,
 )
+from simulations.runs.halves import halves
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.trials import check_attention, check_channels, try_link
+from simulations.runs.trials import check_channels
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
 
@@ -75,12 +69,14 @@ class Setup:
         What was decided about the data.
     fingerprint : dict
         Digests of images, labels, classes and partition: a run that goes on needs the same.
-    classes : list
+    classes : sequence
         Name, training images and test images of each class, before labels are skewed.
     client_bytes : int
         Memory that a client needs, estimated.
     preprocessing : Preprocessing
         What is done to test images, and to those of whoever uses the trained model.
+    knows_labels : bool
+        Whether `train` has labels; a real node may say only how many images it has.
     """
 
     experiment: Experiment
@@ -95,13 +91,16 @@ class Setup:
     model_notes: list[str] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
-    classes: list[tuple[str, int, int]] = field(default_factory=list)
+    classes: Sequence[tuple[str, int | None, int]] = ()
     client_bytes: int = 0
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    knows_labels: bool = True
 
     @property
-    def majority_accuracy(self) -> float:
-        """Accuracy of always answering the most frequent class of the training data."""
+    def majority_accuracy(self) -> float | None:
+        """Accuracy of always answering the most frequent class of the training data, if known."""
+        if not self.knows_labels:
+            return None
         rows = np.concatenate(self.train.partitions)
         commonest = np.bincount(self.train.labels[rows], minlength=self.train.num_classes).argmax()
         return float((self.test.labels == commonest).mean())
@@ -211,8 +210,8 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     source = looked.source
     partitions, shards, nobodys = partitioned(source, e)
     classes = len(source.class_names)
-    model, head, tail, notes = _halves(e, looked)
-    _check_strategy(e, partitions)
+    model, head, tail, notes = halves(e, pictured(e, looked))
+    check_strategy(e, partitions)
     needed = client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head))
     if e.parts.system:
         with named("system"):
@@ -246,35 +245,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     )
 
 
-def _halves(e: Experiment, looked: Surveyed) -> tuple[nn.Module, Head, Tail, list[str]]:
-    """Build the model and cut it; return it, both halves, and what was decided about it."""
-    spec, names, loaded = e.parts.model, looked.source.class_names, built(e, looked)
-    model = loaded.module
-    if spec.is_transformers:
-        config: Any = model.config
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: label for label, name in enumerate(names)}
-    model.train()  # checkpoints come in evaluation mode
-    with named("freeze"):
-        freeze(model, e.freeze)
-    head, tail = spec.split(model, e.cut, e.end)
-    sparse = recipes.conditional(e, head, tail)
-    check_input(e, head.image_shape)
-    with named("model"):
-        demand = check_demand(head, tail, e.batch_size, available_bytes())
-    insert(head, tail, e.parts.codec, e.seed)
-    e.parts.strategy.exchange(head).prepare(head, tail, e.seed)
-    with named("exits"):
-        insert_exits(head, tail, e.parts.exits, len(names), e.seed)
-    recipes.check_halves(e, head, tail)
-    with named("codec"):
-        model_name = shortened(e.model, MODELS).partition("(")[0]
-        check_attention(e.parts.codec, head, model_name)
-        try_link(e.parts.link(), head, tail, len(names))
-    return model, head, tail, [*loaded.notes_on(names), *sparse, *demand]
-
-
-def _check_strategy(e: Experiment, partitions: Ragged) -> None:
+def check_strategy(e: Experiment, partitions: Ragged) -> None:
     """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
     strategy = e.parts.strategy
     with named("strategy"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,8 +19,12 @@ from strategies.server import flower_messages
 from strategies.server.threads import ServerThreads
 from strategies.server.training import OutOfMemory, TrainingFailed
 
-PULL_INTERVAL = 0.01
-"""Seconds between two looks for replies, on runtimes that do not wait themselves."""
+PULL_INTERVAL, LONGEST_INTERVAL = 0.01, 0.25
+"""Seconds between two looks for replies, on runtimes that do not wait themselves; from the one to
+the other they grow with the wait: over a network a look is a request to a SuperLink."""
+
+GROWTH = 0.1
+"""Share of the wait so far that passes until the next look."""
 
 WAIT_SECONDS = 60.0
 """Longest wait for the server's threads in one go, when nothing else can happen."""
@@ -50,7 +55,7 @@ class Mailbox:
 
     A client that answers with an error, or not within `timeout` seconds, is dropped: it
     gets no further message and its reason stands in its traffic row. One whose data cannot be read
-    ends the run (TrainingFailed).
+    ends the run (TrainingFailed). `kind` is what messages call those that are sent to.
     """
 
     grid: Grid
@@ -59,6 +64,7 @@ class Mailbox:
     timeout: float
     threads: ServerThreads
     account: Account = field(default_factory=Account)
+    kind: str = "client"
     _outbox: list[tuple[int, Message]] = field(default_factory=list)
     _pending: dict[str, int] = field(default_factory=dict)
     _awaited: set[int] = field(default_factory=set)
@@ -126,11 +132,11 @@ class Mailbox:
         OutOfMemory if a GPU is too small.
         """
         if MEMORY_ERROR in reason:
-            raise OutOfMemory(f"client {client}, alone")
+            raise OutOfMemory(f"{self.kind} {client}, alone")
         _, is_of_data, text = reason.partition(DATA_ERROR)
         if is_of_data:
             fault = text.removesuffix("'>")  # of Flower's own runtime
-            raise TrainingFailed(f"client {client} cannot read its data: {fault}")
+            raise TrainingFailed(f"{self.kind} {client} cannot read its data: {fault}")
         self.drop(client, reason)
 
     def _is_owed(self, client: int) -> bool:
@@ -178,10 +184,18 @@ class Mailbox:
         elif self.threads.busy:
             self.threads.settle(PULL_INTERVAL)
         else:
-            time.sleep(PULL_INTERVAL)
+            waited = time.monotonic() + self.timeout - self._deadline
+            time.sleep(min(LONGEST_INTERVAL, max(PULL_INTERVAL, GROWTH * waited)))
 
 
 def _last_line(reason: str | None) -> str:
-    """Keep what an error says, without the traceback that Flower puts before it."""
+    """Keep what an error says, in one form: without the traceback or class around it.
+
+    Flower's simulation puts a traceback before it, its deployment writes
+    ``<class 'module.Kind'>:<'text'>``.
+    """
     lines = [line.strip() for line in (reason or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "unknown error"
+    if not lines:
+        return "unknown error"
+    wrapped = re.match(r"<class '(?:.*\.)?(\w+)'>:<'(.*?)(?:'>)?$", lines[-1])
+    return f"{wrapped[1]}: {wrapped[2]}" if wrapped else lines[-1]

@@ -125,9 +125,16 @@ class RollCall:
 
 
 def roll_call(
-    grid: Grid, clients: int, timeout: float, threads: ServerThreads, with_labels: bool = False
+    grid: Grid,
+    clients: int,
+    timeout: float,
+    threads: ServerThreads,
+    with_labels: bool = False,
+    terms: bytes | None = None,
 ) -> RollCall:
     """Find out what all clients hold; samples of each class only `with_labels`.
+
+    `terms` are handed to nodes with the question: what they must know of the run.
 
     A grid that knows it says it, if it has a method ``describe(with_labels)`` that returns what
     this function does: to ask 100,000 clients takes minutes. On others wait for all nodes, and
@@ -146,14 +153,16 @@ def roll_call(
         if time.monotonic() > deadline:
             raise NoClientsLeft(f"waited for {clients} nodes, only {len(found)} came")
         time.sleep(0.1)
-    mailbox = Mailbox(grid, {node: node for node in found}, "0", timeout, threads)
-    question = Record(flower_messages.LABEL_COUNTS if with_labels else flower_messages.SAMPLE_COUNT)
+    nodes = {node: node for node in found}
+    mailbox = Mailbox(grid, nodes, "0", timeout, threads, kind="node")
+    action = flower_messages.LABEL_COUNTS if with_labels else flower_messages.SAMPLE_COUNT
     for node in found:
-        mailbox.send(node, question, flower_messages.QUERY)
+        mailbox.send(node, Record(action, terms), flower_messages.QUERY)
     labels: dict[int, list[float]] = {}
     call = RollCall({}, {}, labels)
     for node, answer in mailbox.replies():
         partition = int(answer.number(flower_messages.PARTITION))
+        _check_place(partition, clients, call.nodes)
         call.nodes[partition] = node
         call.samples[partition] = int(answer.number(HELD))
         if with_labels:
@@ -164,6 +173,15 @@ def roll_call(
         reasons = sorted({t.dropped for t in mailbox.account.traffic.values() if t.dropped})
         raise NoClientsLeft(f"clients {missing} did not come up: {'; '.join(reasons)}")
     return call
+
+
+def _check_place(client: int, clients: int, nodes: Mapping[int, int]) -> None:
+    if client in nodes or not 0 <= client < clients:
+        fault = "two nodes have" if client in nodes else "a node has"
+        raise NoClientsLeft(
+            f"{fault} partition-id={client}; {clients} clients need one node for each of "
+            f"0..{clients - 1}"
+        )
 
 
 def _check_labels(labels: Mapping[int, Sequence[float]], client: int, samples: int) -> None:
