@@ -68,11 +68,7 @@ class CSEFSL(Strategy):
             tails = dict(zip(round.clients, round.tail.forks(len(round.clients)), strict=True))
         active = round.begin(round.clients, head=round.head)
         while active:
-            came = list[int]()
-            for arrivals in round.groups(active):
-                take(round, arrivals, tails)
-                came += arrivals
-            active = came
+            active = take(round, active, tails)
         updates = round.updates()
         if tails is None:
             return updates

@@ -36,7 +36,6 @@ from fl_split.exchange.split import Split, encode, head_gradient, smashed
 from fl_split.flat import Flat, copy_trained
 from fl_split.models.auxiliary import Auxiliary, Size, shortened
 from fl_split.models.cut import Head, Tail, draws
-from fl_split.models.mixture import Mixture
 from fl_split.payload import Payload
 from fl_split.seeds import StepId, seeded
 
@@ -136,7 +135,7 @@ class OneWay(Split):
         Raises
         ------
         ValueError
-            Numbers of tokens vary, a codec is trained, or experts are among the stages.
+            Numbers of tokens vary, a codec is trained, or stages of the tail are not known.
         """
         if head.varies:
             raise ValueError(
@@ -150,11 +149,6 @@ class OneWay(Split):
             )
         with seeded(seed, "auxiliary"):
             found = copy_trained(shortened(tail, self.auxiliary))
-        if any(isinstance(part, Mixture) for part in found.modules()):
-            raise ValueError(
-                "strategy: experts stay on the server; take an auxiliary of fewer stages, as "
-                "auxiliary=0, or experts behind later blocks"
-            )
         head.beside.append(Auxiliary(found, head.most_sent))
         head.has_dropout = head.has_dropout or draws(found)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.cut import Tail
+from fl_split.models.mixture import balance_loss, watching
 from fl_split.models.stages import ConvMiddle, ConvTail
 
 Size = Annotated[int, Field(ge=0)] | Literal["tail"]
@@ -34,11 +35,13 @@ class Auxiliary(Beside):
         self.tail, self.tokens = tail, tokens
 
     def loss(self, trace: Trace, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the loss of one batch."""
+        """Return the loss of one batch, with the balance loss of experts if there are some."""
         assert trace.sent is not None
         if trace.sent.requires_grad:  # sums in the head must not depend on strides
             trace.sent.register_hook(torch.Tensor.contiguous)
-        return of_logits(self.tail(trace.sent))
+        with watching() as routings:
+            found = of_logits(self.tail(trace.sent))
+        return found + balance_loss(routings) if routings else found
 
     def flops(self, samples: int) -> int:
         """Operations of forward and backward on so many images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from fl_split.exchange.link import Arrival
@@ -12,14 +12,25 @@ from strategies.server.round import Round
 from strategies.server.tail import TrainedTail
 from strategies.server.tasks import SERVER
 
+Tails = Mapping[int, TrainedTail]
+"""Tails of clients."""
 
-def take(
-    round: Round, arrivals: Mapping[int, Arrival], tails: Mapping[int, TrainedTail] | None = None
-) -> None:
-    """Take one step of a tail on each of `arrivals`, in their order, and let the clients go on.
 
-    `tails` are the clients' own; by default it is the shared one.
+def take(round: Round, clients: Sequence[int], tails: Tails | None = None) -> list[int]:
+    """Take one step of a tail on the next payload of each client, in order; let them go on.
+
+    `tails` are the clients' own; by default it is the shared one. Returns who had a payload.
     """
+    if round.attendance.decides:
+        round.wait_for_all(clients)
+    came = list[int]()
+    for arrivals in round.groups(clients):
+        _step(round, arrivals, tails)
+        came += arrivals
+    return came
+
+
+def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) -> None:
     steps, graphs = [], round.training.graphs
     for number, (client, arrival) in enumerate(arrivals.items()):
         tail = tails[client] if tails else round.tail
