@@ -37,7 +37,7 @@ from fl_split.flat import Flat, copy_trained
 from fl_split.models.auxiliary import Auxiliary, Size, shortened
 from fl_split.models.cut import Head, Tail, draws
 from fl_split.payload import Payload
-from fl_split.seeds import StepId, seeded
+from fl_split.seeds import StepId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,7 @@ class OneWay(Split):
                 "strategy: no gradient comes back through a codec that is trained; take another "
                 "codec, as uniform(bits=8)"
             )
-        with seeded(seed, "auxiliary"):
-            found = copy_trained(shortened(tail, self.auxiliary))
+        found = copy_trained(shortened(tail, self.auxiliary, seed))
         head.beside.append(Auxiliary(found, head.most_sent))
         head.has_dropout = head.has_dropout or draws(found)
 

@@ -14,6 +14,7 @@ from fl_split.models.beside import Beside, Trace
 from fl_split.models.cut import Tail
 from fl_split.models.mixture import balance_loss, watching
 from fl_split.models.stages import ConvMiddle, ConvTail
+from fl_split.seeds import seeded
 
 Size = Annotated[int, Field(ge=0)] | Literal["tail"]
 """Stages of the tail that an auxiliary has before its classifier; "tail" is the whole tail."""
@@ -64,11 +65,11 @@ class Pool(nn.Module):
         return features.flatten(2).mean(dim=2) if features.dim() > 2 else features
 
 
-def shortened(tail: Tail, size: Size) -> Tail:
+def shortened(tail: Tail, size: Size, seed: int) -> Tail:
     """Return a tail of the first stages of `tail`, whose weights it shares, and a classifier.
 
     Transformers keep their final norm and classifier. Of other models the mean over positions
-    goes into a linear classifier that is drawn from the global generator.
+    goes into a linear classifier that is drawn from `seed`.
 
     Raises
     ------
@@ -80,7 +81,8 @@ def shortened(tail: Tail, size: Size) -> Tail:
     if isinstance(tail, ConvTail):
         stages = dict([*tail.stages.named_children()][:size])
         width, *_ = ConvMiddle(stages, tail.shape).features
-        stages["classifier"] = nn.Sequential(Pool(), nn.Linear(width, tail.num_classes))
+        with seeded(seed, "auxiliary"):
+            stages["classifier"] = nn.Sequential(Pool(), nn.Linear(width, tail.num_classes))
         found: Tail = ConvTail(stages, tail.shape)
         found.decoder = tail.decoder
         return found
