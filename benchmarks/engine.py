@@ -37,8 +37,9 @@ from rich.table import Table
 from work import CLOCKED, STEPS, TINY, WORKS, Work, apart, here, simulated, simulated_together
 
 from fl_split.exchange.graphs import GraphMemory
-from fl_split.exchange.protocol import Batch, Served
+from fl_split.exchange.protocol import Batch
 from fl_split.exchange.records import Record
+from fl_split.exchange.served import Served
 from fl_split.exchange.split import Split, head_gradient
 from fl_split.flat import Flat
 from fl_split.optimizers import SGD

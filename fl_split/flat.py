@@ -75,8 +75,9 @@ class Flat(Generic[M]):
 
     @cached_property
     def in_beside(self) -> Tensor:
-        """Where in the vector (P,) weights of what is beside a half are, as exits."""
-        beside = {id(p) for p in getattr(self.module, "beside", nn.Module()).parameters()}
+        """Where in the vector (P,) weights are of what has phases of its own, as exits."""
+        parts = [part for part in getattr(self.module, "beside", ()) if part.learns_alone]
+        beside = {id(p) for part in parts for p in part.parameters()}
         flags = [torch.full((p.numel(),), id(p) in beside) for p in self._parameters]
         return torch.cat(flags).to(self.vector.device)
 

@@ -51,6 +51,7 @@ Purpose = Literal[
     "dropouts",
     # the whole run
     "adapters",
+    "auxiliary",
     "c3sl keys",
     "codec modules",
     "exits",

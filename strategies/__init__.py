@@ -2,6 +2,7 @@
 
 from fl_split.tables import Table
 from strategies.centralised import Centralised
+from strategies.cse_fsl import CSEFSL
 from strategies.cyclesl import CycleSL
 from strategies.fedavg import FedAvg
 from strategies.feddyn import FedDyn
@@ -29,6 +30,7 @@ STRATEGIES: Table[type[Strategy]] = Table(
     "fl_split.strategies",
     {
         "centralised": Centralised,
+        "cse_fsl": CSEFSL,
         "cyclesl": CycleSL,
         "fedavg": FedAvg,
         "feddyn": FedDyn,

@@ -16,7 +16,8 @@ from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import Identity
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Link
-from fl_split.exchange.protocol import Batch, HalfServed
+from fl_split.exchange.protocol import Batch
+from fl_split.exchange.served import HalfServed
 from fl_split.exchange.serving import batches
 from fl_split.exchange.split import Split
 from fl_split.exchange.ushape import UShape, crossing

@@ -7,7 +7,6 @@ import torch
 from flwr.app import RecordDict
 
 from fl_split.exchange.graphs import GraphMemory
-from fl_split.exchange.protocol import HalfServed
 from fl_split.exchange.records import (
     BEGIN,
     END,
@@ -18,6 +17,7 @@ from fl_split.exchange.records import (
     TAIL,
     Record,
 )
+from fl_split.exchange.served import HalfServed
 from fl_split.exchange.split import Split
 from fl_split.exchange.ushape import OF_END, OUTPUT, OUTPUT_GRADIENT, TARGETS, UShape
 from fl_split.exchange.whole import MOMENT, Whole

@@ -7,9 +7,9 @@ returns; each further message goes through :meth:`Exchange.receive`; an END ends
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from fl_split.codecs import Codec, Mixed
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.records import GRADIENT, HEAD, TAIL, Record, Weights
+from fl_split.exchange.served import HalfServed, Served
 from fl_split.flat import Flat
 from fl_split.models.costs import backward_alone
 from fl_split.models.cut import Head, Tail
@@ -119,52 +120,6 @@ class ClientSide(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Served:
-    """What the tail made of payloads.
-
-    Attributes
-    ----------
-    losses, cuts : dict
-        Losses and cut gradients, by client.
-    gradient, flops : Tensor, int
-        That of the tail's weights; operations of the tail.
-    failed : sequence of int
-        Clients whose loss was not finite; they are left out of all else.
-    """
-
-    losses: dict[int, float]
-    cuts: dict[int, Payload]
-    gradient: Tensor
-    flops: int
-    failed: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class HalfServed:
-    """Payloads that wait for answers of their clients before they are served.
-
-    Attributes
-    ----------
-    action, outputs : str, dict[int, Payload]
-        Action of the records that ask the clients, and what is sent to each.
-    read, resume : Callable
-        Reads the answer of a client, or raises ValueError; turns answers, by client, into what is
-        served, called once, also without any.
-    flops : dict[int, int]
-        Operations of the tail so far, by client; those of :class:`Served` include them.
-    failed : sequence of int
-        Clients whose output was not finite; they are left out of all else.
-    """
-
-    action: str
-    outputs: dict[int, Payload]
-    read: Callable[[int, Link, Record], Any]
-    resume: Callable[[Mapping[int, Any]], Served]
-    flops: dict[int, int]
-    failed: Sequence[int] = ()
-
-
 class Flops(NamedTuple):
     """Operations of a client: before it sends a payload, and after the answer has come."""
 
@@ -202,15 +157,21 @@ class Exchange(ABC):
         Whether several clients may run as one (:mod:`fl_split.exchange.stacked`).
     copies_kept : int
         Vectors like all its weights that a client holds beside model, gradients and moments.
+    is_one_way : bool
+        Whether clients learn by themselves: payloads go up, and nothing comes down.
+    every : int
+        Of so many batches of a client the first one goes up.
     """
 
     loss: CrossEntropy = field(default_factory=CrossEntropy)
     precision: Precision = FP32
     phases: Phases = field(default_factory=Phases)
+    every: int = 1
 
     trains_whole_models: ClassVar[bool] = False
     can_stack: ClassVar[bool] = False
     copies_kept: ClassVar[int] = 0
+    is_one_way: ClassVar[bool] = False
 
     @abstractmethod
     def receive(self, client: ClientSide, record: Record) -> Record | None:

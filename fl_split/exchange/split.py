@@ -30,7 +30,7 @@ from fl_split.exchange.local_loss import (
     train_beside,
 )
 from fl_split.exchange.mixing import attach
-from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, HalfServed, Served, Step
+from fl_split.exchange.protocol import Batch, ClientSide, Exchange, Flops, Step
 from fl_split.exchange.records import (
     BEGIN,
     GO_ON,
@@ -42,6 +42,7 @@ from fl_split.exchange.records import (
     STEPS,
     Record,
 )
+from fl_split.exchange.served import HalfServed, Served
 from fl_split.exchange.serving import batches, serving_flops
 from fl_split.exchange.tail_loss import answers, joint_loss, learning_exits
 from fl_split.flat import Flat
@@ -114,16 +115,8 @@ class Split(Exchange):
     ) -> Payload:
         """Run the head and encode; nothing must be remembered."""
         ahead = self.ahead(head, batch, at)
-        smashed = Smashed(
-            ahead.tokens,
-            ahead.attention,
-            batch.labels,
-            batch.num_classes,
-            head.num_read,
-            batch.mixed,
-            ahead.counts,
-        )
-        return replace(encode(codec, smashed, at), local=ahead.local, work=ahead.work)
+        payload = encode(codec, smashed(ahead, head, batch), at)
+        return replace(payload, local=ahead.local, work=ahead.work)
 
     def ahead(self, head: Head, batch: Batch, at: StepId) -> Ahead:
         """Run the head."""
@@ -135,6 +128,8 @@ class Split(Exchange):
             tokens, attention = head(batch.pixels, *traced)
             if trace and trains == "exits":  # nothing goes back into the trunk
                 trace = replace(trace, hidden=[hidden.detach() for hidden in trace.hidden])
+            if trace:
+                trace.sent = tokens
             local = local_loss(parts, trace, batch, self.loss) if trace and parts else None
         counts, work = None, None
         if trace and head.varies:
@@ -236,6 +231,12 @@ class Split(Exchange):
             for arrival, weight in zip(arrivals, weights, strict=True)
         ]
         return losses, payloads, gradient
+
+
+def smashed(ahead: Ahead, head: Head, batch: Batch) -> Smashed:
+    """Return what a head gives a codec."""
+    known = ahead.tokens, ahead.attention, batch.labels, batch.num_classes
+    return Smashed(*known, head.num_read, batch.mixed, ahead.counts)
 
 
 def encode(codec: Codec, smashed: Smashed, at: StepId) -> Payload:

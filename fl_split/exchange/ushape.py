@@ -28,8 +28,9 @@ from fl_split.exchange.end import add_end, conclude
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival, Link, check_finite
 from fl_split.exchange.mixing import mix
-from fl_split.exchange.protocol import Batch, ClientSide, HalfServed, Served, Step
+from fl_split.exchange.protocol import Batch, ClientSide, Step
 from fl_split.exchange.records import GRADIENT, LOSS, SMASHED_BYTES, Record
+from fl_split.exchange.served import HalfServed, Served
 from fl_split.exchange.serving import batches, serving_flops, through
 from fl_split.exchange.split import Split, encode, head_gradient, randomness, total
 from fl_split.flat import Flat

@@ -28,6 +28,8 @@ class Trace:
         Which patches (B, P) these are.
     counts : Tensor, optional
         Tokens (B,) of each image that cross the cut, where these are not as many of all.
+    sent : Tensor, optional
+        Tokens (B, N, D) that cross the cut, before a codec.
     """
 
     hidden: list[Tensor] = field(default_factory=list)
@@ -36,6 +38,7 @@ class Trace:
     kept: Tensor | int = 0
     went_on: Tensor | None = None
     counts: Tensor | None = None
+    sent: Tensor | None = None
 
 
 class Beside(nn.Module, ABC):
@@ -70,3 +73,8 @@ class Beside(nn.Module, ABC):
     @abstractmethod
     def forward_flops(self, samples: int) -> int:
         """Operations of the forward alone."""
+
+    def activation_bytes(self, samples: int) -> int:
+        """Estimate what autograd keeps of so many images, in bytes; 0 is no estimate."""
+        del samples
+        return 0

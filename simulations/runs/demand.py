@@ -57,6 +57,7 @@ def client_bytes(head: Head, tail: Tail, batch_size: int, exchange: Exchange) ->
     """
     weights = sum(one.numel() for one in head.parameters())
     kept = head.activation_bytes(batch_size)
+    kept += sum(part.activation_bytes(batch_size) for part in head.parts_beside)
     if head.end is not None:
         kept += head.end.activation_bytes(batch_size, head.end.num_tokens or head.most_sent)
     if exchange.trains_whole_models:

@@ -45,9 +45,10 @@ def load_halves(
     head, tail = spec.split(model, experiment.cut, experiment.end)
     parts, seed = experiment.parts, experiment.seed
     select(head, parts.tokens, seed)
-    insert(head, tail, parts.codec, seed)
-    insert_exits(head, tail, parts.exits, model_input["num_classes"], seed)
     insert_experts(head, tail, parts.experts, seed, are_copies=True)
+    insert(head, tail, parts.codec, seed)
+    parts.strategy.exchange(head).prepare(head, tail, seed)
+    insert_exits(head, tail, parts.exits, model_input["num_classes"], seed)
     file = folder / CODEC
     load_cut_weights(head, tail, load_file(file) if file.is_file() else {})
     return model, head, tail

@@ -22,8 +22,9 @@ from rich.table import Table
 from fl_split.accelerators import wait_for
 from fl_split.exchange.account import weights_bytes
 from fl_split.exchange.graphs import GraphMemory
-from fl_split.exchange.protocol import Batch, HalfServed
+from fl_split.exchange.protocol import Batch
 from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record
+from fl_split.exchange.served import HalfServed
 from fl_split.exchange.whole import predict
 from fl_split.flat import Flat
 from fl_split.recipe.descent import Descent, descend
@@ -82,7 +83,8 @@ class Estimator:
             for key, example in _batches(setup, strategy, number, chosen):
                 steps, samples = steps + 1, samples + key[0]
                 flops += key[0] * each[number]
-                if not setup.exchange.is_silent(number):
+                is_sent = not example[0].step % setup.exchange.every
+                if is_sent and not setup.exchange.is_silent(number):
                     crossing[key] += 1
                     if len(known := examples.setdefault(key, [])) < most:
                         known.append(example)
@@ -217,6 +219,9 @@ class Rehearsal:
         client.place = at
         exchange, link, flops = client.worker.exchange, client.link.renewed(), 0
         sent = [exchange.send(client).sent()]
+        if exchange.is_one_way:
+            self.pool.take_back(client)
+            return len(sent[0]), 0
         arrivals = {at.client: link.arrive(sent[0], at, self.tail.module)}
         result = exchange.serve(self.tail, arrivals, {at.client: 1.0}, at, GraphMemory())
         if isinstance(result, HalfServed):

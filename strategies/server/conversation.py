@@ -1,7 +1,6 @@
 """What server and clients say to each other in one round: sent, checked, counted, recorded.
 
-All of it goes through a :class:`~fl_split.exchange.link.Link`; a client that sends what it
-should not is dropped for the round.
+All goes through a :class:`~fl_split.exchange.link.Link`; who sends nonsense is dropped for a round.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import partial
 from fl_split.exchange.account import Traffic, weights_bytes
 from fl_split.exchange.link import UNREADABLE, Arrival
 from fl_split.exchange.local_loss import work_of
-from fl_split.exchange.protocol import Exchange, Flops, HalfServed, Served
+from fl_split.exchange.protocol import Exchange, Flops
 from fl_split.exchange.records import (
     BEGIN,
     END,
@@ -29,6 +28,7 @@ from fl_split.exchange.records import (
     Weights,
     check_weights,
 )
+from fl_split.exchange.served import HalfServed, Served
 from fl_split.seeds import StepId
 from strategies.server.aggregation import Update
 from strategies.server.mailbox import PUSH_AT, Mailbox, Waiting
@@ -98,7 +98,7 @@ class Conversation:
         """
         size = self.training.group_size(len(clients))
         for number, client in enumerate(clients, start=1):
-            if self._vanishes(self.at(client)):
+            if self.vanishes(self.at(client)):
                 continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             record = Record(BEGIN if weights else GO_ON, weights=weights, numbers=asked)
@@ -149,8 +149,7 @@ class Conversation:
     def send_cuts(self, served: Served) -> None:
         """Send cut gradients."""
         for client, cut in served.cuts.items():
-            at = self.at(client)
-            if self._vanishes(at.next()):
+            if self.vanishes((at := self.at(client)).next()):
                 self.client_flops -= self._work[client].backward
                 continue
             try:
@@ -161,15 +160,15 @@ class Conversation:
             self.losses.setdefault(client, {})[at.step] = served.losses[client]
             crossing = self.link.over(record.sent(), at, "down", self.mailbox.account)
             numbers, work = cut.values * self.link.packs_down, self._work[client].backward
-            lost = crossing.data is None
-            self.tasks.gradient(client, at.step, numbers, crossing.size, work, lost)
-            if lost:
+            is_lost, size = crossing.data is None, crossing.size
+            self.tasks.gradient(client, at.step, numbers, size, work, is_lost)
+            if is_lost:
                 self._skip(client, "down")
                 continue
             self.steps[client] += 1
             self.mailbox.send(client, replace(record, payload=crossing.data))
 
-    def _vanishes(self, at: StepId) -> bool:
+    def vanishes(self, at: StepId) -> bool:
         """Tell whether a client is gone before its step; drop it if so."""
         if is_gone := self.training.attendance.vanishes(at):
             self.mailbox.drop(at.client, "dropped out")
@@ -203,8 +202,7 @@ class Conversation:
         self.mailbox.settle()
         while self._waiting:
             client = next(iter(self._waiting))
-            record = self.mailbox.receive(client)
-            if record is None:
+            if (record := self.mailbox.receive(client)) is None:
                 self._answered(client, None)
             else:
                 self.sort(client, record)
@@ -231,14 +229,15 @@ class Conversation:
         size, data, at = int(record.number(SAMPLES)), record.sent(), self.at(client)
         if record.step != at.step:
             raise ValueError(f"a payload of step {record.step}, expected step {at.step}")
-        if not 0 < size <= self.samples[client]:
+        if not 0 < size <= self.exchange.every * self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
         work = self._work[client] = work_of(record, self.flops, size)
         self.client_flops += work.total
         crossing = self.link.over(data, at, "up", self.mailbox.account)
         numbers = int(record.number(SMASHED_BYTES)) // 4 * self.link.encodes
-        self.tasks.payload(client, at.step, work.forward, numbers, crossing.size)
+        done, is_whole = work.forward, self.exchange.is_one_way
+        self.tasks.payload(client, at.step, done, numbers, crossing.size, is_whole)
         arrival = self.link.received(crossing, at, self.training.tail.module)
         if arrival is None:
             self._skip(client, "up")
@@ -250,7 +249,7 @@ class Conversation:
         """Let a client go on with what it can learn alone: a payload or cut gradient is lost."""
         self.mailbox.account.count_loss(client, way)
         step, work = self.steps[client], self._work[client].backward
-        if way == "up":  # else it went with the cut gradient
+        if way == "up" and not self.exchange.is_one_way:  # else it went with the cut gradient
             self.tasks.follow("down", client, step, 0)
         alone = self.exchange.flops_alone(self.number, self.training.head.module)
         if done := min(work, alone * self.batch_samples[client]):  # by its exits
@@ -265,11 +264,12 @@ class Conversation:
             raise ValueError("another number of samples than it said at the start")
         if self.exchange.is_silent(self.number):
             self.losses[client] = {0: record.number(LOSS)}
+        elif record.number(SAMPLES) and not self.exchange.is_one_way:
+            raise ValueError("samples with the end of a round whose steps were all served")
+        if record.number(SAMPLES):
             work = work_of(record, self.flops, int(record.number(SAMPLES)))
             self.client_flops += work.total
-            self.tasks.follow("train", client, 0, work.total)
-        elif record.number(SAMPLES):
-            raise ValueError("samples with the end of a round whose steps were all served")
+            self.tasks.follow("train", client, self.steps[client], work.total)
         task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
         self._origins |= dict.fromkeys(record.weights.values(), task)
         self.ends[client] = Update(client, held, dict(record.weights), record.numbers)
@@ -283,11 +283,11 @@ class Conversation:
 
     def _answered(self, client: int, record: Record | None) -> None:
         """Note what a client answered to its output; None if it was dropped."""
-        waiting = self._waiting.pop(client)
+        waiting, at = self._waiting.pop(client), self.at(client)
         waiting.missing.discard(client)
         try:
             if record is not None:
-                at, data = self.at(client), record.payload or b""
+                data = record.payload or b""
                 crossing = self.link.over(data, at, "way back", self.mailbox.account)
                 record = replace(record, payload=record.payload and crossing.data)
                 waiting.answers[client] = waiting.half.read(client, self.link, record)

@@ -13,8 +13,8 @@ from flwr.serverapp import Grid
 
 from fl_split.exchange.account import Account
 from fl_split.exchange.link import UNREADABLE
-from fl_split.exchange.protocol import HalfServed, Served
 from fl_split.exchange.records import Record
+from fl_split.exchange.served import HalfServed, Served
 from strategies.server import flower_messages
 from strategies.server.threads import ServerThreads
 from strategies.server.training import OutOfMemory, TrainingFailed

@@ -14,8 +14,8 @@ from torch import Tensor
 from fl_split.codecs import Received
 from fl_split.exchange.account import Traffic
 from fl_split.exchange.link import Arrival
-from fl_split.exchange.protocol import HalfServed, Served
 from fl_split.exchange.records import HEAD, TAIL, Weights
+from fl_split.exchange.served import HalfServed, Served
 from fl_split.exchange.serving import of_rows
 from fl_split.exchange.split import total
 from fl_split.payload import Payload
@@ -175,9 +175,10 @@ class Round(Punctual):
 
     @cached_property
     def _expected_steps(self) -> dict[int, int]:
-        """Steps that each client would take."""
+        """Steps that each client would take, or payloads of those that send fewer."""
         asked, steps = self.assignments, self.training.num_steps
-        return {k: steps(self.samples[k], one.batch_size) for k, one in asked.items()}
+        every = self.exchange.every
+        return {k: -(-steps(self.samples[k], one.batch_size) // every) for k, one in asked.items()}
 
     def _serve(
         self,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival
-from fl_split.exchange.protocol import Exchange, HalfServed, Served
+from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import TAIL, Weights
+from fl_split.exchange.served import HalfServed, Served
 from fl_split.exchange.split import total
 from fl_split.flat import Flat, copy_trained
 from fl_split.models.cut import Tail

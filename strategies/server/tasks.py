@@ -27,7 +27,7 @@ Kind = Literal[
     "down",  # cut gradient, server to client
     "unpack",  # cut gradient, client
     "backward",  # head, client
-    "train",  # whole model, one round on the client, or pooled data on the server
+    "train",  # steps that wait for nobody, client; or on pooled data, server
     "sync up",  # weights, client to server
     "wait",  # for clients that are late, or until one is there; server
     "average",  # of what clients have sent, which ends the round; server
@@ -123,9 +123,20 @@ class TaskGraph:
         """Record that the server decodes what came from a client; its tail waits for that."""
         self._decoded[client] = self.add("decode", SERVER, step, amount, self._last[client])
 
-    def payload(self, client: int, step: int, work: int, numbers: int, size: int) -> None:
-        """Record the way of a payload to the server: operations, numbers to encode, bytes."""
-        self.follow("forward", client, step, work)
+    def payload(
+        self,
+        client: int,
+        step: int,
+        work: int,
+        numbers: int,
+        size: int,
+        is_whole: bool = False,
+    ) -> None:
+        """Record the way of a payload to the server: operations, numbers to encode, bytes.
+
+        The operations are a forward pass, or whole steps of training.
+        """
+        self.follow("train" if is_whole else "forward", client, step, work)
         if numbers:
             self.follow("encode", client, step, numbers)
         self.follow("up", client, step, size)

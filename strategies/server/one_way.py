@@ -1,0 +1,61 @@
+"""Serving clients that do not wait: tails step on what has come, and nothing is sent back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from fl_split.exchange.link import Arrival
+from fl_split.exchange.records import TAKEN, Record
+from fl_split.exchange.served import HalfServed, Served
+from strategies.server.round import Round
+from strategies.server.tail import TrainedTail
+from strategies.server.tasks import SERVER
+
+Tails = Mapping[int, TrainedTail]
+"""Tails of clients."""
+
+
+def take(round: Round, clients: Sequence[int], tails: Tails | None = None) -> list[int]:
+    """Take one step of a tail on the next payload of each client, in order; let them go on.
+
+    `tails` are the clients' own; by default it is the shared one. Returns who had a payload.
+    """
+    if round.attendance.decides:
+        round.wait_for_all(clients)
+    came = list[int]()
+    for arrivals in round.groups(clients):
+        _step(round, arrivals, tails)
+        came += arrivals
+    return came
+
+
+def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) -> None:
+    steps, graphs = [], round.training.graphs
+    for number, (client, arrival) in enumerate(arrivals.items()):
+        tail = tails[client] if tails else round.tail
+        moment = round.own_moment(client) if tails else round.moment(round.done + number, 1)
+        steps.append(partial(tail.step, {client: arrival}, round.at(client), graphs, moment))
+    results = round.training.threads.map(_call, steps) if tails else [*map(_call, steps)]
+    for client, served in zip(arrivals, results, strict=True):
+        owner = client if tails else SERVER
+        round.note(served, [client], owner)
+        round.tasks.step(owner)
+        if not round.mailbox.dropped(client):
+            _let_go(round, client, served.losses[client])
+
+
+def _call(step: partial[Served | HalfServed]) -> Served:
+    served = step()
+    assert isinstance(served, Served)  # no U-shape
+    return served
+
+
+def _let_go(round: Round, client: int, loss: float) -> None:
+    """Say that a payload has come, whose loss is noted; nobody waits for that."""
+    at = round.at(client)
+    if round.vanishes(at.next()):
+        return
+    round.losses.setdefault(client, {})[at.step] = loss
+    round.steps[client] += 1
+    round.mailbox.send(client, Record(TAKEN, step=at.step))
