@@ -89,6 +89,7 @@ RUNS = {
     "c3sl": "codec=c3sl(factor=4)",
     "fedlite": "codec=fedlite()",
     "splitfc": "codec=splitfc()",
+    "splitcom": "codec=splitcom(threshold=0.2) | uniform(bits=4)",
     "slicer": "codec=slicer()",
     "slfac": "codec=slfac()",
     "lightsplit": "codec=lightsplit()",

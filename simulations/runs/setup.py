@@ -54,7 +54,7 @@ from simulations.runs.experiment_data import (
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.trials import check_attention, check_channels, try_link
+from simulations.runs.trials import check_attention, check_channels, remembered_bytes, try_link
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
 
@@ -214,6 +214,8 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     model, head, tail, notes = _halves(e, looked)
     _check_strategy(e, partitions)
     needed = client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head))
+    if e.parts.strategy.sends_smashed_data:
+        needed += remembered_bytes(e.parts.codec, head, int(partitions.sizes.max()))
     if e.parts.system:
         with named("system"):
             check_memory(e.parts.system.fleet(e.clients, e.seed), needed)
