@@ -43,6 +43,7 @@ RUNS = {
     "minibatch": "strategy=minibatch",
     "s2fl": "strategy=s2fl",
     "cyclesl": "strategy=cyclesl(epochs=2)",
+    "gas": "strategy=gas; system=lte()",
     "sequential": "strategy=sequential",
     "sequential cyclic": "strategy=sequential(order='cyclic')",
     "sequential compat": "strategy=sequential(official_scripts=True)",

@@ -141,6 +141,7 @@ def _aggregate(
         weights |= mean(own, round.samples)
     if any(update.weights for update in updates):
         weights |= strategy.aggregate(round, list(updates))
+    weights |= round.kept
     return {name: _kept(round, name, found) for name, found in weights.items()}
 
 
