@@ -35,6 +35,7 @@ Purpose = Literal[
     "speed",
     # a round: (round,), (round, step)
     "aggregation",
+    "generated",
     "groups",
     "order",
     "pool",

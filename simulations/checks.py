@@ -150,7 +150,8 @@ def check_strategy(strategy: str | Strategy) -> None:
     check_choice(built)
     with TemporaryDirectory() as folder:
         given = Given.of(built, repr(built), "")
-        play = partial(_play, strategy=given, codec=_codec_for(built))
+        system = "wifi()" if built.needs_clock else "none()"
+        play = partial(_play, strategy=given, codec=_codec_for(built), system=system)
         path = Path(folder)
         whole = play(path / "whole")
         half = play(path / "half", stop_after=1)

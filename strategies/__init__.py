@@ -8,6 +8,7 @@ from strategies.fedavg import FedAvg
 from strategies.feddyn import FedDyn
 from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
+from strategies.gas import GAS
 from strategies.local import Local
 from strategies.mergesfl import MergeSFL
 from strategies.minibatch import MiniBatch
@@ -36,6 +37,7 @@ STRATEGIES: Table[type[Strategy]] = Table(
         "feddyn": FedDyn,
         "fednova": FedNova,
         "fedprox": FedProx,
+        "gas": GAS,
         "local": Local,
         "mergesfl": MergeSFL,
         "minibatch": MiniBatch,

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification
 
 from fl_split.exchange.stacked import StackedHead, is_faster
 from fl_split.models.preprocessing import Preprocessing
+from fl_split.specs import parse
 from simulations.clients import client_app
 from simulations.clients.worker import Stacks, Worker
 from simulations.data.decoding import Wishes, decide, decode, look_at
@@ -28,6 +29,7 @@ from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import silent
 from simulations.runs.setup import prepare
+from strategies import STRATEGIES
 from strategies.server import flower_messages, flower_private
 
 TINY = {
@@ -131,6 +133,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory):
     return once
 
 
+def _clock_for(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a system where a strategy's results depend on virtual time."""
+    needs = parse(changes.get("strategy", "parallel"), STRATEGIES).needs_clock
+    return {"system": "wifi()"} if needs else {}
+
+
 def _simulator(folder: Path) -> Callable[..., Outcome]:
     count = 0
 
@@ -143,7 +151,7 @@ def _simulator(folder: Path) -> Callable[..., Outcome]:
     ) -> Outcome:
         nonlocal count
         count += 1
-        values = {**TINY, **changes, "out": str(folder / f"run{count}")}
+        values = {**TINY, **_clock_for(changes), **changes, "out": str(folder / f"run{count}")}
         execute(Experiment.from_dict(values), app, watch, session=session, server=server)
         return Outcome(Path(values["out"]))
 

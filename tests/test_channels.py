@@ -34,7 +34,7 @@ TINY = {
 }  # fmt: skip
 ANALOG = {"identity", "adc", "attended", "bottlenet", "c3sl", "jscc", "topk", "randtopk"}
 ANALOG |= {"lightsplit", "nscsl"}
-OPAQUE = {"fedlite", "rans", "zstd"}
+OPAQUE = {"fedlite", "rans", "splitcom", "zstd"}
 LOSSY = {
     "codec": "topk(ratio=0.5) | uniform(bits=4, rounding='stochastic')",
     "downlink": "uniform(bits=6) | zstd()",

@@ -154,6 +154,7 @@ RULES = {
     "nscsl": (of_the_subspace, ["nscsl(energy=1.0, most=2)", "nscsl(1.0, 2) | uniform(bits=3)"]),
     "slfac": (straight_through, ["slfac(bits=2.0)", "slfac(bits=0.5, along='width')"]),
     "slicer": (survivors, ["slicer()", "slicer(blocks=1, guard='int', threshold=0.02)"]),
+    "splitcom": (straight_through, ["splitcom()", "splitcom(0.2) | uniform(bits=3)"]),
     "splitfc": (dropout, ["splitfc()", "splitfc(bits=0.5) | zstd()"]),
     "topk": (
         finite_differences,

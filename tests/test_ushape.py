@@ -72,7 +72,7 @@ CODECS = [
     "randtopk(ratio=0.2)", "c3sl()", "attended(ratio=0.5) | uniform(bits=4) | rans()",
     "bottlenet(ratio=0.5)", "fedlite()", "splitfc()", "slicer()",
     "jscc(ratios=[0.5, 0.25])", "semantic()",
-    "lightsplit()", "nscsl()", "slfac()",
+    "lightsplit()", "nscsl()", "slfac()", "splitcom()",
 ]  # fmt: skip
 
 

@@ -52,6 +52,17 @@ class _Trial:
         tokens = self.encoder(data.tokens)
         return encode(self.codec, replace(data, tokens=tokens), AT)
 
+    def packed(self, payload: Payload) -> Payload:
+        """Return what is sent of a payload that is the client's first."""
+        if self.codec.remembers:
+            payload = self.codec.omit(payload, torch.arange(SAMPLES), {})
+        return self.codec.pack(payload, AT.generator("pack"))
+
+    def unpacked(self, packed: Payload) -> Payload:
+        """Return what the server makes of it."""
+        payload = self.codec.unpack(packed)
+        return self.codec.complete(payload, {}) if self.codec.remembers else payload
+
     def sent(self, data: Smashed) -> bytes:
         """Return what goes up."""
         return self.link.up(self.encode(data), AT)
@@ -82,7 +93,9 @@ def check_codec(codec: Codec) -> None:
     - batches of 1, 2, 3 samples, of copies and of zeros work, and without gradient;
     - numbers that are not finite are refused, by the client and by the server;
     - the gradient that crosses as bytes is that of one graph through both halves;
-    - damaged bytes raise ValueError and nothing else.
+    - damaged bytes raise ValueError and nothing else;
+    - of one that remembers, what is sent again unchanged arrives as it did, in no more bytes, and
+      a server that does not have what is left out refuses it.
     """
     check_repr(codec)
     trial = _Trial(codec)
@@ -96,6 +109,7 @@ def check_codec(codec: Codec) -> None:
         _finite,
         _gradient_of_one_graph,
         _damaged,
+        _remembers,
     ):
         law(trial)
 
@@ -116,11 +130,13 @@ def _mixed_labels(trial: _Trial) -> None:
 
 def _counted_bytes(trial: _Trial) -> None:
     codec, payload = trial.codec, trial.encode(trial.smashed())
-    packed = codec.pack(payload, AT.generator("pack"))
+    packed = trial.packed(payload)
     data = packed.to_bytes()
     hold(data == trial.link.up(payload, AT), "packing twice with the same generator differs")
-    back = must("what was packed must be unpacked", lambda: codec.unpack(Payload.from_bytes(data)))
-    here, there = codec.decode(codec.unpack(packed)), codec.decode(back)
+    back = must(
+        "what was packed must be unpacked", lambda: trial.unpacked(Payload.from_bytes(data))
+    )
+    here, there = codec.decode(trial.unpacked(packed)), codec.decode(back)
     is_same = torch.equal(here.tokens, there.tokens) and torch.equal(here.targets, there.targets)
     hold(is_same, "what is decoded must be made of the counted bytes alone")
     wanted = {name: value.shape for name, value in payload.carried.items()}
@@ -150,9 +166,9 @@ def _seeded(trial: _Trial) -> None:
 def _changes_nothing(trial: _Trial) -> None:
     payload = trial.encode(trial.smashed(requires_grad=False))
     before = payload.to_bytes()
-    packed = trial.codec.pack(payload, AT.generator("pack"))
+    packed = trial.packed(payload)
     sent = packed.to_bytes()
-    trial.codec.decode(trial.codec.unpack(packed))
+    trial.codec.decode(trial.unpacked(packed))
     hold(payload.to_bytes() == before, "packing must not change the payload")
     hold(packed.to_bytes() == sent, "unpacking must not change what was sent")
 
@@ -180,7 +196,7 @@ def _finite(trial: _Trial) -> None:
         data.tokens[:] = number
         refuses(f"values of {number} must raise ValueError", partial(trial.received, data))
     payload = trial.encode(trial.smashed(requires_grad=False))
-    packed = trial.codec.pack(payload, AT.generator("pack"))
+    packed = trial.packed(payload)
     floats = [
         (tensors, name)
         for tensors in (packed.carried, packed.side)
@@ -218,7 +234,7 @@ def _gradient_of_one_graph(trial: _Trial) -> None:
     hold(all(v.requires_grad for v in values), "gradients must flow through every value")
     torch.autograd.backward(values, [back[name] for name in payload.carried])
     fresh = trial.smashed()
-    payload, known = trial.encode(fresh), codec.unpack(Payload.from_bytes(sent))
+    payload, known = trial.encode(fresh), trial.unpacked(Payload.from_bytes(sent))
     joined = {
         name: _StraightThrough.apply(value, known.carried[name])
         for name, value in payload.carried.items()
@@ -247,3 +263,17 @@ def _damaged(trial: _Trial) -> None:
             continue
         except Exception as error:
             raise AssertionError(f"{law}, got {type(error).__name__}: {error}") from error
+
+
+def _remembers(trial: _Trial) -> None:
+    if not trial.codec.remembers:
+        return
+    payload, memory = trial.encode(trial.smashed()), dict[str, Tensor]()
+    sent = [trial.link.up(payload, AT, torch.arange(SAMPLES), memory) for _ in range(2)]
+    first, second = (trial.link.arrive(data, AT, trial.tail).received.tokens for data in sent)
+    hold(torch.equal(first, second), "what is sent again unchanged must arrive as it did")
+    hold(len(sent[1]) <= len(sent[0]), "what is sent again unchanged must take no more bytes")
+    if len(sent[1]) < len(sent[0]):
+        other = Link(trial.codec, Identity())
+        law = "a server that does not have what is left out must raise ValueError"
+        refuses(law, lambda: other.arrive(sent[1], AT, trial.tail))

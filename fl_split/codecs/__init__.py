@@ -4,7 +4,8 @@ from fl_split.codecs.adc import ADC
 from fl_split.codecs.attended import Attended
 from fl_split.codecs.bottlenet import BottleNet
 from fl_split.codecs.c3sl import C3SL
-from fl_split.codecs.codec import Chain, Codec, Mixed, Received, Smashed, only_packs
+from fl_split.codecs.chain import Chain
+from fl_split.codecs.codec import Codec, Mixed, Received, Smashed, only_packs
 from fl_split.codecs.fedlite import FedLite
 from fl_split.codecs.halves import BF16, FP16
 from fl_split.codecs.identity import Identity
@@ -16,6 +17,7 @@ from fl_split.codecs.rans import Rans
 from fl_split.codecs.semantic import Semantic
 from fl_split.codecs.slfac import SLFAC
 from fl_split.codecs.slicer import SLICER
+from fl_split.codecs.splitcom import SplitCom
 from fl_split.codecs.splitfc import SplitFC
 from fl_split.codecs.topk import TopK
 from fl_split.codecs.uniform import Uniform
@@ -44,6 +46,7 @@ CODECS: Table[type[Codec]] = Table(
         "semantic": Semantic,
         "slfac": SLFAC,
         "slicer": SLICER,
+        "splitcom": SplitCom,
         "splitfc": SplitFC,
         "topk": TopK,
         "uniform": Uniform,

@@ -127,6 +127,9 @@ class Codec:
     keeps_samples: ClassVar[bool] = True
     """Row k of what is decoded is sample k, so that its label may be mixed with another one."""
 
+    remembers: ClassVar[bool] = False
+    """What is sent depends on what both sides remember of the client's earlier payloads."""
+
     needs_attention: ClassVar[bool] = False
     """Works only for models with a CLS token, whose attention it asks for."""
 
@@ -175,6 +178,23 @@ class Codec:
         """Return the payload as the receiver of `packed` knows it."""
         return packed
 
+    def omit(self, payload: Payload, samples: Tensor, memory: dict[str, Tensor]) -> Payload:
+        """Client, before packing: leave out what the server has of earlier payloads.
+
+        `samples` (B,) says which of the client's the rows are. `memory` is all that the client
+        remembers, also of its exchange, from payload to payload; what this codec puts in goes by
+        names of its own. Without gradient, as packing. Asked of codecs that say `remembers`.
+        """
+        return payload
+
+    def complete(self, payload: Payload, memory: dict[str, Tensor]) -> Payload:
+        """Server, after unpacking: put in what :meth:`omit` left out, and remember what came.
+
+        `memory` is what the server remembers of the client. Raises ValueError if it does not
+        have what is missing.
+        """
+        return payload
+
     def fill(self, packed: Payload, name: str) -> Tensor | float:
         """Return what takes the place of lost numbers of an exposed tensor, to be broadcast."""
         return 0.0
@@ -205,92 +225,3 @@ def only_packs(codec: Codec) -> bool:
     """Tell whether `codec` may follow another one, and serve cut gradients."""
     kind = type(codec)
     return kind.encode is Codec.encode and kind.modules is Codec.modules
-
-
-def _of_first(name: str) -> property:
-    """Make what a chain has of its first stage."""
-    return property(lambda chain: getattr(chain.stages[0], name), doc="That of the first codec.")
-
-
-@dataclass(frozen=True)
-class Chain(Codec):
-    """One codec after the other: the first encodes, all of them pack.
-
-    Raises
-    ------
-    ValueError
-        A codec that does not only pack stands behind another one, or one stands there twice.
-    """
-
-    stages: tuple[Codec, ...]
-
-    def __post_init__(self) -> None:
-        for stage in self.stages[1:]:
-            if not only_packs(stage):
-                raise ValueError(f"{type(stage).__name__} encodes, so it can only come first")
-        if len({type(stage) for stage in self.stages}) < len(self.stages):
-            raise ValueError("a codec can come only once")
-
-    carries_counts = _of_first("carries_counts")
-    draws_size = _of_first("draws_size")
-    error_feedback = _of_first("error_feedback")
-    in_place = _of_first("in_place")
-    keeps_samples = _of_first("keeps_samples")
-    needs_attention = _of_first("needs_attention")
-
-    @property
-    def exposed(self) -> Sequence[str] | None:
-        """What the stages expose; nothing if one of them exposes nothing."""
-        found: list[str] = []
-        for stage in self.stages:
-            if stage.exposed is None:
-                return None
-            found += stage.exposed
-        return found
-
-    @property
-    def analog(self) -> bool:
-        """Whether all stages are."""
-        return all(stage.analog for stage in self.stages)
-
-    def fill(self, packed: Payload, name: str) -> Tensor | float:
-        """Ask the stage that the tensor is of."""
-        stages = (one for one in self.stages if name.startswith(tuple(one.exposed or ())))
-        return next(stages, self.stages[0]).fill(packed, name)
-
-    def value_of(self, name: str) -> str:
-        """Ask the stages, the last one first."""
-        for stage in reversed(self.stages):
-            name = stage.value_of(name)
-        return name
-
-    def for_gradients(self) -> Codec:
-        """Let the first serve gradients, if it can."""
-        return Chain((self.stages[0].for_gradients(), *self.stages[1:]))
-
-    def __repr__(self) -> str:
-        return " | ".join(map(repr, self.stages))
-
-    def encode(self, smashed: Smashed, generator: torch.Generator) -> Payload:
-        """Encode by the first codec."""
-        return self.stages[0].encode(smashed, generator)
-
-    def decode(self, payload: Payload) -> Received:
-        """Decode by the first codec."""
-        return self.stages[0].decode(payload)
-
-    def pack(self, payload: Payload, generator: torch.Generator) -> Payload:
-        """Pack by one after the other."""
-        for stage in self.stages:
-            payload = stage.pack(payload, generator)
-        return payload
-
-    def unpack(self, packed: Payload) -> Payload:
-        """Unpack, the last one first."""
-        for stage in reversed(self.stages):
-            packed = stage.unpack(packed)
-        return packed
-
-    def modules(self, width: int) -> tuple[nn.Module, nn.Module] | None:
-        """Return those of the first codec."""
-        return self.stages[0].modules(width)

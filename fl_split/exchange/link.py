@@ -26,6 +26,7 @@ from fl_split.channels.channel import clean
 from fl_split.codecs import Codec, Identity, Received
 from fl_split.exchange.account import UPWARD, Account, Way
 from fl_split.exchange.mixing import mix
+from fl_split.exchange.soundness import check_finite, check_received, shapes
 from fl_split.models.cut import Tail
 from fl_split.payload import Payload
 from fl_split.seeds import Purpose, StepId
@@ -103,6 +104,7 @@ class Link:
         self.codec, self.downlink = codec, downlink
         self.channel, self.down_channel = channel or Perfect(), down_channel or Perfect()
         self._owed: dict[int, dict[str, Tensor]] = {}
+        self._known: dict[int, dict[str, Tensor]] = {}
 
     @property
     def encodes(self) -> bool:
@@ -115,18 +117,47 @@ class Link:
         return not isinstance(self.downlink, Identity)
 
     def renewed(self) -> Link:
-        """Return a link like this one that owes nobody anything, as at the start of a round."""
+        """Return a link like this one that owes nobody anything, as at the start of a round.
+
+        What the server remembers of smashed data, for a codec that does, is the same.
+        """
         roads = self.codec, self.downlink, self.channel, self.down_channel
-        return Link(*roads, self.snr_db, self.device)
+        link = Link(*roads, self.snr_db, self.device)
+        link._known = self._known
+        return link
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the server remembers of smashed data from round to round, by name."""
+        return {
+            f"{client}/{name}": value
+            for client, known in self._known.items()
+            for name, value in known.items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what :meth:`state` returned."""
+        for path, value in state.items():
+            client, _, name = path.partition("/")
+            self._known.setdefault(int(client), {})[name] = value.to(self.device)
 
     def road(self, way: Way) -> tuple[Channel, Codec]:
         """Return over which channel a message goes, and which codec has packed it."""
         channel = self.channel if way in UPWARD else self.down_channel
         return channel, self.codec if way == "up" else self.downlink
 
-    def up(self, payload: Payload, at: StepId) -> bytes:
-        """Client: serialise smashed data, packed by the codec; ValueError if not finite."""
-        return _pack(self.codec, payload, at, "pack").to_bytes()
+    def up(
+        self,
+        payload: Payload,
+        at: StepId,
+        samples: Tensor | None = None,
+        memory: dict[str, Tensor] | None = None,
+    ) -> bytes:
+        """Client: serialise smashed data, packed by the codec; ValueError if not finite.
+
+        For a codec that remembers, `samples` (B,) says which of the client's the rows are, and
+        `memory`, which is changed, has what it remembers; without them nothing has been sent yet.
+        """
+        return self._packed(payload, at, samples, memory).to_bytes()
 
     def over(self, data: bytes | memoryview, at: StepId, way: Way, account: Account) -> Crossing:
         """Server: return what a message is at the end of its way; count what the way takes.
@@ -157,7 +188,7 @@ class Link:
             if crossing.data is None:
                 return None
             gone = {self.codec.value_of(name): one for name, one in crossing.gone.items()}
-            return self._arrived(self._here(crossing.data), tail, gone, crossing.state)
+            return self._arrived(self._here(crossing.data), at, tail, gone, crossing.state)
         except ValueError:
             if crossing.is_spoilt:
                 return None
@@ -171,11 +202,11 @@ class Link:
         ValueError
             Bytes that are no payload, or one that `tail` cannot be trained on.
         """
-        return self._arrived(self._here(data), tail)
+        return self._arrived(self._here(data), at, tail)
 
     def carry(self, payload: Payload, at: StepId, tail: Tail) -> Arrival:
         """Do both in one process, which needs no bytes."""
-        return self._arrived(_pack(self.codec, payload, at, "pack"), tail)
+        return self._arrived(self._packed(payload, at), at, tail)
 
     def down(self, gradient: Payload, at: StepId) -> bytes:
         """Server: serialise a cut gradient, packed by the downlink; ValueError if not finite."""
@@ -203,9 +234,24 @@ class Link:
         """Read bytes, and put what they hold on the device."""
         return Payload.from_bytes(data).to(self.device)
 
+    def _packed(
+        self,
+        payload: Payload,
+        at: StepId,
+        samples: Tensor | None = None,
+        memory: dict[str, Tensor] | None = None,
+    ) -> Payload:
+        if self.codec.remembers:
+            check_finite(payload)  # before it is remembered
+            rows = len(next(iter(payload.carried.values())))
+            samples = torch.arange(rows) if samples is None else samples
+            payload = self.codec.omit(payload, samples, {} if memory is None else memory)
+        return _pack(self.codec, payload, at, "pack")
+
     def _arrived(
         self,
         packed: Payload,
+        at: StepId,
         tail: Tail,
         gone: Mapping[str, Tensor] = NOTHING,
         state: Mapping[str, Tensor] = NOTHING,
@@ -213,6 +259,8 @@ class Link:
         try:
             payload = self.codec.unpack(packed)
             check_finite(payload)
+            if self.codec.remembers:
+                payload = self.codec.complete(payload, self._known.setdefault(at.client, {}))
             leaves = {k: value.detach().requires_grad_() for k, value in payload.carried.items()}
             values = {
                 k: torch.where(gone[k].to(leaf.device), leaf.detach(), leaf)
@@ -224,7 +272,7 @@ class Link:
             received = mix(decoded, payload.side, tail.num_classes)
         except UNREADABLE as error:
             raise ValueError(f"cannot be decoded: {error}") from None
-        _check_received(received, tail)
+        check_received(received, tail)
         return Arrival(leaves, received)
 
 
@@ -245,31 +293,3 @@ def _makes_sense(data: bytes | memoryview | None, sent: bytes, codec: Codec, mos
         return not clean(found, most) and shapes(found) == shapes(wanted)
     except UNREADABLE:
         return False
-
-
-def shapes(payload: Payload) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the values by name."""
-    return {name: tuple(value.shape) for name, value in payload.carried.items()}
-
-
-def check_finite(payload: Payload) -> None:
-    """Raise ValueError if a value is infinite or not a number."""
-    for value in payload.carried.values():
-        if not all(map(torch.isfinite, value.detach().aminmax())):
-            raise ValueError("values that are not finite")
-
-
-def _check_received(received: Received, tail: Tail) -> None:
-    """Raise ValueError for what `tail` cannot be trained on."""
-    tokens, targets = received.tokens, received.targets
-    classes, width, count = tail.num_classes, tail.width, tail.num_tokens or "T"
-    if tokens.dim() != 3 or not len(tokens) or tokens.shape[2] != width:
-        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
-    if tail.num_tokens not in {None, tokens.shape[1]}:
-        raise ValueError(f"tokens must be (K, {count}, {width}), got {tuple(tokens.shape)}")
-    if targets.shape not in {(len(tokens),), (len(tokens), classes)}:
-        raise ValueError(f"targets do not fit {len(tokens)} rows: {tuple(targets.shape)}")
-    if targets.dim() == 1 and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-        raise ValueError(f"labels must be in 0..{classes - 1}")
-    if not bool(targets.isfinite().all()):
-        raise ValueError("labels that are not finite")

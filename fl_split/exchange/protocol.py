@@ -58,66 +58,54 @@ class ClientSide(Protocol):
     @property
     def link(self) -> Link:
         """The road to the server."""
-        ...
 
     @property
     def at(self) -> StepId:
         """The present step; RuntimeError if there is none."""
-        ...
 
     @property
     def tail(self) -> Flat[Tail]:
         """The tail of a client that trains the whole model, to be loaded before use."""
-        ...
 
     @property
     def batch_samples(self) -> int:
         """Samples of the present step."""
-        ...
 
     def load_tail(self, weights: NDArray[np.float32] | None) -> Descent:
         """Load weights into `tail`, None those that every run starts from; a fresh optimiser."""
-        ...
 
     def begin(self, record: Record) -> None:
         """Enter a round, with the head of a BEGIN or with the client's own."""
-        ...
 
     def has_batch(self) -> bool:
         """Tell whether the round has another step for this client."""
-        ...
 
     def batch(self) -> Batch:
         """Return the samples of the present step."""
-        ...
 
     def forward(self) -> Payload:
         """Return what the exchange's `smash` makes of the present batch; keep the graph."""
-        ...
+
+    def up(self, payload: Payload) -> bytes:
+        """Return what is sent of the smashed data of the present step, as the link packs them."""
 
     def backward(self, record: Record | None) -> Tensor:
         """Return the head's gradient for the cut gradient that has come, or for none."""
-        ...
 
     def learn(self, gradient: Tensor) -> None:
         """Step the head, and go on to the next batch."""
-        ...
 
     def learn_with(self, tail: Descent, gradients: Sequence[Tensor]) -> None:
         """Step the head and a tail on their two gradients, and go on to the next batch."""
-        ...
 
     def finish_with(self, tail: Descent) -> None:
         """Step head and tail on what is left of accumulated gradients, before the round ends."""
-        ...
 
     def skip(self) -> None:
         """Go on to the next batch without learning from the present one."""
-        ...
 
     def end(self) -> Record:
         """End the round: return the samples that the client holds, and a head that came."""
-        ...
 
 
 class Flops(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fl_split.codecs import Codec, Smashed
 from fl_split.exchange.graphs import GraphMemory
-from fl_split.exchange.link import Arrival, Link, shapes
+from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.local_loss import (
     flops_of_batch,
     flops_of_phase,
@@ -44,6 +44,7 @@ from fl_split.exchange.records import (
 )
 from fl_split.exchange.served import HalfServed, Served
 from fl_split.exchange.serving import batches, serving_flops
+from fl_split.exchange.soundness import shapes
 from fl_split.exchange.tail_loss import answers, joint_loss, learning_exits
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
@@ -101,7 +102,7 @@ class Split(Exchange):
         payload = client.forward()
         return Record(
             PAYLOAD,
-            payload=client.link.up(payload, client.at),
+            payload=client.up(payload),
             numbers={SAMPLES: samples, STEPS: 1, SMASHED_BYTES: size, **told(payload.work)},
             step=client.at.step,
         )

@@ -26,12 +26,13 @@ from fl_split.activations import activation_bytes, saved
 from fl_split.codecs import Codec, Received, Smashed
 from fl_split.exchange.end import add_end, conclude
 from fl_split.exchange.graphs import GraphMemory
-from fl_split.exchange.link import Arrival, Link, check_finite
+from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.mixing import mix
 from fl_split.exchange.protocol import Batch, ClientSide, Step
 from fl_split.exchange.records import GRADIENT, LOSS, SMASHED_BYTES, Record
 from fl_split.exchange.served import HalfServed, Served
 from fl_split.exchange.serving import batches, serving_flops, through
+from fl_split.exchange.soundness import check_finite
 from fl_split.exchange.split import Split, encode, head_gradient, randomness, total
 from fl_split.flat import Flat
 from fl_split.models.cut import Head, Tail
@@ -90,9 +91,9 @@ class UShape(Split):
         if record.action == GRADIENT:
             of_head = client.backward(record)
             client.learn(add_end(client.head, of_head, client.memory[OF_END]))
-            client.memory.clear()
+            _forget(client.memory)
             return None
-        client.memory.clear()
+        _forget(client.memory)
         return super().receive(client, record)
 
     def _conclude(self, client: ClientSide, record: Record) -> Record:
@@ -101,7 +102,7 @@ class UShape(Split):
         received = Received(output, memory[TARGETS], memory.get(ROW_WEIGHTS))
         value, of_end, of_output = conclude(client.head, received, at, self.loss, self.precision)
         sent = client.link.across(Payload({"tokens": of_output}), at, "way back")
-        memory.clear()
+        _forget(memory)
         memory[OF_END] = of_end
         size = client.batch_samples * client.head.module.output_bytes
         numbers = {LOSS: value, SMASHED_BYTES: size}
@@ -274,6 +275,12 @@ class UShape(Split):
             for arrival, weight in zip(arrivals, weights, strict=True)
         ]
         return payloads, gradient
+
+
+def _forget(memory: dict[str, Tensor]) -> None:
+    """Forget what was remembered of an exchange; what a codec remembers stays."""
+    for name in (TARGETS, ROW_WEIGHTS, OF_END):
+        memory.pop(name, None)
 
 
 def _read(link: Link, record: Record, output: Tensor, at: StepId) -> Answer:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -163,6 +164,13 @@ class Client:
                 payload = worker.exchange.smash(head, codec, batch, self.at, self.memory)
         self.keep(payload, samples, slot)
         return payload, slot
+
+    def up(self, payload: Payload) -> bytes:
+        """Return what is sent of smashed data, of which a codec may remember earlier ones."""
+        if not self.link.codec.remembers:
+            return self.link.up(payload, self.at)
+        samples = torch.from_numpy(self.epochs.batch(self.at, self.num_samples))
+        return self.link.up(payload, self.at, samples, self.memory)
 
     def backward(self, record: Record | None) -> Tensor:
         """Return the head's gradient for the cut gradient in `record`, or for its own loss alone.

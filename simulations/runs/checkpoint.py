@@ -32,7 +32,7 @@ from strategies.server import flower_private
 FILE = "checkpoint.safetensors"
 
 MOST_KEPT = 2**28
-"""Bytes that optimisers and aggregation may remember for a copy of it to be kept each round."""
+"""Bytes that the server may remember, beside weights, for a copy of them to be kept each round."""
 
 FREE = {
     "cache_gb", "out", "plugins", "device", "stack", "engine", "timeout", "checkpoint_every",
@@ -58,7 +58,8 @@ class Checkpoint:
     weights : Mapping[str, Weights]
         Global weights HEAD and TAIL.
     moments : dict
-        Per optimiser of the server ("tail", "pooled-head", "pooled-tail") its state.
+        What the server remembers beside weights: of each optimiser ("tail", "pooled-head",
+        "pooled-tail"), of the aggregation, of the link.
     clients : dict
         Flower state of the clients that have one, by partition id.
     cpu : str
@@ -167,7 +168,12 @@ class Checkpointer(Observer):
 
     def _moments(self, result: RoundResult) -> dict[str, dict[str, Tensor]]:
         progress = result.progress
-        return {**self.moments(), "tail": progress.moments, "aggregator": progress.aggregator}
+        return {
+            **self.moments(),
+            "tail": progress.moments,
+            "aggregator": progress.aggregator,
+            "link": progress.link,
+        }
 
     def _checkpoint(
         self,

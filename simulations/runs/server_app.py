@@ -272,7 +272,8 @@ class RunController:
             attendance=TimedAttendance(self.timers[0]) if self.timers else Everyone(),
             speeds=self.timers[0].speeds if self.timers else (),
             progress=Progress(
-                self.before.rounds, moments.get("tail", {}), moments.get("aggregator", {})
+                self.before.rounds,
+                *(moments.get(name, {}) for name in ("tail", "aggregator", "link")),
             ),
             on_round=self._on_round,
         )

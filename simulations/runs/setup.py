@@ -48,7 +48,7 @@ from simulations.runs.halves import halves
 from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.trials import check_channels
+from simulations.runs.trials import check_channels, remembered_bytes
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
 
@@ -213,6 +213,8 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     model, head, tail, notes = halves(e, pictured(e, looked))
     check_strategy(e, partitions)
     needed = client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head))
+    if e.parts.strategy.sends_smashed_data:
+        needed += remembered_bytes(e.parts.codec, head, int(partitions.sizes.max()))
     if e.parts.system:
         with named("system"):
             check_memory(e.parts.system.fleet(e.clients, e.seed), needed)

@@ -37,6 +37,11 @@ def check_channels(link: Link, is_ushape: bool) -> None:
         channel, codec = link.road(way)
         try:
             channel.check(codec)
+            if codec.remembers and channel.can_lose(codec):
+                raise ValueError(
+                    f"{codec!r} relies on what the server has of earlier payloads, of which "
+                    f"{channel!r} may lose some; take erasure(mode='retransmit')"
+                )
             if channel.asks_snr and link.snr_db is None:
                 raise ValueError(
                     f"{channel!r} asks for the noise in a cell; give a system with one, as 'cell()'"
@@ -79,6 +84,17 @@ def _try(link: Link, head: Head, tail: Tail, counts: tuple[int, int], num_classe
         link.read(link.across(Payload(payload.carried), AT, "trial"), AT)
     except (KeyError, IndexError, RuntimeError, TypeError) as error:
         raise ValueError(f"does not fit tokens of shape {tuple(tokens.shape)}: {error}") from None
+
+
+@torch.no_grad()
+def remembered_bytes(codec: Codec, head: Head, samples: int) -> int:
+    """Return bytes that each side remembers for a codec once so many samples have been sent."""
+    if not codec.remembers:
+        return 0
+    tokens = head.encoder(torch.zeros(1, *head.smashed_shape, device=device_of(head)))
+    attention, labels = tokens[..., 0], torch.zeros(1, dtype=torch.int64)
+    payload = encode(codec, Smashed(tokens, lambda: attention, labels, 1, head.num_read), AT)
+    return samples * sum(value.nbytes for value in payload.carried.values())
 
 
 def memory_of_a_batch(

@@ -53,6 +53,7 @@ def train(
     tail = TrainedTail(training.tail, optimizer, training.exchange, training.recipe)
     tail.descent.restore(training.progress.moments)
     training.aggregator.set_state(training.progress.aggregator)
+    training.link.restore(training.progress.link)
     for number in range(training.progress.rounds + 1, rounds + 1):
         tail.flat.load(weights[TAIL].numpy())  # an observer may have put others into both
         training.head.load(weights[HEAD].numpy())
@@ -112,6 +113,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
             round.number,
             round.tail.descent.state(),
             round.training.aggregator.state(),
+            round.link.state(),
         ),
         client_flops=round.client_flops,
         server_flops=round.server_flops,
@@ -139,6 +141,7 @@ def _aggregate(
         weights |= mean(own, round.samples)
     if any(update.weights for update in updates):
         weights |= strategy.aggregate(round, list(updates))
+    weights |= round.kept
     return {name: _kept(round, name, found) for name, found in weights.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -35,13 +35,14 @@ Mix = Callable[[dict[int, Payload]], dict[int, Payload]]
 
 @dataclass(kw_only=True)
 class Round(Punctual):
-    """One round in progress; `tail` is the shared one.
+    """One round in progress; `tail` is the shared one, `kept` goes to the next round, unsent.
 
     A strategy begins clients (:meth:`begin`), serves what they send (one of the `serve`
     methods, until no client has a payload left) and returns :meth:`updates`.
     """
 
     tail: TrainedTail
+    kept: dict[str, Weights] = field(default_factory=dict)
     _pooled_steps: int = 0
 
     @property
@@ -147,18 +148,25 @@ class Round(Punctual):
         The pool is made of what `arrivals` have, which are still to be served. A part whose loss
         is not finite is passed over; who has spoilt it is dropped when served.
         """
-        taken, total_steps, flops = len(arrivals), sum(self._expected_steps.values()), 0
+        taken, flops, steps = len(arrivals), 0, len(parts) * sum(self._expected_steps.values())
         for number, rows in enumerate(parts):  # each is one of so many parts of the joint step
             place = self.done * len(parts) + number * taken
-            moment = Moment(self.number, place, taken, total_steps * len(parts))
-            at = StepId(self.seed, self.number, SERVER, self._pooled_steps)
-            part = {SERVER: Arrival({}, of_rows(pool, rows))}
-            served = self.tail.step(part, at, self.training.graphs, moment)
-            assert isinstance(served, Served)  # no U-shape
-            flops += served.flops
-            self._pooled_steps += 1
-        self.server_flops += flops
+            moment = Moment(self.number, place, taken, steps)
+            flops += self._step_on(of_rows(pool, rows), moment)
         self.tasks.train(SERVER, [*arrivals], flops)
+
+    def train_tail_alone(self, pool: Received, taken: int) -> None:
+        """Take a step of the shared tail on a `pool` of the last `taken` payloads, all served."""
+        self.tasks.train(SERVER, [], self._step_on(pool, self._joint_moment(taken)))
+
+    def _step_on(self, rows: Received, moment: Moment) -> int:
+        """Take a step of the shared tail that answers nobody; return its operations."""
+        at = StepId(self.seed, self.number, SERVER, self._pooled_steps)
+        served = self.tail.step({SERVER: Arrival({}, rows)}, at, self.training.graphs, moment)
+        assert isinstance(served, Served)  # no U-shape
+        self._pooled_steps += 1
+        self.server_flops += served.flops
+        return served.flops
 
     @property
     def done(self) -> int:

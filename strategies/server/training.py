@@ -31,12 +31,14 @@ class TrainingFailed(RuntimeError):
 class Progress:
     """What a run that goes on must know beside weights.
 
-    That is rounds done, what the tail's optimiser remembers, and what the aggregation does.
+    That is rounds done, what the tail's optimiser remembers, what the aggregation does, and what
+    the link does of smashed data.
     """
 
     rounds: int = 0
     moments: dict[str, Tensor] = field(default_factory=dict)
     aggregator: dict[str, Tensor] = field(default_factory=dict)
+    link: dict[str, Tensor] = field(default_factory=dict)
 
 
 class OutOfMemory(TrainingFailed):
