@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from fl_split.codecs import Received
 from fl_split.exchange.link import Arrival
-from fl_split.exchange.protocol import Exchange, Served
+from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import Weights
+from fl_split.exchange.served import Served
 from fl_split.exchange.serving import pooled
 from fl_split.models.cut import Head
 from fl_split.recipe.loss import CrossEntropy
