@@ -14,9 +14,11 @@ from fl_split.specs import parse
 from simulations.clients import kept_exits
 from simulations.inference import trained
 from simulations.inference.ways import ways_of
+from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
 from simulations.runs.private_exits import FILE, read
 from simulations.runs.setup import prepare
+from simulations.studies.cost import Estimator
 
 PRIVATE = "plain(private=True)"
 SMALL = ViT(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)
@@ -63,12 +65,13 @@ def test_a_vector_of_weights_knows_what_travels(spec):
 def test_bytes_of_heads_are_those_without_exits(simulate):
     """All else crosses as with exits that travel: each of 6 clients had 4 bytes for each weight."""
     keys = {"rounds": 1, "fraction": 1.0}
-    private, shared, without = (
-        simulate(**keys, exits=one).rounds for one in (PRIVATE, "plain()", "none()")
-    )
+    runs = [simulate(**keys, exits=one) for one in (PRIVATE, "plain()", "none()")]
+    private, shared, without = (one.rounds for one in runs)
     for way in ("head_bytes_up", "head_bytes_down"):
         assert private[way].equals(without[way])
         assert (shared[way] - private[way]).tolist() == [6 * 4 * WEIGHTS]
+    cost = Estimator()(prepare(read_experiment(runs[0].folder, {})))
+    assert cost.head_bytes == private["head_bytes_up"].sum() + private["head_bytes_down"].sum()
     for column in ("payload_bytes_up", "payload_bytes_down", "client_flops"):
         assert private[column].equals(shared[column])
 
