@@ -138,6 +138,20 @@ def test_who_is_not_chosen_keeps_what_it_has(simulate):
         assert np.array_equal(whole.numpy(), weights)
 
 
+def test_on_a_trunk_that_stays_they_are_those_of_local_training(simulate):
+    """Where nothing else learns, each client goes on from its own exits, round after round."""
+    keys = {"phases": "phase(train='exits')", "clients": 3, "rounds": 3, "head_optimizer": "sgd()"}
+    found, local = [], []
+    private = simulate(exits=PRIVATE, watch=lambda row, one: found.append(one.exits), **keys)
+    watch = lambda row, one: local.append(one.own)  # noqa: E731
+    alone = simulate(exits="plain()", strategy="local()", watch=watch, **keys)
+    for mine, its in zip(found, local, strict=True):
+        for client, weights in mine.items():
+            assert np.array_equal(weights.numpy(), its[client]["head"].numpy()[:WEIGHTS])
+    for column in ("accuracy_exit1", "train_loss"):
+        assert private.rounds[column].equals(alone.rounds[column])
+
+
 def test_a_phase_of_exits_moves_nothing_that_travels(simulate):
     phases = "phase(rounds=1, train='trunk') | phase(train='exits')"
     keys = {"clients": 2, "head_optimizer": "adamw(lr=0.01, weight_decay=0.1)"}
