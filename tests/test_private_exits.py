@@ -143,8 +143,8 @@ def test_on_a_trunk_that_stays_they_are_those_of_local_training(simulate):
     keys = {"phases": "phase(train='exits')", "clients": 3, "rounds": 3, "head_optimizer": "sgd()"}
     found, local = [], []
     private = simulate(exits=PRIVATE, watch=lambda row, one: found.append(one.exits), **keys)
-    watch = lambda row, one: local.append(one.own)  # noqa: E731
-    alone = simulate(exits="plain()", strategy="local()", watch=watch, **keys)
+    keys["strategy"] = "local()"
+    alone = simulate(exits="plain()", watch=lambda row, one: local.append(one.own), **keys)
     for mine, its in zip(found, local, strict=True):
         for client, weights in mine.items():
             assert np.array_equal(weights.numpy(), its[client]["head"].numpy()[:WEIGHTS])
