@@ -1,4 +1,4 @@
-"""CSE-FSL (Mu and Shen, 2023): clients learn from an auxiliary classifier, without the server."""
+"""CSE-FSL (Mu and Shen, ICC 2023): clients learn from an auxiliary classifier, without the server."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class CSEFSL(Strategy):
     end, weights n_k/n; an auxiliary travels with the head, both ways, and takes its optimiser.
 
     One tail takes a step on each payload, client after client in each round of payloads, as they
-    come where all are equally fast. In the authors' simulation all payloads of a client come
-    first. With ``tails='per_client'`` every client has a tail, averaged at round end; with `h` 1
+    come where all are equally fast. In the code of FSL-SAGE's authors, the only one of CSE-FSL that
+    could be read, all payloads of a client come before those of the next. With ``tails='per_client'`` every client has a tail, averaged at round end; with `h` 1
     this is SplitFed on locally generated losses (Han, Bhatti, Lee and Moon, FL-ICML 2021), from
     which this one comes. `train_loss` is that of the tails. The server needs labels, so there is
     no U-shape.
 
-    An auxiliary starts with the weights of the tail's first stages, where the papers draw theirs;
-    with a whole copy of the tail and `tails` of clients, both stay the same to the bit, and heads
-    are those of `fedavg`.
+    An auxiliary starts with the weights of the tail's first stages; in that code it is drawn. With
+    a whole copy of the tail, `h` 1 and tails of clients, tails and auxiliaries stay the same to the
+    bit where their optimisers are, and heads are those of `fedavg`.
 
     Parameters
     ----------
