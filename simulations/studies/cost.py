@@ -118,6 +118,7 @@ class Estimator:
             e.tokens,
             e.codec,
             e.batch_size,
+            e.strategy if setup.exchange.is_one_way else "",
             len(setup.test.labels),
         )
         if key not in self._seconds:
