@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -82,27 +82,32 @@ class ClassStatistics(NamedTuple):
 
 @plain
 class Server:
-    """What the server keeps in a round: moments, steps of the tail, and a buffer of payloads."""
+    """What the server keeps in a round: moments, steps of the tail, and a buffer of payloads.
 
-    statistics: ClassStatistics | None
-    steps: int
-    buffer: list[tuple[Received, int, float]]
+    `earlier` are the steps of the tail in the rounds before. Of a payload the buffer has what it
+    became, its samples, and how much its rows count in the moments.
+    """
+
+    statistics: ClassStatistics | None = None
+    earlier: int = 0
+    steps: int = 0
+    buffer: list[tuple[Received, int, float]] = field(default_factory=list)
 
     @classmethod
     def of(cls, kept: Mapping[str, Weights], device: torch.device) -> Server:
         """Read what a round before has left."""
         if SEEN not in kept:
-            return cls(None, 0, [])
+            return cls()
         found = {name: torch.from_numpy(one.numpy().copy()) for name, one in kept.items()}
         seen = found[SEEN].to(device)
         moments = (found[name].to(device).view(len(seen), -1) for name in (MEANS, VARIANCES))
-        return cls(ClassStatistics(seen, *moments), int(found[STEPS]), [])
+        return cls(ClassStatistics(seen, *moments), int(found[STEPS]))
 
     def kept(self) -> dict[str, Weights]:
         """Return what the next round is to know."""
         if self.statistics is None:
             return {}
-        steps = torch.tensor([self.steps], dtype=torch.float32, device="cpu")
+        steps = torch.tensor([self.earlier + self.steps], dtype=torch.float32, device="cpu")
         vectors = dict(zip((SEEN, MEANS, VARIANCES, STEPS), (*self.statistics, steps), strict=True))
         return {name: Weights.of(np.asarray(one.flatten().cpu())) for name, one in vectors.items()}
 
@@ -181,7 +186,7 @@ class GAS(Strategy):
         assert isinstance(served, Served)  # no U-shape
         round.answer(served, [client])
         if client in served.cuts:
-            age = 1.0 + server.steps + at.step
+            age = 1.0 + server.earlier + at.step
             server.buffer.append((arrival.received, round.batch_samples[client], age))
 
     def _learn(self, round: Round, server: Server) -> None:
