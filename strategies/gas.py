@@ -203,12 +203,12 @@ class GAS(Strategy):
         """Take a pool into the moments; return it with what is drawn by class."""
         rows, classes = pool.tokens.flatten(1), round.tail.flat.module.num_classes
         labels = pool.targets if pool.targets.dim() == 1 else pool.targets.argmax(1)
-        ages = [torch.full((len(one.tokens),), age) for one, _, age in server.buffer]
+        ages = [rows.new_full((len(one.tokens),), age) for one, _, age in server.buffer]
         nothing = rows.new_zeros(classes, rows.shape[1])
         known = server.statistics or ClassStatistics(rows.new_zeros(classes), nothing, nothing)
-        server.statistics = known.updated(rows, labels, torch.cat(ages).to(rows.device))
-        held = torch.tensor([sum(one) > 0 for one in zip(*round.labels.values(), strict=True)])
-        held = held.to(rows.device)
+        server.statistics = known.updated(rows, labels, torch.cat(ages))
+        counts = zip(*round.labels.values(), strict=True)
+        held = torch.tensor([sum(one) > 0 for one in counts], device=rows.device)
         if bool((server.statistics.weights[held] == 0).any()):
             return pool
         there = torch.bincount(labels, minlength=classes)
@@ -217,9 +217,9 @@ class GAS(Strategy):
         drawn, of_class = server.statistics.drawn(missing, draw)
         tokens = drawn.view(len(drawn), *pool.tokens.shape[1:])
         targets = of_class if pool.targets.dim() == 1 else functional.one_hot(of_class, classes)
-        weights = pool.weights if pool.weights is not None else rows.new_ones(len(rows))
+        assert pool.weights is not None  # of a pool there always are
         return Received(
             torch.cat([pool.tokens, tokens]),
             torch.cat([pool.targets, targets.to(pool.targets.dtype)]),
-            torch.cat([weights, weights.new_ones(len(drawn))]),
+            torch.cat([pool.weights, pool.weights.new_ones(len(drawn))]),
         )
