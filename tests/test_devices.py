@@ -64,6 +64,7 @@ HOST = {
     "fl_split/exchange/local_round.py",  # vectors as they are sent
     "strategies/feddyn.py",
     "strategies/fednova.py",
+    "strategies/gas.py",
     "strategies/scaffold.py",
     "strategies/server/round.py",
     "strategies/server/aggregation.py",  # averages of weights, which Flower makes
