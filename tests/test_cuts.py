@@ -190,7 +190,10 @@ def test_cuts_of_one_depth_are_one_cut(reference):
         ({"codec": "bottlenet"}, "need a codec without weights of its own"),
         ({"tokens": "random(rate=0.5)"}, "need all tokens; leave tokens at none()"),
         ({"exits": "plain()"}, "do not work with exits"),
-        ({"freeze": "block2, block3"}, "a stage between two cuts, or before the first, has nothing to tr"),
+        (
+            {"freeze": "block2, block3"},
+            "a stage between two cuts, or before the first, has nothing to tr",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(changes, message):
