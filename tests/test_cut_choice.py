@@ -9,7 +9,6 @@ from simulations.runs.experiment import Experiment
 from simulations.runs.setup import prepare
 from simulations.studies import cut_choice
 from simulations.studies.cut_choice import Choice, Chooser, Mixture, choose
-from simulations.studies.rehearsals import Rehearsals
 from simulations.system.system import parse_system
 
 VALUES = {
@@ -30,13 +29,22 @@ def test_a_mixture_takes_the_time_that_was_foretold(simulate, strategy):
     """A server so slow that its queue counts; both mixtures, and one whose tail begins early."""
     values = {**VALUES, "strategy": strategy}
     setup, system = prepare(Experiment.from_dict({**values, "cut": 3})), parse_system(SYSTEM)
-    rehearsals = [Rehearsals(setup, [1, 2, 3], steps) for steps in cut_choice.STEPS]
-    chooser = Chooser(setup, system, [1, 2, 3], rehearsals)
+    chooser = Chooser(setup, system, [1, 2, 3])
     for cuts in [(1, 3), (2, 1)]:
         key = Mixture(dict(zip(["pi_zero_2", "jetson_nano"], cuts, strict=True)), 0.0).key
         found = simulate(**values, cut=key, system=SYSTEM)
         (seconds,) = found.rounds["virtual_seconds"]
         assert chooser.seconds([cut - 1 for cut in cuts]) == pytest.approx(seconds, rel=1e-9)
+
+
+def test_a_long_round_is_foretold_from_its_begin():
+    """Batches of one size over fast links: clients reach a pace, which two rehearsals tell."""
+    even = {**VALUES, "partition": "iid", "batch_size": 8, "local_steps": 8}
+    system = parse_system("mix(pi_zero_2=1, jetson_nano=1) | wifi()")
+    setup = prepare(Experiment.from_dict({**even, "cut": 2}))
+    whole, short = (Chooser(setup, system, [1, 2], most) for most in (8, 4))
+    assert short.seconds([0, 1]) == pytest.approx(whole.seconds([0, 1]), rel=0.001)
+    assert short.seconds([0, 1]) != whole.seconds([0, 1])
 
 
 @pytest.fixture(scope="module")

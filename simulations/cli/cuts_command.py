@@ -33,10 +33,13 @@ def cuts(
         ),
     ] = None,
     only: Annotated[str, ONLY] = "",
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Steps that are rehearsed of a longer round.")
+    ] = 4,
 ) -> None:
     r"""Tell which cut makes rounds shortest on devices of several kinds, one for all or a mixture.
 
-    Every cut is rehearsed for two steps; a model of devices and network times all mixtures of them.
+    Every cut is rehearsed for a few steps; a model of devices and network times all mixtures.
     Devices get no cut for which they have too little memory. Accuracy has no part in it.
 
     Example: [b]fl-split cuts quickstart -s "mix(pi_zero_2=0.5, jetson_nano=0.5) | lte()"[/b]
@@ -59,7 +62,7 @@ def cuts(
         devices = parse_system(system) if system else experiment.parts.system
         if devices is None:
             raise ValueError("cuts are chosen for devices; give --system, as 'mix(pi4=1, pi5=1)'")
-        found = choose(experiment, devices, chosen)
+        found = choose(experiment, devices, chosen, steps)
     _show(found)
 
 

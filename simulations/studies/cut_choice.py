@@ -1,10 +1,10 @@
 """Which cut suits which kind of device: by the clock, from rehearsals of a round.
 
 The question of AdaptSFL (Lin et al., 2024, arXiv 2403.13101) and HASFL (2025, arXiv 2506.08426),
-answered by trying all: of both papers but the abstracts were read. Each cut is rehearsed for one
-step and for two, by all clients of a round. What a client computes and sends depends on its own
-cut alone, so that the clock then times any mixture. A round of n steps takes T(1) + (n - 1)
-(T(2) - T(1)), for the client with the most steps; accuracy has no part in it.
+answered by trying all: of both papers but the abstracts were read. Each cut is rehearsed for a few
+steps, by all clients of a round. What a client computes and sends depends on its own cut alone, so
+that the clock then times any mixture. A round of more steps than are rehearsed ends, for each
+client, later by as much as each rehearsed step took; accuracy has no part in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from simulations.studies.rehearsals import Rehearsals
 from simulations.system.clock import Conditions, time_round
 from simulations.system.devices import Device, Fleet
 from simulations.system.graph import Graph
+from simulations.system.part import Numbers
 from simulations.system.quantities import told
 from simulations.system.spending import spent
 from simulations.system.system import System, Timed
@@ -33,8 +34,8 @@ from strategies.server.strategy import Strategy
 MOST = 5_000
 """Mixtures that are tried."""
 
-STEPS = 1, 2
-"""Steps of a round that is rehearsed."""
+STEPS = 4
+"""Steps of a round that are rehearsed at most, by default."""
 
 
 class OfDevice(NamedTuple):
@@ -94,8 +95,12 @@ class Choice:
         return min(self.singles.items(), key=lambda one: (one[1], one[0]), default=None)
 
 
-def choose(e: Experiment, system: System, cuts: Sequence[int] = ()) -> Choice:
+def choose(
+    e: Experiment, system: System, cuts: Sequence[int] = (), most_steps: int = STEPS
+) -> Choice:
     """Return which cut suits which device of `system`, of `cuts` or of all that there are.
+
+    A round of more than `most_steps`, at least 2, is foretold from so many and half as many.
 
     Raises
     ------
@@ -108,9 +113,7 @@ def choose(e: Experiment, system: System, cuts: Sequence[int] = ()) -> Choice:
     plain = e.model_copy(update={"system": "none()", "cut": 1})
     places = _cuts(prepare(plain), cuts)
     setup = prepare(plain.model_copy(update={"cut": places[-1]}))
-    rehearsals = [Rehearsals(setup, places, steps) for steps in STEPS]
-    found = Chooser(setup, system, places, rehearsals)
-    return found.choose()
+    return Chooser(setup, system, places, most_steps).choose()
 
 
 def check(strategy: Strategy, name: str) -> None:
@@ -135,12 +138,19 @@ def _cuts(setup: Setup, asked: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Chooser:
-    """Times mixtures of cuts under a system."""
+    """Times mixtures of cuts under a system; `setup` is cut at the last of `cuts`."""
 
     setup: Setup
     system: System
     cuts: Sequence[int]
-    rehearsals: Sequence[Rehearsals]
+    most_steps: int = STEPS
+
+    @cached_property
+    def rehearsals(self) -> list[Rehearsals]:
+        """Rounds at each cut: a whole one, or two shorter ones."""
+        most = self.most_steps
+        steps = [self.steps] if self.steps <= most else [most // 2, most]
+        return [Rehearsals(self.setup, self.cuts, count) for count in steps]
 
     @cached_property
     def run(self) -> Timed:
@@ -178,8 +188,16 @@ class Chooser:
 
     def seconds(self, places: Sequence[int]) -> float:
         """Return the virtual seconds of a round, given the cut of each kind of device."""
-        rounds = [time_round(*self._round(places, n)).seconds for n in range(len(STEPS))]
-        return float(self._of_round(rounds))
+        ends = []
+        for rehearsal in self.rehearsals:
+            graph = self._graph(rehearsal, places)
+            times, mine = time_round(graph, self._conditions), ~graph.on_server
+            if rehearsal.steps == self.steps:
+                return times.seconds
+            last = np.zeros(self.run.clients)
+            np.maximum.at(last, graph.clients[mine], times.end[mine])
+            ends.append(last)
+        return float(self._of_round(ends).max())
 
     def choose(self) -> Choice:
         """Time all mixtures that fit into memory."""
@@ -212,7 +230,10 @@ class Chooser:
         found = []
         for place, cut in enumerate(self.cuts):
             places = [place] * len(self.devices)
-            rounds = [spent(*self._round(places, n), self.fleet) for n in range(len(STEPS))]
+            rounds = [
+                spent(self._graph(one, places), self._conditions, self.fleet)
+                for one in self.rehearsals
+            ]
             busy = [np.array([one.compute, one.send, one.receive]) for one in rounds]
             work = self._of_round(busy)
             for kind in self.devices:
@@ -232,18 +253,20 @@ class Chooser:
                 )
         return found
 
-    def _round(self, places: Sequence[int], number: int) -> tuple[Graph, Conditions]:
-        """Return the graph of a rehearsed round with such cuts, and what the system is in it."""
+    def _graph(self, rehearsal: Rehearsals, places: Sequence[int]) -> Graph:
+        """Return the graph of a rehearsed round with such cuts of kinds of devices."""
         by_kind = np.zeros(len(self.fleet.devices), dtype=np.int64)
         by_kind[self.devices] = places
-        graph = self.rehearsals[number].mixed(by_kind[self.fleet.kinds])
-        return graph, self._conditions
+        return rehearsal.mixed(by_kind[self.fleet.kinds])
 
     @cached_property
     def _conditions(self) -> Conditions:
         return self.system.in_round(self.run, 1, 0.0)[1]
 
-    def _of_round(self, rehearsed: Sequence[Any]) -> Any:
-        """Return what a whole round takes, from one step and from two."""
-        one, two = rehearsed
-        return one + (self.steps - 1) * (two - one)
+    def _of_round(self, rehearsed: Sequence[Numbers]) -> Numbers:
+        """Return what a whole round takes, of what shorter ones take."""
+        if len(rehearsed) == 1:
+            return rehearsed[0]
+        few, many = (one.steps for one in self.rehearsals)
+        more = (self.steps - few) / (many - few)
+        return rehearsed[0] + more * (rehearsed[1] - rehearsed[0])

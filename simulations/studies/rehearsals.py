@@ -1,6 +1,6 @@
 """A round at each of several cuts, of which the task graph of any mixture is made.
 
-All clients of a round take part for a step or two, with real images, heads and codecs; nothing is
+All clients of a round take part for a few steps, with real images, heads and codecs; nothing is
 evaluated or written.
 """
 
@@ -36,6 +36,8 @@ class Rehearsals:
 
     Attributes
     ----------
+    steps : int
+        Of every client.
     tasks : list of Task
         Those of the shallowest cut.
     amounts : array
@@ -43,7 +45,7 @@ class Rehearsals:
     """
 
     def __init__(self, setup: Setup, cuts: Sequence[int], steps: int) -> None:
-        self.cuts = list(cuts)
+        self.steps = steps
         weights = setup.initial_weights()
         rounds = [_rehearsed(setup, weights, cut, steps) for cut in cuts]
         self.tasks = tasks = rounds[0].tasks
