@@ -72,6 +72,7 @@ HOST = {
     "strategies/server/loop.py",
     "strategies/server/participants.py",
     "strategies/server/private_models.py",
+    "strategies/server/stand_ins.py",
     "strategies/server/tail.py",
 }
 """Files that work on the CPU: with bytes, with weights as they are sent, with who is chosen."""

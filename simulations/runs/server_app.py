@@ -266,6 +266,7 @@ class RunController:
             aggregator=experiment.parts.aggregation(),
             threads=self.threads,
             graphs=self.graphs,
+            stand_ins=self.setup.stand_ins(self.graphs),
             recipe=self.setup.recipe(),
             stack=0 if self.setup.device.type == "cpu" else stack_of(self.grid),
             num_steps=self.setup.num_steps,
