@@ -114,17 +114,9 @@ class Estimator:
     def _timed(self, setup: Setup) -> tuple[float, float]:
         """Seconds of one local step on a whole batch, and of an evaluation."""
         e = setup.experiment
-        key = (
-            e.dataset,
-            e.model,
-            e.cut,
-            e.end,
-            e.tokens,
-            e.codec,
-            e.batch_size,
-            e.strategy if setup.exchange.is_one_way else "",
-            len(setup.test.labels),
-        )
+        kind = e.strategy if setup.exchange.is_one_way else ""
+        of_model, of_data = (e.model, e.cut, e.end, e.tokens, e.codec, kind), setup.test.labels
+        key = e.dataset, *of_model, e.batch_size, len(of_data)
         if key not in self._seconds:
             self._seconds[key] = _time(setup)
         return self._seconds[key]
@@ -266,8 +258,7 @@ def _weights_by_head(setup: Setup) -> dict[Head, int]:
 
 def _time(setup: Setup) -> tuple[float, float]:
     """Time a step on a whole batch, and an evaluation from one batch."""
-    e, train, test = setup.experiment, setup.train, setup.test
-    device = setup.device
+    e, train, test, device = setup.experiment, setup.train, setup.test, setup.device
     head = Flat(copy.deepcopy(setup.head).to(device))
     tail = Flat(copy.deepcopy(setup.tail).to(device))
     recipe = setup.recipe()
