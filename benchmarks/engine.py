@@ -268,7 +268,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--clock", action="store_true", help="measure what virtual time costs")
     parser.add_argument("--tiny", action="store_true", help="see whether it runs; inline")
     parser.add_argument(
-        "--keep-memory", action="store_true", help="let the loop keep freed memory, as the engine"
+        "--keep-memory", action="store_true", help="as the engine, in the loop, too"
     )
     options = parser.parse_args()
     if options.tiny:

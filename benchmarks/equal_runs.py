@@ -42,6 +42,7 @@ RUNS = {
     "mergesfl": MERGE,
     "minibatch": "strategy=minibatch",
     "s2fl": "strategy=s2fl",
+    "cse_fsl": "strategy=cse_fsl(h=2)",
     "cyclesl": "strategy=cyclesl(epochs=2)",
     "gas": "strategy=gas; system=lte()",
     "sequential": "strategy=sequential",

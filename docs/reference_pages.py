@@ -1,7 +1,7 @@
 """Directives that write reference pages from the code, at build time: no page can be stale.
 
 ``{keys}`` lists the keys of an experiment, ``{specs} KEY`` all entries that a key can name
-(or `policy`, those of `fl-split infer`),
+(or `cut`, or `policy`, those of `fl-split infer`),
 ``{columns}`` the columns of rounds.csv, ``{fields} MODULE.CLASS`` those of a table whose rows are
 dataclasses, ``{commands}`` the command line, ``{api} MODULE`` what a module exports, and
 ``{classes}`` the classes named in its content.
@@ -29,6 +29,7 @@ from simulations.cli.main import app
 from simulations.data.partitioners import FILLED_IN
 from simulations.inference.policies import POLICIES
 from simulations.runs.columns import METRICS, SHOWN
+from simulations.runs.cut_laws import CUTS
 from simulations.runs.experiment import Experiment
 from simulations.runs.parts import CHAINS, SPEC_TABLES
 
@@ -99,7 +100,7 @@ class Specs(Generated):
     def lines(self) -> Iterator[str]:
         """Yield a section for each entry."""
         key = self.arguments[0]
-        for name, entry in {**SPEC_TABLES, "policy": POLICIES}[key].items():
+        for name, entry in {**SPEC_TABLES, "cut": CUTS, "policy": POLICIES}[key].items():
             yield from (f"## {name}", "", f"`{_signature(name, entry)}`", "")
             yield from _docstring(entry)
             if key == "codec":

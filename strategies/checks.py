@@ -13,7 +13,7 @@ from strategies.server.training import RoundResult
 UP: set[Kind] = {"up", "output gradient up"}
 DOWN: set[Kind] = {"down", "output down"}
 OF_CLIENTS: set[Kind] = {"forward", "backward", "end", "train"}
-OF_SERVER: set[Kind] = {"middle", "serve", "step", "train"}
+OF_SERVER: set[Kind] = {"stand in", "middle", "serve", "step", "train"}
 
 
 def check_tasks(result: RoundResult) -> None:
@@ -41,13 +41,14 @@ def check_tasks(result: RoundResult) -> None:
 
 
 def _check_served(tasks: list[Task]) -> None:
-    served = [before for task in tasks if task.kind in {"serve", "decode"} for before in task.after]
+    reads: set[Kind] = {"serve", "decode", "stand in"}
+    served = [before for task in tasks if task.kind in reads for before in task.after]
     for number, task in enumerate(tasks):
         if task.kind == "serve":
-            came = any(tasks[before].kind in {*UP, "decode"} for before in task.after)
+            came = any(tasks[before].kind in {*UP, "decode", "stand in"} for before in task.after)
             hold(came, f"{task} must wait for a payload")
         if task.kind == "down" and task.amount:  # else it says that the payload was lost
-            made = any(tasks[before].kind in {"serve", "pack"} for before in task.after)
+            made = any(tasks[before].kind in {"serve", "pack", "stand in"} for before in task.after)
             hold(made, f"{task} must wait for the task that made the cut gradient")
             steps = [n for n in range(number) if tasks[n].client == task.client]
             payload = max(n for n in steps if tasks[n].kind in UP)

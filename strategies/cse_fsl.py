@@ -1,4 +1,4 @@
-"""CSE-FSL (Mu and Shen, 2023): clients learn from an auxiliary classifier, without the server."""
+"""CSE-FSL (Mu and Shen, ICC 2023): clients learn from an auxiliary classifier of their own."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ class CSEFSL(Strategy):
     `downlink` and `down_channel` have nothing to do. Heads and auxiliaries are averaged at round
     end, weights n_k/n; an auxiliary travels with the head, both ways, and takes its optimiser.
 
-    One tail takes a step on each payload, client after client in each round of payloads, as they
-    come where all are equally fast. In the authors' simulation all payloads of a client come
-    first. With ``tails='per_client'`` every client has a tail, averaged at round end; with `h` 1
-    this is SplitFed on locally generated losses (Han, Bhatti, Lee and Moon, FL-ICML 2021), from
-    which this one comes. `train_loss` is that of the tails. The server needs labels, so there is
-    no U-shape.
+    One tail takes a step on each payload. All clients send one, and are served in their order,
+    before any sends the next. In the code of FSL-SAGE's authors, the only one of CSE-FSL that could
+    be read, all payloads of a client come before those of another. The server needs labels, so
+    there is no U-shape. `train_loss` is that of the tail.
 
-    An auxiliary starts with the weights of the tail's first stages, where the papers draw theirs;
-    with a whole copy of the tail and `tails` of clients, both stay the same to the bit, and heads
-    are those of `fedavg`.
+    With ``tails='per_client'`` every client has a tail, averaged at round end. With `h` 1 this is
+    SplitFed on locally generated losses (Han, Bhatti, Lee and Moon, FL-ICML 2021), from which
+    CSE-FSL comes.
+
+    An auxiliary starts with the weights of the tail's first stages; in that code it is drawn. With
+    a whole copy of the tail, `h` 1 and tails of clients, tails and auxiliaries stay the same to the
+    bit where their optimisers are, and heads are those of `fedavg`.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass as plain
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -83,27 +83,32 @@ class ClassStatistics(NamedTuple):
 
 @plain
 class Server:
-    """What the server keeps in a round: moments, steps of the tail, and a buffer of payloads."""
+    """What the server keeps in a round: moments, steps of the tail, and a buffer of payloads.
 
-    statistics: ClassStatistics | None
-    steps: int
-    buffer: list[tuple[Received, int, float]]
+    `earlier` are the steps of the tail in the rounds before. Of a payload the buffer has what it
+    became, its samples, and how much its rows count in the moments.
+    """
+
+    statistics: ClassStatistics | None = None
+    earlier: int = 0
+    steps: int = 0
+    buffer: list[tuple[Received, int, float]] = field(default_factory=list)
 
     @classmethod
     def of(cls, kept: Mapping[str, Weights], device: torch.device) -> Server:
         """Read what a round before has left."""
         if SEEN not in kept:
-            return cls(None, 0, [])
+            return cls()
         found = {name: torch.from_numpy(one.numpy().copy()) for name, one in kept.items()}
         seen = found[SEEN].to(device)
         moments = (found[name].to(device).view(len(seen), -1) for name in (MEANS, VARIANCES))
-        return cls(ClassStatistics(seen, *moments), int(found[STEPS]), [])
+        return cls(ClassStatistics(seen, *moments), int(found[STEPS]))
 
     def kept(self) -> dict[str, Weights]:
         """Return what the next round is to know."""
         if self.statistics is None:
             return {}
-        steps = torch.tensor([self.steps], dtype=torch.float32, device="cpu")
+        steps = torch.tensor([self.earlier + self.steps], dtype=torch.float32, device="cpu")
         vectors = dict(zip((SEEN, MEANS, VARIANCES, STEPS), (*self.statistics, steps), strict=True))
         return {name: Weights.of(np.asarray(one.flatten().cpu())) for name, one in vectors.items()}
 
@@ -125,8 +130,8 @@ class GAS(Strategy):
     here. A row counts in the moments by 1 + the steps that its head has behind it (in their code
     newer rows count still more), and for the class that has most of its label, if that is mixed.
     Rows are drawn from when on every class that somebody holds has been seen. A client that has
-    ended is not replaced by another one before the round ends. At the end of a round the tail steps
-    on what is left in the buffer. With a single row of a class, the variance is 0.
+    ended is not replaced by another one before the round ends, so a round takes as long as its
+    slowest client. At the end of a round the tail steps on what is left in the buffer.
 
     The server computes every payload twice, and what is drawn; it keeps 2 C N D numbers and the
     buffer. `train_loss` is without adjustment.
@@ -182,7 +187,7 @@ class GAS(Strategy):
         assert isinstance(served, Served)  # no U-shape
         round.answer(served, [client])
         if client in served.cuts:
-            age = 1.0 + server.steps + at.step
+            age = 1.0 + server.earlier + at.step
             server.buffer.append((arrival.received, round.batch_samples[client], age))
 
     def _learn(self, round: Round, server: Server) -> None:
@@ -199,12 +204,12 @@ class GAS(Strategy):
         """Take a pool into the moments; return it with what is drawn by class."""
         rows, classes = pool.tokens.flatten(1), round.tail.flat.module.num_classes
         labels = pool.targets if pool.targets.dim() == 1 else pool.targets.argmax(1)
-        ages = [torch.full((len(one.tokens),), age) for one, _, age in server.buffer]
+        ages = [rows.new_full((len(one.tokens),), age) for one, _, age in server.buffer]
         nothing = rows.new_zeros(classes, rows.shape[1])
         known = server.statistics or ClassStatistics(rows.new_zeros(classes), nothing, nothing)
-        server.statistics = known.updated(rows, labels, torch.cat(ages).to(rows.device))
-        held = torch.tensor([sum(one) > 0 for one in zip(*round.labels.values(), strict=True)])
-        held = held.to(rows.device)
+        server.statistics = known.updated(rows, labels, torch.cat(ages))
+        counts = zip(*round.labels.values(), strict=True)
+        held = torch.tensor([sum(one) > 0 for one in counts], device=rows.device)
         if bool((server.statistics.weights[held] == 0).any()):
             return pool
         there = torch.bincount(labels, minlength=classes)
@@ -213,9 +218,9 @@ class GAS(Strategy):
         drawn, of_class = server.statistics.drawn(missing, draw)
         tokens = drawn.view(len(drawn), *pool.tokens.shape[1:])
         targets = of_class if pool.targets.dim() == 1 else functional.one_hot(of_class, classes)
-        weights = pool.weights if pool.weights is not None else rows.new_ones(len(rows))
+        assert pool.weights is not None  # of a pool there always are
         return Received(
             torch.cat([pool.tokens, tokens]),
             torch.cat([pool.targets, targets.to(pool.targets.dtype)]),
-            torch.cat([weights, weights.new_ones(len(drawn))]),
+            torch.cat([pool.weights, pool.weights.new_ones(len(drawn))]),
         )

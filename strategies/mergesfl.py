@@ -49,6 +49,7 @@ class MergeSFL(Strategy):
     candidates: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
     slowest: Annotated[float, Field(gt=0, le=1)] = 1.0
 
+    mixes_cuts = True
     needs_labels = True
     follows_speeds = True
 

@@ -28,6 +28,8 @@ class MiniBatch(Strategy):
     by epochs, clients whose size was rounded up end a little earlier than others.
     """
 
+    mixes_cuts = True
+
     def choose(self, population: Population, server_round: int) -> dict[int, Assignment]:
         """Draw clients as usual; deal out the samples of an exchange."""
         drawn = population.sample(server_round)

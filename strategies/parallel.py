@@ -38,6 +38,11 @@ class Parallel(Strategy):
         """Whether heads are averaged."""
         return self.average_heads
 
+    @property
+    def mixes_cuts(self) -> bool:  # type: ignore[override]
+        """Whether clients may be cut at several places: not with heads of their own."""
+        return self.average_heads
+
     def train_round(self, round: Round) -> list[Update]:
         """Serve all clients together until the last one has run out of batches."""
         active = round.begin(round.clients, **({"head": round.head} if self.average_heads else {}))

@@ -30,8 +30,8 @@ class S2FL(MiniBatch):
     was read. Theirs leaves out clients that do not fill a group; here sizes of groups differ by
     one. Copies count equally, and so does what the optimiser remembers. With plain SGD, or with
     momentum, the mean of copies is one step on the mean of the groups' gradients: grouping then
-    changes but the weights of clients, with Adam or clipping more. Not here: the first part of
-    the paper, a cut of its own for each client.
+    changes but the weights of clients, with Adam or clipping more. The first part of the paper, a
+    cut for each client by its speed, anew in each round, is here the key `cut`, for a whole run.
 
     Parameters
     ----------

@@ -31,6 +31,7 @@ class Sequential(Strategy):
     official_scripts: bool = False
 
     averages = False
+    mixes_cuts = True
     serves_in_turn = True
 
     def tail_optimizer(self, optimizer: Optimizer, clients: int) -> Optimizer:

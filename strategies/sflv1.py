@@ -27,6 +27,8 @@ class SFLV1(Strategy):
 
     official_scripts: bool = False
 
+    mixes_cuts = True
+
     def tail_optimizer(self, optimizer: Optimizer, clients: int) -> Optimizer:
         """Return the experiment's, or one that starts afresh with every batch."""
         return Restarting(optimizer) if self.official_scripts else optimizer

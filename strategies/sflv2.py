@@ -40,6 +40,7 @@ class SFLV2(Strategy):
     phi: Annotated[int, Field(ge=0)] = 0
     official_scripts: bool = False
 
+    mixes_cuts = True
     serves_in_turn = True
 
     @property

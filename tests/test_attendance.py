@@ -272,7 +272,7 @@ def test_mergesfl_takes_the_speeds_of_the_system():
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"strategy": "sflv2(order='arrival')"}, "needs virtual time; give a system"),
+        ({"strategy": "sflv2(order='arrival')", "system": "none"}, "needs virtual time"),
         ({"strategy": "sequential", "system": "first(0.5)"}, "take deadline instead of first"),
         ({"strategy": "centralised", "system": "deadline('1s')"}, "no clients that could be late"),
         (

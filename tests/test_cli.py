@@ -119,7 +119,7 @@ def test_every_category_can_be_listed_alone():
     parts = [CliRunner().invoke(cli.app, ["list", name]).output for name in [*KEYS, "keys"]]
     assert "".join(parts) == whole
     also = {"down_channel", "downlink", "tail_optimizer"}
-    assert {*KEYS.values()} | also == {*SPEC_TABLES, "policy"}
+    assert {*KEYS.values()} | also == {*SPEC_TABLES, "cut", "policy"}
     unknown = CliRunner().invoke(cli.app, ["list", "modles"])
     assert unknown.exit_code == 2 and "did you mean 'models'?" in unknown.stderr
 

@@ -79,7 +79,7 @@ def test_photos_are_refused_before_any_is_decoded(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         for number in range(3):
             Image.new("RGB", (400, 300)).save(tmp_path / name / f"{number}.png")
-    monkeypatch.setattr("simulations.runs.setup.available_bytes", lambda: 2**32)
+    monkeypatch.setattr("simulations.runs.halves.available_bytes", lambda: 2**32)
     monkeypatch.setattr("simulations.runs.setup.images", lambda *_: pytest.fail("decoded"))
     values = {"dataset": f"local(path={str(tmp_path)!r})", "partition": "iid", "clients": 2}
     with pytest.raises(ValueError, match=r"^model: images of 400 x 400 pixels are 40,001 tokens"):

@@ -62,8 +62,10 @@ HOST = {
     "fl_split/checks/codecs.py",  # laws, on the CPU
     "fl_split/checks/models.py",
     "fl_split/exchange/local_round.py",  # vectors as they are sent
+    "fl_split/exchange/stand_in.py",
     "strategies/feddyn.py",
     "strategies/fednova.py",
+    "strategies/gas.py",
     "strategies/scaffold.py",
     "strategies/server/round.py",
     "strategies/server/aggregation.py",  # averages of weights, which Flower makes
@@ -71,6 +73,7 @@ HOST = {
     "strategies/server/loop.py",
     "strategies/server/participants.py",
     "strategies/server/private_models.py",
+    "strategies/server/stand_ins.py",
     "strategies/server/tail.py",
 }
 """Files that work on the CPU: with bytes, with weights as they are sent, with who is chosen."""

@@ -81,10 +81,10 @@ def test_every_config_is_valid_and_says_how_to_run_it(file):
         ({"partition": "dirichlett"}, "did you mean 'dirichlet'?"),
         ({"partition": "dirichlet(beta=1)"}, "unknown argument 'beta'"),
         ({"model": "pretrained()"}, "path must be given"),
-        ({"cut": 0}, "cut must be a number of stages from 1, or a stage's name, got 0"),
-        ({"cut": "3"}, "cut must be a number of stages from 1, or a stage's name, got '3'; a numb"),
+        ({"cut": 0}, "cut must be a number of stages from 1, a stage's name, a list"),
+        ({"cut": "3"}, "uniform(1, 3), got '3'; a number has no quotes"),
         ({"end": "3"}, "got '3'; a number has no quotes: 3"),
-        ({"cut": True}, "cut must be a number of stages from 1, or a stage's name, got True"),
+        ({"cut": True}, "uniform(1, 3), got True"),
         ({"model": "lenet(14, 3)"}, "2 values for 1 arguments"),
         ({"engine": "rays"}, "did you mean 'ray'?"),
         (

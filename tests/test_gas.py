@@ -122,6 +122,14 @@ def test_every_class_is_filled_up_to_a_batch_and_the_server_pays_for_it(simulate
     assert not filled.equals(plain)
 
 
+def test_moments_go_on_from_round_to_round(simulate):
+    """One client, 4 batches of 64 rows a round: they count by 1, 2, ... 8."""
+    kept = []
+    changes = {**RUN, "clients": 1, "partition": "iid()", "batch_size": 64}
+    simulate(watch=lambda row, result: kept.append(result.weights["class-weights"]), **changes)
+    assert [one.numpy().sum() for one in kept] == [64 * 10, 64 * 36]
+
+
 # Time.
 
 

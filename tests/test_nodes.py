@@ -125,7 +125,7 @@ def test_files_are_used_in_the_order_of_their_names(folders):
 
 
 def test_experts_are_not_told_by_images_that_the_server_does_not_have(on_nodes, reference):
-    experts = {"experts": "switch(blocks=1, count=2)"}
+    experts = {"experts": "switch(blocks=3, count=2)"}
     simulated = reference(**KEYS, **experts)
     assert (simulated.folder / "routing.csv").exists()
     _, folder = on_nodes(**experts)

@@ -12,6 +12,7 @@ from fl_split.seeds import generator
 from simulations.runs.experiment import Experiment
 from simulations.runs.saved_model import load_halves
 from simulations.runs.setup import prepare
+from simulations.runs.trials import memory_of_a_batch
 from simulations.studies.cost import Estimator
 from strategies.server.tasks import SERVER
 
@@ -158,6 +159,18 @@ def test_exits_learn_beside_an_auxiliary_which_has_no_part_in_their_phase(simula
     assert (before[of_exits] == first[of_exits]).all() and (first != second)[of_exits].mean() > 0.5
     assert (np.delete(first, of_exits) == np.delete(second, of_exits)).all()
     assert [result.traffic[0].payload_bytes_up > 0 for result in results] == [True, False]
+
+
+def test_a_whole_copy_takes_the_memory_of_a_whole_model():
+    """What autograd keeps of a batch, but for the loss; weights, gradients, moments."""
+    found = {}
+    for strategy in ("cse_fsl(auxiliary='tail')", "fedavg", "parallel"):
+        setup = prepare(Experiment.from_dict({"strategy": strategy}))
+        halves = setup.exchange, setup.head, setup.tail, setup.parts.codec
+        found[strategy] = memory_of_a_batch(*halves, 16, 10)["head"], setup.client_bytes
+    (kept, needed), whole, split = found.values()
+    assert kept == pytest.approx(whole[0], rel=0.01) and kept > 2 * split[0]
+    assert needed == whole[1] > split[1]
 
 
 @pytest.mark.parametrize(

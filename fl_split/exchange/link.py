@@ -244,7 +244,7 @@ class Link:
         if self.codec.remembers:
             check_finite(payload)  # before it is remembered
             rows = len(next(iter(payload.carried.values())))
-            samples = torch.arange(rows) if samples is None else samples
+            samples = torch.arange(rows, device="cpu") if samples is None else samples
             payload = self.codec.omit(payload, samples, {} if memory is None else memory)
         return _pack(self.codec, payload, at, "pack")
 

@@ -23,6 +23,7 @@ app = typer.Typer()
 
 KEYS = {
     "codecs": "codec",
+    "cuts": "cut",
     "channels": "channel",
     "strategies": "strategy",
     "aggregations": "aggregation",
@@ -56,6 +57,7 @@ TITLES = {
     "channels": "Channels (channel, down_channel)",
     "clips": "Clipping (clip)",
     "codecs": "Codecs (codec, and what only packs also as downlink)",
+    "cuts": "Laws of cuts (cut)",
     "datasets": "Data sets (dataset)",
     "policies": "Policies (fl-split infer --policy)",
     "selections": "Selections of tokens (tokens)",
@@ -96,11 +98,15 @@ def _tables(plugins: Sequence[str]) -> Mapping[str, Mapping[str, Outline]]:
     """Return all tables, without importing them if their source can be read."""
     if not plugins:
         with suppress(UnreadableError):
-            of_policies = outline.table("simulations.inference.policies", "POLICIES")
-            return {**outline.tables(), "policy": of_policies}
+            others = {
+                "cut": outline.table("simulations.runs.cut_laws", "CUTS"),
+                "policy": outline.table("simulations.inference.policies", "POLICIES"),
+            }
+            return {**outline.tables(), **others}
     with quiet():
         from fl_split.foreign import origin, plug_in, told
         from simulations.inference.policies import POLICIES
+        from simulations.runs.cut_laws import CUTS
         from simulations.runs.parts import SPEC_TABLES
     files = [expanded(file) for file in plugins]
     plug_in([*map(str, files)])
@@ -110,7 +116,7 @@ def _tables(plugins: Sequence[str]) -> Mapping[str, Mapping[str, Outline]]:
             **{name: Outline.of(entry) for name, entry in table.items()},
             **{name: Outline.of(one, told(origin(one))) for name, one in table.foreign(modules)},
         }
-        for key, table in {**SPEC_TABLES, "policy": POLICIES}.items()
+        for key, table in {**SPEC_TABLES, "cut": CUTS, "policy": POLICIES}.items()
     }
 
 

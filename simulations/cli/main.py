@@ -11,6 +11,7 @@ import typer
 from simulations.cli import (
     check_command,
     configs_command,
+    cuts_command,
     data_commands,
     infer_command,
     list_command,
@@ -56,6 +57,7 @@ app.add_typer(list_command.app)
 app.add_typer(configs_command.app)
 app.add_typer(check_command.app)
 app.add_typer(time_command.app)
+app.add_typer(cuts_command.app)
 app.add_typer(infer_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
 

@@ -13,11 +13,13 @@ class ClientPool:
     def __init__(self, worker: Worker) -> None:
         worker.settle()
         self.worker = worker
-        self._idle: list[Client] = []
+        self._idle: dict[int, list[Client]] = {}
 
     def lend(self, partition: int) -> Client:
         """Return a client that has done nothing yet; its weights are whatever was left in it."""
-        client = self._idle.pop() if self._idle else Client(self.worker)
+        worker = self.worker.of(partition)
+        idle = self._idle.setdefault(id(worker), [])
+        client = idle.pop() if idle else Client(worker)
         client.partition = partition
         return client
 
@@ -30,4 +32,4 @@ class ClientPool:
         client.place, client.keeps_head, client.assignment = None, False, USUAL
         client.memory = {}
         vars(client).pop("descent", None)
-        self._idle.append(client)
+        self._idle[id(client.worker)].append(client)

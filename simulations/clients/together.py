@@ -29,12 +29,13 @@ def backward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]
 
 
 def forward_stacks(answering: Sequence[Answering]) -> Iterator[list[Answering]]:
-    """Yield clients whose next batches have one size, where a stack is wanted for that size."""
-    by_size: dict[int, list[Answering]] = {}
+    """Yield clients of one cut and size of batch, where a stack is wanted for that size."""
+    by_size: dict[tuple[int, int], list[Answering]] = {}
     for one in answering:
         if not one.has_answer and one.client.has_batch():
-            by_size.setdefault(one.client.batch_samples, []).append(one)
-    for samples, alike in by_size.items():
+            key = one.client.batch_samples, id(one.client.worker)  # which serves heads of one cut
+            by_size.setdefault(key, []).append(one)
+    for (samples, _), alike in by_size.items():
         if len(alike) > 1 and alike[0].client.worker.stacks.of(samples):
             yield from (stack for stack in _cut(alike) if len(stack) > 1)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 
@@ -62,6 +63,8 @@ class Worker:
         How many clients' heads run as one; 0 leaves it to a trial, on a CPU.
     graphs : GraphMemory
         Room for autograd graphs between two messages.
+    shallower : Mapping[int, Head]
+        Heads of clients whose cut is not that of `head`, by client.
     stacks : Stacks
         Whether and how heads of several clients run as one.
     """
@@ -81,8 +84,10 @@ class Worker:
     is_deterministic: bool = False
     stack: int = 0
     graphs: GraphMemory = field(default_factory=GraphMemory)
+    shallower: Mapping[int, Head] = field(default_factory=dict)
     _tail: Flat[Tail] | None = None
     _sizes: dict[int, int] = field(default_factory=dict)
+    _of_head: dict[Head, Worker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stacks = Stacks(self)
@@ -90,6 +95,18 @@ class Worker:
     def settle(self) -> None:
         """Put the models on the device, in the process that serves clients."""
         self.head, self.tail = self.head.to(self.device), self.tail.to(self.device)
+        for head in {*self.shallower.values()}:
+            head.to(self.device)
+
+    def of(self, client: int) -> Worker:
+        """Return what serves a client: this worker, or one like it with the client's own head."""
+        head = self.shallower.get(client)
+        if head is None:
+            return self
+        if head not in self._of_head:
+            fresh: dict[str, Any] = {"shallower": {}, "_tail": None, "_sizes": {}, "_of_head": {}}
+            self._of_head[head] = replace(self, head=head, **fresh)
+        return self._of_head[head]
 
     def computing(self) -> AbstractContextManager[None]:
         """Compute in the block as the run wants it."""

@@ -20,7 +20,8 @@ from fl_split.recipe.precision import Name
 from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import located, parse
 from simulations.data.decoding import OnBad
-from simulations.runs.key_checks import checked_cut, checked_end, checked_stack
+from simulations.runs.cut_laws import checked_cut
+from simulations.runs.key_checks import checked_end, checked_stack
 from simulations.runs.parts import SPEC_TABLES, Parts, build, spelt_out
 from simulations.runs.paths import Written, expanded, placed
 from simulations.runs.settings import plugin_files
@@ -74,7 +75,9 @@ class Experiment(BaseModel):
     fraction: Share = Field(1.0, description="share of the clients sampled per round")
     model: str = Field("vit()", description="which model")
     cut: int | str = Field(
-        2, description="blocks or stages on the client, or the name of the last of them"
+        2,
+        description="blocks or stages on the client, or the name of the last of them; a list or a "
+        "law gives each client its own",
     )
     end: int | str = Field(
         0, description="U-shape: stages before the client's again, or the first of them; 0 is off"

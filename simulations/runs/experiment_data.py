@@ -29,6 +29,7 @@ from simulations.data.showing import View
 from simulations.data.skew import skewed
 from simulations.data.sources import Source
 from simulations.data.splits import Decision
+from simulations.runs.cuts import split
 from simulations.runs.experiment import Experiment
 
 
@@ -190,7 +191,7 @@ def view(e: Experiment, progress: Progress = silent, decodes: bool = False) -> V
     shape = (e.channels or survey.channels, *[e.image_size or survey.side] * 2)
     if "model" in e.model_fields_set:  # else no checkpoint is read, no model built
         loaded, spec = built(e, pictured(e, looked)), e.parts.model
-        shape = spec.split(loaded.module, e.cut, e.end)[0].image_shape
+        shape = split(e, loaded.module)[0].image_shape
         check_input(e, shape)
         wanted, notes = spec.preprocessing(), loaded.notes_on(looked.source.class_names)
     with named("dataset"):

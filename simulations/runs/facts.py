@@ -6,20 +6,28 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
+from fl_split.models.cut import Head
 from simulations.data.ragged import Ragged
+from simulations.runs import cuts
+from simulations.runs.demand import client_bytes
 from simulations.runs.provenance import machine
 from simulations.runs.setup import Setup
 from simulations.runs.trials import memory_of_a_batch, remembered_bytes
 
 
 def facts_of(setup: Setup, cpu: str, about_data: dict[str, Any]) -> dict[str, Any]:
-    """Return facts by name; `cpu` names kinds that the run had been on until a resume."""
+    """Return facts by name; `cpu` names kinds that the run had been on until a resume.
+
+    Memory is that of the deepest cut; `cuts` has it for each, where there are several.
+    """
     return {
         "machine": machine(cpu, setup.device),
-        "activation_bytes": _activation_bytes(setup),
+        "activation_bytes": _activation_bytes(setup, setup.head, setup.tail),
         "client_bytes": setup.client_bytes,
         "codec_memory_bytes": _remembered(setup),
+        "cuts": _cuts(setup),
         "majority_accuracy": setup.majority_accuracy,
         "model_input": setup.model_input,
         "model_notes": setup.model_notes,
@@ -28,11 +36,31 @@ def facts_of(setup: Setup, cpu: str, about_data: dict[str, Any]) -> dict[str, An
     }
 
 
-def _activation_bytes(setup: Setup) -> dict[str, int]:
+def _cuts(setup: Setup) -> list[dict[str, int]]:
+    """Return stages, clients and memory of each cut; nothing where all clients are cut alike."""
+    if not setup.shallower:
+        return []
+    e, tail = setup.experiment, setup.tail
+    found = []
+    for stages, clients in cuts.by_cut(setup.shallower, e.clients, setup.head).items():
+        head, place = setup.head_of(clients[0]), setup.shallower.get(clients[0])
+        behind = nn.Sequential(place.middle, tail) if place else tail
+        found.append(
+            {
+                "stages": stages,
+                "clients": len(clients),
+                "activation_bytes": _activation_bytes(setup, head, behind)["head"],
+                "client_bytes": client_bytes(head, tail, e.batch_size, setup.exchange),
+            }
+        )
+    return found
+
+
+def _activation_bytes(setup: Setup, head: Head, behind: nn.Module) -> dict[str, int]:
     """Measure it; 0 where a GPU has too little memory for it, which training will tell."""
-    halves = setup.exchange, setup.head, setup.tail, setup.parts.codec
+    parts = setup.exchange, head, behind, setup.parts.codec
     try:
-        return memory_of_a_batch(*halves, setup.experiment.batch_size, setup.train.num_classes)
+        return memory_of_a_batch(*parts, setup.experiment.batch_size, setup.train.num_classes)
     except torch.OutOfMemoryError:
         return {"head": 0, "whole": 0}
 

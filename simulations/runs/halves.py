@@ -1,26 +1,37 @@
-"""The model of an experiment, built and cut: the same on the server, in workers and on nodes."""
+"""The model of an experiment, built and cut, with all that its keys put into both halves."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from fl_split.exchange.stand_in import Shallower
 from fl_split.exits import insert_exits
 from fl_split.models import MODELS
 from fl_split.models.cut import Head, Tail, insert
 from fl_split.models.freezing import freeze
 from fl_split.specs import shortened
 from simulations.engines.memory import available_bytes
-from simulations.runs import recipes
+from simulations.runs import cuts, recipes
 from simulations.runs.demand import check_demand
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import Pictured, built, check_input, named
 from simulations.runs.trials import check_attention, try_link
 
 
-def halves(e: Experiment, seen: Pictured) -> tuple[nn.Module, Head, Tail, list[str]]:
-    """Build the model and cut it; return it, both halves, and what was decided about it.
+class Halves(NamedTuple):
+    """A model, its halves, clients that are cut before them, what was decided about all this."""
+
+    model: nn.Module
+    head: Head
+    tail: Tail
+    shallower: dict[int, Shallower]
+    notes: list[str]
+
+
+def halves(e: Experiment, seen: Pictured) -> Halves:
+    """Build the model and cut it: the same on the server, in workers and on nodes.
 
     Raises
     ------
@@ -36,7 +47,7 @@ def halves(e: Experiment, seen: Pictured) -> tuple[nn.Module, Head, Tail, list[s
     model.train()  # checkpoints come in evaluation mode
     with named("freeze"):
         freeze(model, e.freeze)
-    head, tail = spec.split(model, e.cut, e.end)
+    head, tail = cuts.split(e, model)
     sparse = recipes.conditional(e, head, tail)
     check_input(e, head.image_shape)
     with named("model"):
@@ -50,4 +61,6 @@ def halves(e: Experiment, seen: Pictured) -> tuple[nn.Module, Head, Tail, list[s
         model_name = shortened(e.model, MODELS).partition("(")[0]
         check_attention(e.parts.codec, head, model_name)
         try_link(e.parts.link(), head, tail, len(names))
-    return model, head, tail, [*loaded.notes_on(names), *sparse, *demand]
+    places = cuts.shallower(e, model, head)
+    notes = [*loaded.notes_on(names), *sparse, *demand, *cuts.notes(places, e.clients, head)]
+    return Halves(model, head, tail, places, notes)

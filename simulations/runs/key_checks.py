@@ -5,15 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 
-def checked_cut(cut: Any) -> Any:
-    """Return a number of stages, or a stage's name."""
-    if (type(cut) is int and cut >= 1) or (isinstance(cut, str) and _no_number(cut)):
-        return cut
-    raise ValueError(
-        f"must be a number of stages from 1, or a stage's name, got {cut!r}{_unquoted(cut)}"
-    )
-
-
 def checked_end(end: Any) -> Any:
     """Return a number of stages, a stage's name, or 0."""
     if (type(end) is int and end >= 0) or (isinstance(end, str) and _no_number(end)):

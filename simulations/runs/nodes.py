@@ -25,8 +25,7 @@ from simulations.data.partition import Unheld, unheld
 from simulations.data.ragged import Ragged
 from simulations.data.samples import Samples
 from simulations.data.splits import Decision
-from simulations.runs import recipes
-from simulations.runs.demand import client_bytes
+from simulations.runs import cuts, recipes
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
     Pictured,
@@ -42,7 +41,7 @@ from simulations.runs.experiment_data import (
 )
 from simulations.runs.files import writing
 from simulations.runs.halves import halves
-from simulations.runs.setup import Setup, check_strategy, prepare
+from simulations.runs.setup import Setup, prepare
 from simulations.runs.trials import check_channels
 from strategies.server.participants import RollCall, roll_call
 from strategies.server.threads import ServerThreads
@@ -103,7 +102,7 @@ def meet(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
     finally:
         threads.close()
     labels, partitions = _told(call, e.clients)
-    check_strategy(e, partitions)
+    recipes.check_run(e, partitions)
     shape = len(labels), *setup.train.pixels.shape[1:]
     pixels = np.broadcast_to(np.zeros(1, terms.transform.dtype), shape)
     names = terms.class_names
@@ -123,7 +122,7 @@ def _server_side(e: Experiment) -> tuple[Setup, Terms, Surveyed]:
     with named("dataset"):
         looked = look(e, silent)
     seen = pictured(e, looked)
-    model, head, tail, notes = halves(e, seen)
+    model, head, tail, places, notes = halves(e, seen)
     shape, wanted = head.image_shape, e.parts.model.preprocessing()
     with named("dataset"):
         none, test, decisions = images(looked, e, shape, wanted, silent)
@@ -144,7 +143,8 @@ def _server_side(e: Experiment) -> tuple[Setup, Terms, Surveyed]:
         class_names=seen.class_names,
         model_notes=notes,
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
-        client_bytes=client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head)),
+        client_bytes=int(cuts.client_bytes_of(e, head, tail, places).max()),
+        shallower=places,
         preprocessing=tested,
     )
     return setup, Terms(seen.class_names, seen.image_size, seen.channels, transform), looked
@@ -213,7 +213,9 @@ def node_worker(e: Experiment, terms: Terms, client: int, folder: str) -> Worker
     found = read_folder(folder)
     labels = found.labels(terms.class_names)
     classes = len(terms.class_names)
-    model, head, tail, _ = halves(e, Pictured(terms.image_size, terms.channels, terms.class_names))
+    model, head, tail, places, _ = halves(
+        e, Pictured(terms.image_size, terms.channels, terms.class_names)
+    )
     wanted = e.parts.model.preprocessing()
     scale = list(wanted.mean), list(wanted.std)
     sizes = np.zeros(e.clients, dtype=np.int64)
@@ -231,6 +233,7 @@ def node_worker(e: Experiment, terms: Terms, client: int, folder: str) -> Worker
         shards={},
         unheld=Unheld(0, []),
         class_names=terms.class_names,
+        shallower=places,
     )
     return setup.worker(stack=1)
 

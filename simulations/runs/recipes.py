@@ -23,8 +23,12 @@ from fl_split.specs import shortened
 from fl_split.tokens import insert as select
 from simulations.clients.stack_size import can_stack
 from simulations.data.augmentation import AUGMENTATIONS, augmented
+from simulations.data.ragged import Ragged
+from simulations.runs.budget import check_budgets, each
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import named
+from simulations.runs.lateness import check_system
+from strategies.server.participants import Population
 
 
 def recipe_of(e: Experiment) -> Recipe:
@@ -187,3 +191,24 @@ def conditional(e: Experiment, head: Head, tail: Tail) -> list[str]:
     with named("experts"):
         insert_experts(head, tail, e.parts.experts, e.seed, is_trained)
     return notes
+
+
+def check_run(e: Experiment, partitions: Ragged) -> None:
+    """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
+    strategy = e.parts.strategy
+    with named("strategy"):
+        strategy.check(e.parts.codec)
+    check_recipe(e)
+    check_budgets(each(e.parts.budget), e.parts.system, e.holdout)
+    with named("system"):
+        check_system(strategy, e.parts.system, e.clients, bool(e.end))
+    sizes = dict(enumerate(partitions.sizes.tolist()))
+    clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
+    if e.parts.system and e.parts.system.first:
+        clients = e.parts.system.first.of(clients)
+    least = e.parts.aggregation().least_clients
+    if clients < least:
+        raise ValueError(
+            f"aggregation: {e.aggregation} needs {least} clients or more in a round, got {clients} "
+            f"(fraction={e.fraction:g} of clients={e.clients} that hold samples)"
+        )

@@ -19,6 +19,7 @@ from fl_split.models.resnet import ResNet18
 from fl_split.models.sparse_linear import SparseLinear, sparse_layers
 from fl_split.tokens import insert as select
 from simulations.runs.cut_weights import load_cut_weights
+from simulations.runs.cuts import split
 from simulations.runs.experiment import Experiment
 
 MODEL, CODEC = "model.safetensors", "codec.safetensors"
@@ -42,7 +43,7 @@ def load_halves(
     else:
         model = spec.build(**model_input, seed=0)
         model.load_state_dict(load_file(folder / MODEL))
-    head, tail = spec.split(model, experiment.cut, experiment.end)
+    head, tail = split(experiment, model)
     parts, seed = experiment.parts, experiment.seed
     select(head, parts.tokens, seed)
     insert_experts(head, tail, parts.experts, seed, are_copies=True)

@@ -96,11 +96,8 @@ class LocalContext(Context):
     ) -> None:
         run_config = setup.experiment.model_dump()
         super().__init__(1, 1, {}, RecordDict(), run_config)
-        self.setup = setup
-        self.watch = watch
-        self.resumed = resumed
-        self.budget = budget or NoBudget()
-        self.observers = observers
+        self.setup, self.watch, self.resumed = setup, watch, resumed
+        self.budget, self.observers = budget or NoBudget(), observers
         self.threads, self.graphs = threads, graphs or GraphMemory()
 
 
@@ -273,6 +270,7 @@ class RunController:
             aggregator=experiment.parts.aggregation(),
             threads=self.threads,
             graphs=self.graphs,
+            stand_ins=self.setup.stand_ins(self.graphs),
             recipe=self.setup.recipe(),
             stack=0 if self.setup.device.type == "cpu" else stack_of(self.grid),
             num_steps=self.setup.num_steps,

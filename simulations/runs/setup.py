@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,26 +13,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_split.accelerators import find
+from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
+from fl_split.exchange.stand_in import Shallower
 from fl_split.flat import flatten, travelling
 from fl_split.models.cut import Head, Tail
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
+from fl_split.recipe.precision import Precision
 from simulations.clients import stack_size
 from simulations.clients.epochs import Epochs
 from simulations.clients.worker import Worker
 from simulations.data import partition
 from simulations.data.cache import Progress
-from simulations.data.ragged import Ragged, held_by
+from simulations.data.ragged import held_by
 from simulations.data.samples import Samples
 from simulations.data.showing import classes as classes_of
 from simulations.data.skew import skewed
 from simulations.data.splits import Decision
-from simulations.runs import recipes
-from simulations.runs.budget import check_budgets, each
+from simulations.runs import cuts, recipes
 from simulations.runs.cut_weights import cut_weights
-from simulations.runs.demand import client_bytes
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import (
     fingerprint,
@@ -45,12 +46,12 @@ from simulations.runs.experiment_data import (
     tested_as,
 )
 from simulations.runs.halves import halves
-from simulations.runs.lateness import check_system
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
 from simulations.runs.trials import check_channels, remembered_bytes
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
+from strategies.server.stand_ins import StandIns
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Setup:
     classes : sequence
         Name, training images and test images of each class, before labels are skewed.
     client_bytes : int
-        Memory that a client needs, estimated.
+        Memory that a client needs, estimated; of several cuts at the deepest.
+    shallower : dict
+        Where clients are cut that are not cut where `head` ends, by client.
     preprocessing : Preprocessing
         What is done to test images, and to those of whoever uses the trained model.
     knows_labels : bool
@@ -93,6 +96,7 @@ class Setup:
     fingerprint: dict[str, str] = field(default_factory=dict)
     classes: Sequence[tuple[str, int | None, int]] = ()
     client_bytes: int = 0
+    shallower: Mapping[int, Shallower] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     knows_labels: bool = True
 
@@ -124,6 +128,15 @@ class Setup:
     def exchange(self) -> Exchange:
         """What both halves do with one batch."""
         return recipes.exchange_of(self.experiment, self.head)
+
+    @property
+    def heads(self) -> list[Head]:
+        """Heads of all cuts, the deepest one first."""
+        return list(dict.fromkeys([self.head, *(one.head for one in self.shallower.values())]))
+
+    def head_of(self, client: int) -> Head:
+        """Return the head of a client, as its cut leaves it."""
+        return self.shallower[client].head if client in self.shallower else self.head
 
     @property
     def parts(self) -> Parts:
@@ -169,9 +182,12 @@ class Setup:
         `stack` heads run as one, by default as :meth:`stack` says.
         """
         parts = self.parts
+        own = {client: place.head for client, place in self.shallower.items()}
+        head, tail, heads = copy.deepcopy((self.head, self.tail, own))  # the server trains its own
         return Worker(
             self.train,
-            *copy.deepcopy((self.head, self.tail)),  # the server trains its own
+            head,
+            tail,
             self.exchange,
             parts.link(self.device),
             parts.head_optimizer,
@@ -183,7 +199,13 @@ class Setup:
             self.device,
             self.experiment.deterministic,
             self.stack() if stack is None else stack,
+            shallower=heads,
         )
+
+    def stand_ins(self, graphs: GraphMemory) -> StandIns:
+        """Return what the server trains for clients that are cut before `head` ends."""
+        precision, parts = Precision(self.experiment.precision), self.parts
+        return StandIns(self.shallower, parts.head_optimizer, self.recipe(), precision, graphs)
 
     def modules(self) -> list[str]:
         """Name the modules that the parts of a worker are of; some may be the user's."""
@@ -211,9 +233,9 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     source = looked.source
     partitions, shards, nobodys = partitioned(source, e)
     classes = len(source.class_names)
-    model, head, tail, notes = halves(e, pictured(e, looked))
-    check_strategy(e, partitions)
-    needed = client_bytes(head, tail, e.batch_size, e.parts.strategy.exchange(head))
+    model, head, tail, places, notes = halves(e, pictured(e, looked))
+    recipes.check_run(e, partitions)
+    needed = cuts.client_bytes_of(e, head, tail, places)
     if e.parts.strategy.sends_smashed_data:
         needed += remembered_bytes(e.parts.codec, head, int(partitions.sizes.max()))
     if e.parts.system:
@@ -243,27 +265,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
         fingerprint=fingerprint(looked, partitions),
         classes=classes_of(source),
-        client_bytes=needed,
+        client_bytes=int(needed.max()),
+        shallower=places,
         preprocessing=tested,
     )
-
-
-def check_strategy(e: Experiment, partitions: Ragged) -> None:
-    """Raise ValueError if strategy, codec, aggregation and number of clients do not agree."""
-    strategy = e.parts.strategy
-    with named("strategy"):
-        strategy.check(e.parts.codec)
-    recipes.check_recipe(e)
-    check_budgets(each(e.parts.budget), e.parts.system, e.holdout)
-    with named("system"):
-        check_system(strategy, e.parts.system, e.clients, bool(e.end))
-    sizes = dict(enumerate(partitions.sizes.tolist()))
-    clients = len(Population(sizes, {}, e.fraction, e.batch_size, e.seed).sample(1))
-    if e.parts.system and e.parts.system.first:
-        clients = e.parts.system.first.of(clients)
-    least = e.parts.aggregation().least_clients
-    if clients < least:
-        raise ValueError(
-            f"aggregation: {e.aggregation} needs {least} clients or more in a round, got {clients} "
-            f"(fraction={e.fraction:g} of clients={e.clients} that hold samples)"
-        )

@@ -161,7 +161,7 @@ def _section(text: str, key: str, value: Mapping[str, Any]) -> str:
 
 
 def _check_type(text: str, key: str, value: Any) -> None:
-    if (known := keys().get(key)) is None or key == "plugins":
+    if (known := keys().get(key)) is None or key in {"plugins", "cut"}:
         return
     kind = type(known.default)
     fits = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}.get(kind, (object,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fl_split.accelerators import device_of
 from fl_split.activations import activation_bytes, saved
@@ -98,7 +99,7 @@ def remembered_bytes(codec: Codec, head: Head, samples: int) -> int:
 
 
 def memory_of_a_batch(
-    exchange: Exchange, head: Head, tail: Tail, codec: Codec, samples: int, num_classes: int
+    exchange: Exchange, head: Head, tail: nn.Module, codec: Codec, samples: int, num_classes: int
 ) -> dict[str, int]:
     """Return bytes that autograd keeps for a batch: of the client's part, of the whole model.
 

@@ -23,10 +23,11 @@ from fl_split.accelerators import wait_for
 from fl_split.exchange.account import weights_bytes
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Batch
-from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record
+from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record, Weights
 from fl_split.exchange.served import HalfServed
 from fl_split.exchange.whole import predict
-from fl_split.flat import Flat
+from fl_split.flat import Flat, flatten, trained
+from fl_split.models.cut import Head
 from fl_split.recipe.descent import Descent, descend
 from fl_split.recipe.phases import Trains
 from fl_split.recipe.schedules import ONLY
@@ -72,17 +73,20 @@ class Estimator:
     def __call__(self, setup: Setup) -> RunCost:
         """Return the cost of the run that `setup` describes."""
         e = setup.experiment
-        crossing: Counter[tuple[int, int]] = Counter()
-        examples: dict[tuple[int, int], list[tuple[StepId, Assignment]]] = {}
+        crossing: Counter[tuple[int, int, int]] = Counter()
+        examples: dict[tuple[int, int, int], list[tuple[StepId, Assignment]]] = {}
         most = DRAWN if e.parts.codec.draws_size else 1
-        clients = steps = samples = flops = 0
+        synced = steps = samples = flops = 0
         strategy, population, each = e.parts.strategy, setup.population(), _flops_by_round(setup)
+        weights = _weights_by_head(setup)
         for number in range(1, e.rounds + 1):
             chosen = strategy.choose(population, number)
-            clients += len(chosen)
-            for key, example in _batches(setup, strategy, number, chosen):
+            synced += sum(weights[setup.head_of(client)] for client in chosen)
+            for sizes, example in _batches(setup, strategy, number, chosen):
+                head = setup.head_of(example[0].client)
+                key = *sizes, head.num_stages
                 steps, samples = steps + 1, samples + key[0]
-                flops += key[0] * each[number]
+                flops += key[0] * each[number, head]
                 is_sent = not example[0].step % setup.exchange.every
                 if is_sent and not setup.exchange.is_silent(number):
                     crossing[key] += 1
@@ -101,7 +105,7 @@ class Estimator:
             steps=steps,
             samples=samples,
             payload_bytes=payload,
-            head_bytes=clients * _weights_of_a_client(setup),
+            head_bytes=synced,
             client_flops=0 if strategy.trains_on_server else flops + of_answers,
             seconds=steps * step + e.rounds * evaluation * (own if strategy.keeps_models else 1),
             is_bound=e.budget != "none()",
@@ -110,30 +114,27 @@ class Estimator:
     def _timed(self, setup: Setup) -> tuple[float, float]:
         """Seconds of one local step on a whole batch, and of an evaluation."""
         e = setup.experiment
-        key = (
-            e.dataset,
-            e.model,
-            e.cut,
-            e.end,
-            e.tokens,
-            e.codec,
-            e.batch_size,
-            len(setup.test.labels),
-        )
+        kind = e.strategy if setup.exchange.is_one_way else ""
+        of_model, of_data = (e.model, e.cut, e.end, e.tokens, e.codec, kind), setup.test.labels
+        key = e.dataset, *of_model, e.batch_size, len(of_data)
         if key not in self._seconds:
             self._seconds[key] = _time(setup)
         return self._seconds[key]
 
 
-def _flops_by_round(setup: Setup) -> dict[int, int]:
-    """Return a client's operations on one image, by round; only phases and the first differ."""
+def _flops_by_round(setup: Setup) -> dict[tuple[int, Head], int]:
+    """Return a client's operations on one image, by round and by its head.
+
+    Only phases and the first round differ.
+    """
     phases, exchange = setup.parts.phases, setup.exchange
-    known, found = dict[tuple[Trains, bool], int](), dict[int, int]()
+    known, found = dict[tuple[Trains, bool, Head], int](), dict[tuple[int, Head], int]()
     for number in range(1, setup.experiment.rounds + 1):
-        kind = phases.trains(number), number == 1
-        if kind not in known:
-            known[kind] = exchange.flops_of_round(number, setup.head, setup.tail).total
-        found[number] = known[kind]
+        for head in setup.heads:
+            kind = phases.trains(number), number == 1, head
+            if kind not in known:
+                known[kind] = exchange.flops_of_round(number, head, setup.tail).total
+            found[number, head] = known[kind]
     return found
 
 
@@ -210,19 +211,23 @@ class Rehearsal:
         worker = setup.worker(stack=1)
         self.pool, self.tail = ClientPool(worker), Flat(worker.tail)
         self.weights = {HEAD: setup.initial_weights()[HEAD]}
+        self.stand_ins = setup.stand_ins(GraphMemory())
 
     def __call__(self, at: StepId, assignment: Assignment) -> tuple[int, int]:
         """Return bytes that cross, both ways, and operations of the client's answers."""
         client = self.pool.lend(at.client)
         numbers = {ROUND: at.round, **assignment.numbers()}
-        client.begin(Record(BEGIN, weights=self.weights, numbers=numbers))
+        own = self.stand_ins.begin(at.client, self.weights, assignment.rate)
+        client.begin(Record(BEGIN, weights=own, numbers=numbers))
         client.place = at
         exchange, link, flops = client.worker.exchange, client.link.renewed(), 0
         sent = [exchange.send(client).sent()]
         if exchange.is_one_way:
             self.pool.take_back(client)
             return len(sent[0]), 0
-        arrivals = {at.client: link.arrive(sent[0], at, self.tail.module)}
+        receiver = self.stand_ins.receiver(at.client, self.tail.module)
+        arrival, _ = self.stand_ins.forward(at.client, link.arrive(sent[0], at, receiver), at)
+        arrivals = {at.client: arrival}
         result = exchange.serve(self.tail, arrivals, {at.client: 1.0}, at, GraphMemory())
         if isinstance(result, HalfServed):
             output = result.outputs[at.client]
@@ -232,23 +237,28 @@ class Rehearsal:
             sent.append(answer.sent())
             flops = exchange.answer_flops(client.head.module, output)
             result = result.resume({at.client: result.read(at.client, link, answer)})
-        sent.append(exchange.answer(link, result.cuts[at.client], at).sent())
+        cut, _ = self.stand_ins.backward(at.client, result.cuts[at.client], ONLY)
+        sent.append(exchange.answer(link, cut, at).sent())
         self.pool.take_back(client)
         return sum(map(len, sent)), flops
 
 
-def _weights_of_a_client(setup: Setup) -> int:
-    """Return bytes of synchronised weights for one client and round, up and down together."""
-    strategy, weights = setup.parts.strategy, setup.initial_weights()
+def _weights_by_head(setup: Setup) -> dict[Head, int]:
+    """Return bytes of synchronised weights for one client and round, up and down, by its head."""
+    strategy, exchange = setup.parts.strategy, setup.exchange
     if strategy.trains_on_server or strategy.keeps_models:
-        return 0
-    return 2 * weights_bytes(Record(BEGIN, weights=setup.exchange.travelling(weights)))
+        return dict.fromkeys(setup.heads, 0)
+    weights, found = setup.initial_weights(), {}
+    for head in setup.heads:
+        own = Weights.of(flatten(trained(head)).cpu().numpy())
+        record = Record(BEGIN, weights=exchange.travelling({**weights, HEAD: own}))
+        found[head] = 2 * weights_bytes(record)
+    return found
 
 
 def _time(setup: Setup) -> tuple[float, float]:
     """Time a step on a whole batch, and an evaluation from one batch."""
-    e, train, test = setup.experiment, setup.train, setup.test
-    device = setup.device
+    e, train, test, device = setup.experiment, setup.train, setup.test, setup.device
     head = Flat(copy.deepcopy(setup.head).to(device))
     tail = Flat(copy.deepcopy(setup.tail).to(device))
     recipe = setup.recipe()

@@ -206,11 +206,13 @@ class Mix(Part):
         return Fleet(devices, kinds, speeds[kinds])
 
 
-def check_memory(fleet: Fleet, needed: int) -> None:
-    """Raise ValueError that names the devices with less than `needed` bytes of memory."""
-    clients = Counter(fleet.devices[kind].name for kind in fleet.kinds.tolist())
-    small = {one.name: one for one in fleet.devices if one.memory < needed and clients[one.name]}
+def check_memory(fleet: Fleet, needed: int | NDArray[np.int64]) -> None:
+    """Raise ValueError that names the devices with less than `needed` bytes, of each client."""
+    is_small = fleet.of("memory") < needed
+    clients = Counter(fleet.devices[kind].name for kind in fleet.kinds[is_small].tolist())
+    small = {one.name: one for one in fleet.devices if clients[one.name]}
     if small:
+        needed = int(np.broadcast_to(needed, is_small.shape)[is_small].max())
         each = ", ".join(
             f"{name} has {told(device.memory, 'B')} ({clients[name]:,} clients)"
             for name, device in small.items()

@@ -20,7 +20,7 @@ Share = Literal["head", "up", "tail", "down", "weights", "late"]
 SHARES: Mapping[Share, tuple[Kind, ...]] = {
     "head": ("forward", "encode", "unpack", "backward", "end", "train"),
     "up": ("up", "output gradient up"),
-    "tail": ("decode", "middle", "serve", "step", "pack", "average"),
+    "tail": ("decode", "stand in", "middle", "serve", "step", "pack", "average"),
     "down": ("output down", "down"),
     "weights": ("sync down", "sync up"),
     "late": ("wait",),

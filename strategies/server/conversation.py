@@ -5,7 +5,7 @@ All goes through a :class:`~fl_split.exchange.link.Link`; who sends nonsense is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,9 +29,11 @@ from fl_split.exchange.records import (
     check_weights,
 )
 from fl_split.exchange.served import HalfServed, Served
+from fl_split.models.cut import Head
+from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
 from strategies.server.aggregation import Update
-from strategies.server.mailbox import PUSH_AT, Mailbox, Waiting
+from strategies.server.mailbox import Mailbox, Waiting
 from strategies.server.participants import Assignment
 from strategies.server.tasks import SERVER, TaskGraph
 from strategies.server.training import Training
@@ -73,9 +75,10 @@ class Conversation:
     def __post_init__(self) -> None:
         self.clients, self.steps = list(self.assignments), dict.fromkeys(self.assignments, 0)
         self.link = self.training.link.renewed()
-        self.flops = self.exchange.flops_of_round(self.number, *self.training.halves)
+        self.stand_ins = self.training.stand_ins
+        self._flops: dict[Head, Flops] = {}
         self._work: dict[int, Flops] = {}
-        self._expected: dict[int, dict[str, Weights]] = {}
+        self._expected: dict[int, Mapping[str, Weights]] = {}
         self._origins: dict[Weights, int] = {}
         self._waiting: dict[int, Waiting] = {}
         self._forwarded: dict[int, int] = {}
@@ -83,6 +86,19 @@ class Conversation:
     def at(self, client: int) -> StepId:
         """Return the present step of a client."""
         return StepId(self.training.seed, self.number, client, self.steps.get(client, 0))
+
+    def moment_of(self, client: int) -> Moment:
+        """Return where in its own round a client's next payload is."""
+        steps = self.training.num_steps(self.samples[client], self.assignments[client].batch_size)
+        return Moment(self.number, self.steps[client], 1, -(-steps // self.exchange.every))
+
+    def flops_of(self, client: int) -> Flops:
+        """Operations of a client on one image."""
+        head, tail = self.training.halves
+        own = self.stand_ins.head(client, head)
+        if own not in self._flops:
+            self._flops[own] = self.exchange.flops_of_round(self.number, own, tail)
+        return self._flops[own]
 
     @property
     def traffic(self) -> dict[int, Traffic]:
@@ -101,32 +117,15 @@ class Conversation:
             if self.vanishes(self.at(client)):
                 continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
-            record = Record(BEGIN if weights else GO_ON, weights=weights, numbers=asked)
-            self._expected[client] = weights
+            own = self.stand_ins.begin(client, weights, self.assignments[client].rate)
+            record = Record(BEGIN if weights else GO_ON, weights=own, numbers=asked)
+            self._expected[client] = own
             origins = [self._origins[one] for one in weights.values() if one in self._origins]
             self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
             self.mailbox.send(client, record)
             if number % size == 0:
                 self.mailbox.push()
         return list(clients)
-
-    def arrivals(self) -> Iterator[dict[int, Arrival]]:
-        """Yield payloads as they come, a few at once, until every client has ended."""
-        is_over = False
-        while not is_over:
-            for batch in self.mailbox.batches():
-                found = [(k, one) for k, r in batch.items() if (one := self.sort(k, r)) is not None]
-                size = max(PUSH_AT, self.training.stack)
-                for start in range(0, len(found), size):
-                    yield dict(found[start : start + size])
-                self._give_up_lost()
-            is_over = not self._give_up_lost()
-
-    def finish(self) -> None:
-        """Wait until every client has ended, where none has payloads to send."""
-        for arrivals in self.arrivals():
-            for client in arrivals:
-                self.mailbox.drop(client, "sent a payload that nobody asked for")
 
     def answer(self, served: Served, clients: Sequence[int], owner: int = SERVER) -> None:
         """Count what the tail did for `clients`, and send cut gradients.
@@ -152,6 +151,8 @@ class Conversation:
             if self.vanishes((at := self.at(client)).next()):
                 self.client_flops -= self._work[client].backward
                 continue
+            cut, flops = self.stand_ins.backward(client, cut, self.moment_of(client))
+            self._stood_in(flops, self.tasks.stand_back, at)
             try:
                 record = self.exchange.answer(self.link, cut, at)
             except ValueError as error:
@@ -197,18 +198,6 @@ class Conversation:
         if not half.outputs:
             self._resume(waiting)
 
-    def wait_for_answers(self) -> None:
-        """Wait until nothing is half served and the server's threads are idle."""
-        self.mailbox.settle()
-        while self._waiting:
-            client = next(iter(self._waiting))
-            if (record := self.mailbox.receive(client)) is None:
-                self._answered(client, None)
-            else:
-                self.sort(client, record)
-            if not self._waiting:
-                self.mailbox.settle()
-
     def sort(self, client: int, record: Record) -> Arrival | None:
         """Return a payload that has come; None for all else, and drop what is nothing."""
         try:
@@ -232,18 +221,28 @@ class Conversation:
         if not 0 < size <= self.exchange.every * self.samples[client]:
             raise ValueError(f"a batch of {size} samples, holding {self.samples[client]}")
         self.batch_samples[client] = size
-        work = self._work[client] = work_of(record, self.flops, size)
+        work = self._work[client] = work_of(record, self.flops_of(client), size)
         self.client_flops += work.total
         crossing = self.link.over(data, at, "up", self.mailbox.account)
         numbers = int(record.number(SMASHED_BYTES)) // 4 * self.link.encodes
         done, is_whole = work.forward, self.exchange.is_one_way
         self.tasks.payload(client, at.step, done, numbers, crossing.size, is_whole)
-        arrival = self.link.received(crossing, at, self.training.tail.module)
+        receiver = self.stand_ins.receiver(client, self.training.tail.module)
+        arrival = self.link.received(crossing, at, receiver)
         if arrival is None:
             self._skip(client, "up")
-        elif self.link.encodes:
+            return None
+        if self.link.encodes:
             self.tasks.decode(client, at.step, arrival.values)
+        arrival, flops = self.stand_ins.forward(client, arrival, at)
+        self._stood_in(flops, self.tasks.stand_in, at)
         return arrival
+
+    def _stood_in(self, flops: int, task: Callable[[int, int, int], None], at: StepId) -> None:
+        """Count what the server did in the place of a client, if anything."""
+        if flops:
+            self.server_flops += flops
+            task(at.client, at.step, flops)
 
     def _skip(self, client: int, way: str) -> None:
         """Let a client go on with what it can learn alone: a payload or cut gradient is lost."""
@@ -267,12 +266,13 @@ class Conversation:
         elif record.number(SAMPLES) and not self.exchange.is_one_way:
             raise ValueError("samples with the end of a round whose steps were all served")
         if record.number(SAMPLES):
-            work = work_of(record, self.flops, int(record.number(SAMPLES)))
+            work = work_of(record, self.flops_of(client), int(record.number(SAMPLES)))
             self.client_flops += work.total
             self.tasks.follow("train", client, self.steps[client], work.total)
         task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
-        self._origins |= dict.fromkeys(record.weights.values(), task)
-        self.ends[client] = Update(client, held, dict(record.weights), record.numbers)
+        weights = self.stand_ins.end(client, record.weights, self.moment_of(client))
+        self._origins |= dict.fromkeys(weights.values(), task)
+        self.ends[client] = Update(client, held, weights, record.numbers)
 
     def _give_up_lost(self) -> bool:
         """Go on without clients that were dropped before they answered; tell if there were any."""

@@ -34,7 +34,7 @@ def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) ->
     steps, graphs = [], round.training.graphs
     for number, (client, arrival) in enumerate(arrivals.items()):
         tail = tails[client] if tails else round.tail
-        moment = round.own_moment(client) if tails else round.moment(round.done + number, 1)
+        moment = round.moment_of(client) if tails else round.moment(round.done + number, 1)
         steps.append(partial(tail.step, {client: arrival}, round.at(client), graphs, moment))
     results = round.training.threads.map(_call, steps) if tails else [*map(_call, steps)]
     for client, served in zip(arrivals, results, strict=True):

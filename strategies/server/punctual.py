@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fl_split.exchange.link import Arrival
 from strategies.server.conversation import Conversation
+from strategies.server.mailbox import PUSH_AT
 
 LEAST_TOKENS = 2048
 """Tokens from which on a group of clients is worth a job, and a message to each worker."""
@@ -21,6 +22,37 @@ class Punctual(Conversation):
         self.attendance = self.training.attendance
         self.late: set[int] = set()
         self._early: dict[int, Arrival] = {}
+
+    def arrivals(self) -> Iterator[dict[int, Arrival]]:
+        """Yield payloads as they come, a few at once, until every client has ended."""
+        is_over = False
+        while not is_over:
+            for batch in self.mailbox.batches():
+                found = [(k, one) for k, r in batch.items() if (one := self.sort(k, r)) is not None]
+                size = max(PUSH_AT, self.training.stack)
+                for start in range(0, len(found), size):
+                    yield dict(found[start : start + size])
+                self._give_up_lost()
+            is_over = not self._give_up_lost()
+
+    def finish(self) -> None:
+        """Wait until every client has ended, where none has payloads to send."""
+        for arrivals in self.arrivals():
+            for client in arrivals:
+                self.mailbox.drop(client, "sent a payload that nobody asked for")
+
+    def wait_for_answers(self) -> None:
+        """Wait until nothing is half served and the server's threads are idle."""
+        self.mailbox.settle()
+        while self._waiting:
+            client = next(iter(self._waiting))
+            record = self.mailbox.receive(client)
+            if record is None:
+                self._answered(client, None)
+            else:
+                self.sort(client, record)
+            if not self._waiting:
+                self.mailbox.settle()
 
     def payload(self, client: int) -> Arrival | None:
         """Wait for the next payload of `client`; None when it has ended or was dropped."""

@@ -69,7 +69,7 @@ class Round(Punctual):
         """Do the same with each client's own tail, beside whatever else is going on."""
         graphs = self.training.graphs
         steps = [
-            partial(tails[k].step, {k: arrival}, self.at(k), graphs, self.own_moment(k))
+            partial(tails[k].step, {k: arrival}, self.at(k), graphs, self.moment_of(k))
             for k, arrival in arrivals.items()
         ]
 
@@ -176,10 +176,6 @@ class Round(Punctual):
     def moment(self, done: int, taken: int) -> Moment:
         """Return where in the shared tail's round a step is: it counts payloads of all clients."""
         return Moment(self.number, done, taken, sum(self._expected_steps.values()))
-
-    def own_moment(self, client: int) -> Moment:
-        """Return where in its own round a client's next step is."""
-        return Moment(self.number, self.steps[client], 1, self._expected_steps[client])
 
     @cached_property
     def _expected_steps(self) -> dict[int, int]:

@@ -36,6 +36,9 @@ class Strategy(ABC):
         Whether clients tell how many samples of each class they hold.
     works_in_u_shape : bool
         Whether clients may have the loss, so that their labels stay with them.
+    mixes_cuts : bool
+        Whether clients may be cut at several places: a head that travels then ends at the deepest
+        of them, and the server trains what a client does not. Strategies without a cut ignore it.
     serves_in_turn : bool
         Whether clients are served one after the other, so that none can be passed over for
         another one that is faster.
@@ -55,6 +58,7 @@ class Strategy(ABC):
     needs_mean: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     works_in_u_shape: ClassVar[bool] = True
+    mixes_cuts: bool = False
     serves_in_turn: ClassVar[bool] = False
     follows_speeds: ClassVar[bool] = False
     needs_clock: bool = False

@@ -31,6 +31,7 @@ Kind = Literal[
     "sync up",  # weights, client to server
     "wait",  # for clients that are late, or until one is there; server
     "average",  # of what clients have sent, which ends the round; server
+    "stand in",  # stages that the server trains for a client, forward or backward; server
 ]
 
 BYTES: set[Kind] = {"sync down", "up", "output down", "output gradient up", "down", "sync up"}
@@ -122,6 +123,16 @@ class TaskGraph:
     def decode(self, client: int, step: int, amount: int) -> None:
         """Record that the server decodes what came from a client; its tail waits for that."""
         self._decoded[client] = self.add("decode", SERVER, step, amount, self._last[client])
+
+    def stand_in(self, client: int, step: int, amount: int) -> None:
+        """Record that the server runs what came from a client as far as the tail begins."""
+        before = self._decoded.get(client, self._last[client])
+        self._decoded[client] = self.add("stand in", SERVER, step, amount, before)
+
+    def stand_back(self, client: int, step: int, amount: int) -> None:
+        """Record that the server takes the tail's gradient back to where a client is cut."""
+        number = self.add("stand in", SERVER, step, amount, *self._served[client])
+        self._served[client] = (number,)
 
     def payload(
         self,

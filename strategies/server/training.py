@@ -19,6 +19,7 @@ from fl_split.optimizers import Optimizer
 from fl_split.recipe.descent import PLAIN, Recipe
 from strategies.server.aggregation import Aggregator, fedavg
 from strategies.server.attendance import Attendance, Everyone
+from strategies.server.stand_ins import StandIns
 from strategies.server.tasks import Task
 from strategies.server.threads import ServerThreads, group_size
 
@@ -75,7 +76,7 @@ class Training:
     link : Link
         The road to the clients.
     head, tail : Flat
-        Where the global weights are trained.
+        Where the global weights are trained; of several cuts the deepest divides them.
     pooled_round : Callable
         Train `head` and `tail` on pooled data for one round (the centralised baseline), given
         the round and the sampled clients.
@@ -87,6 +88,8 @@ class Training:
         The server's room for graphs between two messages.
     recipe : Recipe
         How gradients become steps.
+    stand_ins : StandIns
+        What the server trains for clients that are cut before `head` ends.
     stack : int
         Clients whose heads a GPU runs as one: groups are no smaller. 0 on a CPU.
     num_steps : Callable
@@ -116,6 +119,7 @@ class Training:
     threads: ServerThreads = field(default_factory=ServerThreads)
     graphs: GraphMemory = field(default_factory=GraphMemory)
     recipe: Recipe = PLAIN
+    stand_ins: StandIns = field(default_factory=StandIns)
     stack: int = 0
     num_steps: Callable[[int, int], int] = lambda samples, batch_size: 1
     progress: Progress = field(default_factory=Progress)
