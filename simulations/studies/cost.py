@@ -26,7 +26,7 @@ from fl_split.exchange.protocol import Batch
 from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record, Weights
 from fl_split.exchange.served import HalfServed
 from fl_split.exchange.whole import predict
-from fl_split.flat import Flat, flatten, trained
+from fl_split.flat import Flat, flatten, travelling
 from fl_split.models.cut import Head
 from fl_split.recipe.descent import Descent, descend
 from fl_split.recipe.phases import Trains
@@ -250,7 +250,7 @@ def _weights_by_head(setup: Setup) -> dict[Head, int]:
         return dict.fromkeys(setup.heads, 0)
     weights, found = setup.initial_weights(), {}
     for head in setup.heads:
-        own = Weights.of(flatten(trained(head)).cpu().numpy())
+        own = Weights.of(flatten(travelling(head)).cpu().numpy())
         record = Record(BEGIN, weights=exchange.travelling({**weights, HEAD: own}))
         found[head] = 2 * weights_bytes(record)
     return found
