@@ -84,7 +84,8 @@ def test_what_stays_takes_its_label_number_and_flag():
     assert not sent.carried and sent.side["samples"].tolist() == [5, 200, 9]
     names = [len(name) for name in ("labels", "samples", "stays")]
     heads = 1 + sum(3 + length + 4 for length in names)  # kind, name, one dimension
-    assert len(again) == heads + 1 + 3 + 1  # 3 labels of 2 bits, 3 numbers of 8, 3 flags
+    count = 3 + len("sent") + 1  # of payloads; it has no dimension
+    assert len(again) == heads + count + 1 + 3 + 1  # 3 labels of 2 bits, numbers of 8, flags
     assert len(first) == len(again) + (3 + len("tokens") + 3 * 4) + tokens.nbytes
 
 
@@ -107,12 +108,21 @@ def test_clients_do_not_mix():
     road, tokens = Road("splitcom()"), rows(2)
     road.send(tokens, [0, 1])
     data = road.link.up(payload(tokens), AT, torch.arange(2), road.memory)
-    with pytest.raises(ValueError, match="samples that stay, and none ever came"):
+    with pytest.raises(ValueError, match="payload 2 after payload 0: one was lost"):
         road.link.arrive(data, StepId(0, 1, 5, 0), road.tail)
     other = Road("splitcom()")
     other.send(tokens[:1], [1])
     with pytest.raises(ValueError, match="tokens of 0 stay, and never came"):
         other.link.arrive(data, AT, road.tail)
+
+
+def test_a_payload_that_is_lost_is_missed():
+    """Else the server would take what came before for a sample that has not moved since."""
+    road, tokens = Road("splitcom(threshold=0.1)"), rows(1)
+    road.send(tokens, [0])
+    road.link.up(payload(5 * tokens), AT, torch.arange(1), road.memory)  # and nobody reads it
+    with pytest.raises(ValueError, match="payload 3 after payload 1"):
+        road.send(5.01 * tokens, [0])
 
 
 def test_other_shapes_are_sent_anew():
@@ -129,7 +139,8 @@ def test_behind_a_projection_less_is_remembered():
     assert road.memory == {}
     encoded = Payload({"tokens": rows(2)[..., :2]}, {"labels": torch.zeros(2).long()})
     road.link.up(encoded, AT, torch.arange(2), road.memory)
-    assert sum(value.numel() for value in road.memory.values()) == 2 * 2 * 2
+    kept = [value for name, value in road.memory.items() if name != "sent"]
+    assert sum(value.numel() for value in kept) == 2 * 2 * 2
 
 
 @pytest.mark.parametrize(

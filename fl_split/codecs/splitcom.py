@@ -14,8 +14,9 @@ from fl_split.codecs.codec import Codec
 from fl_split.payload import Payload
 from fl_split.specs import STRICT
 
-SAMPLES, STAYS = "samples", "stays"
-"""Side tensors (B,): numbers of the samples among the client's, and which of them stay."""
+SAMPLES, STAYS, SENT = "samples", "stays", "sent"
+"""Side tensors (B,): numbers of the samples among the client's, and which of them stay; and (),
+how many payloads the client has sent, with this one: a gap tells that one was lost."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -31,7 +32,8 @@ class SplitCom(Codec):
     Client and server remember the values of every sample that was sent, each in fp32: this is
     counted as memory, is in checkpoints, and lasts as long as the run. Augmentation that draws a
     new view of a sample each time moves it, so that it seldom stays. Both sides must agree on what
-    came, so that nothing may be lost on the way, nor arrive with wrong numbers.
+    came, so that nothing may be lost on the way, nor arrive with wrong numbers: after a gap, as by
+    a timeout, the client is dropped in each round, by name.
 
     Reconstructed: of the paper only the abstract was read. It uploads "only when a noticeable
     deviation from previous epochs occurs"; the relative distance is ours. Not here: its two
@@ -68,13 +70,17 @@ class SplitCom(Codec):
         moved = ~stays
         sent = {name: value[moved] for name, value in values.items() if bool(moved.any())}
         remember(memory, sent, samples[moved.cpu()].tolist())
-        known = {SAMPLES: samples.to(stays.device), STAYS: stays}
+        before = int(memory[SENT]) if SENT in memory else 0
+        memory[SENT] = torch.tensor(before + 1, device=stays.device)
+        known = {SAMPLES: samples.to(stays.device), STAYS: stays, SENT: memory[SENT]}
         return Payload(sent, {**payload.side, **known})
 
     def complete(self, payload: Payload, memory: dict[str, Tensor]) -> Payload:
         """Put in the samples that stay; ValueError if one of them never came."""
         side = dict(payload.side)
-        samples, stays = side.pop(SAMPLES).tolist(), side.pop(STAYS)
+        samples, stays, sent = side.pop(SAMPLES).tolist(), side.pop(STAYS), side.pop(SENT)
+        if (last := int(memory[SENT]) if SENT in memory else 0) + 1 != int(sent):
+            raise ValueError(f"payload {int(sent)} after payload {last}: one was lost on the way")
         if stays.dtype != torch.bool or len(set(samples)) != len(samples) or not samples:
             raise ValueError(f"samples {samples} that stay or not: {stays.tolist()}")
         moved = [sample for sample, stay in zip(samples, stays.tolist(), strict=True) if not stay]
@@ -83,14 +89,14 @@ class SplitCom(Codec):
             raise ValueError(f"the values of {len(moved)} samples were due")
         new = dict[str, Tensor]()
         remember(new, payload.carried, moved)
-        names = [*payload.carried] or sorted({_name(key) for key in memory})
+        names = [*payload.carried] or sorted({_name(key) for key in memory if key != SENT})
         if not names:
             raise ValueError("samples that stay, and none ever came")
         values = {
             name: torch.stack([_recalled(_key(name, sample), new, memory) for sample in samples])
             for name in names
         }
-        memory |= new
+        memory |= {**new, SENT: sent}
         return Payload(values, side)
 
     def _stay(

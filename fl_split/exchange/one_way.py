@@ -82,7 +82,7 @@ class OneWay(Split):
             data = None
             if self._is_due(at.step):
                 at = replace(at, step=at.step // self.every)
-                data = client.link.up(payload, at)
+                data = client.up(payload, at)
             client.learn(client.backward(None))
             if data is not None:
                 size *= client.head.module.smashed_bytes

@@ -86,8 +86,8 @@ class ClientSide(Protocol):
     def forward(self) -> Payload:
         """Return what the exchange's `smash` makes of the present batch; keep the graph."""
 
-    def up(self, payload: Payload) -> bytes:
-        """Return what is sent of the smashed data of the present step, as the link packs them."""
+    def up(self, payload: Payload, sent_at: StepId | None = None) -> bytes:
+        """Return what is sent of the present step's smashed data, packed as in step `sent_at`."""
 
     def backward(self, record: Record | None) -> Tensor:
         """Return the head's gradient for the cut gradient that has come, or for none."""

@@ -168,12 +168,15 @@ class Client:
         self.keep(payload, samples, slot)
         return payload, slot
 
-    def up(self, payload: Payload) -> bytes:
-        """Return what is sent of smashed data, of which a codec may remember earlier ones."""
+    def up(self, payload: Payload, sent_at: StepId | None = None) -> bytes:
+        """Return what is sent of smashed data, of which a codec may remember earlier ones.
+
+        Payloads may be counted otherwise than steps; then this one is that of `sent_at`.
+        """
         if not self.link.codec.remembers:
-            return self.link.up(payload, self.at)
+            return self.link.up(payload, sent_at or self.at)
         samples = torch.from_numpy(self.epochs.batch(self.at, self.num_samples))
-        return self.link.up(payload, self.at, samples, self.memory)
+        return self.link.up(payload, sent_at or self.at, samples, self.memory)
 
     def backward(self, record: Record | None) -> Tensor:
         """Return the head's gradient for the cut gradient in `record`, or for its own loss alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from fl_split.models.cut import Head, Tail
 from simulations.runs.cut_laws import Cut, cuts_of
 from simulations.runs.demand import client_bytes
 from simulations.runs.experiment import Experiment
+from simulations.runs.trials import remembered_bytes
 
 
 def split(e: Experiment, module: nn.Module) -> tuple[Head, Tail]:
@@ -54,14 +55,46 @@ def shallower(e: Experiment, module: nn.Module, deepest: Head) -> dict[int, Shal
 
 
 def client_bytes_of(
-    e: Experiment, deepest: Head, tail: Tail, places: Mapping[int, Shallower]
+    e: Experiment,
+    deepest: Head,
+    tail: Tail,
+    places: Mapping[int, Shallower],
+    sizes: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Estimate the memory of each client (clients,), in bytes."""
-    exchange, known = e.parts.strategy.exchange(deepest), dict[Head, int]()
+    """Estimate the memory of each client (clients,), of `sizes` samples, in bytes."""
+    exchange = e.parts.strategy.exchange(deepest)
+
+    def needed(head: Head) -> int:
+        return client_bytes(head, tail, e.batch_size, exchange)
+
+    return _by_client(e, deepest, places, needed) + remembered_of(e, deepest, places, sizes)
+
+
+def remembered_of(
+    e: Experiment, deepest: Head, places: Mapping[int, Shallower], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return bytes that a codec makes each side remember of clients (clients,) of `sizes` samples.
+
+    That is when every sample has been sent.
+    """
+
+    def of_sample(head: Head) -> int:
+        sends = e.parts.strategy.sends_smashed_data
+        return remembered_bytes(e.parts.codec, head, 1) if sends else 0
+
+    return sizes * _by_client(e, deepest, places, of_sample)
+
+
+def _by_client(
+    e: Experiment,
+    deepest: Head,
+    places: Mapping[int, Shallower],
+    of_head: Callable[[Head], int],
+) -> NDArray[np.int64]:
+    """Return a number of each client's head; each head is asked once."""
     heads = [places[k].head if k in places else deepest for k in range(e.clients)]
-    for head in {*heads}:
-        known[head] = client_bytes(head, tail, e.batch_size, exchange)
-    return np.array([known[head] for head in heads])
+    known = {head: of_head(head) for head in dict.fromkeys(heads)}
+    return np.array([known[head] for head in heads], dtype=np.int64)
 
 
 def notes(places: Mapping[int, Shallower], clients: int, deepest: Head) -> list[str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fl_split.models.cut import Head
 from simulations.data.ragged import Ragged
 from simulations.runs import cuts
-from simulations.runs.demand import client_bytes
 from simulations.runs.provenance import machine
 from simulations.runs.setup import Setup
-from simulations.runs.trials import memory_of_a_batch, remembered_bytes
+from simulations.runs.trials import memory_of_a_batch
 
 
 def facts_of(setup: Setup, cpu: str, about_data: dict[str, Any]) -> dict[str, Any]:
@@ -40,17 +41,18 @@ def _cuts(setup: Setup) -> list[dict[str, int]]:
     """Return stages, clients and memory of each cut; nothing where all clients are cut alike."""
     if not setup.shallower:
         return []
-    e, tail = setup.experiment, setup.tail
+    e, tail, places = setup.experiment, setup.tail, setup.shallower
+    needed = cuts.client_bytes_of(e, setup.head, tail, places, _sizes(setup))
     found = []
-    for stages, clients in cuts.by_cut(setup.shallower, e.clients, setup.head).items():
-        head, place = setup.head_of(clients[0]), setup.shallower.get(clients[0])
+    for stages, clients in cuts.by_cut(places, e.clients, setup.head).items():
+        head, place = setup.head_of(clients[0]), places.get(clients[0])
         behind = nn.Sequential(place.middle, tail) if place else tail
         found.append(
             {
                 "stages": stages,
                 "clients": len(clients),
                 "activation_bytes": _activation_bytes(setup, head, behind)["head"],
-                "client_bytes": client_bytes(head, tail, e.batch_size, setup.exchange),
+                "client_bytes": int(needed[clients].max()),
             }
         )
     return found
@@ -67,9 +69,10 @@ def _activation_bytes(setup: Setup, head: Head, behind: nn.Module) -> dict[str, 
 
 def _remembered(setup: Setup) -> dict[str, int]:
     """Return what a codec makes the largest client remember, and the server of all clients."""
-    codec, head = setup.parts.codec, setup.head
-    sizes = Ragged.of(setup.train.partitions).sizes
-    held = {"client": int(sizes.max()), "server": int(sizes.sum())}
-    if not setup.parts.strategy.sends_smashed_data:
-        return dict.fromkeys(held, 0)
-    return {side: remembered_bytes(codec, head, samples) for side, samples in held.items()}
+    places = setup.head, setup.shallower, _sizes(setup)
+    each = cuts.remembered_of(setup.experiment, *places)
+    return {"client": int(each.max()), "server": int(each.sum())}
+
+
+def _sizes(setup: Setup) -> NDArray[np.int64]:
+    return Ragged.of(setup.train.partitions).sizes

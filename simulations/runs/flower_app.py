@@ -68,8 +68,10 @@ def _pool(context: Context) -> ClientPool:
     told = context.state.config_records.get(TERMS)
     data = told[DATA] if told else b""
     assert isinstance(data, bytes), "written by the app above"
-    own = context.node_config.get("partition-id", -1), context.node_config.get(nodes.FOLDER, "")
-    return _build(tuple(sorted(context.run_config.items())), data, int(own[0]), str(own[1]))
+    folder, client = str(context.node_config.get(nodes.FOLDER, "")), -1
+    if data or folder:  # else all clients of a simulation share one
+        client = int(context.node_config.get("partition-id", -1))
+    return _build(tuple(sorted(context.run_config.items())), data, client, folder)
 
 
 @lru_cache(maxsize=1)

@@ -42,7 +42,6 @@ from simulations.runs.experiment_data import (
 from simulations.runs.files import writing
 from simulations.runs.halves import halves
 from simulations.runs.setup import Setup, prepare
-from simulations.runs.trials import check_channels
 from strategies.server.participants import RollCall, roll_call
 from strategies.server.threads import ServerThreads
 
@@ -106,8 +105,11 @@ def meet(grid: Grid, e: Experiment) -> tuple[Setup, Grid]:
     shape = len(labels), *setup.train.pixels.shape[1:]
     pixels = np.broadcast_to(np.zeros(1, terms.transform.dtype), shape)
     names = terms.class_names
+    halves_of = setup.head, setup.tail, setup.shallower
+    needed = cuts.client_bytes_of(e, *halves_of, partitions.sizes)
     setup = replace(
         setup,
+        client_bytes=int(needed.max()),
         train=replace(setup.train, pixels=pixels, labels=labels, partitions=partitions),
         unheld=unheld(partitions, labels, names) if sees_labels else Unheld(0, []),
         fingerprint=fingerprint(looked, partitions),
@@ -143,7 +145,6 @@ def _server_side(e: Experiment) -> tuple[Setup, Terms, Surveyed]:
         class_names=seen.class_names,
         model_notes=notes,
         decisions=[*decisions, *(Decision("model", note) for note in notes)],
-        client_bytes=int(cuts.client_bytes_of(e, head, tail, places).max()),
         shallower=places,
         preprocessing=tested,
     )
@@ -154,8 +155,20 @@ def check(e: Experiment) -> None:
     """Raise ValueError if a key asks for what the images of real nodes cannot give."""
     recipes.check_device(e)
     strategy = e.parts.strategy
-    if strategy.sends_smashed_data:
-        check_channels(e.parts.link(), bool(e.end))
+    link, system = e.parts.link(), e.parts.system
+    if not (link.channel.is_perfect and link.down_channel.is_perfect):
+        raise ValueError(
+            "channel: a real network carries what nodes send; leave channel and down_channel out"
+        )
+    if strategy.sends_smashed_data and link.codec.remembers:
+        raise ValueError(
+            f"codec: {e.codec} needs every payload to arrive, and a node may come too late; take "
+            "another one, as uniform(bits=8)"
+        )
+    if system and system.decides:
+        raise ValueError(
+            f"system: {system.decides} would leave out real nodes by virtual time; leave it out"
+        )
     if strategy.trains_on_server:
         raise ValueError(
             f"strategy: {e.strategy} needs all images on the server; nodes keep theirs"
@@ -248,6 +261,8 @@ def write_for_nodes(e: Experiment, folder: Path) -> str:
     """
     if e.skew != "none()":
         raise ValueError("skew: it is applied to images in memory; leave skew out")
+    if e.holdout:
+        raise ValueError("holdout: nodes hold no images back, so these would be lost; leave it out")
     source = opened(e)
     with writing(folder):
         write_folders(source, partitioned(source, e)[0], folder)

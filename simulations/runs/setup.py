@@ -48,7 +48,7 @@ from simulations.runs.experiment_data import (
 from simulations.runs.halves import halves
 from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
-from simulations.runs.trials import check_channels, remembered_bytes
+from simulations.runs.trials import check_channels
 from simulations.system.devices import check_memory
 from strategies.server.participants import Population
 from strategies.server.stand_ins import StandIns
@@ -235,9 +235,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
     classes = len(source.class_names)
     model, head, tail, places, notes = halves(e, pictured(e, looked))
     recipes.check_run(e, partitions)
-    needed = cuts.client_bytes_of(e, head, tail, places)
-    if e.parts.strategy.sends_smashed_data:
-        needed += remembered_bytes(e.parts.codec, head, int(partitions.sizes.max()))
+    needed = cuts.client_bytes_of(e, head, tail, places, partitions.sizes)
     if e.parts.system:
         with named("system"):
             check_memory(e.parts.system.fleet(e.clients, e.seed), needed)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulations.runs.demand import client_bytes
+from simulations.data.ragged import Ragged
+from simulations.runs.cuts import client_bytes_of
 from simulations.runs.experiment import Experiment
 from simulations.runs.setup import Setup, prepare
 from simulations.studies.rehearsals import Rehearsals
@@ -173,7 +174,9 @@ class Chooser:
         """Bytes that a client needs, by cut."""
         e, setup = self.setup.experiment, self.setup
         heads = [setup.parts.model.split(setup.model, cut, e.end)[0] for cut in self.cuts]
-        return [client_bytes(head, setup.tail, e.batch_size, setup.exchange) for head in heads]
+        sizes = Ragged.of(setup.train.partitions).sizes
+        needed = [client_bytes_of(e, head, setup.tail, {}, sizes) for head in heads]
+        return [int(one.max()) for one in needed]
 
     @cached_property
     def steps(self) -> int:

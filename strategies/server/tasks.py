@@ -209,7 +209,9 @@ class TaskGraph:
         self._tails[SERVER] = (*self._tails.get(SERVER, ()), waits)
 
     def average(self, clients: Iterable[int]) -> None:
-        """Record that the round ends: with what `clients` sent, and the shared tail."""
-        ends = {self._last[client] for client in clients}
-        before = sorted({*ends, *self._tails.get(SERVER, ()), *self._waits})
+        """Record that the round ends: with what `clients` sent, their tails, and the shared one."""
+        owners = [*clients, SERVER]
+        tails = {task for owner in owners for task in self._tails.get(owner, ())}
+        ends = {self._last[client] for client in owners if client != SERVER}
+        before = sorted({*ends, *tails, *self._waits})
         self.add("average", SERVER, 0, 0, *(before or range(len(self.tasks))))
