@@ -105,12 +105,18 @@ class Conversation:
         """What has crossed so far, by client."""
         return self.mailbox.account.traffic
 
-    def begin(self, clients: Sequence[int], **weights: Weights) -> list[int]:
+    def begin(
+        self,
+        clients: Sequence[int],
+        beside: Mapping[int, Mapping[str, Weights]] | None = None,
+        /,
+        **weights: Weights,
+    ) -> list[int]:
         """Start the round of `clients` with `weights`; without any they keep their own.
 
-        A client ends its round with weights of the names that it was sent. Clients start in
-        the groups in which they are served together, as one where heads are stacked. Returns
-        `clients`.
+        A client ends its round with weights of the names that it was sent, but for those which
+        some clients get `beside` theirs. Clients start in the groups in which they are served
+        together, as one where heads are stacked. Returns `clients`.
         """
         size = self.training.group_size(len(clients))
         for number, client in enumerate(clients, start=1):
@@ -118,14 +124,20 @@ class Conversation:
                 continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             own = self.stand_ins.begin(client, weights, self.assignments[client].rate)
-            record = Record(BEGIN if weights else GO_ON, weights=own, numbers=asked)
-            self._expected[client] = own
-            origins = [self._origins[one] for one in weights.values() if one in self._origins]
+            more = (beside or {}).get(client, {})
+            record = Record(BEGIN if weights else GO_ON, weights={**own, **more}, numbers=asked)
+            self._expected[client], sent = own, [*weights.values(), *more.values()]
+            origins = [self._origins[one] for one in sent if one in self._origins]
             self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
             self.mailbox.send(client, record)
             if number % size == 0:
                 self.mailbox.push()
         return list(clients)
+
+    def made(self, weights: Weights, flops: int) -> None:
+        """Count what the server did to make `weights`; whoever begins with them waits for it."""
+        self.server_flops += flops
+        self._origins[weights] = self.tasks.add("train", SERVER, 0, flops)
 
     def answer(self, served: Served, clients: Sequence[int], owner: int = SERVER) -> None:
         """Count what the tail did for `clients`, and send cut gradients.

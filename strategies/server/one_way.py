@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from fl_split.codecs import Received
 from fl_split.exchange.link import Arrival
 from fl_split.exchange.records import TAKEN, Record
 from fl_split.exchange.served import HalfServed, Served
@@ -15,8 +16,13 @@ from strategies.server.tasks import SERVER
 Tails = Mapping[int, TrainedTail]
 """Tails of clients."""
 
+Keep = Callable[[int, Received], None]
+"""What is done with a payload that a tail has learnt from, of a client."""
 
-def take(round: Round, clients: Sequence[int], tails: Tails | None = None) -> list[int]:
+
+def take(
+    round: Round, clients: Sequence[int], tails: Tails | None = None, keep: Keep | None = None
+) -> list[int]:
     """Take one step of a tail on the next payload of each client, in order; let them go on.
 
     `tails` are the clients' own; by default it is the shared one. Returns who had a payload.
@@ -25,12 +31,15 @@ def take(round: Round, clients: Sequence[int], tails: Tails | None = None) -> li
         round.wait_for_all(clients)
     came = list[int]()
     for arrivals in round.groups(clients):
-        _step(round, arrivals, tails)
+        served = _step(round, arrivals, tails)
         came += arrivals
+        for client in served if keep else ():
+            keep(client, arrivals[client].received)
     return came
 
 
-def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) -> None:
+def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) -> list[int]:
+    """Take the steps; return whose losses are finite."""
     steps, graphs = [], round.training.graphs
     for number, (client, arrival) in enumerate(arrivals.items()):
         tail = tails[client] if tails else round.tail
@@ -43,6 +52,7 @@ def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) ->
         round.tasks.step(owner)
         if not round.mailbox.dropped(client):
             _let_go(round, client, served.losses[client])
+    return [client for client, served in zip(arrivals, results, strict=True) if served.cuts]
 
 
 def _call(step: partial[Served | HalfServed]) -> Served:

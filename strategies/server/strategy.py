@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from fl_split.codecs import Codec
@@ -71,6 +72,13 @@ class Strategy(ABC):
     def exchange(self, head: Head) -> Exchange:
         """Return what both halves do with one batch, for a model with this head."""
         return crossing(head)
+
+    def weights_beside(self, head: Head, rounds: Sequence[int]) -> list[Weights]:
+        """Return as much as a client with this head is sent and does not send back, in a run.
+
+        It takes part in `rounds`, and not in those in which nothing but weights crosses the cut.
+        """
+        return []
 
     def check(self, codec: Codec) -> None:  # noqa: B027  (most work with all)
         """Raise ValueError if this strategy cannot work with `codec`."""

@@ -27,7 +27,7 @@ Kind = Literal[
     "down",  # cut gradient, server to client
     "unpack",  # cut gradient, client
     "backward",  # head, client
-    "train",  # steps that wait for nobody, client; or on pooled data, server
+    "train",  # steps that wait for nobody, client; or on pooled or kept data, server
     "sync up",  # weights, client to server
     "wait",  # for clients that are late, or until one is there; server
     "average",  # of what clients have sent, which ends the round; server
