@@ -24,7 +24,7 @@ from fl_split.recipe.descent import Descent
 from fl_split.seeds import StepId, generator
 from fl_split.specs import STRICT
 from strategies.server.aggregation import Update
-from strategies.server.one_way import take
+from strategies.server.one_way import send_beside, take
 from strategies.server.round import Round
 from strategies.server.strategy import Strategy
 from strategies.server.tasks import SERVER
@@ -97,26 +97,26 @@ class FSLSAGE(Strategy):
         """Payloads go up, auxiliaries come down."""
         return Aligned(every=self.h, auxiliary=self.auxiliary)
 
-    def weights_beside(self, head: Head, rounds: Sequence[int]) -> list[Weights]:
-        """Return an auxiliary for each alignment of a client."""
-        aligned, size = 0, guide_of(head).size
-        found = []
+    def bytes_beside(self, head: Head, rounds: Sequence[int]) -> int:
+        """Return those of an auxiliary for each alignment of a client."""
+        aligned = [0]
         for number in rounds[1:]:
-            if self._is_due(number, aligned):
-                aligned = number
-                found.append(_packed(torch.zeros(size, device="cpu")))
-        return found
+            if self._is_due(number, aligned[-1]):
+                aligned.append(number)
+        each = _packed(torch.zeros(guide_of(head).size, device="cpu"))
+        return len(each.data) * (len(aligned) - 1)
 
     def train_round(self, round: Round) -> list[Update]:
         """Align who is due, then take payloads until nobody has one left."""
         round.kept |= {k: one for k, one in round.weights.items() if k not in (HEAD, TAIL)}
-        sent = {client: one for client in round.clients if (one := self._aligned(round, client))}
-        beside = {client: {AUXILIARY: one} for client, one in sent.items()}
-        active = round.begin(round.clients, beside, head=round.head)
-        for client, vector in sent.items():
+        for client in round.clients:
+            self._align(round, client)
+        active = round.begin(round.clients, head=round.head)
+        for client, sent in round.beside.items():
             if not round.mailbox.dropped(client):  # else it has none of it
                 now = torch.tensor([round.number], dtype=torch.float32, device="cpu")
-                round.kept |= {_of(AUXILIARY, client): vector, _of(ALIGNED, client): _packed(now)}
+                found = {AUXILIARY: sent[AUXILIARY], ALIGNED: _packed(now)}
+                round.kept |= {_of(name, client): one for name, one in found.items()}
         came: dict[int, list[Received]] = {}
 
         def keep(client: int, rows: Received) -> None:
@@ -132,14 +132,14 @@ class FSLSAGE(Strategy):
         """Tell whether to align in a round, last done in round `aligned`, 0 if never."""
         return not aligned or number - aligned >= self.align
 
-    def _aligned(self, round: Round, client: int) -> Weights | None:
-        """Return a client's auxiliary, fitted anew; None if it is not its turn."""
+    def _align(self, round: Round, client: int) -> None:
+        """Fit a client's auxiliary anew, to be sent, if it is its turn."""
         exchange, rows = round.exchange, _rows(round, client)
         last = round.weights.get(_of(ALIGNED, client))
         if rows is None or not self._is_due(round.number, int(last.numpy()[0]) if last else 0):
-            return None
+            return
         if exchange.is_silent(round.number):  # nobody asks the auxiliary
-            return None
+            return
         assert isinstance(exchange, Aligned)
         flat = Flat(guide_of(round.training.head.module).to_fit())
         if before := round.weights.get(_of(AUXILIARY, client)):
@@ -150,9 +150,7 @@ class FSLSAGE(Strategy):
         draw = generator(round.seed, "alignment", round.number, client)
         parts = self._parts(len(true), draw)
         flops = exchange.fit(Descent(flat, Adam(lr=self.rate)), rows, true, parts)
-        found = _packed(flat.vector.detach())
-        round.made(found, of_tail + flops)
-        return found
+        send_beside(round, client, AUXILIARY, _packed(flat.vector.detach()), of_tail + flops)
 
     def _parts(self, rows: int, draw: torch.Generator) -> Iterator[Tensor]:
         for _ in range(self.epochs):

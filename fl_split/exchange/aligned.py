@@ -29,7 +29,7 @@ from fl_split.exchange.records import BEGIN, Record
 from fl_split.exchange.serving import of_rows, serving_flops, through
 from fl_split.exchange.tail_loss import learning_exits
 from fl_split.flat import Flat
-from fl_split.models.auxiliary import Guide
+from fl_split.models.auxiliary import Auxiliary, Guide
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
 from fl_split.recipe.descent import Descent
@@ -144,7 +144,7 @@ class Aligned(OneWay):
             )
         super().prepare(head, tail, seed)
         made = head.parts_beside[-1]
-        assert isinstance(made, nn.Module) and hasattr(made, "tokens")
+        assert isinstance(made, Auxiliary)
         head.beside[-1] = Guide(made.tail, made.tokens)
 
 

@@ -94,9 +94,7 @@ class Estimator:
                     crossing[key] += 1
                     if len(known := examples.setdefault(key, [])) < most:
                         known.append(example)
-        for client, numbers in rounds.items():
-            beside = strategy.weights_beside(setup.head_of(client), numbers)
-            synced += sum(len(one.data) for one in beside)
+        synced += sum(strategy.bytes_beside(setup.head_of(k), n) for k, n in rounds.items())
         payload = of_answers = 0
         if strategy.sends_smashed_data:
             rehearsal = Rehearsal(replace(setup, head=setup.head.drawn_at(0.5)))

@@ -53,8 +53,8 @@ class Conversation:
         Samples of each class that clients hold, for strategies that need them.
     steps, batch_samples : dict[int, int]
         By client: steps that were served, and samples of the last payload.
-    losses, ends : dict
-        Losses by client and step; what clients have ended with so far.
+    losses, ends, beside : dict
+        Losses by client and step; what clients ended with; what each gets beside and keeps.
     """
 
     number: int
@@ -66,6 +66,7 @@ class Conversation:
     mailbox: Mailbox
     labels: Mapping[int, Sequence[float]] = field(default_factory=dict)
     ends: dict[int, Update] = field(default_factory=dict)
+    beside: dict[int, dict[str, Weights]] = field(default_factory=dict)
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
     batch_samples: dict[int, int] = field(default_factory=dict)
     tasks: TaskGraph = field(default_factory=TaskGraph)
@@ -79,7 +80,6 @@ class Conversation:
         self._flops: dict[Head, Flops] = {}
         self._work: dict[int, Flops] = {}
         self._expected: dict[int, Mapping[str, Weights]] = {}
-        self._origins: dict[Weights, int] = {}
         self._waiting: dict[int, Waiting] = {}
         self._forwarded: dict[int, int] = {}
 
@@ -105,18 +105,12 @@ class Conversation:
         """What has crossed so far, by client."""
         return self.mailbox.account.traffic
 
-    def begin(
-        self,
-        clients: Sequence[int],
-        beside: Mapping[int, Mapping[str, Weights]] | None = None,
-        /,
-        **weights: Weights,
-    ) -> list[int]:
+    def begin(self, clients: Sequence[int], **weights: Weights) -> list[int]:
         """Start the round of `clients` with `weights`; without any they keep their own.
 
-        A client ends its round with weights of the names that it was sent, but for those which
-        some clients get `beside` theirs. Clients start in the groups in which they are served
-        together, as one where heads are stacked. Returns `clients`.
+        A client ends its round with weights of the names that it was sent. Clients start in
+        the groups in which they are served together, as one where heads are stacked. Returns
+        `clients`.
         """
         size = self.training.group_size(len(clients))
         for number, client in enumerate(clients, start=1):
@@ -124,20 +118,14 @@ class Conversation:
                 continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             own = self.stand_ins.begin(client, weights, self.assignments[client].rate)
-            more = (beside or {}).get(client, {})
+            more = self.beside.get(client, {})
             record = Record(BEGIN if weights else GO_ON, weights={**own, **more}, numbers=asked)
             self._expected[client], sent = own, [*weights.values(), *more.values()]
-            origins = [self._origins[one] for one in sent if one in self._origins]
-            self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
+            self.tasks.sync_down(client, weights_bytes(record), sent)
             self.mailbox.send(client, record)
             if number % size == 0:
                 self.mailbox.push()
         return list(clients)
-
-    def made(self, weights: Weights, flops: int) -> None:
-        """Count what the server did to make `weights`; whoever begins with them waits for it."""
-        self.server_flops += flops
-        self._origins[weights] = self.tasks.add("train", SERVER, 0, flops)
 
     def answer(self, served: Served, clients: Sequence[int], owner: int = SERVER) -> None:
         """Count what the tail did for `clients`, and send cut gradients.
@@ -281,9 +269,9 @@ class Conversation:
             work = work_of(record, self.flops_of(client), int(record.number(SAMPLES)))
             self.client_flops += work.total
             self.tasks.follow("train", client, self.steps[client], work.total)
-        task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
         weights = self.stand_ins.end(client, record.weights, self.moment_of(client))
-        self._origins |= dict.fromkeys(weights.values(), task)
+        size = weights_bytes(record)
+        self.tasks.sync_up(client, self.steps[client], size, weights.values())
         self.ends[client] = Update(client, held, weights, record.numbers)
 
     def _give_up_lost(self) -> bool:

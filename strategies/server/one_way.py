@@ -7,7 +7,7 @@ from functools import partial
 
 from fl_split.codecs import Received
 from fl_split.exchange.link import Arrival
-from fl_split.exchange.records import TAKEN, Record
+from fl_split.exchange.records import TAKEN, Record, Weights
 from fl_split.exchange.served import HalfServed, Served
 from strategies.server.round import Round
 from strategies.server.tail import TrainedTail
@@ -18,6 +18,13 @@ Tails = Mapping[int, TrainedTail]
 
 Keep = Callable[[int, Received], None]
 """What is done with a payload that a tail has learnt from, of a client."""
+
+
+def send_beside(round: Round, client: int, name: str, weights: Weights, flops: int) -> None:
+    """Let a client begin with weights that the server has made for it, by so many operations."""
+    round.beside.setdefault(client, {})[name] = weights
+    round.server_flops += flops
+    round.tasks.make(weights, flops)
 
 
 def take(
@@ -33,8 +40,9 @@ def take(
     for arrivals in round.groups(clients):
         served = _step(round, arrivals, tails)
         came += arrivals
-        for client in served if keep else ():
-            keep(client, arrivals[client].received)
+        if keep:
+            for client in served:
+                keep(client, arrivals[client].received)
     return came
 
 

@@ -73,12 +73,12 @@ class Strategy(ABC):
         """Return what both halves do with one batch, for a model with this head."""
         return crossing(head)
 
-    def weights_beside(self, head: Head, rounds: Sequence[int]) -> list[Weights]:
-        """Return as much as a client with this head is sent and does not send back, in a run.
+    def bytes_beside(self, head: Head, rounds: Sequence[int]) -> int:
+        """Return bytes of weights that a client with this head is sent and does not send back.
 
-        It takes part in `rounds`, and not in those in which nothing but weights crosses the cut.
+        `rounds` are all in which it takes part and in which payloads cross the cut.
         """
-        return []
+        return 0
 
     def check(self, codec: Codec) -> None:  # noqa: B027  (most work with all)
         """Raise ValueError if this strategy cannot work with `codec`."""
