@@ -134,13 +134,13 @@ class FSLSAGE(Strategy):
 
     def _align(self, round: Round, client: int) -> None:
         """Fit a client's auxiliary anew, to be sent, if it is its turn."""
-        exchange, rows = round.exchange, _rows(round, client)
-        last = round.weights.get(_of(ALIGNED, client))
-        if rows is None or not self._is_due(round.number, int(last.numpy()[0]) if last else 0):
-            return
-        if exchange.is_silent(round.number):  # nobody asks the auxiliary
-            return
+        exchange, last = round.exchange, round.weights.get(_of(ALIGNED, client))
         assert isinstance(exchange, Aligned)
+        is_due = self._is_due(round.number, int(last.numpy()[0]) if last else 0)
+        if not is_due or exchange.is_silent(round.number):  # then nobody asks the auxiliary
+            return
+        if (rows := _rows(round, client)) is None:
+            return
         flat = Flat(guide_of(round.training.head.module).to_fit())
         if before := round.weights.get(_of(AUXILIARY, client)):
             flat.load(before.numpy())
