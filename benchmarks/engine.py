@@ -267,9 +267,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--engine-only", action="store_true", help="leave out the bare loop")
     parser.add_argument("--clock", action="store_true", help="measure what virtual time costs")
     parser.add_argument("--tiny", action="store_true", help="see whether it runs; inline")
-    parser.add_argument(
-        "--keep-memory", action="store_true", help="let the loop keep freed memory, as the engine"
-    )
+    parser.add_argument("--keep-memory", action="store_true", help="in the loop, as in the engine")
     options = parser.parse_args()
     if options.tiny:
         options.repeats, options.engine = 1, "inline()"

@@ -34,7 +34,7 @@ from equal_runs import BASE, RUNS, TINY
 ROOT = Path(__file__).resolve().parents[1]
 
 TABLES = "rounds.csv", "classes.csv", "shards.csv", "partition.csv", "clients.parquet"
-TENSORS = "model.safetensors", "codec.safetensors"
+TENSORS = "model.safetensors", "codec.safetensors", "private_exits.safetensors"
 STOPPED = ", stopped and resumed"
 
 CHILD = """

@@ -30,14 +30,18 @@ class Flat(Generic[M]):
     module : nn.Module
         The module itself; its parameters are views.
     vector : nn.Parameter
-        All :func:`trained` parameters, in the order of ``module.parameters()``; among them
-        running statistics of batch norms, which follow their own rule, see
-        :mod:`fl_split.recipe.descent`.
+        All :func:`trained` parameters, first the :func:`private` ones, each in the order of
+        ``module.parameters()``; among them running statistics of batch norms, which follow their
+        own rule, see :mod:`fl_split.recipe.descent`.
+    num_private : int
+        How many of its first numbers stay where they are, while the others travel.
     """
 
     def __init__(self, module: M) -> None:
         self.module = module
-        self._parameters = trained(module)
+        alone = private(module)
+        self._parameters = [*alone, *travelling(module)]
+        self.num_private = sum(parameter.numel() for parameter in alone)
         self.vector = nn.Parameter(flatten(self._parameters))
         offset = 0
         for parameter in self._parameters:
@@ -81,27 +85,49 @@ class Flat(Generic[M]):
         flags = [torch.full((p.numel(),), id(p) in beside) for p in self._parameters]
         return torch.cat(flags).to(self.vector.device)
 
+    @property
+    def private(self) -> Tensor:
+        """The first numbers of `vector`, those that stay."""
+        return self.vector.detach()[: self.num_private]
+
+    @property
+    def travelling(self) -> Tensor:
+        """The other numbers, all of them where nothing is private."""
+        return self.vector.detach()[self.num_private :]
+
     def load(self, vector: Tensor | np.ndarray) -> None:
-        """Copy `vector` into the parameters, from wherever it is.
+        """Copy `vector` into the parameters that travel, from wherever it is.
 
         Raises
         ------
         ValueError
-            `vector` has another number of elements than the module has parameters.
+            `vector` has another number of elements than these parameters.
         """
-        if tuple(vector.shape) != tuple(self.vector.shape):
-            expected, got = self.vector.numel(), tuple(vector.shape)
-            raise ValueError(f"weights must be a vector of {expected} numbers, got shape {got}")
-        if self.vector.is_cpu:
-            np.copyto(self.vector.detach().numpy(), np.asarray(vector))  # which may be read-only
-            return
-        found = vector if isinstance(vector, Tensor) else torch.from_numpy(np.array(vector))
-        self.vector.detach().copy_(found)
+        _copy(vector, self.travelling)
+
+    def load_private(self, vector: Tensor) -> None:
+        """Do the same with the parameters that stay."""
+        _copy(vector, self.private)
+
+    def load_all(self, vector: Tensor) -> None:
+        """Do the same with all of them, in the order of `vector`."""
+        _copy(vector, self.vector.detach())
 
     def numpy(self) -> np.ndarray:
-        """Return a copy of the parameters as one float32 vector."""
-        host = self.vector.detach().cpu()
+        """Return a copy of the parameters that travel as one float32 vector."""
+        host = self.travelling.cpu()
         return host.numpy().copy() if self.vector.is_cpu else host.numpy()
+
+
+def _copy(vector: Tensor | np.ndarray, into: Tensor) -> None:
+    if tuple(vector.shape) != tuple(into.shape):
+        expected, got = into.numel(), tuple(vector.shape)
+        raise ValueError(f"weights must be a vector of {expected} numbers, got shape {got}")
+    if into.is_cpu:
+        np.copyto(into.numpy(), np.asarray(vector))  # which may be read-only
+        return
+    found = vector if isinstance(vector, Tensor) else torch.from_numpy(np.array(vector))
+    into.copy_(found)
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
@@ -114,6 +140,18 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 def trained(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of `module` that are not frozen."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def private(module: nn.Module) -> list[nn.Parameter]:
+    """Return those of what is beside a half and stays with each client, as private exits."""
+    parts = [part for part in getattr(module, "beside", ()) if part.is_private]
+    return [parameter for part in parts for parameter in trained(part)]
+
+
+def travelling(module: nn.Module) -> list[nn.Parameter]:
+    """Return all other ones: what is sent and averaged."""
+    alone = {id(parameter) for parameter in private(module)}
+    return [parameter for parameter in trained(module) if id(parameter) not in alone]
 
 
 def copy_trained(module: M) -> M:

@@ -130,8 +130,8 @@ class GAS(Strategy):
     here. A row counts in the moments by 1 + the steps that its head has behind it (in their code
     newer rows count still more), and for the class that has most of its label, if that is mixed.
     Rows are drawn from when on every class that somebody holds has been seen. A client that has
-    ended is not replaced by another one before the round ends. At the end of a round the tail steps
-    on what is left in the buffer. With a single row of a class, the variance is 0.
+    ended is not replaced by another one before the round ends, so a round takes as long as its
+    slowest client. At the end of a round the tail steps on what is left in the buffer.
 
     The server computes every payload twice, and what is drawn; it keeps 2 C N D numbers and the
     buffer. `train_loss` is without adjustment.

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 HEAD, TAIL = "head", "tail"
 """Names of the two weight vectors."""
+EXITS = "exits"
+"""Name of the vector of exits that a client keeps for itself; it is but shown, to be measured."""
 
 BEGIN = "begin"
 """The server starts a client's round with weights of its own."""

@@ -7,7 +7,7 @@ Also the joined model, as evaluation and the saved files have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -32,7 +32,7 @@ from fl_split.exchange.records import (
     Weights,
 )
 from fl_split.exchange.ushape import crossing
-from fl_split.exits import exits_of
+from fl_split.exits import Exits, exits_of
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.costs import whole_flops
@@ -152,13 +152,21 @@ def predict(head: Head, tail: Tail, pixels: Tensor, precision: Precision = FP32)
 
 @torch.no_grad()
 def predict_by_exit(
-    head: Head, tail: Tail, pixels: Tensor, precision: Precision = FP32
+    head: Head,
+    tail: Tail,
+    pixels: Tensor,
+    precision: Precision = FP32,
+    private: Sequence[Exits] = (),
 ) -> list[Tensor]:
-    """Return the same, and after it the logits (B, C) of each exit, from the image on."""
-    before, behind = exits_of(head), exits_of(tail)
+    """Return the same, and after it the logits (B, C) of each exit, from the image on.
+
+    `private` are the exits of some clients, which stand in the place of those beside the head.
+    """
+    own, behind = exits_of(head), exits_of(tail)
+    before = private or ([own] if own else [])
     trace = Trace() if before else None
     with precision.forward(pixels):
         found = joined(head, partial(behind.with_tail, tail) if behind else tail, pixels, trace)
         logits, *later = found.float().unbind(dim=1) if behind else [found.float()]
-        sooner = before.logits(trace) if before and trace else []
+        sooner = [one for exits in before for one in exits.logits(trace)] if trace else []
         return [logits, *[one.float() for one in sooner], *later]

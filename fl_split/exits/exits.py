@@ -71,6 +71,8 @@ class Exits(Beside):
         Weight of each exit's loss; that of the last classifier has weight 1.
     detach : bool
         Let no gradient of an exit go into the trunk.
+    private : bool
+        Leave their weights with each client.
 
     Attributes
     ----------
@@ -80,8 +82,11 @@ class Exits(Beside):
 
     learns_alone = True
 
-    def __init__(self, place: Place, num_classes: int, weight: float, detach: bool) -> None:
+    def __init__(
+        self, place: Place, num_classes: int, weight: float, detach: bool, private: bool = False
+    ) -> None:
         super().__init__()
+        self.is_private = private
         self.after, self.first, self.widths = place.after, place.first, place.widths
         self.reads_first, self.weight, self.detach = place.reads_first, weight, detach
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.widths)
@@ -116,6 +121,13 @@ class Exits(Beside):
         logits = tail(tokens, trace)
         return torch.stack([logits.float(), *[one.float() for one in self.logits(trace)]], dim=1)
 
+    def with_weights(self, vector: Tensor) -> Self:
+        """Return such exits with all weights from `vector`, in the order of ``parameters()``."""
+        found = copy.deepcopy(self)
+        into = [*found.parameters()]
+        nn.utils.vector_to_parameters(vector.to(into[0].device, copy=True), into)
+        return found
+
     def from_stage(self, first: int) -> Self:
         """Return these exits, with the same weights, of a half that begins after `first` stages."""
         found = copy.copy(self)
@@ -148,11 +160,24 @@ def exits_of(half: Head | Tail) -> Exits | None:
     return next((part for part in half.beside if isinstance(part, Exits)), None)
 
 
-def places_of_exits(after: int | str, head: Head, tail: Tail) -> tuple[Place | None, Place | None]:
-    """Return where exits are in the head and behind the cut, see :func:`stages_with_exit`."""
+def places_of_exits(
+    after: int | str, head: Head, tail: Tail, private: bool = False
+) -> tuple[Place | None, Place | None]:
+    """Return where exits are in the head and behind the cut, see :func:`stages_with_exit`.
+
+    Raises
+    ------
+    ValueError
+        As told there; or some are behind the cut, and all shall stay with the clients.
+    """
     numbers, cut = stages_with_exit(after, head, tail), head.num_stages
     before = tuple(number for number in numbers if number <= cut)
     behind = tuple(number for number in numbers if number > cut)
+    if private and behind:
+        raise ValueError(
+            f"private: exits of clients are behind blocks 1..{cut} of the head, got {behind[0]}, "
+            "whose exit is the server's; leave it out of after, or private at False"
+        )
     pixels = torch.zeros(1, *head.image_shape, device="cpu")
     tokens = torch.zeros(1, tail.num_tokens or head.smashed_shape[0], tail.width, device="cpu")
     return _place(head, pixels, before, 0, head), _place(tail, tokens, behind, cut, head)

@@ -37,16 +37,20 @@ class Plain:
         Weight of each exit's loss, beside 1 of the last classifier's.
     detach : bool
         Let no gradient of an exit go into the trunk.
+    private : bool
+        Let each client keep its own exits; they are neither sent nor averaged.
     """
 
     after: int | str = "all"
     weight: Weight = 1.0
     detach: bool = False
+    private: bool = False
 
     def build(self, head: Head, tail: Tail, num_classes: int) -> tuple[Exits | None, Exits | None]:
         """Build the exits of both halves."""
+        how = self.weight, self.detach, self.private
         before, behind = [
-            PlainExits(place, num_classes, self.weight, self.detach) if place else None
-            for place in places_of_exits(self.after, head, tail)
+            PlainExits(place, num_classes, *how) if place else None
+            for place in places_of_exits(self.after, head, tail, self.private)
         ]
         return before, behind

@@ -30,8 +30,10 @@ class RecursiveExits(Exits):
         One for each exit but the first: linear layer from the features of two exits to (1,).
     """
 
-    def __init__(self, place: Place, num_classes: int, weight: float, detach: bool) -> None:
-        super().__init__(place, num_classes, weight, detach)
+    def __init__(
+        self, place: Place, num_classes: int, weight: float, detach: bool, private: bool = False
+    ) -> None:
+        super().__init__(place, num_classes, weight, detach, private)
         pairs = itertools.pairwise(self.widths)
         self.gates = nn.ModuleList(nn.Linear(sum(widths), 1) for widths in pairs)
 
@@ -71,11 +73,14 @@ class Recursive:
         Weight of each exit's loss, beside 1 of the server's.
     detach : bool
         Let no gradient of an exit go into the trunk.
+    private : bool
+        Let each client keep its own exits; they are neither sent nor averaged.
     """
 
     after: int | str = "all"
     weight: Weight = 1.0
     detach: bool = False
+    private: bool = False
 
     def build(self, head: Head, tail: Tail, num_classes: int) -> tuple[Exits | None, None]:
         """Build the exits of the head.
@@ -94,4 +99,5 @@ class Recursive:
             )
         if before is None:
             return None, None
-        return RecursiveExits(before, num_classes, self.weight, self.detach), None
+        how = self.weight, self.detach, self.private
+        return RecursiveExits(before, num_classes, *how), None

@@ -42,7 +42,7 @@ class Trace:
 
 
 class Beside(nn.Module, ABC):
-    """A part of a half beside its stages; its weights travel with those of the half.
+    """A part of a half beside its stages; its weights travel with those of the half, or stay.
 
     The loss of a head's part needs no server. Of a tail, exits alone are such parts.
 
@@ -51,9 +51,12 @@ class Beside(nn.Module, ABC):
     learns_alone : bool
         Whether it answers labels by itself, as an exit does: then it has phases of its own, and
         beside a head teaches it also where the server says nothing.
+    is_private : bool
+        Whether its weights stay with each client, neither sent nor averaged.
     """
 
     learns_alone: ClassVar[bool] = False
+    is_private: bool = False
 
     def reach(self, blocks: int) -> int:
         """Return how many of the head's blocks its gradient goes back through."""

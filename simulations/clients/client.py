@@ -22,6 +22,7 @@ from fl_split.payload import Payload
 from fl_split.recipe.descent import Descent, descend, finish
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
+from simulations.clients import kept_exits
 from simulations.clients.epochs import Epochs
 from simulations.clients.state import ClientState
 from simulations.clients.worker import Worker
@@ -32,8 +33,8 @@ from strategies.server.participants import USUAL, Assignment
 class Client:
     """A virtual client in training; what an exchange may ask of it is in ClientSide.
 
-    A head received from the server starts a fresh optimiser; a client that keeps its own
-    head keeps its optimiser too.
+    A head received from the server starts a fresh optimiser, also of exits that the client has
+    kept; a client that keeps its own head keeps its optimiser too.
 
     Attributes
     ----------
@@ -72,6 +73,8 @@ class Client:
         else:
             self.keeps_head = False
             self.head.load(record.weights[HEAD].numpy())
+            if self.head.num_private:
+                self.head.load_private(kept_exits.kept(self.memory, self.worker.head))
             self.descent = self._fresh()
 
     def keep_head(self) -> None:
@@ -247,6 +250,7 @@ class Client:
     def end(self) -> Record:
         """End the round: return the samples that the client holds, and a head that came."""
         finish([self.descent], self._last_moment)
+        kept_exits.keep(self.memory, self.head)
         self.stop()
         weights = {} if self.keeps_head else {HEAD: Weights.of(self.head.numpy())}
         return Record(END, weights=weights, numbers={HELD: self.num_samples})
@@ -284,7 +288,7 @@ class Client:
             self.place = StepId(seed, state.round, self.partition, state.step)
         self.keeps_head, self.assignment = state.keeps_head, state.assignment
         if state.head is not None:
-            self.head.load(state.head)
+            self.head.load_all(state.head)
             self.descent = self._fresh()
             self.descent.restore(state.moments)
         self.memory = {k: value.to(self.worker.device) for k, value in state.memory.items()}

@@ -14,7 +14,8 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_split.exchange.records import CPU_SECONDS, HEAD, HELD, TAIL, Record, Weights
+from fl_split.exchange.records import CPU_SECONDS, EXITS, HEAD, HELD, TAIL, Record, Weights
+from simulations.clients import kept_exits
 from simulations.clients.client import Client
 from simulations.clients.pool import ClientPool
 from simulations.clients.state import ClientState
@@ -64,8 +65,12 @@ class Answering:
         self.cpu_seconds += time.thread_time() - began
 
     def show(self) -> None:
-        """Let the client show what it keeps; it then is in no round."""
+        """Let the client show what it keeps; of a head or a model it then is in no round."""
         client, question = self.client, self.record.action
+        if question == flower_messages.OWN_EXITS:
+            exits = kept_exits.kept(client.memory, self.pool.worker.head)
+            self._answer = Record(question, weights={EXITS: Weights.of(exits.cpu().numpy())})
+            return
         client.stop()
         has_kept = client.keeps_head
         client.keep_head()
@@ -122,7 +127,7 @@ class SplitApp(ClientApp):
         self._pool_of = pool_of
         for question in (flower_messages.SAMPLE_COUNT, flower_messages.LABEL_COUNTS):
             self.query(question)(self._describe)
-        for question in (flower_messages.OWN_HEAD, flower_messages.OWN_MODEL):
+        for question in flower_messages.OWN:
             self.query(question)(self._show)
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -156,7 +161,7 @@ class SplitApp(ClientApp):
         return flower_messages.reply(message, Record(question, numbers=found))
 
     def _show(self, message: Message, context: Context) -> Message:
-        """Show the client's own head, or model, for evaluation; the initial one at first."""
+        """Show the client's own head, model or exits, for evaluation; at first the initial ones."""
         answering = Answering(message, context, self._pool(context))
         return _finish(answering, answering.show)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fl_split.models.freezing import freeze
 from fl_split.models.sparse_linear import sparsify
 from fl_split.seeds import seeded
 from simulations.data.samples import Samples
+from simulations.runs import private_exits
 from simulations.runs.checkpoint import read_experiment
 from simulations.runs.experiment import Experiment
 from simulations.runs.files import read_summary
@@ -35,6 +36,8 @@ class Trained:
     ----------
     module : nn.Module
         The whole model, that both halves are of.
+    exits_of_clients : dict
+        Exits of each client that keeps its own; one that is missing has those of the head.
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Trained:
     module: Any
     head: Head
     tail: Tail
+    exits_of_clients: Mapping[int, Exits] = field(default_factory=dict)
 
     @property
     def experiment(self) -> Experiment:
@@ -115,7 +119,8 @@ def load(
         head = head.with_rate(head.selector.rate if rate is None else rate)
     elif rate is not None:
         raise ValueError("rate: the run selects no tokens; train with some, as tokens=dual_gate()")
-    return Trained(folder, setup, module, head.eval(), tail.eval())
+    own = private_exits.read(folder, exits_of(head))
+    return Trained(folder, setup, module, head.eval(), tail.eval(), own)
 
 
 def with_codec(trained: Trained, codec: Codec) -> Trained:

@@ -20,7 +20,7 @@ from fl_split.exchange.account import Account
 from fl_split.exchange.link import Arrival, Link
 from fl_split.exchange.serving import batches, through
 from fl_split.exchange.split import encode
-from fl_split.exits import exits_of
+from fl_split.exits import Exits, exits_of
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
 from fl_split.payload import Payload
@@ -187,8 +187,8 @@ def _answers(
             head(pixels, trace)
             kept[chosen] = trace.kept
         if exits:
-            said = torch.stack([one.softmax(dim=1) for one in exits.logits(trace)])
-            local[[places.index(number) for number in exits.after], chosen] = said.numpy()
+            said = _said(trained, exits, trace, owner[chosen])
+            local[[places.index(number) for number in exits.after], chosen] = said
         pairs = zip(owner[chosen].tolist(), rows[chosen].tolist(), strict=True)
         steps = [StepId(trained.experiment.seed, 1, *pair) for pair in pairs]
         for place, both in enumerate(halves):
@@ -197,6 +197,22 @@ def _answers(
                 served[:, place, chosen], sent[:, place, chosen] = answers
     can_send = np.array([both is not None for both in halves])
     return _Answers(can_send, local, served, sent, kept)
+
+
+def _said(trained: Trained, exits: Exits, trace: Trace, owner: NDArray[np.int64]) -> Probabilities:
+    """Return probabilities (E, B, C) of exits; where clients keep their own, of each owner's."""
+    own = trained.exits_of_clients
+    if not own:
+        return _probabilities(exits, trace)
+    found = np.full((len(exits.after), len(owner), trained.test.num_classes), np.nan)
+    for client in np.unique(owner).tolist():
+        images = owner == client
+        found[:, images] = _probabilities(own.get(client, exits), trace)[:, images]
+    return found
+
+
+def _probabilities(exits: Exits, trace: Trace) -> Probabilities:
+    return torch.stack([one.softmax(dim=1) for one in exits.logits(trace)]).numpy()
 
 
 def _behind(trained: Trained, found: _Answers, operations: NDArray[np.int64]) -> Behind | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkabl
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fl_split.specs import STRICT, parse, stages
+from fl_split.specs import STRICT, parse, shortened, stages
 from fl_split.tables import Table
 from simulations.runs.columns import ENERGY_JOULES, PAYLOAD, SENT, VIRTUAL_SECONDS
 
@@ -216,6 +216,12 @@ def parse_budget(spec: str) -> Budget:
 def each(budget: Budget) -> Sequence[Budget]:
     """Return the budgets that :func:`parse_budget` has put together, in the order of the spec."""
     return budget.budgets if isinstance(budget, First) else (budget,)
+
+
+def by_name(spec: str, budget: Budget) -> dict[str, Budget]:
+    """Return the same by the names that `spec`, of which `budget` was built, gives them."""
+    names = [shortened(stage, BUDGETS) for stage in stages(spec)]
+    return dict(zip(names, each(budget), strict=True))
 
 
 def check_budgets(budgets: Iterable[Any], system: object, holdout: float = 0.0) -> None:

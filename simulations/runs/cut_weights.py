@@ -1,4 +1,7 @@
-"""Trained weights that are not the model's own: of codec, selector of tokens, exits, experts."""
+"""Trained weights that are not the model's own: of codec, selector of tokens, exits, experts.
+
+Exits that clients keep for themselves are not among them: see `private_exits`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ def load_cut_weights(head: Head, tail: Tail, weights: Mapping[str, Tensor]) -> N
 
 
 def _owners(head: Head, tail: Tail) -> dict[str, nn.Module]:
-    found = {"encoder": head.encoder, "decoder": tail.decoder, "beside": head.beside}
+    shared = nn.ModuleList(part for part in head.parts_beside if not part.is_private)
+    found = {"encoder": head.encoder, "decoder": tail.decoder, "beside": shared}
     found |= {"beside_tail": tail.beside}
     found |= {f"experts{number}": mixture for number, mixture in mixtures(head, tail).items()}
     return {**found, "selector": head.selector} if head.selector is not None else found

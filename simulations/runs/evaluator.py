@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.exchange.whole import predict_by_exit
-from fl_split.exits import exits_of
+from fl_split.exits import Exits, exits_of
 from fl_split.flat import Flat
 from fl_split.metrics import by_class
 from fl_split.models.cut import Head, Tail
 from fl_split.recipe.precision import Precision
 from simulations.data.samples import Samples
+from simulations.runs import private_exits
 from simulations.runs.columns import Metric
 from simulations.runs.fairness import Fairness
 from simulations.runs.moving_average import MovingAverage
@@ -34,7 +35,8 @@ EVALUATION_ROWS = 128
 class Answers(NamedTuple):
     """What one model gets right: accuracy and loss, accuracy by class, by client with a shard.
 
-    `of_exits` is the accuracy of each exit, if every image left there.
+    `of_exits` is the accuracy of each exit, if every image left there; the mean over clients, if
+    each keeps its own.
     """
 
     accuracy: float
@@ -54,7 +56,8 @@ class Evaluator(Observer):
     """What the joined model gets right, uncompressed: in the test split, in held-out shards.
 
     Of models that clients keep it is the mean over clients, each on the whole test split and on
-    its own shard.
+    its own shard. Of private exits it is the mean over all clients that showed theirs, each on
+    the whole test split; the images run through the trunk once.
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class Evaluator(Observer):
         if result.own:
             found = [self._of({**result.weights, **own}, k) for k, own in result.own.items()]
         else:
-            found = [self._of(self.average.add(result.weights))]
+            mine = exits_of(self.head.module)
+            exits_of_clients = [*private_exits.each(mine, result.exits).values()] if mine else []
+            found = [self._of(self.average.add(result.weights), private=exits_of_clients)]
         classes = np.mean([one.by_class for one in found], axis=0)
         clients = {k: value for one in found for k, value in one.by_client.items()}
         exits = np.mean([one.of_exits for one in found], axis=0)
@@ -91,13 +96,21 @@ class Evaluator(Observer):
         self.head.load(weights[HEAD].numpy())
         self.tail.load(weights[TAIL].numpy())
 
-    def _of(self, weights: Mapping[str, Weights], client: int | None = None) -> Answers:
-        """Load the weights and measure; `client` owns them, None if all clients share them."""
+    def _of(
+        self,
+        weights: Mapping[str, Weights],
+        client: int | None = None,
+        private: Sequence[Exits] = (),
+    ) -> Answers:
+        """Load the weights and measure; `client` owns them, None if all clients share them.
+
+        `private` are the exits of each client that keeps its own.
+        """
         self.load(weights)
         self.head.module.eval()
         self.tail.module.eval()
         test, shards = self.setup.test, self.setup.shards
-        (right, *exits), loss = self._answers(test, np.arange(len(test.labels)))
+        (right, *exits), loss = self._answers(test, np.arange(len(test.labels)), private)
         by_client: dict[int, float] = {}
         owners = [k for k in ([client] if client is not None else shards) if k in shards]
         if owners:
@@ -109,22 +122,29 @@ class Evaluator(Observer):
         self.head.module.train()
         self.tail.module.train()
         classes = by_class(right, test.labels, test.num_classes)
-        of_exits = [float(one.mean()) for one in exits]
+        by_exit = np.reshape([one.mean() for one in exits], (len(private) or 1, -1))
+        of_exits = by_exit.mean(axis=0).tolist()
         return Answers(float(right.mean()), loss / len(right), classes, by_client, of_exits)
 
     def _answers(
-        self, samples: Samples, rows: NDArray[np.int64]
+        self, samples: Samples, rows: NDArray[np.int64], private: Sequence[Exits] = ()
     ) -> tuple[NDArray[np.bool_], float]:
-        """Which rows are right (1 + exits, rows), and the summed loss of the server's answers."""
+        """Which rows are right (1 + exits, rows), and the summed loss of the server's answers.
+
+        Of `private` exits there are those of all clients, one client after the other.
+        """
         starts = range(0, len(rows), EVALUATION_ROWS)
         batches = [rows[start : start + EVALUATION_ROWS] for start in starts]
-        right, losses = zip(*self.threads.map(partial(self._part, samples), batches), strict=True)
+        part = partial(self._part, samples, private)
+        right, losses = zip(*self.threads.map(part, batches), strict=True)
         return np.concatenate(right, axis=1), sum(losses)
 
-    def _part(self, samples: Samples, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], float]:
+    def _part(
+        self, samples: Samples, private: Sequence[Exits], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], float]:
         pixels, labels = samples.batch(rows, self.setup.device)
         precision = Precision(self.setup.experiment.precision)
-        found = predict_by_exit(self.head.module, self.tail.module, pixels, precision)
+        found = predict_by_exit(self.head.module, self.tail.module, pixels, precision, private)
         loss = functional.cross_entropy(found[0], labels, reduction="sum")
         right = torch.stack([logits.argmax(dim=1) == labels for logits in found])
         return right.cpu().numpy(), float(loss)

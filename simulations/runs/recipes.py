@@ -8,6 +8,7 @@ import torch
 
 from fl_split.accelerators import check_bf16, find
 from fl_split.codecs import CODECS
+from fl_split.exchange.local_round import LocalRound
 from fl_split.exchange.protocol import Batch, Exchange
 from fl_split.experts import insert_experts
 from fl_split.models.cut import Head, Tail
@@ -123,6 +124,9 @@ def check_halves(e: Experiment, head: Head, tail: Tail) -> None:
     """Raise ValueError if frozen stages, a stack or an augmentation do not fit the model."""
     check_trained(e, head, tail)
     check_phases(e, head, tail)
+    if any(part.is_private for part in head.parts_beside):
+        with named("exits"):
+            check_private(e, head)
     if head.is_ragged and e.parts.downlink.error_feedback:
         raise ValueError(
             "downlink: error_feedback pays row by row, and images of different numbers of tokens "
@@ -146,6 +150,22 @@ def check_phases(e: Experiment, head: Head, tail: Tail) -> None:
             f"phases: {e.phases} trains exits of the head alone, and there are none: those behind "
             "the cut learn with the tail; add a block before the cut, as exits=plain(after='1, 3')"
         )
+
+
+def check_private(e: Experiment, head: Head) -> None:
+    """Raise ValueError if no client can have exits of its own beside a head that travels."""
+    strategy = e.parts.strategy
+    if strategy.trains_on_server:
+        why = f"{e.strategy} trains on the server, and no client has exits to keep"
+    elif strategy.keeps_models:
+        why = f"{e.strategy} leaves whole heads with the clients, and exits with them"
+    elif getattr(exchange_of(e, head), "local", LocalRound) is not LocalRound:
+        why = f"{e.strategy} corrects whole models by what all clients share"
+    elif e.ema:
+        why = "ema averages what travels over rounds, and exits of clients learn on the last round"
+    else:
+        return
+    raise ValueError(f"private: {why}; leave private at False")
 
 
 def check_trained(e: Experiment, head: Head, tail: Tail) -> None:

@@ -35,9 +35,9 @@ SHUFFLES = 100
 def write(setup: Setup, folder: Path) -> None:
     """Write where the experts' tokens come from, if the run has experts and one model.
 
-    Not of real nodes, which keep their images. A row is an expert, of a block, for a client: the
-    `cluster` of the client (classes that it holds), `tokens` that choose the expert, and how many
-    of them are `over` its room.
+    A row is an expert, of a block, for a client: the `cluster` of the client (classes that it
+    holds), `tokens` that choose the expert, and how many of them are `over` its room. Real nodes
+    keep their images, so nothing is written of theirs.
     """
     has_images = not isinstance(setup.parts.dataset, Nodes)
     is_wanted = mixtures(setup.head, setup.tail) and not setup.parts.strategy.keeps_models

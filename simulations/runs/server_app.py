@@ -15,14 +15,14 @@ from torch import Tensor
 
 from fl_split.accelerators import computing
 from fl_split.exchange.graphs import GraphMemory
+from fl_split.exits import exits_of
 from fl_split.flat import Flat
 from fl_split.models import processor
-from fl_split.specs import shortened, stages
 from simulations.data import statistics
 from simulations.data.images import DataError
 from simulations.engines.local_grid import LocalGrid, WorkersLost, stack_of
-from simulations.runs import about_data, nodes, routing
-from simulations.runs.budget import BUDGETS, Budget, NoBudget, each
+from simulations.runs import about_data, nodes, private_exits, routing
+from simulations.runs.budget import Budget, NoBudget, by_name
 from simulations.runs.centralised import CentralisedTrainer
 from simulations.runs.checkpoint import FILE, Checkpoint, Checkpointer
 from simulations.runs.columns import VIRTUAL_SECONDS
@@ -96,11 +96,8 @@ class LocalContext(Context):
     ) -> None:
         run_config = setup.experiment.model_dump()
         super().__init__(1, 1, {}, RecordDict(), run_config)
-        self.setup = setup
-        self.watch = watch
-        self.resumed = resumed
-        self.budget = budget or NoBudget()
-        self.observers = observers
+        self.setup, self.watch, self.resumed = setup, watch, resumed
+        self.budget, self.observers = budget or NoBudget(), observers
         self.threads, self.graphs = threads, graphs or GraphMemory()
 
 
@@ -124,7 +121,10 @@ def main(grid: Grid, context: Context) -> None:
 
 
 class RunController:
-    """A run in progress; `finished` are the weights after its last whole round."""
+    """A run in progress; `finished` are the weights after its last whole round.
+
+    `exits` are those that clients keep for themselves, as of the last round that showed them.
+    """
 
     def __init__(self, grid: Grid, context: LocalContext) -> None:
         self.grid, self.setup = grid, context.setup
@@ -167,7 +167,10 @@ class RunController:
         self.evaluator = Evaluator(*halves, self.setup, self.threads, fairness, self.average)
         self.evaluator.load(self.before.weights)
         self.finished = self.average.of(self.before.weights)
-        self.budgets = Budgets(_budgets(context), self.recorder.so_far)
+        self.exits = private_exits.of_states(self.before.clients)
+        budgets = by_name(experiment.budget, experiment.parts.budget)
+        budgets["budget of the study"] = context.budget
+        self.budgets = Budgets(budgets, self.recorder.so_far)
         self.checkpoints = Checkpointer(
             grid, self.folder, experiment, self._moments, self.before, self.setup.device
         )
@@ -229,6 +232,7 @@ class RunController:
         self.evaluator.load(self.finished)  # training may have gone on from there
         model, codec = plain(self.setup.model), self.setup.codec_weights()
         try:
+            private_exits.write(self.folder, exits_of(self.setup.head), self.exits)
             self.recorder.finish(model, status, ended_by, codec, facts)
         finally:
             self.tracker.log.close(status)
@@ -285,16 +289,9 @@ class RunController:
         with undisturbed():  # what ends a run here finds the round whole, or not begun
             row = self.recorder.add(result, numbers, of_clients(self.observers, result))
             self.finished = self.average.of(result.weights)
+            self.exits |= result.exits
             self.checkpoints.keep(result)
         return any([observer.after_round(result, row) for observer in self.observers])
-
-
-def _budgets(context: LocalContext) -> dict[str, Budget]:
-    """All budgets of a run, by what they are called."""
-    experiment = context.setup.experiment
-    names = [shortened(spec, BUDGETS) for spec in stages(experiment.budget)]
-    found = dict(zip(names, each(experiment.parts.budget), strict=True))
-    return {**found, "budget of the study": context.budget}
 
 
 def output_folder(experiment: Experiment) -> Path:

@@ -17,7 +17,7 @@ from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL, Weights
 from fl_split.exchange.stand_in import Shallower
-from fl_split.flat import flatten, trained
+from fl_split.flat import flatten, travelling
 from fl_split.models.cut import Head, Tail
 from fl_split.models.preprocessing import Preprocessing
 from fl_split.recipe.descent import Recipe
@@ -144,9 +144,10 @@ class Setup:
         return self.experiment.parts
 
     def initial_weights(self) -> dict[str, Weights]:
-        """Flat weights of head and tail before training."""
+        """Flat weights of head and tail before training, without exits that clients keep."""
         halves = {HEAD: self.head, TAIL: self.tail}
-        return {k: Weights.of(flatten(trained(half)).cpu().numpy()) for k, half in halves.items()}
+        found = {name: flatten(travelling(half)) for name, half in halves.items()}
+        return {name: Weights.of(vector.cpu().numpy()) for name, vector in found.items()}
 
     def population(self) -> Population:
         """All clients with their samples, from which rounds choose; of classes if need be."""

@@ -26,7 +26,7 @@ from fl_split.exchange.protocol import Batch
 from fl_split.exchange.records import BEGIN, HEAD, ROUND, Record, Weights
 from fl_split.exchange.served import HalfServed
 from fl_split.exchange.whole import predict
-from fl_split.flat import Flat, flatten, trained
+from fl_split.flat import Flat, flatten, travelling
 from fl_split.models.cut import Head
 from fl_split.recipe.descent import Descent, descend
 from fl_split.recipe.phases import Trains
@@ -117,17 +117,9 @@ class Estimator:
     def _timed(self, setup: Setup) -> tuple[float, float]:
         """Seconds of one local step on a whole batch, and of an evaluation."""
         e = setup.experiment
-        key = (
-            e.dataset,
-            e.model,
-            e.cut,
-            e.end,
-            e.tokens,
-            e.codec,
-            e.batch_size,
-            e.strategy if setup.exchange.is_one_way else "",
-            len(setup.test.labels),
-        )
+        kind = e.strategy if setup.exchange.is_one_way else ""
+        of_model, of_data = (e.model, e.cut, e.end, e.tokens, e.codec, kind), setup.test.labels
+        key = e.dataset, *of_model, e.batch_size, len(of_data)
         if key not in self._seconds:
             self._seconds[key] = _time(setup)
         return self._seconds[key]
@@ -261,7 +253,7 @@ def _weights_by_head(setup: Setup) -> dict[Head, int]:
         return dict.fromkeys(setup.heads, 0)
     weights, found = setup.initial_weights(), {}
     for head in setup.heads:
-        own = Weights.of(flatten(trained(head)).cpu().numpy())
+        own = Weights.of(flatten(travelling(head)).cpu().numpy())
         record = Record(BEGIN, weights=exchange.travelling({**weights, HEAD: own}))
         found[head] = 2 * weights_bytes(record)
     return found
@@ -269,8 +261,7 @@ def _weights_by_head(setup: Setup) -> dict[Head, int]:
 
 def _time(setup: Setup) -> tuple[float, float]:
     """Time a step on a whole batch, and an evaluation from one batch."""
-    e, train, test = setup.experiment, setup.train, setup.test
-    device = setup.device
+    e, train, test, device = setup.experiment, setup.train, setup.test, setup.device
     head = Flat(copy.deepcopy(setup.head).to(device))
     tail = Flat(copy.deepcopy(setup.tail).to(device))
     recipe = setup.recipe()

@@ -291,12 +291,10 @@ def _panel(axis: Any, budget: str, part: pd.DataFrame, marks: Mapping[str, Mark]
         known = part.dropna(subset=["ratio", "mean"]).sort_values("ratio")
         best = known.loc[non_dominated(list(known["ratio"]), list(known["mean"]))]
         axis.plot(best["ratio"], 100 * best["mean"], "k--", lw=1, zorder=0, label="front")
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
     limit = part["limit"].iloc[0]
     amount = f"{limit / 1e6:,g} MB" if "bytes" in budget else f"{limit:,.3g}"
-    axis.set_title(f"equal {budget.replace('_', ' ')}: {amount}")
-    axis.set_xlabel("counted payload bytes over uncompressed")
+    title = f"equal {budget.replace('_', ' ')}: {amount}"
+    axis.set(xscale="log", title=title, xlabel="counted payload bytes over uncompressed")
+    axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axis.grid(alpha=0.3)

@@ -26,8 +26,9 @@ TRAIN, QUERY = "train.", "query."
 
 SAMPLE_COUNT, LABEL_COUNTS = "samples", "labels"
 """Questions: which partition a node holds and how many samples; of each class too."""
-OWN_HEAD, OWN_MODEL = "head", "model"
-"""Questions: the head that a client keeps, or its whole model; measurements, not counted."""
+OWN_HEAD, OWN_MODEL, OWN_EXITS = OWN = "head", "model", "exits"
+"""Questions: the head that a client keeps, its whole model, its exits; measurements, not
+counted."""
 
 PARTITION, NUM_LABELS = "partition-id", "num-labels"
 """Answers to SAMPLE_COUNT and LABEL_COUNTS, beside HELD."""

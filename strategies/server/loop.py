@@ -16,7 +16,7 @@ from fl_split.flat import Flat
 from strategies.server.aggregation import Update
 from strategies.server.mailbox import Mailbox
 from strategies.server.participants import AllLate, NoClientsLeft, Population, roll_call
-from strategies.server.private_models import fetch, mean
+from strategies.server.private_models import fetch, fetch_exits, mean
 from strategies.server.round import Round
 from strategies.server.strategy import Strategy
 from strategies.server.tail import TrainedTail
@@ -104,6 +104,7 @@ def _train_round(strategy: Strategy, round: Round) -> RoundResult:
         round=round.number,
         weights=weights,
         own=own,
+        exits=fetch_exits(round),
         train_loss=train_loss(
             {k: v for k, v in round.losses.items() if not round.mailbox.dropped(k)}, round.samples
         ),
@@ -154,7 +155,8 @@ def _kept(round: Round, name: str, found: Weights) -> Weights:
     kept = round.exchange.phases.kept(halves[name], round.number) if name in halves else None
     if kept is None:
         return found
-    return Weights.of(np.where(kept.cpu().numpy(), round.weights[name].numpy(), found.numpy()))
+    stays = kept[halves[name].num_private :].cpu().numpy()
+    return Weights.of(np.where(stays, round.weights[name].numpy(), found.numpy()))
 
 
 def train_loss(losses: Mapping[int, Mapping[int, float]], samples: Mapping[int, int]) -> float:

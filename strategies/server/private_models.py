@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from fl_split.exchange.link import UNREADABLE
-from fl_split.exchange.records import Record, Weights, check_weights
+from fl_split.exchange.records import EXITS, Record, Weights, check_weights
 from strategies.server import flower_messages
 from strategies.server.conversation import Conversation
 from strategies.server.mailbox import Mailbox
 from strategies.server.participants import NoClientsLeft
+from strategies.server.round import Round
 
 
 def fetch(round: Conversation) -> dict[int, dict[str, Weights]]:
@@ -24,16 +25,39 @@ def fetch(round: Conversation) -> dict[int, dict[str, Weights]]:
     NoClientsLeft
         None of them has anything to show.
     """
-    old = round.mailbox
-    apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.threads)
     is_whole, names = round.exchange.trains_whole_models, round.exchange.names
     question = flower_messages.OWN_MODEL if is_whole else flower_messages.OWN_HEAD
+    return _ask(round, question, {name: round.weights[name] for name in names})
+
+
+def fetch_exits(round: Round) -> dict[int, Weights]:
+    """Ask all clients with samples for the exits that they keep; nothing where exits are shared.
+
+    Clients that have not trained yet show those that all start from.
+
+    Raises
+    ------
+    NoClientsLeft
+        None of them has anything to show.
+    """
+    exits = round.training.head.private
+    if not len(exits):
+        return {}
+    found = _ask(round, flower_messages.OWN_EXITS, {EXITS: Weights.of(exits.cpu().numpy())})
+    return {client: weights[EXITS] for client, weights in found.items()}
+
+
+def _ask(
+    round: Conversation, question: str, like: Mapping[str, Weights]
+) -> dict[int, dict[str, Weights]]:
+    old = round.mailbox
+    apart = Mailbox(old.grid, old.nodes, "0", old.timeout, old.threads)
     for client in (client for client, count in round.samples.items() if count):
         apart.send(client, Record(question), flower_messages.QUERY)
     found = {}
     for client, record in apart.replies():
         try:
-            check_weights(record.weights, {name: round.weights[name] for name in names})
+            check_weights(record.weights, like)
             found[client] = dict(record.weights)
         except UNREADABLE as error:
             old.drop(client, f"sent {error}")

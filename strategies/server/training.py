@@ -149,6 +149,8 @@ class RoundResult:
         The global weights after it.
     own : dict
         By client, the weights that differ from these because it keeps its own; empty if none does.
+    exits : dict
+        By client, the weights of exits that it keeps while the rest of its head travels.
     train_loss : float
         See :func:`strategies.server.loop.train_loss`; clients dropped in the round are left out.
     traffic : dict[int, Traffic]
@@ -172,3 +174,4 @@ class RoundResult:
     drift: float | None
     tasks: list[Task] = field(repr=False)
     crossed: Mapping[int, Crossed] = field(default_factory=dict, repr=False)
+    exits: Mapping[int, Weights] = field(default_factory=dict, repr=False)
