@@ -44,6 +44,7 @@ RUNS = {
     "s2fl": "strategy=s2fl",
     "cse_fsl": "strategy=cse_fsl(h=2)",
     "cyclesl": "strategy=cyclesl(epochs=2)",
+    "fsl_sage": "strategy=fsl_sage(h=2, align=1)",
     "gas": "strategy=gas; system=lte()",
     "sequential": "strategy=sequential",
     "sequential cyclic": "strategy=sequential(order='cyclic')",

@@ -34,8 +34,9 @@ Purpose = Literal[
     "batches",
     "hold out",
     "speed",
-    # a round: (round,), (round, step)
+    # a round: (round,), (round, step), (round, client)
     "aggregation",
+    "alignment",
     "generated",
     "groups",
     "order",

@@ -8,6 +8,7 @@ from strategies.fedavg import FedAvg
 from strategies.feddyn import FedDyn
 from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
+from strategies.fsl_sage import FSLSAGE
 from strategies.gas import GAS
 from strategies.local import Local
 from strategies.mergesfl import MergeSFL
@@ -37,6 +38,7 @@ STRATEGIES: Table[type[Strategy]] = Table(
         "feddyn": FedDyn,
         "fednova": FedNova,
         "fedprox": FedProx,
+        "fsl_sage": FSLSAGE,
         "gas": GAS,
         "local": Local,
         "mergesfl": MergeSFL,

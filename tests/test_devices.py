@@ -56,6 +56,7 @@ HOST = {
     "fl_split/seeds.py",  # states of generators
     "fl_split/flat.py",  # weights as they are sent
     "fl_split/exchange/records.py",
+    "fl_split/exchange/aligned.py",  # weights as they are sent
     "fl_split/exchange/whole.py",
     "fl_split/channels/channel.py",  # bytes on their way
     "fl_split/channels/erasure.py",
@@ -65,6 +66,7 @@ HOST = {
     "fl_split/exchange/stand_in.py",
     "strategies/feddyn.py",
     "strategies/fednova.py",
+    "strategies/fsl_sage.py",
     "strategies/gas.py",
     "strategies/scaffold.py",
     "strategies/server/round.py",

@@ -338,7 +338,7 @@ def test_ray_and_clients_without_memory_equal_inline(changes, reference, on_ray,
     assert same(inline, through_state(**RUN, **changes))
 
 
-@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - TRIED))
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - TRIED - {"fsl_sage"}))
 def test_every_other_strategy_trains_and_tests_experts(simulate, strategy):
     found = simulate(**{**RUN, "rounds": 1, "local_steps": 1}, strategy=strategy)
     assert found.rounds.loss.notna().all() and found.rounds.train_loss.notna().all()

@@ -389,6 +389,8 @@ def test_tokens_of_another_number_are_refused():
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("model", [LENET, RESNET], ids=["lenet", "resnet"])
 def test_every_strategy_trains_a_convolutional_model(simulate, name, model):
+    if name == "fsl_sage" and model is RESNET:
+        model = {**RESNET, "model": "resnet18(width=4, small_images=True, norm='group')"}
     first, again = (simulate(**model, strategy=name) for _ in range(2))
     assert first.equals(again)
     assert first.summary["status"] == "complete"

@@ -74,7 +74,7 @@ def no_class(reply):
 FREE = {"fedprox": "fedprox(mu=0.0)", "feddyn": "feddyn(alpha=0.0)"}
 """Strategies that pull one client too, told not to."""
 
-OFTEN = {"cse_fsl": "cse_fsl(h=1)"}
+OFTEN = {"cse_fsl": "cse_fsl(h=1)", "fsl_sage": "fsl_sage(h=1)"}
 """Strategies that send few batches, told to send all."""
 
 

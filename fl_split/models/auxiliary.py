@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.cut import Tail
@@ -41,8 +42,13 @@ class Auxiliary(Beside):
         if trace.sent.requires_grad:  # sums in the head must not depend on strides
             trace.sent.register_hook(torch.Tensor.contiguous)
         with watching() as routings:
-            found = of_logits(self.tail(trace.sent))
+            found = of_logits(self.logits(trace.sent))
         return found + balance_loss(routings) if routings else found
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, C) for tokens (B, N, D)."""
+        found: Tensor = self.tail(tokens)
+        return found
 
     def flops(self, samples: int) -> int:
         """Operations of forward and backward on so many images."""
@@ -55,6 +61,77 @@ class Auxiliary(Beside):
     def activation_bytes(self, samples: int) -> int:
         """Estimate what autograd keeps of so many images, in bytes."""
         return self.tail.activation_bytes(samples, self.tokens)
+
+
+class Guide(Auxiliary):
+    """An auxiliary that its client does not train: it is sent what others have fitted.
+
+    Its weights are frozen, so that they are none of the head's, and heads of all clients share
+    them: those that every run starts from. What a client has been sent takes their place
+    (:meth:`holding`).
+
+    Parameters
+    ----------
+    tail, tokens : Tail, int
+        As of an auxiliary; the tail's weights are frozen.
+    """
+
+    def __init__(self, tail: Tail, tokens: int) -> None:
+        self.shapes = {name: p.shape for name, p in tail.named_parameters() if p.requires_grad}
+        for parameter in tail.parameters():
+            parameter.requires_grad_(False)
+        super().__init__(_counted_again(tail), tokens)
+        self.own: dict[str, Tensor] = {}
+
+    @property
+    def size(self) -> int:
+        """Weights P that are fitted."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, C) for tokens (B, N, D), by the weights that it holds."""
+        if not self.own:
+            return super().logits(tokens)
+        found: Tensor = functional_call(self.tail, self.own, (tokens,))
+        return found
+
+    def holding(self, vector: Tensor) -> Guide:
+        """Return the same with weights (P,) of its own.
+
+        Raises
+        ------
+        ValueError
+            There are more or fewer than P.
+        """
+        if vector.shape != (self.size,):
+            shape = tuple(vector.shape)
+            raise ValueError(f"an auxiliary of shape {shape}, expected {(self.size,)}")
+        parts = vector.split([shape.numel() for shape in self.shapes.values()])
+        found = copy.copy(self)
+        found.own = {
+            name: part.view(shape)
+            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
+        return found
+
+    def to_fit(self) -> Tail:
+        """Return a copy to be trained, in evaluation mode: gradients are fitted without dropout."""
+        parameters = dict(self.tail.named_parameters())
+        shared = [parameter for name, parameter in parameters.items() if name not in self.shapes]
+        found = copy.deepcopy(self.tail, {id(one): one for one in shared})
+        for name, parameter in found.named_parameters():
+            parameter.requires_grad_(name in self.shapes)
+        return found.eval()
+
+
+def _counted_again(tail: Tail) -> Tail:
+    """Return `tail`, whose operations are those of its present weights, frozen or not."""
+    tail.__dict__.pop("_row_flops", None)
+    if not isinstance(tail, ConvTail):
+        return tail
+    found = ConvTail(dict(tail.stages.named_children()), tail.shape)
+    found.decoder = tail.decoder
+    return found
 
 
 class Pool(nn.Module):

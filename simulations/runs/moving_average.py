@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fl_split.exchange.records import Weights
+from fl_split.exchange.records import HEAD, TAIL, Weights
 
 
 class MovingAverage:
@@ -21,13 +21,13 @@ class MovingAverage:
         self._mean = {name: vector.clone() for name, vector in state.items()}
 
     def add(self, weights: Mapping[str, Weights]) -> Mapping[str, Weights]:
-        """Take the weights after a round; return the average."""
+        """Take the weights after a round; return the average, of head and tail alone."""
         if not self.decay:
             return weights
-        new = {name: torch.from_numpy(one.numpy().copy()) for name, one in weights.items()}
+        new = {name: torch.from_numpy(weights[name].numpy().copy()) for name in (HEAD, TAIL)}
         for name, vector in new.items():
             self._mean[name] = vector.lerp(self._mean.get(name, vector), self.decay)
-        return {name: Weights.of(self._mean[name].numpy()) for name in weights}
+        return {name: Weights.of(self._mean[name].numpy()) for name in new}
 
     def of(self, weights: Mapping[str, Weights]) -> Mapping[str, Weights]:
         """Return the average as it is, or `weights` before the first round."""

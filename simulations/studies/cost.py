@@ -78,10 +78,12 @@ class Estimator:
         most = DRAWN if e.parts.codec.draws_size else 1
         synced = steps = samples = flops = 0
         strategy, population, each = e.parts.strategy, setup.population(), _flops_by_round(setup)
-        weights = _weights_by_head(setup)
+        weights, rounds = _weights_by_head(setup), dict[int, list[int]]()
         for number in range(1, e.rounds + 1):
             chosen = strategy.choose(population, number)
             synced += sum(weights[setup.head_of(client)] for client in chosen)
+            for client in () if setup.exchange.is_silent(number) else chosen:
+                rounds.setdefault(client, []).append(number)
             for sizes, example in _batches(setup, strategy, number, chosen):
                 head = setup.head_of(example[0].client)
                 key = *sizes, head.num_stages
@@ -92,6 +94,7 @@ class Estimator:
                     crossing[key] += 1
                     if len(known := examples.setdefault(key, [])) < most:
                         known.append(example)
+        synced += sum(strategy.bytes_beside(setup.head_of(k), n) for k, n in rounds.items())
         payload = of_answers = 0
         if strategy.sends_smashed_data:
             rehearsal = Rehearsal(replace(setup, head=setup.head.drawn_at(0.5)))

@@ -53,8 +53,8 @@ class Conversation:
         Samples of each class that clients hold, for strategies that need them.
     steps, batch_samples : dict[int, int]
         By client: steps that were served, and samples of the last payload.
-    losses, ends : dict
-        Losses by client and step; what clients have ended with so far.
+    losses, ends, beside : dict
+        Losses by client and step; what clients ended with; what each gets beside and keeps.
     """
 
     number: int
@@ -66,6 +66,7 @@ class Conversation:
     mailbox: Mailbox
     labels: Mapping[int, Sequence[float]] = field(default_factory=dict)
     ends: dict[int, Update] = field(default_factory=dict)
+    beside: dict[int, dict[str, Weights]] = field(default_factory=dict)
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
     batch_samples: dict[int, int] = field(default_factory=dict)
     tasks: TaskGraph = field(default_factory=TaskGraph)
@@ -79,7 +80,6 @@ class Conversation:
         self._flops: dict[Head, Flops] = {}
         self._work: dict[int, Flops] = {}
         self._expected: dict[int, Mapping[str, Weights]] = {}
-        self._origins: dict[Weights, int] = {}
         self._waiting: dict[int, Waiting] = {}
         self._forwarded: dict[int, int] = {}
 
@@ -118,10 +118,10 @@ class Conversation:
                 continue
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             own = self.stand_ins.begin(client, weights, self.assignments[client].rate)
-            record = Record(BEGIN if weights else GO_ON, weights=own, numbers=asked)
-            self._expected[client] = own
-            origins = [self._origins[one] for one in weights.values() if one in self._origins]
-            self.tasks.follow("sync down", client, 0, weights_bytes(record), *origins)
+            more = self.beside.get(client, {})
+            record = Record(BEGIN if weights else GO_ON, weights={**own, **more}, numbers=asked)
+            self._expected[client], sent = own, [*weights.values(), *more.values()]
+            self.tasks.sync_down(client, weights_bytes(record), sent)
             self.mailbox.send(client, record)
             if number % size == 0:
                 self.mailbox.push()
@@ -269,9 +269,9 @@ class Conversation:
             work = work_of(record, self.flops_of(client), int(record.number(SAMPLES)))
             self.client_flops += work.total
             self.tasks.follow("train", client, self.steps[client], work.total)
-        task = self.tasks.follow("sync up", client, self.steps[client], weights_bytes(record))
         weights = self.stand_ins.end(client, record.weights, self.moment_of(client))
-        self._origins |= dict.fromkeys(weights.values(), task)
+        size = weights_bytes(record)
+        self.tasks.sync_up(client, self.steps[client], size, weights.values())
         self.ends[client] = Update(client, held, weights, record.numbers)
 
     def _give_up_lost(self) -> bool:

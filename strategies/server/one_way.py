@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from fl_split.codecs import Received
 from fl_split.exchange.link import Arrival
-from fl_split.exchange.records import TAKEN, Record
+from fl_split.exchange.records import TAKEN, Record, Weights
 from fl_split.exchange.served import HalfServed, Served
 from strategies.server.round import Round
 from strategies.server.tail import TrainedTail
@@ -15,8 +16,20 @@ from strategies.server.tasks import SERVER
 Tails = Mapping[int, TrainedTail]
 """Tails of clients."""
 
+Keep = Callable[[int, Received], None]
+"""What is done with a payload that a tail has learnt from, of a client."""
 
-def take(round: Round, clients: Sequence[int], tails: Tails | None = None) -> list[int]:
+
+def send_beside(round: Round, client: int, name: str, weights: Weights, flops: int) -> None:
+    """Let a client begin with weights that the server has made for it, by so many operations."""
+    round.beside.setdefault(client, {})[name] = weights
+    round.server_flops += flops
+    round.tasks.make(weights, flops)
+
+
+def take(
+    round: Round, clients: Sequence[int], tails: Tails | None = None, keep: Keep | None = None
+) -> list[int]:
     """Take one step of a tail on the next payload of each client, in order; let them go on.
 
     `tails` are the clients' own; by default it is the shared one. Returns who had a payload.
@@ -25,12 +38,16 @@ def take(round: Round, clients: Sequence[int], tails: Tails | None = None) -> li
         round.wait_for_all(clients)
     came = list[int]()
     for arrivals in round.groups(clients):
-        _step(round, arrivals, tails)
+        served = _step(round, arrivals, tails)
         came += arrivals
+        if keep:
+            for client in served:
+                keep(client, arrivals[client].received)
     return came
 
 
-def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) -> None:
+def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) -> list[int]:
+    """Take the steps; return whose losses are finite."""
     steps, graphs = [], round.training.graphs
     for number, (client, arrival) in enumerate(arrivals.items()):
         tail = tails[client] if tails else round.tail
@@ -43,6 +60,7 @@ def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) ->
         round.tasks.step(owner)
         if not round.mailbox.dropped(client):
             _let_go(round, client, served.losses[client])
+    return [client for client, served in zip(arrivals, results, strict=True) if served.cuts]
 
 
 def _call(step: partial[Served | HalfServed]) -> Served:

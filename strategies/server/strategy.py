@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from fl_split.codecs import Codec
@@ -71,6 +72,13 @@ class Strategy(ABC):
     def exchange(self, head: Head) -> Exchange:
         """Return what both halves do with one batch, for a model with this head."""
         return crossing(head)
+
+    def bytes_beside(self, head: Head, rounds: Sequence[int]) -> int:
+        """Return bytes of weights that a client with this head is sent and does not send back.
+
+        `rounds` are all in which it takes part and in which payloads cross the cut.
+        """
+        return 0
 
     def check(self, codec: Codec) -> None:  # noqa: B027  (most work with all)
         """Raise ValueError if this strategy cannot work with `codec`."""

@@ -7,7 +7,7 @@ model of devices and networks, now or later.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -27,7 +27,7 @@ Kind = Literal[
     "down",  # cut gradient, server to client
     "unpack",  # cut gradient, client
     "backward",  # head, client
-    "train",  # steps that wait for nobody, client; or on pooled data, server
+    "train",  # steps that wait for nobody, client; or on pooled or kept data, server
     "sync up",  # weights, client to server
     "wait",  # for clients that are late, or until one is there; server
     "average",  # of what clients have sent, which ends the round; server
@@ -107,6 +107,7 @@ class TaskGraph:
     _served: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _decoded: dict[int, int] = field(default_factory=dict)
     _unstepped: dict[int, list[int]] = field(default_factory=dict)
+    _origins: dict[Hashable, int] = field(default_factory=dict)
 
     def add(self, kind: Kind, client: int, step: int, amount: int, *after: int) -> int:
         """Record a task that waits for those numbered `after`; return its number."""
@@ -119,6 +120,19 @@ class TaskGraph:
         before = (*after, *self._waits) if last is None else (last, *after)
         self._last[client] = self.add(kind, client, step, amount, *before)
         return self._last[client]
+
+    def make(self, weights: Hashable, amount: int) -> None:
+        """Record that the server makes weights of what it keeps; who is sent them waits."""
+        self._origins[weights] = self.add("train", SERVER, 0, amount)
+
+    def sync_down(self, client: int, size: int, weights: Iterable[Hashable]) -> None:
+        """Record that a client is sent weights, after whatever in this round has made them."""
+        origins = [self._origins[one] for one in weights if one in self._origins]
+        self.follow("sync down", client, 0, size, *origins)
+
+    def sync_up(self, client: int, step: int, size: int, weights: Iterable[Hashable]) -> None:
+        """Record that a client sends its weights."""
+        self._origins |= dict.fromkeys(weights, self.follow("sync up", client, step, size))
 
     def decode(self, client: int, step: int, amount: int) -> None:
         """Record that the server decodes what came from a client; its tail waits for that."""
