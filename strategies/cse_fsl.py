@@ -47,7 +47,7 @@ class CSEFSL(Strategy):
         Of so many batches one goes up.
     auxiliary : int or "tail"
         Stages of the tail that the auxiliary has before its classifier: 0 is the classifier
-        alone, "tail" the whole tail.
+        alone; "tail" the whole tail, and so is a number of no fewer stages than it has.
     tails : "shared" or "per_client"
         One for all, or one for each client.
     """

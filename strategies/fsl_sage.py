@@ -75,7 +75,7 @@ class FSLSAGE(Strategy):
         Rounds between two alignments of a client.
     auxiliary : int or "tail"
         Stages of the tail that the auxiliary has before its classifier: 0 is the classifier
-        alone, "tail" the whole tail.
+        alone; "tail" the whole tail, and so is a number of no fewer stages than it has.
     epochs, batch, rate : int, int, float
         How an auxiliary is fitted: passes over kept rows, rows of a step, learning rate.
     keep : int

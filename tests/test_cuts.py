@@ -58,6 +58,14 @@ def test_it_does_so_with_any_model_and_recipe(simulate, cuts, changes):
     assert_same(simulate(**{**values, "cut": cuts}), simulate(**{**values, "cut": cuts[-1]}))
 
 
+def test_where_a_cut_gradient_is_lost_nothing_of_a_client_steps(simulate):
+    lossy = {"downlink": "zstd()", "down_channel": "erasure(p=0.999, mode='drop')"}  # all or none
+    values = {**MIXED, **lossy, "strategy": "sflv1", "rounds": 1}
+    mixed, deepest = (simulate(**{**values, "cut": cut}) for cut in ([1, 3], 3))
+    assert mixed.rounds["lost_payloads_down"].tolist() == [8]  # of 4 clients in 2 steps
+    assert mixed.equals(deepest)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd(lr=0.05, momentum=0.9)", "adam(lr=0.01)"])
 def test_sflv1_equals_fedavg_with_any_mixture(simulate, optimizer):
     same = {**MIXED, "head_optimizer": optimizer, "tail_optimizer": optimizer}

@@ -7,7 +7,8 @@ Heads of a run may be cut at several places. What is a client's own model ends a
 whoever computes it: of a client that is cut before, the server holds the stages in between. They
 begin a round with the global weights, step when the head steps, with the optimiser of heads, and
 are averaged as a part of the client's head. So strategies see what they would see if all clients
-were cut at the deepest place, and without compression results are the same to the bit.
+were cut at the deepest place, and without compression results are the same to the bit, but for
+dropout, which is drawn anew, and for clipping, which sees the norm of each part.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class StandIn:
         self._came: Arrival | None = None
         self._at: StepId | None = None
         self._output: Tensor | None = None
+        self._gradient: Tensor | None = None
         self._bytes = 0
         self.work = 0, 0
 
@@ -131,8 +133,8 @@ class StandIn:
         leaf = output.detach().requires_grad_()
         return Arrival({TOKENS: leaf}, replace(arrival.received, tokens=leaf))
 
-    def backward(self, cut: Payload, moment: Moment) -> Payload:
-        """Turn the cut gradient of what went on into that of what came, and step."""
+    def backward(self, cut: Payload) -> Payload:
+        """Turn the cut gradient of what went on into that of what came."""
         assert self._came is not None and self._at is not None
         output = self._run(self._came, self._at) if self._output is None else self._output
         leaves = self._came.leaves
@@ -141,8 +143,14 @@ class StandIn:
             self.flat, [output], [of_output], inputs=[*leaves.values()]
         )
         self.release()
-        self.descent.step(gradient, moment)
+        self._gradient = gradient
         return Payload(dict(zip(leaves, found, strict=True)))
+
+    def learn(self, moment: Moment) -> None:
+        """Step, now that the client has its cut gradient: its head steps, too."""
+        assert self._gradient is not None
+        self.descent.step(self._gradient, moment)
+        self._gradient = None
 
     def end(self, own: NDArray[np.float32], moment: Moment) -> NDArray[np.float32]:
         """End the round; return the weights of the deepest head, with the client's own."""

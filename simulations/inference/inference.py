@@ -264,6 +264,8 @@ def _notes(trained: Trained, link: Link, served: Mapping[str, Served]) -> list[s
     if not link.codec.keeps_samples:
         notes.append(f"{link.codec!r} merges samples, and an image comes alone: nothing is merged")
     summary = read_summary(trained.folder / SUMMARY) or {}
+    if summary.get("cuts"):
+        notes.append("clients were cut at several places; all are served as cut at the deepest")
     if summary.get("status") != "complete":
         done, rounds = summary.get("rounds"), trained.experiment.rounds
         notes.append(f"the run was stopped after round {done} of {rounds}")

@@ -240,7 +240,7 @@ class Rehearsal:
             sent.append(answer.sent())
             flops = exchange.answer_flops(client.head.module, output)
             result = result.resume({at.client: result.read(at.client, link, answer)})
-        cut, _ = self.stand_ins.backward(at.client, result.cuts[at.client], ONLY)
+        cut, _ = self.stand_ins.backward(at.client, result.cuts[at.client])
         sent.append(exchange.answer(link, cut, at).sent())
         self.pool.take_back(client)
         return sum(map(len, sent)), flops

@@ -47,10 +47,9 @@ class Conversation:
     ----------
     number, assignments, samples : int, dict, dict
         From 1; what each client is asked to do, in order; samples n_k of all clients of the run.
-    weights : dict[str, Weights]
-        The global weights at the start of the round.
-    labels : dict
-        Samples of each class that clients hold, for strategies that need them.
+    weights, labels : dict[str, Weights], dict
+        The global weights at the start of the round; samples of each class that clients hold, for
+        strategies that need them.
     steps, batch_samples : dict[int, int]
         By client: steps that were served, and samples of the last payload.
     losses, ends, beside : dict
@@ -151,7 +150,7 @@ class Conversation:
             if self.vanishes((at := self.at(client)).next()):
                 self.client_flops -= self._work[client].backward
                 continue
-            cut, flops = self.stand_ins.backward(client, cut, self.moment_of(client))
+            cut, flops = self.stand_ins.backward(client, cut)
             self._stood_in(flops, self.tasks.stand_back, at)
             try:
                 record = self.exchange.answer(self.link, cut, at)
@@ -165,9 +164,10 @@ class Conversation:
             self.tasks.gradient(client, at.step, numbers, size, work, is_lost)
             if is_lost:
                 self._skip(client, "down")
-                continue
-            self.steps[client] += 1
-            self.mailbox.send(client, replace(record, payload=crossing.data))
+            else:
+                self.stand_ins.learn(client, self.moment_of(client))
+                self.steps[client] += 1
+                self.mailbox.send(client, replace(record, payload=crossing.data))
 
     def vanishes(self, at: StepId) -> bool:
         """Tell whether a client is gone before its step; drop it if so."""

@@ -82,6 +82,7 @@ def train(
 def _train_round(strategy: Strategy, round: Round) -> RoundResult:
     updates = strategy.train_round(round)
     round.tail.finish()
+    round.stand_ins.take_back()
     if updates is None:
         raise TypeError(f"{type(strategy).__name__}.train_round returned None; return updates()")
     if not updates and not strategy.trains_on_server:

@@ -84,18 +84,36 @@ class StandIns:
         return place.head if place else deepest
 
     def forward(self, client: int, arrival: Arrival, at: StepId) -> tuple[Arrival, int]:
-        """Return what the tail is fed of what came, and operations; of most it is what came."""
+        """Return what the tail is fed, and operations.
+
+        It is what came where the server stands in for nothing.
+        """
         stand_in = self._lent.get(client)
         if stand_in is None:
             return arrival, 0
         return stand_in.forward(arrival, at), stand_in.work[0]
 
-    def backward(self, client: int, cut: Payload, moment: Moment) -> tuple[Payload, int]:
-        """Return the cut gradient that a client is sent, and operations; of most it is `cut`."""
+    def backward(self, client: int, cut: Payload) -> tuple[Payload, int]:
+        """Return the cut gradient that a client is sent, and operations.
+
+        It is `cut` itself where the server stands in for nothing.
+        """
         stand_in = self._lent.get(client)
         if stand_in is None:
             return cut, 0
-        return stand_in.backward(cut, moment), stand_in.work[1]
+        return stand_in.backward(cut), stand_in.work[1]
+
+    def learn(self, client: int, moment: Moment) -> None:
+        """Step what stands in for a client, which steps its own head."""
+        if stand_in := self._lent.get(client):
+            stand_in.learn(moment)
+
+    def take_back(self) -> None:
+        """Take back all that stand in for clients which never ended their round."""
+        for stand_in in self._lent.values():
+            stand_in.release()
+            self._idle.setdefault(stand_in.place, []).append(stand_in)
+        self._lent.clear()
 
     def _made(self, place: Shallower) -> StandIn:
         """Return one that is idle, or make one: modules take long to make."""
