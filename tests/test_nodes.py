@@ -225,3 +225,12 @@ def test_what_images_of_nodes_cannot_give_is_refused(on_nodes, changes, said):
 def test_a_simulation_does_not_take_images_of_nodes(folders, simulate):
     with pytest.raises(ValueError, match=r"dataset: nodes\(\) is for `flwr run` on real nodes"):
         simulate(dataset=folders[1])
+
+
+def test_simulated_clients_of_one_process_share_its_data():
+    run_config = Experiment.from_dict(KEYS).model_dump()
+    configs = [{"partition-id": client, "num-partitions": NODES} for client in (0, 1, 0)]
+    first, second, third = (
+        flower_app._pool(Context(1, 1, config, RecordDict(), run_config)) for config in configs
+    )
+    assert first is second is third

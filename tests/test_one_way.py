@@ -115,6 +115,28 @@ def test_nothing_comes_down_and_no_client_waits_for_the_server(simulate, referen
     assert len(served) == 12 and all(tasks[n].client == SERVER for n in served)
 
 
+def test_a_round_ends_after_the_last_step_of_every_clients_tail(simulate):
+    """No client waits for its tail, so the average must."""
+    _, (result, *_) = watched(simulate, strategy=WHOLE, rounds=1)
+    *before, average = result.tasks
+    assert average.kind == "average"
+    waited, todo = set(), [*average.after]
+    while todo:
+        if (number := todo.pop()) not in waited:
+            waited.add(number)
+            todo += before[number].after
+    assert waited == {*range(len(before))}
+
+
+def test_a_codec_that_remembers_leaves_out_what_has_not_moved(simulate):
+    """From the second epoch on nothing is far enough from what was sent."""
+    values = {"clients": 2, "rounds": 3, "codec": "splitcom(threshold=1000)"}
+    sent = [simulate(strategy=k, **values) for k in ("cse_fsl(h=1)", "parallel")]
+    for run in sent:
+        first, second, third = run.rounds["payload_bytes_up"]
+        assert second == third < first / 50
+
+
 def test_an_estimate_is_what_the_run_takes(simulate):
     values = {"strategy": "cse_fsl(h=3)", "local_steps": 5, "codec": "uniform(bits=4)"}
     found = simulate(**values)
