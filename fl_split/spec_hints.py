@@ -44,10 +44,14 @@ def reader(spec: str, table: Mapping[str, Callable[..., Any]]) -> str:
 
 
 def _read_first(entry: Callable[..., Any]) -> str:
-    """Return the first argument of an entry if it is a path and must be given; else nothing."""
+    """Return the first argument of an entry if it is a path and must be given; else nothing.
+
+    An argument that must be named is none: more than a path is meant.
+    """
     first = next(iter(signature(entry).parameters.values()), None)
-    is_path = first and first.name in paths(entry) and first.default is Parameter.empty
-    return first.name if first and is_path else ""
+    if first is None or first.kind is Parameter.KEYWORD_ONLY or first.name not in paths(entry):
+        return ""
+    return first.name if first.default is Parameter.empty else ""
 
 
 def _literal(text: str) -> str:

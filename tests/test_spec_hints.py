@@ -64,7 +64,8 @@ def test_an_absolute_path_and_one_from_home_are_answered_too(here, monkeypatch):
 
 
 def test_a_name_that_is_no_path_is_answered_with_known_ones(here):
-    assert refused(dataset="phnoe").endswith("unknown name 'phnoe'; Known: digits, hub, local")
+    known = "Known: digits, hub, local, nodes"
+    assert refused(dataset="zzz").endswith(f"unknown name 'zzz'; {known}")
     assert "unknown name 'phone'" in refused(codec="phone")  # no codec reads a folder
 
 

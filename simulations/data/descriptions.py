@@ -108,7 +108,7 @@ class Local:
         return _open(found, self.path, self, test_fraction, seed)
 
 
-@validated(frozen=True, config=STRICT)
+@validated(frozen=True, config=STRICT, kw_only=True)
 class Nodes:
     """Images of real nodes: each has a folder of its own, and the server has test images only.
 
