@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass as plain
+from dataclasses import replace
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
@@ -41,6 +42,11 @@ class Moment:
     done: int
     taken: int
     total: int
+
+    @property
+    def before(self) -> Moment:
+        """The step before this one; the first is its own."""
+        return replace(self, done=max(0, self.done - 1))
 
     def place(self, per: Per) -> tuple[float, float]:
         """Return where the step begins and ends, in rounds."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -210,17 +210,12 @@ class Client:
 
     def finish_with(self, tail: Descent) -> None:
         """Step head and tail on what is left of accumulated gradients, before the round ends."""
-        finish([self.descent, tail], self._last_moment)
+        finish([self.descent, tail], self._moment.before)
 
     @property
     def _moment(self) -> Moment:
         at = self.at
         return Moment(at.round, at.step, 1, self.epochs.num_steps(self.num_samples))
-
-    @property
-    def _last_moment(self) -> Moment:
-        now = self._moment
-        return replace(now, done=max(0, now.done - 1))
 
     def skip(self) -> None:
         """Go on to the next batch without learning from the present one."""
@@ -252,7 +247,7 @@ class Client:
 
     def end(self) -> Record:
         """End the round: return the samples that the client holds, and a head that came."""
-        finish([self.descent], self._last_moment)
+        finish([self.descent], self._moment.before)
         kept_exits.keep(self.memory, self.head)
         self.stop()
         weights = {} if self.keeps_head else {HEAD: Weights.of(self.head.numpy())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fl_split.exchange.graphs import GraphMemory
 from fl_split.exchange.link import Arrival
@@ -70,8 +70,8 @@ class StandIns:
         if stand_in is None:
             return dict(weights)
         self._idle.setdefault(stand_in.place, []).append(stand_in)
-        last = replace(moment, done=max(0, moment.done - 1))
-        return {**weights, HEAD: Weights.of(stand_in.end(weights[HEAD].numpy(), last))}
+        own = weights[HEAD].numpy()
+        return {**weights, HEAD: Weights.of(stand_in.end(own, moment.before))}
 
     def receiver(self, client: int, tail: Tail) -> Tail:
         """Return what takes the payloads of a client: `tail`, or what stands before it."""
