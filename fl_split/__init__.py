@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         run,
         sweep,
         time,
+        within,
     )
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "run",
     "sweep",
     "time",
+    "within",
 ]
 
 

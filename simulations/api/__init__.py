@@ -9,7 +9,7 @@ from simulations.api.looking import Data, data
 from simulations.api.one import resume, run
 from simulations.api.results import Comparison, NoResultsError, Run, Study, load
 from simulations.api.serving import infer
-from simulations.api.several import compare, pareto, report, sweep, time
+from simulations.api.several import compare, pareto, report, sweep, time, within
 
 __all__ = [
     "Comparison",
@@ -27,4 +27,5 @@ __all__ = [
     "run",
     "sweep",
     "time",
+    "within",
 ]

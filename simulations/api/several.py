@@ -18,6 +18,7 @@ from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
 from simulations.report.page import build, form_of, older_marks, write
 from simulations.report.timing import table, time_runs
+from simulations.report.within import within as at_budgets
 from simulations.runs.experiment_data import forget
 from simulations.runs.lock import alone
 from simulations.runs.paths import chosen_folder, expanded
@@ -27,6 +28,7 @@ from simulations.studies import study
 from simulations.studies.cells import LOCK, Cell, faults
 from simulations.studies.pareto import AXES, FRONT, conclude
 
+Folders = str | Path | Run | Iterable[str | Path | Run]
 Rows = Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]
 
 
@@ -185,7 +187,7 @@ def report(
 
 
 def time(
-    folders: str | Path | Run | Iterable[str | Path | Run],
+    folders: Folders,
     system: str | Sequence[str],
     accuracies: Sequence[float] = (),
 ) -> pd.DataFrame:
@@ -210,9 +212,39 @@ def time(
     ValueError
         No run is complete or recorded its tasks, or a system is wrong.
     """
+    return table(time_runs(_paths(folders), _listed(system)), accuracies)
+
+
+def within(
+    folders: Folders, budgets: str | Sequence[str], system: str | Sequence[str] = ()
+) -> pd.DataFrame:
+    """Tell which accuracy finished runs had when they had used up the same, without training.
+
+    Parameters
+    ----------
+    folders : str, Path, Run or several
+        Runs, or folders of them at any depth.
+    budgets : str or several
+        As ``"bytes(1e8, of='all')"`` or ``"client_flops(1e12)"``: see the guide on comparing.
+    system : str or several
+        Under which `seconds` and `joules` are counted.
+
+    Returns
+    -------
+    DataFrame
+        A row for each configuration and budget, see :func:`simulations.report.within.within`.
+
+    Raises
+    ------
+    ValueError
+        No run is complete, or a budget or a system is wrong.
+    """
+    return at_budgets(_paths(folders), _listed(budgets), _listed(system))
+
+
+def _paths(folders: Folders) -> list[Path]:
     several = [folders] if isinstance(folders, str | Path | Run) else folders
-    paths = [one.folder if isinstance(one, Run) else expanded(one) for one in several]
-    return table(time_runs(paths, _listed(system)), accuracies)
+    return [one.folder if isinstance(one, Run) else expanded(one) for one in several]
 
 
 def _study(

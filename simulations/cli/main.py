@@ -17,6 +17,7 @@ from simulations.cli import (
     list_command,
     study_commands,
     time_command,
+    within_command,
 )
 from simulations.cli.data_view import counting
 from simulations.cli.streams import Commands
@@ -57,6 +58,7 @@ app.add_typer(list_command.app)
 app.add_typer(configs_command.app)
 app.add_typer(check_command.app)
 app.add_typer(time_command.app)
+app.add_typer(within_command.app)
 app.add_typer(cuts_command.app)
 app.add_typer(infer_command.app)
 ENGINE = typer.Option(help="What runs the clients: [b]ray[/b] or [b]inline[/b].")
@@ -76,6 +78,7 @@ def main() -> None:
     [b]fl-split watch DIR[/b]                   what runs are doing
     [b]fl-split report DIR -o report.html[/b]   tables and figures of runs
     [b]fl-split time DIR -s SPEC[/b]            seconds and joules on devices and networks
+    [b]fl-split within DIR -b SPEC[/b]          accuracy at equal bytes, operations, seconds
     [b]fl-split infer DIR[/b]                   which images leave the device early
     [b]fl-split calibrate CONFIG[/b]            this machine as a device
     [b]fl-split data SPEC[/b]                   what would be trained on

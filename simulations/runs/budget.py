@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -12,6 +12,9 @@ from pydantic.dataclasses import dataclass
 from fl_split.specs import STRICT, parse, shortened, stages
 from fl_split.tables import Table
 from simulations.runs.columns import ENERGY_JOULES, PAYLOAD, SENT, VIRTUAL_SECONDS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Limit = Annotated[float, Field(gt=0)]
 
@@ -55,6 +58,11 @@ class Limited:
     def pays(self, spent: Any) -> Any:
         """Tell whether `spent` (a number or a column) is within the limit."""
         return spent <= self.limit * (1 + ROUNDING)
+
+    def within(self, rounds: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+        """Return the rounds that it pays in full, and whether all of them use it up."""
+        spent = self.spent(rounds).cumsum()
+        return rounds[self.pays(spent)], bool(self.uses_up(spent).any())
 
 
 @dataclass(frozen=True, config=STRICT)

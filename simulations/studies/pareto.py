@@ -18,6 +18,7 @@ from fl_split.spec_errors import SpecError, sentence, unknown
 from fl_split.specs import parse
 from simulations.report.marks import Mark, in_a_row
 from simulations.report.statistics import non_dominated
+from simulations.report.within import mean_of_all, percent
 from simulations.runs.budget import BUDGETS, Limited, check_budgets
 from simulations.runs.columns import COLUMNS, OF_SYSTEM, PAYLOAD, WEIGHTS
 from simulations.runs.files import DamagedError, read_rounds, write_whole, writing
@@ -163,8 +164,7 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
         rounds = _rounds(folder / cell.name / ROUNDS).assign(rounds=1)
         sent = rounds[[*PAYLOAD]].sum().sum()
         for name, budget in budgets.items():
-            spent = budget.spent(rounds).cumsum()
-            paid = rounds[budget.pays(spent)]
+            paid, is_used_up = budget.within(rounds)
             rows.append(
                 {
                     "codec": cell.name.rpartition("-seed")[0],
@@ -174,7 +174,7 @@ def front(cells: Sequence[Cell], budgets: Mapping[str, Limited], folder: Path) -
                     "ratio": sent / (2 * rounds["smashed_bytes"].sum()) if sent else math.nan,
                     "budget": name,
                     "limit": budget.limit,
-                    "reached": bool(budget.uses_up(spent).any()),
+                    "reached": is_used_up,
                     "rounds": len(paid),
                     "dropped": paid["dropped"].sum(),
                     "payload_bytes": paid[[*PAYLOAD]].sum().sum(),
@@ -201,7 +201,7 @@ def pareto_summary(frame: pd.DataFrame) -> pd.DataFrame:
         ratio=("ratio", "mean"),
         rounds=("rounds", "mean"),
         reached=("reached", "all"),
-        mean=("accuracy", "mean"),
+        mean=("accuracy", mean_of_all),
         spread=("accuracy", "std"),
         seeds=("seed", "count"),
     )
@@ -225,16 +225,10 @@ def pareto_table(frame: pd.DataFrame) -> Table:
         shown.add_column(f"equal {budget.replace('_', ' ')}", justify="right")
     for codec, rows in found.groupby("codec", sort=False):
         by_budget = rows.set_index("budget")
-        cells = [_accuracy(by_budget.loc[budget]) for budget in budgets]
+        numbers = by_budget.loc[budgets, ["mean", "spread", "reached"]]
+        cells = [percent(*row) for row in numbers.itertuples(index=False)]
         shown.add_row(Text(str(codec)), f"{rows['ratio'].mean():.3f}", *cells)
     return shown
-
-
-def _accuracy(row: Any) -> str:
-    if pd.isna(row["mean"]):
-        return "-"
-    spread = "" if pd.isna(row["spread"]) else f" ± {100 * row['spread']:.1f}"
-    return f"{100 * row['mean']:.1f}{spread}{'' if row['reached'] else '*'}"
 
 
 def pareto_figure(frame: pd.DataFrame) -> Figure:

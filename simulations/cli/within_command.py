@@ -1,0 +1,78 @@
+"""Command `within`: the accuracy of finished runs when all have used up the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simulations.cli.terminal import door, existing, out, quiet
+from simulations.runs.paths import expanded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer()
+
+
+@app.command()
+def within(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs.")
+    ],
+    budget: Annotated[
+        list[str],
+        typer.Option("--budget", "-b", metavar="SPEC", help="What may be spent; may be repeated."),
+    ],
+    system: Annotated[
+        list[str] | None,
+        typer.Option("--system", "-s", metavar="SPEC", help="For seconds(...) and joules(...)."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Write the table there, as CSV.")
+    ] = None,
+) -> None:
+    r"""Tell which accuracy finished runs had within equal budgets.
+
+    Nothing is trained: runs have recorded what each round has spent. The accuracy is that after
+    the last round that a budget pays in full; runs that differ in their seed are averaged.
+    [b]fl-split list budgets[/b] shows all budgets.
+
+    Example: [b]fl-split within runs/a -b "bytes(1e8, of='all')" -b "seconds(600)" -s "wifi()"[/b]
+    """
+    with door():
+        folders = [existing(folder) for folder in folders]
+    with quiet():
+        from simulations.report.within import within as at_budgets
+        from simulations.runs.files import make_folder, write_whole
+    with door():
+        frame = at_budgets(folders, budget, system or [])
+        _show(frame)
+        if output:
+            path = expanded(output)
+            make_folder(path.parent)
+            write_whole(path, frame.to_csv(index=False).encode())
+            out.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(frame: pd.DataFrame) -> None:
+    """Show a row for each configuration and a column for each budget."""
+    from simulations.report.text_table import text_table
+    from simulations.report.within import percent
+
+    limits = [*frame[["budget", "system"]].drop_duplicates().itertuples(index=False)]
+    letters = [chr(ord("A") + number) for number in range(len(limits))]
+    for letter, limit in zip(letters, limits, strict=True):
+        text = f"{letter}: {limit.budget} {limit.system and f'under {limit.system}'}"
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+    numbers = ["accuracy", "spread", "reached"]
+    rows = [
+        [run, *(percent(*row) for row in part[numbers].itertuples(index=False))]
+        for run, part in frame.groupby("run", sort=False)
+    ]
+    caption = (
+        "Accuracy, %, mean ± standard deviation over seeds. *: a run ended with budget left. "
+        "-: not one round is within it."
+    )
+    out.print(text_table(["run", *letters], rows, out.width, caption=caption))
