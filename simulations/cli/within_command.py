@@ -61,14 +61,14 @@ def _show(frame: pd.DataFrame) -> None:
     from simulations.report.text_table import text_table
     from simulations.report.within import percent
 
-    limits = [*frame[["budget", "system"]].drop_duplicates().itertuples(index=False)]
+    limits = dict.fromkeys(zip(frame["budget"], frame["system"], strict=True))
     letters = [chr(ord("A") + number) for number in range(len(limits))]
-    for letter, limit in zip(letters, limits, strict=True):
-        text = f"{letter}: {limit.budget} {limit.system and f'under {limit.system}'}"
+    for letter, (budget, system) in zip(letters, limits, strict=True):
+        text = f"{letter}: {budget}{system and f' under {system}'}"
         out.print(text, markup=False, highlight=False, soft_wrap=True)
     numbers = ["accuracy", "spread", "reached"]
     rows = [
-        [run, *(percent(*row) for row in part[numbers].itertuples(index=False))]
+        [str(run), *(percent(*row) for row in part[numbers].itertuples(index=False))]
         for run, part in frame.groupby("run", sort=False)
     ]
     caption = (
