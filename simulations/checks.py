@@ -151,9 +151,8 @@ def check_strategy(strategy: str | Strategy) -> None:
     with TemporaryDirectory() as folder:
         given = Given.of(built, repr(built), "")
         system = "wifi()" if built.needs_clock else "none()"
-        rounds = max(2, built.least_rounds)
-        settings = {"codec": _codec_for(built), "system": system, "rounds": rounds}
-        play = partial(_play, strategy=given, **settings)
+        codec, rounds = _codec_for(built), max(2, built.least_rounds)
+        play = partial(_play, strategy=given, codec=codec, system=system, rounds=rounds)
         path = Path(folder)
         whole = play(path / "whole")
         half = play(path / "half", stop_after=1)

@@ -98,7 +98,8 @@ def test_a_client_that_sends_nonsense_is_dropped_and_training_goes_on(
     spoiling = spoilt({2}, spoil, after)
     outcome = simulate(spoiling, strategy=OFTEN.get(name, name), batch_size=128)
     dropped = outcome.clients.query("dropped != ''")
-    assert dropped["client"].tolist() == [2, 2]
+    begins_well = name == "ampere" and (after or spoil is no_class)  # one message, of weights
+    assert dropped["client"].tolist() == ([2] if begins_well else [2, 2])
     reason = {not_finite: "finite", no_class: "labels"}[spoil]
     assert dropped["dropped"].str.contains(reason).all()
     assert all(value.isfinite().all() for value in outcome.model.values())
@@ -383,7 +384,7 @@ def test_train_loss_by_hand():
     assert np.isnan(train_loss({}, {4: 30}))
 
 
-@pytest.mark.parametrize("name", [*SPLIT, "mergesfl(slowest=0.25)", *WHOLE])
+@pytest.mark.parametrize("name", [*sorted({*SPLIT} - {"ampere"}), "mergesfl(slowest=0.25)", *WHOLE])
 def test_train_loss_weights_clients_by_the_samples_they_hold_in_every_strategy(simulate, name):
     """Nothing learns, so every loss can be had from the first model; clients differ in steps."""
     seen = []
