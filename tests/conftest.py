@@ -306,6 +306,17 @@ class Spoilt:
                 return self.spoil(reply)
         return reply
 
+    @staticmethod
+    def several(spoilt: Sequence[Spoilt]) -> Callable[[Message, Context], Message]:
+        """Return the client app in which partitions fail in ways of their own."""
+        by_partition = {partition: one for one in spoilt for partition in one.partitions}
+
+        def app(message: Message, context: Context) -> Message:
+            mine = int(context.node_config["partition-id"])
+            return by_partition.get(mine, client_app.app)(message, context)
+
+        return app
+
 
 @pytest.fixture
 def spoilt() -> type[Spoilt]:
