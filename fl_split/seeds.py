@@ -121,9 +121,12 @@ def seeded(seed: int, purpose: Purpose, *path: int) -> Iterator[None]:
     """
     number = derive(seed, purpose, *path)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    # torch.manual_seed notes a whole stack trace for each kind of GPU that is not in use.
+    of_all = bool(gpus) or torch.backends.mps.is_available()
+    seed_torch = torch.manual_seed if of_all else torch.default_generator.manual_seed
     with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=gpus):
         before = np.random.get_state()
-        torch.manual_seed(number)
+        seed_torch(number)
         np.random.seed(number % 2**32)
         try:
             yield

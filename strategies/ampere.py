@@ -49,7 +49,7 @@ class Ampere(Strategy):
 
     - In rounds 1 to `alone` clients step head and auxiliary on the auxiliary's loss; both are
       averaged, weights n_k/n, and take the head's optimiser. Nothing else crosses. The tail does
-      not learn, so that accuracy is that of an untrained tail.
+      not learn, so that accuracy is that of an untrained tail behind trained heads.
     - Then heads stay. A client that takes part for the first time gets the head and sends smashed
       data and labels of all its samples, each once, whatever `local_steps` and `local_epochs` say.
       The head makes them as in evaluation, from augmented images where there is `augment`; a batch

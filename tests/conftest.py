@@ -79,7 +79,7 @@ class Outcome:
 
     def equals(self, other: Outcome) -> bool:
         """Bit-equality of the two trained models."""
-        mine, its = self.model, other.model
+        mine, its = (load_file(one.folder / "model.safetensors") for one in (self, other))
         return mine.keys() == its.keys() and all(torch.equal(mine[k], its[k]) for k in mine)
 
     @property
@@ -309,6 +309,17 @@ class Spoilt:
             if self.seen > self.after:
                 return self.spoil(reply)
         return reply
+
+    @staticmethod
+    def several(spoilt: Sequence[Spoilt]) -> Callable[[Message, Context], Message]:
+        """Return the client app in which partitions fail in ways of their own."""
+        by_partition = {partition: one for one in spoilt for partition in one.partitions}
+
+        def app(message: Message, context: Context) -> Message:
+            mine = int(context.node_config["partition-id"])
+            return by_partition.get(mine, client_app.app)(message, context)
+
+        return app
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fl_split.codecs import CODECS
+from fl_split.codecs import CODECS, parse_codec
 from fl_split.specs import parse
 from simulations.cli import main as cli
 from simulations.runs import checkpoint, provenance
@@ -62,8 +62,15 @@ KEPT = [
 ]
 """Something lives on from round to round beside averaged weights; test_checks.py has them all."""
 
+LEARNT = [
+    name
+    for name in CODECS
+    if (codec := parse_codec(name)).remembers or codec.modules(8) is not None
+]
+"""The same of a codec; test_checks.py has that all others draw from what they are given alone."""
+
 CASES = [(name, "identity") for name in KEPT]
-CASES += [("parallel", name) for name in CODECS]
+CASES += [("parallel", name) for name in (*LEARNT, "randtopk")]
 CASES += [(name, "bottlenet") for name in (PRIVATE, "fedavg", "sflv1")]
 
 

@@ -24,7 +24,7 @@ import PIL
 import platformdirs
 from filelock import FileLock
 
-from simulations.data.encoded import CHUNK, CHUNK_BYTES, EncodedImages
+from simulations.data.encoded import CHUNK, CHUNK_BYTES, EncodedImages, in_threads
 from simulations.data.images import Decoded, Images, OnDisk, OnTheFly, decoded
 from simulations.data.pictures import RULES, Transform
 from simulations.data.raw import pixels_of
@@ -225,12 +225,14 @@ def _chunks(images: EncodedImages, transform: Transform) -> Iterator[Decoded]:
     size = transform.channels * transform.size**2 * transform.dtype.itemsize
     with ThreadPoolExecutor(max_workers=2) as pool:
         for start, contents in images.chunks(max(1, min(CHUNK, CHUNK_BYTES // size))):
-            numbers = range(start, start + len(contents))
             ready = transform.of_arrays(pixels_of(contents))
             if ready is not None:
                 yield ready
                 continue
-            arrays = pool.map(lambda one, k: decoded(one, transform, images, k), contents, numbers)
+            numbered = [*enumerate(contents, start)]
+            arrays = in_threads(
+                pool, lambda one: decoded(one[1], transform, images, one[0]), numbered
+            )
             yield np.stack([*arrays])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import datasets
@@ -38,15 +39,21 @@ class Digits:
 
     def open(self, test_fraction: float, seed: int) -> Source:
         """Return the data set with a stratified test split."""
-        from sklearn.datasets import load_digits
+        return source(_digits(), None, "", "", test_fraction, seed)
 
-        images, labels = load_digits(return_X_y=True)
-        pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        features = datasets.Features(
-            {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}
-        )
-        rows = {"image": list(pixels), "label": labels.tolist()}
-        return source(datasets.Dataset.from_dict(rows, features), None, "", "", test_fraction, seed)
+
+@cache
+def _digits() -> datasets.Dataset:
+    """Return all digits; to make images of them takes longer than a small run."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}
+    )
+    rows = {"image": list(pixels), "label": labels.tolist()}
+    return datasets.Dataset.from_dict(rows, features)
 
 
 @validated(frozen=True, config=STRICT)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,13 @@ PAGES = 128 * 2**20
 
 CHUNK, CHUNK_BYTES = 256, 64 * 2**20
 """Rows that are read at once when all are read, and bytes: fewer rows where they are large."""
+
+
+TASK = 32
+"""Images that a thread decodes before it is asked again."""
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class NoImage(ValueError):
@@ -172,6 +180,18 @@ def _contents(cell: dict[str, bytes | str | None] | None) -> bytes | NoImage:
 
 def _length(contents: bytes | NoImage) -> int:
     return len(contents) if isinstance(contents, bytes) else 0
+
+
+def in_threads(
+    pool: ThreadPoolExecutor, work: Callable[[S], T], images: Sequence[S]
+) -> Iterator[T]:
+    """Do work on each of some images; yield results in their order.
+
+    Some images are one task: to hand over a small image takes longer than to decode it.
+    """
+    tasks = [images[first : first + TASK] for first in range(0, len(images), TASK)]
+    for done in pool.map(lambda some: [*map(work, some)], tasks):
+        yield from done
 
 
 def stamp(path: str) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from simulations.data.encoded import EncodedImages, NoImage
+from simulations.data.encoded import EncodedImages, NoImage, in_threads
 from simulations.data.pictures import DEEP, GREY, upright
 from simulations.data.raw import pixels_of
 
@@ -132,7 +132,7 @@ def survey(
                 digest.update(b"|")
             arrays = pixels_of(chunk)
             looks = (
-                pool.map(lambda one: look(one, decodes), chunk)
+                in_threads(pool, lambda one: look(one, decodes), chunk)
                 if arrays is None
                 else _look_at_arrays(arrays)
             )

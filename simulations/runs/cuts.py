@@ -39,6 +39,8 @@ def shallower(e: Experiment, module: nn.Module, deepest: Head) -> dict[int, Shal
     """
     found: dict[Cut, Shallower | None] = {}
     cuts = _cuts(e)
+    if len({*cuts}) == 1:
+        return {}
     for cut in dict.fromkeys(cuts):
         head, _ = _cut(e, module, cut)
         if head.num_stages == deepest.num_stages or not e.parts.strategy.sends_smashed_data:
