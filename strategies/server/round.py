@@ -160,7 +160,7 @@ class Round(Punctual):
         self.tasks.train(SERVER, [], self.step_on(pool, self._joint_moment(taken)).flops)
 
     def step_on(self, rows: Received, moment: Moment) -> Served:
-        """Take a step of the shared tail that answers nobody; what is recorded of it is not."""
+        """Take a step of the shared tail that answers nobody; its task is not recorded yet."""
         at = StepId(self.seed, self.number, SERVER, self._pooled_steps)
         served = self.tail.step({SERVER: Arrival({}, rows)}, at, self.training.graphs, moment)
         assert isinstance(served, Served)  # no U-shape
