@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import fl_split as fs
 from simulations.cli import main as cli
-from simulations.report.within import within
+from simulations.report.within import spendings, within
 
 SLOW = "devices('laptop') | network('1Mbit/s', '1Mbit/s', latency='0s')"
 FAST = SLOW.replace("1Mbit/s", "10Mbit/s")
@@ -26,7 +26,7 @@ def test_each_budget_is_read_off_at_the_last_round_that_it_pays(seeds):
     rounds = [one.rounds for one in seeds]
     flops = float(rounds[0]["client_flops"].max())
     limits = {"rounds(1)": 0, f"client_flops({2.5 * flops!r})": 1, "rounds(9)": 2, "bytes(1)": None}
-    frame = within([one.folder for one in seeds], [*limits])
+    frame = within(spendings([one.folder for one in seeds], [*limits]))
     assert frame["seeds"].tolist() == [2] * 4
     for last, (_, row) in zip(limits.values(), frame.iterrows(), strict=True):
         if last is None:
@@ -50,13 +50,15 @@ def test_seconds_are_those_of_each_system(seeds):
 
 
 def test_the_command_shows_and_writes_the_table(seeds, tmp_path):
-    folders, file = [str(one.folder) for one in seeds], tmp_path / "made" / "table.csv"
-    command = ["within", *folders, "-b", "rounds(2)", "-b", "rounds(4)", "--out", str(file)]
+    folders, made = [str(one.folder) for one in seeds], tmp_path / "made"
+    command = ["within", *folders, "-b", "rounds(2)", "-b", "rounds(4)", "--out", str(made)]
     done = CliRunner().invoke(cli.app, command, env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     mean = 100 * np.mean([one.rounds["accuracy"].iloc[1] for one in seeds])
     assert f"{mean:.1f} ±" in done.output and "*" in done.output
-    assert pd.read_csv(file)["reached"].tolist() == [True, False]
+    assert pd.read_csv(made / "within.csv")["reached"].tolist() == [True, False]
+    text = (made / "within.svg").read_text()
+    assert "rounds(limit=2)" in text and "rounds(limit=4)" in text
 
 
 @pytest.mark.parametrize(

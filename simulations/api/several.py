@@ -18,7 +18,8 @@ from simulations.api.results import Comparison, Run, Study
 from simulations.report import write_comparison
 from simulations.report.page import build, form_of, older_marks, write
 from simulations.report.timing import table, time_runs
-from simulations.report.within import within as at_budgets
+from simulations.report.within import spendings
+from simulations.report.within import within as table_within
 from simulations.runs.experiment_data import forget
 from simulations.runs.lock import alone
 from simulations.runs.paths import chosen_folder, expanded
@@ -239,7 +240,7 @@ def within(
     ValueError
         No run is complete, or a budget or a system is wrong.
     """
-    return at_budgets(_paths(folders), _listed(budgets), _listed(system))
+    return table_within(spendings(_paths(folders), _listed(budgets), _listed(system)))
 
 
 def _paths(folders: Folders) -> list[Path]:

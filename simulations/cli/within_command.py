@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+TABLE, FIGURE = "within.csv", "within.svg"
+
 
 @app.command()
 def within(
@@ -30,7 +32,7 @@ def within(
         typer.Option("--system", "-s", metavar="SPEC", help="For seconds(...) and joules(...)."),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="Write the table there, as CSV.")
+        str | None, typer.Option("--out", metavar="DIR", help="Write table and figure there.")
     ] = None,
 ) -> None:
     r"""Tell which accuracy finished runs had within equal budgets.
@@ -44,16 +46,21 @@ def within(
     with door():
         folders = [existing(folder) for folder in folders]
     with quiet():
-        from simulations.report.within import within as at_budgets
-        from simulations.runs.files import make_folder, write_whole
+        from simulations.report.within import spendings, within_figure
+        from simulations.report.within import within as table
+        from simulations.runs.files import make_folder, write_whole, writing
     with door():
-        frame = at_budgets(folders, budget, system or [])
+        found = spendings(folders, budget, system or [])
+        frame = table(found)
         _show(frame)
         if output:
-            path = expanded(output)
-            make_folder(path.parent)
-            write_whole(path, frame.to_csv(index=False).encode())
-            out.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+            folder = expanded(output)
+            make_folder(folder)
+            write_whole(folder / TABLE, frame.to_csv(index=False).encode())
+            with writing(folder / FIGURE):
+                within_figure(found).savefig(folder / FIGURE)
+            text = f"Written: {folder / TABLE}, {folder / FIGURE}"
+            out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(frame: pd.DataFrame) -> None:

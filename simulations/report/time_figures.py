@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fl_split.specs import shortened, stages
-from simulations.report.marks import COLOURS, INK
+from simulations.report.accuracy_panels import AccuracyPanel, accuracy_panels, short
+from simulations.report.marks import COLOURS
 from simulations.report.timing import TimedRun
 from simulations.runs.task_files import read_round
 from simulations.system.clock import Conditions, time_round
 from simulations.system.graph import Graph
 from simulations.system.spending import SHARES
-from simulations.system.system import SYSTEM, Timed
+from simulations.system.system import Timed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_ROWS = 40
 """Clients that a Gantt chart shows."""
-
-MOST_COLUMNS = 4
-"""Panels beside each other."""
-
-WIDEST = 50
-"""Characters of the title of a panel."""
-
-DASHES = ("-", ":", "--", "-.")
 
 AXES = {"seconds": "virtual seconds", "joules": "energy of all clients, J"}
 
@@ -41,52 +32,18 @@ def curves(runs: Sequence[TimedRun], spent: Literal["seconds", "joules"]) -> Fig
 
     A line is the mean over seeds after each round that all of them reached.
     """
-    from matplotlib import rc_context
-
-    from simulations.report.canvas import PLAIN, Canvas, named_legend
-    from simulations.report.lines import logarithmic
-
-    systems = list(dict.fromkeys(one.system for one in runs))
-    labels = list(dict.fromkeys(one.label for one in runs))
-    columns = min(MOST_COLUMNS, len(systems))
-    rows, entries = -(-len(systems) // columns), min(3, len(labels))
-    size = (4.5 * max(columns, 2), 3.2 * rows + 0.6 + 0.2 * -(-len(labels) // entries))
-    figure = Canvas(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    panels = dict(zip(systems, grid.flat, strict=False))
-    firsts: dict[str, Any] = {}
     groups: dict[tuple[str, str], list[TimedRun]] = {}
     for one in runs:
         groups.setdefault((one.label, one.system), []).append(one)
+    panels = {one.system: AccuracyPanel(one.system, AXES[spent], {}) for one in runs}
     for (label, system), group in groups.items():
-        place = labels.index(label)
-        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
-        style = {"color": "black" if colour == INK else colour, "linestyle": dash, "lw": 1.2}
-        x, accuracy = _mean(group, spent), 100 * _mean(group, "accuracy")
-        (line,) = panels[system].plot(x, accuracy, **style)
-        firsts.setdefault(label, line)
-    for unused in grid.flat[len(systems) :]:
-        unused.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("accuracy, %")
-    with rc_context(PLAIN):
-        for system, axes in panels.items():
-            axes.set_title("\n".join(wrap(_short(system), WIDEST)), fontsize="small")
-            axes.set_xlabel(AXES[spent])
-    logarithmic([*panels.values()])
-    options = {"loc": "outside lower center", "ncols": entries, "fontsize": "small"}
-    with rc_context(PLAIN):
-        named_legend(figure, [*firsts.values()], labels, **options)
-    return figure
+        panels[system].lines[label] = _mean(group, spent), _mean(group, "accuracy")
+    return accuracy_panels([*panels.values()])
 
 
 def _mean(group: Sequence[TimedRun], of: str) -> np.ndarray:
     length = min(len(one.spent) for one in group)
     return np.mean([getattr(one, of)[:length] for one in group], axis=0)
-
-
-def _short(system: str) -> str:
-    return " | ".join(shortened(stage, SYSTEM) for stage in stages(system))
 
 
 def gantt(graph: Graph, now: Conditions, title: str) -> Figure:
@@ -131,5 +88,5 @@ def first_gantt(runs: Sequence[TimedRun], number: int) -> Figure:
     return gantt(
         read_round(one.run.folder, number),
         now,
-        f"{one.label}, {_short(one.system)}: round {number}",
+        f"{one.label}, {short(one.system)}: round {number}",
     )

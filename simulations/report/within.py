@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from fl_split.spec_errors import SpecError
+from simulations.report.accuracy_panels import AccuracyPanel, accuracy_panels
 from simulations.report.finished import FinishedRun
 from simulations.report.runs import collect
 from simulations.report.timing import check_graphs, spent_under, system_of
@@ -16,20 +20,46 @@ from simulations.runs.budget import Limited, by_name, parse_budget
 from simulations.runs.columns import ENERGY_JOULES, VIRTUAL_SECONDS
 from simulations.system.system import System
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLUMNS = ["run", "budget", "system", "accuracy", "spread", "rounds", "reached", "seeds"]
 
 
-def within(
+@dataclass(frozen=True)
+class Spending:
+    """What one run had spent, and its accuracy, after each round, under one budget.
+
+    Attributes
+    ----------
+    label, budget, system : str
+        Of the configuration; the budget's spec; the system's, empty where it does not matter.
+    limit : Limited
+        What the budget's spec describes.
+    rounds : pandas.DataFrame
+        A row for each round, with all that the budget may count.
+    """
+
+    label: str
+    budget: str
+    system: str
+    limit: Limited
+    rounds: pd.DataFrame
+
+    def row(self) -> dict[str, Any]:
+        """Return where the run stood after the last round that the budget pays in full."""
+        paid, is_used_up = self.limit.within(self.rounds)
+        accuracy = paid["accuracy"].iloc[-1] if len(paid) else math.nan
+        place = {"run": self.label, "budget": self.budget, "system": self.system}
+        return {**place, "accuracy": accuracy, "rounds": len(paid), "reached": is_used_up}
+
+
+def spendings(
     folders: Sequence[Path], budgets: Sequence[str], systems: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Return a row for each configuration and budget, of all runs in and below folders.
+) -> list[Spending]:
+    """Return what all runs in and below folders have spent, under each budget.
 
-    Budgets of `seconds` or `joules` have a row for each of `systems`, under which runs are timed.
-
-    Columns: `run`, the label; `budget`; `system`, empty where it does not matter; `accuracy`, the
-    mean over seeds after the last round that the budget pays in full, nan if it does not pay one
-    round of each seed; `spread`, the standard deviation over seeds, nan for one; `rounds`, the
-    mean number that is paid; `reached`, false if a run ended with budget left; `seeds`.
+    Budgets of `seconds` or `joules` count under each of `systems`.
 
     Raises
     ------
@@ -38,14 +68,20 @@ def within(
     """
     limits = {name: one for spec in budgets for name, one in _limited(spec).items()}
     parsed = {spec: system_of(spec) for spec in systems}
-    timed = [name for name, budget in limits.items() if budget.needs_system]
+    timed = [name for name, limit in limits.items() if limit.needs_system]
     if timed and not parsed:
         raise ValueError(f"{timed[0]}: give a system, as \"devices('pi5') | lte()\"")
-    collection, rows = collect(folders), list[dict[str, object]]()
-    for one in collection.configurations:
+    found = list[Spending]()
+    for one in collect(folders).configurations:
         for run in one.runs:
-            rows += [{"run": one.label, **row} for row in _of_run(run, limits, parsed)]
-    return _over_seeds(pd.DataFrame(rows))
+            plain = run.rounds.assign(rounds=1)
+            under = dict(_timed(run, plain, parsed if timed else {}))
+            for name, limit in limits.items():
+                tables = under if limit.needs_system else {"": plain}
+                found += [
+                    Spending(one.label, name, spec, limit, table) for spec, table in tables.items()
+                ]
+    return found
 
 
 def _limited(spec: str) -> dict[str, Limited]:
@@ -58,39 +94,55 @@ def _limited(spec: str) -> dict[str, Limited]:
     return found
 
 
-def _of_run(
-    run: FinishedRun, limits: dict[str, Limited], systems: dict[str, System]
-) -> Iterator[dict[str, object]]:
-    """Return a row for each budget of one run."""
-    rounds = {"": run.rounds.assign(rounds=1)}
-    if any(budget.needs_system for budget in limits.values()):
+def _timed(
+    run: FinishedRun, rounds: pd.DataFrame, systems: Mapping[str, System]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each system with the rounds, as they are timed under it."""
+    for spec, system in systems.items():
         check_graphs(run)
-        for spec, system in systems.items():
-            spent = spent_under(run, spec, system)
-            rounds[spec] = rounds[""].assign(
-                **{
-                    VIRTUAL_SECONDS: [one.seconds for one in spent],
-                    ENERGY_JOULES: [one.joules.sum() for one in spent],
-                }
-            )
-    for name, budget in limits.items():
-        for spec in systems if budget.needs_system else [""]:
-            paid, is_used_up = budget.within(rounds[spec])
-            accuracy = paid["accuracy"].iloc[-1] if len(paid) else math.nan
-            row = {"budget": name, "system": spec, "rounds": len(paid), "reached": is_used_up}
-            yield {**row, "accuracy": accuracy}
+        spent = spent_under(run, spec, system)
+        seconds, joules = ([one.seconds for one in spent], [one.joules.sum() for one in spent])
+        yield spec, rounds.assign(**{VIRTUAL_SECONDS: seconds, ENERGY_JOULES: joules})
 
 
-def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    groups = rows.groupby(["run", "budget", "system"], sort=False)
-    found = groups.agg(
+def within(found: Sequence[Spending]) -> pd.DataFrame:
+    """Return a row for each configuration, budget and system.
+
+    Columns: `run`, the label; `budget`; `system`, empty where it does not matter; `accuracy`, the
+    mean over seeds after the last round that the budget pays in full, nan if it does not pay one
+    round of each seed; `spread`, the standard deviation over seeds, nan for one; `rounds`, the
+    mean number that is paid; `reached`, false if a run ended with budget left; `seeds`.
+    """
+    groups = pd.DataFrame([one.row() for one in found]).groupby(COLUMNS[:3], sort=False)
+    table = groups.agg(
         accuracy=("accuracy", mean_of_all),
         spread=("accuracy", "std"),
         rounds=("rounds", "mean"),
         reached=("reached", "all"),
         seeds=("rounds", "count"),
     )
-    return found.reset_index()[COLUMNS]
+    return table.reset_index()[COLUMNS]
+
+
+def within_figure(found: Sequence[Spending]) -> Figure:
+    """Draw accuracy against what each budget counts, a panel each, with a line at the limit."""
+    panels: dict[tuple[str, str], AccuracyPanel] = {}
+    groups: dict[tuple[str, str, str], list[Spending]] = {}
+    for one in found:
+        place = one.budget, one.system
+        panels.setdefault(place, AccuracyPanel(one.system, one.budget, {}, one.limit.limit))
+        groups.setdefault((*place, one.label), []).append(one)
+    for (budget, system, label), group in groups.items():
+        length = min(len(one.rounds) for one in group)
+        spent, accuracy = (
+            np.mean([of[:length] for of in several], axis=0)
+            for several in (
+                [np.cumsum(one.limit.spent(one.rounds).to_numpy()) for one in group],
+                [one.rounds["accuracy"].to_numpy() for one in group],
+            )
+        )
+        panels[budget, system].lines[label] = spent, accuracy
+    return accuracy_panels([*panels.values()])
 
 
 def mean_of_all(values: pd.Series[float]) -> float:
