@@ -42,6 +42,7 @@ RUNS = {
     "mergesfl": MERGE,
     "minibatch": "strategy=minibatch",
     "s2fl": "strategy=s2fl",
+    "ampere": "strategy=ampere(epochs=2); rounds=3; fraction=0.6",
     "cse_fsl": "strategy=cse_fsl(h=2)",
     "cyclesl": "strategy=cyclesl(epochs=2)",
     "fsl_sage": "strategy=fsl_sage(h=2, align=1)",

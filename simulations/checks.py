@@ -151,19 +151,22 @@ def check_strategy(strategy: str | Strategy) -> None:
     with TemporaryDirectory() as folder:
         given = Given.of(built, repr(built), "")
         system = "wifi()" if built.needs_clock else "none()"
-        play = partial(_play, strategy=given, codec=_codec_for(built), system=system)
+        codec, rounds = _codec_for(built), max(2, built.least_rounds)
+        play = partial(_play, strategy=given, codec=codec, system=system, rounds=rounds)
         path = Path(folder)
         whole = play(path / "whole")
         half = play(path / "half", stop_after=1)
         first = replace(whole, rows=whole.rows[:1], results=whole.results[:1])
+        crossed = [one for one in whole.results if _payloads(one)]
         hold(first.equals(half), f"{built}: the same seed must give the same result")
-        other = play(path / "other", seed=1, rounds=1)
+        other = play(path / "other", seed=1, stop_after=1)
         hold(not first.equals(other), f"{built}: another seed must give another result")
         went_on = half.joined(play(path / "half"))
         hold(whole.equals(went_on), f"{built}: stopped and resumed must equal never stopped")
         _check_sums(whole)
         _check_epoch(whole.results[0])
-        ushape, found = partial(play, path / "u-shape", end=2, rounds=1), whole.results
+        ushape = partial(play, path / "u-shape", end=2, rounds=built.least_rounds)
+        found = whole.results
         if built.works_in_u_shape:
             found = [*found, *ushape().results]
         else:
@@ -171,9 +174,10 @@ def check_strategy(strategy: str | Strategy) -> None:
         for result in found:
             check_tasks(result)
         if not built.trains_on_server:
-            for late in (False, True) if built.sends_smashed_data else (False,):
-                app, where = _Failing(1, late), path / f"late-{late}"
-                _check_failure(must(GOES_ON, partial(play, where, app=app, local_steps=2)))
+            for number, late in [(1, False), *((one.round, True) for one in crossed[:1])]:
+                app, where = _Failing(number, late), path / f"late-{late}"
+                failed = must(GOES_ON, partial(play, where, app=app, local_steps=2))
+                _check_failure(failed, number)
 
 
 def _codec_for(strategy: Strategy) -> str:
@@ -207,7 +211,11 @@ def _check_epoch(result: RoundResult) -> None:
         hold(traffic.samples == expected, f"{law}, got {traffic.samples}")
 
 
-def _check_failure(outcome: _Outcome) -> None:
+def _payloads(result: RoundResult) -> int:
+    return sum(traffic.payload_bytes_up for traffic in result.traffic.values())
+
+
+def _check_failure(outcome: _Outcome, number: int) -> None:
     summary = json.loads((outcome.folder / SUMMARY).read_text())
     hold(summary["status"] == "complete", GOES_ON)
     dropped = [
@@ -216,8 +224,8 @@ def _check_failure(outcome: _Outcome) -> None:
         for client, traffic in result.traffic.items()
         if traffic.dropped
     ]
-    is_asked = BROKEN in outcome.results[0].traffic
-    expected = [(1, BROKEN, "RuntimeError: battery is empty")] if is_asked else []
+    is_asked = BROKEN in outcome.results[number - 1].traffic
+    expected = [(number, BROKEN, "RuntimeError: battery is empty")] if is_asked else []
     law = "a client that fails must be dropped for the round, it alone, with the reason"
     hold(dropped == expected, f"{law}, got {dropped}")
     for name, weights in outcome.results[-1].weights.items():

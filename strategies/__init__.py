@@ -1,6 +1,7 @@
 """Strategies: who trains when, and what is averaged. One file per algorithm, one line here."""
 
 from fl_split.tables import Table
+from strategies.ampere import Ampere
 from strategies.centralised import Centralised
 from strategies.cse_fsl import CSEFSL
 from strategies.cyclesl import CycleSL
@@ -31,6 +32,7 @@ STRATEGIES: Table[type[Strategy]] = Table(
     Strategy,
     "fl_split.strategies",
     {
+        "ampere": Ampere,
         "centralised": Centralised,
         "cse_fsl": CSEFSL,
         "cyclesl": CycleSL,

@@ -14,7 +14,7 @@ from torch import Tensor
 from fl_split.codecs import Received
 from fl_split.exchange.aligned import AUXILIARY, Aligned, guide_of
 from fl_split.exchange.protocol import Exchange
-from fl_split.exchange.records import HEAD, TAIL, Weights
+from fl_split.exchange.records import HEAD, TAIL
 from fl_split.exchange.serving import of_rows, pooled
 from fl_split.flat import Flat
 from fl_split.models.auxiliary import Size
@@ -24,13 +24,14 @@ from fl_split.recipe.descent import Descent
 from fl_split.seeds import StepId, generator
 from fl_split.specs import STRICT
 from strategies.server.aggregation import Update
+from strategies.server.kept_rows import keep_rows, of_client, packed, rows_of
 from strategies.server.one_way import send_beside, take
 from strategies.server.round import Round
 from strategies.server.strategy import Strategy
 from strategies.server.tasks import SERVER
 
-TOKENS, TARGETS, COUNTS, ALIGNED = "kept-tokens", "kept-targets", "kept-counts", "aligned-in"
-"""Names of what the server keeps of a client among the global weights, with its number."""
+ALIGNED = "aligned-in"
+"""Name of the round in which a client was aligned, among the global weights, with its number."""
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -103,7 +104,7 @@ class FSLSAGE(Strategy):
         for number in rounds[1:]:
             if self._is_due(number, aligned[-1]):
                 aligned.append(number)
-        each = _packed(torch.zeros(guide_of(head).size, device="cpu"))
+        each = packed(torch.zeros(guide_of(head).size, device="cpu"))
         return len(each.data) * (len(aligned) - 1)
 
     def train_round(self, round: Round) -> list[Update]:
@@ -115,8 +116,8 @@ class FSLSAGE(Strategy):
         for client, sent in round.beside.items():
             if not round.mailbox.dropped(client):  # else it has none of it
                 now = torch.tensor([round.number], dtype=torch.float32, device="cpu")
-                found = {AUXILIARY: sent[AUXILIARY], ALIGNED: _packed(now)}
-                round.kept |= {_of(name, client): one for name, one in found.items()}
+                found = {AUXILIARY: sent[AUXILIARY], ALIGNED: packed(now)}
+                round.kept |= {of_client(name, client): one for name, one in found.items()}
         came: dict[int, list[Received]] = {}
 
         def keep(client: int, rows: Received) -> None:
@@ -134,15 +135,15 @@ class FSLSAGE(Strategy):
 
     def _align(self, round: Round, client: int) -> None:
         """Fit a client's auxiliary anew, to be sent, if it is its turn."""
-        exchange, last = round.exchange, round.weights.get(_of(ALIGNED, client))
+        exchange, last = round.exchange, round.weights.get(of_client(ALIGNED, client))
         assert isinstance(exchange, Aligned)
         is_due = self._is_due(round.number, int(last.numpy()[0]) if last else 0)
         if not is_due or exchange.is_silent(round.number):  # then nobody asks the auxiliary
             return
-        if (rows := _rows(round, client)) is None:
+        if (rows := self._rows(round, client)) is None:
             return
         flat = Flat(guide_of(round.training.head.module).to_fit())
-        if before := round.weights.get(_of(AUXILIARY, client)):
+        if before := round.weights.get(of_client(AUXILIARY, client)):
             flat.load(before.numpy())
         # Steps that no other client's rows have, as the tail may draw dropout.
         at = StepId(round.seed, round.number, SERVER, client * self.keep)
@@ -150,7 +151,7 @@ class FSLSAGE(Strategy):
         draw = generator(round.seed, "alignment", round.number, client)
         parts = self._parts(len(true), draw)
         flops = exchange.fit(Descent(flat, Adam(lr=self.rate)), rows, true, parts)
-        send_beside(round, client, AUXILIARY, _packed(flat.vector.detach()), of_tail + flops)
+        send_beside(round, client, AUXILIARY, packed(flat.vector.detach()), of_tail + flops)
 
     def _parts(self, rows: int, draw: torch.Generator) -> Iterator[Tensor]:
         for _ in range(self.epochs):
@@ -158,35 +159,13 @@ class FSLSAGE(Strategy):
 
     def _keep(self, round: Round, client: int, came: Sequence[Received]) -> None:
         """Put the rows of a round behind those that are kept; the last ones stay."""
-        before = _rows(round, client)
+        before = self._rows(round, client)
         received = dict(enumerate([*([before] if before else []), *came]))
         classes = round.tail.flat.module.num_classes
         pool = pooled(received, dict.fromkeys(received, 1.0), classes)
         places = torch.arange(len(pool.tokens), device=pool.tokens.device)
         last = of_rows(pool, places[-self.keep :])
-        found = {TOKENS: last.tokens, TARGETS: last.targets}
-        if last.counts is not None:
-            found[COUNTS] = last.counts
-        round.kept |= {_of(name, client): _packed(one) for name, one in found.items()}
+        keep_rows(round.kept, client, replace(last, weights=None))
 
-
-def _rows(round: Round, client: int) -> Received | None:
-    """Return the rows that are kept of a client, if there are some."""
-    device, found = round.training.tail.vector.device, {}
-    for name in (TOKENS, TARGETS, COUNTS):
-        if (one := round.weights.get(_of(name, client))) is not None:
-            found[name] = torch.from_numpy(one.numpy().copy()).to(device)
-    if TOKENS not in found:
-        return None
-    targets, counts = found[TARGETS], found.get(COUNTS)
-    if targets.dim() == 1:
-        targets = targets.long()
-    return Received(found[TOKENS], targets, None, None if counts is None else counts.long())
-
-
-def _of(name: str, client: int) -> str:
-    return f"{name}-{client}"
-
-
-def _packed(values: Tensor) -> Weights:
-    return Weights.of(values.float().cpu().numpy())
+    def _rows(self, round: Round, client: int) -> Received | None:
+        return rows_of(round.weights, client, round.training.tail.vector.device)

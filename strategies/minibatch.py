@@ -8,7 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
 from strategies.server.aggregation import Update
-from strategies.server.participants import Assignment, Population
+from strategies.server.assignment import Assignment
+from strategies.server.participants import Population
 from strategies.server.round import Round
 from strategies.server.strategy import Strategy
 

@@ -29,7 +29,7 @@ from simulations.runs import checkpoint, flower_app, server_app
 from simulations.runs.experiment import Experiment
 from simulations.runs.experiment_data import silent
 from simulations.runs.setup import prepare
-from strategies import STRATEGIES
+from strategies import STRATEGIES, Strategy
 from strategies.server import flower_messages, flower_private
 
 TINY = {
@@ -135,8 +135,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory):
 
 def _clock_for(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a system where a strategy's results depend on virtual time."""
-    needs = parse(changes.get("strategy", "parallel"), STRATEGIES).needs_clock
-    return {"system": "wifi()"} if needs else {}
+    return {"system": "wifi()"} if _strategy_of(changes).needs_clock else {}
+
+
+def _strategy_of(changes: Mapping[str, Any]) -> Strategy:
+    return parse(changes.get("strategy", "parallel"), STRATEGIES)
 
 
 def _simulator(folder: Path) -> Callable[..., Outcome]:
@@ -152,6 +155,7 @@ def _simulator(folder: Path) -> Callable[..., Outcome]:
         nonlocal count
         count += 1
         values = {**TINY, **_clock_for(changes), **changes, "out": str(folder / f"run{count}")}
+        values["rounds"] = max(values["rounds"], _strategy_of(changes).least_rounds)
         execute(Experiment.from_dict(values), app, watch, session=session, server=server)
         return Outcome(Path(values["out"]))
 

@@ -67,6 +67,8 @@ HOST = {
     "strategies/feddyn.py",
     "strategies/fednova.py",
     "strategies/fsl_sage.py",
+    "strategies/ampere.py",
+    "strategies/server/kept_rows.py",
     "strategies/gas.py",
     "strategies/scaffold.py",
     "strategies/server/round.py",

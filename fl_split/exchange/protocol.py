@@ -223,6 +223,10 @@ class Exchange(ABC):
         """Tell whether nothing crosses the cut in a round but weights."""
         return self.trains_whole_models
 
+    def only_sends(self, number: int) -> bool:
+        """Tell whether clients learn nothing in a round: each sends its samples, once in a run."""
+        return False
+
     def serve(
         self,
         tail: Flat[Tail],

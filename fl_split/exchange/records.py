@@ -45,8 +45,9 @@ WORK = "flops"
 
 Number = float | list[float]
 
-ROUND, BATCH_SIZE, RATE = "round", "batch-size", "rate"
-"""Numbers of BEGIN: the round, the client's batch size, and a factor of its learning rate."""
+ROUND, BATCH_SIZE, RATE, PASSES = "round", "batch-size", "rate", "passes"
+"""Numbers of BEGIN: the round, the client's batch size, a factor of its learning rate, and how
+often it goes through its samples."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from simulations.clients import kept_exits
 from simulations.clients.epochs import Epochs
 from simulations.clients.state import ClientState
 from simulations.clients.worker import Worker
-from strategies.server.participants import USUAL, Assignment
+from strategies.server.assignment import USUAL, Assignment
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Client:
     @property
     def epochs(self) -> Epochs:
         """Which samples make up which step of this client's round."""
-        return self.worker.epochs.with_batches_of(self.assignment.batch_size)
+        return self.worker.epochs.asked(self.assignment)
 
     @property
     def at(self) -> StepId:

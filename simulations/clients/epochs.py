@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fl_split.seeds import StepId, generator
+from strategies.server.assignment import Assignment
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class Epochs:
     local_epochs: int
     local_steps: int
 
-    def with_batches_of(self, size: int) -> Epochs:
-        """Return the same with another batch size; 0 keeps this one."""
-        return replace(self, batch_size=size) if size else self
+    def asked(self, of: Assignment) -> Epochs:
+        """Return the same with what a client is asked to do otherwise."""
+        found = replace(self, batch_size=of.batch_size or self.batch_size)
+        return replace(found, local_epochs=of.passes, local_steps=0) if of.passes else found
 
     def num_steps(self, num_samples: int) -> int:
         """Steps of a round: `local_steps`, or if 0 `local_epochs` passes over the samples."""

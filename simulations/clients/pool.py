@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simulations.clients.client import Client
 from simulations.clients.worker import Worker
-from strategies.server.participants import USUAL
+from strategies.server.assignment import USUAL
 
 
 class ClientPool:

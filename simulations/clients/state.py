@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
+from strategies.server.assignment import Assignment
 from strategies.server.flower_messages import tensors_from_record, tensors_to_record
-from strategies.server.participants import Assignment
 
 PLACE, HEAD, OPTIMIZER, MEMORY = "place", "head", "optimizer", "memory"
 """Records of ``context.state``."""

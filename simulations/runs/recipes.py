@@ -62,6 +62,20 @@ def check_strategy(e: Experiment) -> None:
         )
 
 
+def check_parts(e: Experiment) -> None:
+    """Raise ValueError if a strategy whose runs have parts of their own cannot go through them."""
+    least = e.parts.strategy.least_rounds
+    if e.rounds < least:
+        raise ValueError(
+            f"strategy: with {e.strategy} the tail learns from round {least} on, got "
+            f"rounds={e.rounds}; train longer"
+        )
+    if least > 1 and e.parts.phases.spares_parts:
+        raise ValueError(
+            f"phases: {e.strategy} says itself what learns in which rounds; leave phases at none()"
+        )
+
+
 def check_recipe(e: Experiment) -> None:
     """Raise ValueError if parts of a recipe do not agree with rounds, codec or strategy."""
     with named("schedule"):
@@ -69,6 +83,7 @@ def check_recipe(e: Experiment) -> None:
     with named("phases"):
         e.parts.phases.check(e.rounds)
     check_strategy(e)
+    check_parts(e)
     strategy, mixing = e.parts.strategy, [one for one in e.parts.augment if one.mixes_labels]
     if len(mixing) > 1:
         raise ValueError(f"augment: {e.augment} mixes labels twice; leave mixup or cutmix out")

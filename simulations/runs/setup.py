@@ -50,6 +50,7 @@ from simulations.runs.origins import modules
 from simulations.runs.parts import Parts
 from simulations.runs.trials import check_channels
 from simulations.system.devices import check_memory
+from strategies.server.assignment import Assignment
 from strategies.server.participants import Population
 from strategies.server.stand_ins import StandIns
 
@@ -159,9 +160,9 @@ class Setup:
         e = self.experiment
         return Epochs(e.seed, e.batch_size, e.local_epochs, e.local_steps)
 
-    def num_steps(self, samples: int, batch_size: int) -> int:
-        """Steps of a round of a client that holds so many samples; 0 is the usual batch size."""
-        return self.epochs().with_batches_of(batch_size).num_steps(samples)
+    def num_steps(self, samples: int, asked: Assignment) -> int:
+        """Steps of a round of a client that holds so many samples."""
+        return self.epochs().asked(asked).num_steps(samples)
 
     def recipe(self) -> Recipe:
         """How gradients become steps."""

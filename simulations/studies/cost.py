@@ -39,7 +39,7 @@ from simulations.runs.evaluator import EVALUATION_ROWS
 from simulations.runs.setup import Setup
 from simulations.studies.cells import Cell
 from strategies import Strategy
-from strategies.server.participants import USUAL, Assignment
+from strategies.server.assignment import USUAL, Assignment
 from strategies.server.threads import available_cores
 
 DRAWN = 16
@@ -81,7 +81,10 @@ class Estimator:
         weights, rounds = _weights_by_head(setup), dict[int, list[int]]()
         for number in range(1, e.rounds + 1):
             chosen = strategy.choose(population, number)
-            synced += sum(weights[setup.head_of(client)] for client in chosen)
+            if setup.exchange.only_sends(number):  # who has sent is not asked again
+                chosen = {client: one for client, one in chosen.items() if client not in rounds}
+            else:
+                synced += sum(weights[setup.head_of(client)] for client in chosen)
             for client in () if setup.exchange.is_silent(number) else chosen:
                 rounds.setdefault(client, []).append(number)
             for sizes, example in _batches(setup, strategy, number, chosen):
@@ -128,13 +131,13 @@ class Estimator:
 def _flops_by_round(setup: Setup) -> dict[tuple[int, Head], int]:
     """Return a client's operations on one image, by round and by its head.
 
-    Only phases and the first round differ.
+    Only phases differ, the first round, and rounds in which clients but send.
     """
     phases, exchange = setup.parts.phases, setup.exchange
-    known, found = dict[tuple[Trains, bool, Head], int](), dict[tuple[int, Head], int]()
+    known, found = dict[tuple[Trains, bool, bool, Head], int](), dict[tuple[int, Head], int]()
     for number in range(1, setup.experiment.rounds + 1):
         for head in setup.heads:
-            kind = phases.trains(number), number == 1, head
+            kind = phases.trains(number), number == 1, exchange.only_sends(number), head
             if kind not in known:
                 known[kind] = exchange.flops_of_round(number, head, setup.tail).total
             found[number, head] = known[kind]
@@ -198,7 +201,7 @@ def _batches(
         return
     has_labels = strategy.sends_smashed_data and setup.head.end is None
     for client, assignment in chosen.items():
-        held, own = train.partitions[client], epochs.with_batches_of(assignment.batch_size)
+        held, own = train.partitions[client], epochs.asked(assignment)
         for step in range(own.num_steps(len(held))):
             at = StepId(seed, number, client, step)
             size, bits = own.batch_samples(step, len(held)), 0

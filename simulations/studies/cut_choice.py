@@ -183,7 +183,7 @@ class Chooser:
         """Steps of a round of the client that has the most."""
         chosen = self.setup.parts.strategy.choose(self.setup.population(), 1)
         samples, steps = self.setup.population().samples, self.setup.num_steps
-        return max(steps(samples[k], one.batch_size) for k, one in chosen.items())
+        return max(steps(samples[k], one) for k, one in chosen.items())
 
     def fits(self, kind: int, place: int) -> bool:
         """Tell whether a kind of device has the memory for a cut."""

@@ -17,6 +17,7 @@ from fl_split.exchange.records import (
     BEGIN,
     END,
     GO_ON,
+    HEAD,
     HELD,
     LOSS,
     PAYLOAD,
@@ -33,8 +34,8 @@ from fl_split.models.cut import Head
 from fl_split.recipe.schedules import Moment
 from fl_split.seeds import StepId
 from strategies.server.aggregation import Update
+from strategies.server.assignment import Assignment
 from strategies.server.mailbox import Mailbox, Waiting
-from strategies.server.participants import Assignment
 from strategies.server.tasks import SERVER, TaskGraph
 from strategies.server.training import Training
 
@@ -74,8 +75,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self.clients, self.steps = list(self.assignments), dict.fromkeys(self.assignments, 0)
-        self.link = self.training.link.renewed()
-        self.stand_ins = self.training.stand_ins
+        self.link, self.stand_ins = self.training.link.renewed(), self.training.stand_ins
         self._flops: dict[Head, Flops] = {}
         self._work: dict[int, Flops] = {}
         self._expected: dict[int, Mapping[str, Weights]] = {}
@@ -88,7 +88,7 @@ class Conversation:
 
     def moment_of(self, client: int) -> Moment:
         """Return where in its own round a client's next payload is."""
-        steps = self.training.num_steps(self.samples[client], self.assignments[client].batch_size)
+        steps = self.training.num_steps(self.samples[client], self.assignments[client])
         return Moment(self.number, self.steps[client], 1, -(-steps // self.exchange.every))
 
     def flops_of(self, client: int) -> Flops:
@@ -118,7 +118,8 @@ class Conversation:
             asked = {ROUND: self.number, **self.assignments[client].numbers()}
             own = self.stand_ins.begin(client, weights, self.assignments[client].rate)
             more = self.beside.get(client, {})
-            record = Record(BEGIN if weights else GO_ON, weights={**own, **more}, numbers=asked)
+            action = BEGIN if weights or HEAD in more else GO_ON
+            record = Record(action, weights={**own, **more}, numbers=asked)
             self._expected[client], sent = own, [*weights.values(), *more.values()]
             self.tasks.sync_down(client, weights_bytes(record), sent)
             self.mailbox.send(client, record)
@@ -225,8 +226,8 @@ class Conversation:
         self.client_flops += work.total
         crossing = self.link.over(data, at, "up", self.mailbox.account)
         numbers = int(record.number(SMASHED_BYTES)) // 4 * self.link.encodes
-        done, is_whole = work.forward, self.exchange.is_one_way
-        self.tasks.payload(client, at.step, done, numbers, crossing.size, is_whole)
+        is_whole = self.exchange.is_one_way and not self.exchange.only_sends(self.number)
+        self.tasks.payload(client, at.step, work.forward, numbers, crossing.size, is_whole)
         receiver = self.stand_ins.receiver(client, self.training.tail.module)
         arrival = self.link.received(crossing, at, receiver)
         if arrival is None:
@@ -270,8 +271,7 @@ class Conversation:
             self.client_flops += work.total
             self.tasks.follow("train", client, self.steps[client], work.total)
         weights = self.stand_ins.end(client, record.weights, self.moment_of(client))
-        size = weights_bytes(record)
-        self.tasks.sync_up(client, self.steps[client], size, weights.values())
+        self.tasks.sync_up(client, self.steps[client], weights_bytes(record), weights.values())
         self.ends[client] = Update(client, held, weights, record.numbers)
 
     def _give_up_lost(self) -> bool:

@@ -17,7 +17,7 @@ Tails = Mapping[int, TrainedTail]
 """Tails of clients."""
 
 Keep = Callable[[int, Received], None]
-"""What is done with a payload that a tail has learnt from, of a client."""
+"""What is done with a payload of a client."""
 
 
 def send_beside(round: Round, client: int, name: str, weights: Weights, flops: int) -> None:
@@ -46,6 +46,22 @@ def take(
     return came
 
 
+def collect(round: Round, clients: Sequence[int], keep: Keep) -> list[int]:
+    """Keep the next payload of each client, of which no tail learns yet; let them go on.
+
+    Returns who had a payload.
+    """
+    if round.attendance.decides:
+        round.wait_for_all(clients)
+    came = list[int]()
+    for arrivals in round.groups(clients):
+        for client, arrival in arrivals.items():
+            keep(client, arrival.received)
+            _let_go(round, client)
+        came += arrivals
+    return came
+
+
 def _step(round: Round, arrivals: Mapping[int, Arrival], tails: Tails | None) -> list[int]:
     """Take the steps; return whose losses are finite."""
     steps, graphs = [], round.training.graphs
@@ -69,11 +85,12 @@ def _call(step: partial[Served | HalfServed]) -> Served:
     return served
 
 
-def _let_go(round: Round, client: int, loss: float) -> None:
+def _let_go(round: Round, client: int, loss: float | None = None) -> None:
     """Say that a payload has come, whose loss is noted; nobody waits for that."""
     at = round.at(client)
     if round.vanishes(at.next()):
         return
-    round.losses.setdefault(client, {})[at.step] = loss
+    if loss is not None:
+        round.losses.setdefault(client, {})[at.step] = loss
     round.steps[client] += 1
     round.mailbox.send(client, Record(TAKEN, step=at.step))

@@ -6,14 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fl_split.exchange.records import BATCH_SIZE, HELD, RATE, Record
+from fl_split.exchange.records import HELD, Record
 from fl_split.seeds import generator
 from strategies.server import flower_messages
 from strategies.server.mailbox import Mailbox
@@ -26,35 +25,6 @@ class NoClientsLeft(RuntimeError):
 
 class AllLate(NoClientsLeft):
     """Every client of a round was dropped, and each was late by the experiment's own system."""
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What a client is asked to do in a round that the experiment does not say.
-
-    Attributes
-    ----------
-    batch_size : int
-        Samples of its batches; 0 is the experiment's.
-    rate : float
-        What the learning rate of its head is multiplied by.
-    """
-
-    batch_size: int = 0
-    rate: float = 1.0
-
-    def numbers(self) -> dict[str, float]:
-        """Return what the client is told; nothing if there is nothing to tell."""
-        return {} if self == USUAL else {BATCH_SIZE: self.batch_size, RATE: self.rate}
-
-    @classmethod
-    def told(cls, numbers: Mapping[str, Any]) -> Assignment:
-        """Read what :meth:`numbers` returned."""
-        return cls(int(numbers.get(BATCH_SIZE, 0)), float(numbers.get(RATE, 1.0)))
-
-
-USUAL = Assignment()
-"""What the experiment says."""
 
 
 @dataclass(frozen=True)

@@ -152,21 +152,21 @@ class Round(Punctual):
         for number, rows in enumerate(parts):  # each is one of so many parts of the joint step
             place = self.done * len(parts) + number * taken
             moment = Moment(self.number, place, taken, steps)
-            flops += self._step_on(of_rows(pool, rows), moment)
+            flops += self.step_on(of_rows(pool, rows), moment).flops
         self.tasks.train(SERVER, [*arrivals], flops)
 
     def train_tail_alone(self, pool: Received, taken: int) -> None:
         """Take a step of the shared tail on a `pool` of the last `taken` payloads, all served."""
-        self.tasks.train(SERVER, [], self._step_on(pool, self._joint_moment(taken)))
+        self.tasks.train(SERVER, [], self.step_on(pool, self._joint_moment(taken)).flops)
 
-    def _step_on(self, rows: Received, moment: Moment) -> int:
-        """Take a step of the shared tail that answers nobody; return its operations."""
+    def step_on(self, rows: Received, moment: Moment) -> Served:
+        """Take a step of the shared tail that answers nobody; its task is not recorded yet."""
         at = StepId(self.seed, self.number, SERVER, self._pooled_steps)
         served = self.tail.step({SERVER: Arrival({}, rows)}, at, self.training.graphs, moment)
         assert isinstance(served, Served)  # no U-shape
         self._pooled_steps += 1
         self.server_flops += served.flops
-        return served.flops
+        return served
 
     @property
     def done(self) -> int:
@@ -182,7 +182,7 @@ class Round(Punctual):
         """Steps that each client would take, or payloads of those that send fewer."""
         asked, steps = self.assignments, self.training.num_steps
         every = self.exchange.every
-        return {k: -(-steps(self.samples[k], one.batch_size) // every) for k, one in asked.items()}
+        return {k: -(-steps(self.samples[k], one) // every) for k, one in asked.items()}
 
     def _serve(
         self,

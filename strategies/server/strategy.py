@@ -13,7 +13,8 @@ from fl_split.exchange.ushape import crossing
 from fl_split.models.cut import Head
 from fl_split.optimizers import Optimizer
 from strategies.server.aggregation import Update
-from strategies.server.participants import USUAL, Assignment, Population
+from strategies.server.assignment import USUAL, Assignment
+from strategies.server.participants import Population
 from strategies.server.round import Round
 
 
@@ -50,6 +51,9 @@ class Strategy(ABC):
     trains_end_to_end : bool
         Whether heads follow the loss at the end of the tail, so that one client alone is
         trained as the whole model would be.
+    least_rounds : int
+        Rounds until every part learns. If it is not the first one, a run has parts of its own, and
+        `phases` have no place beside them.
     """
 
     sends_smashed_data: ClassVar[bool] = True
@@ -64,6 +68,7 @@ class Strategy(ABC):
     follows_speeds: ClassVar[bool] = False
     needs_clock: bool = False
     trains_end_to_end: ClassVar[bool] = True
+    least_rounds: int = 1
 
     @abstractmethod
     def train_round(self, round: Round) -> list[Update]:

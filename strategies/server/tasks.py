@@ -135,8 +135,14 @@ class TaskGraph:
         self._origins |= dict.fromkeys(weights, self.follow("sync up", client, step, size))
 
     def decode(self, client: int, step: int, amount: int) -> None:
-        """Record that the server decodes what came from a client; its tail waits for that."""
-        self._decoded[client] = self.add("decode", SERVER, step, amount, self._last[client])
+        """Record that the server decodes what came from a client; its tail waits for that.
+
+        What came before of the same client, and has not been served, is decoded before.
+        """
+        before = [self._last[client]]
+        if client in self._decoded:
+            before.append(self._decoded[client])
+        self._decoded[client] = self.add("decode", SERVER, step, amount, *before)
 
     def stand_in(self, client: int, step: int, amount: int) -> None:
         """Record that the server runs what came from a client as far as the tail begins."""

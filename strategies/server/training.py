@@ -18,6 +18,7 @@ from fl_split.models.cut import Head, Tail
 from fl_split.optimizers import Optimizer
 from fl_split.recipe.descent import PLAIN, Recipe
 from strategies.server.aggregation import Aggregator, fedavg
+from strategies.server.assignment import Assignment
 from strategies.server.attendance import Attendance, Everyone
 from strategies.server.stand_ins import StandIns
 from strategies.server.tasks import Task
@@ -93,8 +94,7 @@ class Training:
     stack : int
         Clients whose heads a GPU runs as one: groups are no smaller. 0 on a CPU.
     num_steps : Callable
-        Gives the steps of a client's round, for the samples it holds and the size of its batches
-        (0: the usual one).
+        Gives the steps of a client's round, for the samples it holds and what it is asked to do.
     progress : Progress
         Where to go on; by default from the start.
     attendance : Attendance
@@ -121,7 +121,7 @@ class Training:
     recipe: Recipe = PLAIN
     stand_ins: StandIns = field(default_factory=StandIns)
     stack: int = 0
-    num_steps: Callable[[int, int], int] = lambda samples, batch_size: 1
+    num_steps: Callable[[int, Assignment], int] = lambda samples, asked: 1
     progress: Progress = field(default_factory=Progress)
     attendance: Attendance = field(default_factory=Everyone)
     speeds: Sequence[float] = ()
