@@ -117,7 +117,8 @@ def seeded(seed: int, purpose: Purpose, *path: int) -> Iterator[None]:
     """Seed torch's and NumPy's global generators inside the block and restore them afterwards.
 
     Only for code of others that draws from them (weight initialisation, dropout, noise of
-    differential privacy). There is one of each, so one thread at a time.
+    differential privacy). There is one of each, so one thread at a time. A GPU must be in use
+    before: the generator of one that is first used inside the block is not seeded.
     """
     number = derive(seed, purpose, *path)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

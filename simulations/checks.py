@@ -174,6 +174,8 @@ def check_strategy(strategy: str | Strategy) -> None:
         for result in found:
             check_tasks(result)
         if not built.trains_on_server:
+            law = f"{built} sends smashed data, so that a payload must cross in some round"
+            hold(bool(crossed) or not built.sends_smashed_data, law)
             for number, late in [(1, False), *((one.round, True) for one in crossed[:1])]:
                 app, where = _Failing(number, late), path / f"late-{late}"
                 failed = must(GOES_ON, partial(play, where, app=app, local_steps=2))

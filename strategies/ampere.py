@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from fl_split.codecs import Codec, Received
 from fl_split.exchange.account import weights_bytes
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import BEGIN, HEAD, TAIL, Record, Weights
 from fl_split.exchange.sent_once import SentOnce
-from fl_split.exchange.serving import of_rows, pooled
+from fl_split.exchange.serving import of_rows, pooled, shuffled_parts
 from fl_split.flat import flatten, travelling
 from fl_split.models.auxiliary import Size
 from fl_split.models.cut import Head
@@ -34,7 +33,7 @@ from strategies.server.tasks import SERVER
 from strategies.server.training import TrainingFailed
 
 SENT = "clients-that-sent"
-"""Name of a vector of them among the global weights."""
+"""Name of the vector of clients that have sent, among the global weights."""
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -50,11 +49,12 @@ class Ampere(Strategy):
     - In rounds 1 to `alone` clients step head and auxiliary on the auxiliary's loss; both are
       averaged, weights n_k/n, and take the head's optimiser. Nothing else crosses. The tail does
       not learn, so that accuracy is that of an untrained tail behind trained heads.
-    - Then heads stay. A client that takes part for the first time gets the head and sends smashed
-      data and labels of all its samples, each once, whatever `local_steps` and `local_epochs` say.
-      The head makes them as in evaluation, from augmented images where there is `augment`; a batch
-      is a payload and counts as a step. Who has sent is not asked again: it has no row in
-      clients.parquet. Who takes part in none of these rounds never sends.
+    - Then heads stay. A client that takes part for the first time gets head and auxiliary (one
+      vector, of which it uses the head) and sends smashed data and labels of all its samples,
+      each once, whatever `local_steps` and `local_epochs` say. The head makes them as in
+      evaluation, from augmented images where there is `augment`; a batch is a payload and
+      counts as a step. Who has sent is not asked again: it has no row in clients.parquet. Who
+      takes part in none of these rounds never sends.
     - In each of these rounds the tail goes `epochs` times over all that has come, in shuffled
       mini-batches of `batch` rows, of whatever clients; samples count alike. Optimiser and
       schedule go on from round to round as usual. `train_loss` is that of the tail.
@@ -131,7 +131,7 @@ class Ampere(Strategy):
         return [*ends, *(Update(client, round.samples[client], {}) for client in there)]
 
     def _gather(self, round: Round, clients: Sequence[int]) -> tuple[list[Update], list[int]]:
-        """Let clients send all they have; return what ends they came to, and whose rows came."""
+        """Let clients send all they have; return updates, and the clients whose rows have come."""
         came: dict[int, list[tuple[Received, int]]] = {}
 
         def keep(client: int, rows: Received) -> None:
@@ -158,7 +158,7 @@ class Ampere(Strategy):
             return
         draw = generator(round.seed, "pool", round.number)
         size = self.batch or round.training.batch_size
-        parts = [*self._parts(len(pool.tokens), size, draw)]
+        parts = [*shuffled_parts(len(pool.tokens), size, self.epochs, draw)]
         device, losses, flops = round.training.tail.vector.device, list[float](), 0
         for number, part in enumerate(parts):
             moment = Moment(round.number, number, 1, len(parts))
@@ -172,10 +172,6 @@ class Ampere(Strategy):
             flops += served.flops
         round.losses[SERVER] = dict(enumerate(losses))
         round.tasks.train(SERVER, came, flops)
-
-    def _parts(self, rows: int, size: int, draw: torch.Generator) -> Iterator[Tensor]:
-        for _ in range(self.epochs):
-            yield from torch.randperm(rows, generator=draw, device="cpu").split(size)
 
     def _classes(self, round: Round) -> int:
         return round.tail.flat.module.num_classes

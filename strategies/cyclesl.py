@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
-from fl_split.exchange.serving import pooled
+from fl_split.exchange.serving import pooled, shuffled_parts
 from fl_split.seeds import generator
 from fl_split.specs import STRICT
 from strategies.parallel import Parallel
@@ -60,10 +57,7 @@ class CycleSL(Parallel):
                 pool = pooled(received, round.samples, round.tail.flat.module.num_classes)
                 draw = generator(round.seed, "pool", round.number, exchange)
                 size = self.batch or round.training.batch_size
-                round.train_tail(arrivals, pool, [*self._parts(len(pool.tokens), size, draw)])
+                parts = shuffled_parts(len(pool.tokens), size, self.epochs, draw)
+                round.train_tail(arrivals, pool, [*parts])
             active = round.serve_together([*arrivals], is_frozen=True)
         return round.updates()
-
-    def _parts(self, rows: int, size: int, draw: torch.Generator) -> Iterator[Tensor]:
-        for _ in range(self.epochs):
-            yield from torch.randperm(rows, generator=draw, device="cpu").split(size)

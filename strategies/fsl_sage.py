@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from fl_split.codecs import Received
 from fl_split.exchange.aligned import AUXILIARY, Aligned, guide_of
 from fl_split.exchange.protocol import Exchange
 from fl_split.exchange.records import HEAD, TAIL
-from fl_split.exchange.serving import of_rows, pooled
+from fl_split.exchange.serving import of_rows, pooled, shuffled_parts
 from fl_split.flat import Flat
 from fl_split.models.auxiliary import Size
 from fl_split.models.cut import Head
@@ -149,13 +148,9 @@ class FSLSAGE(Strategy):
         at = StepId(round.seed, round.number, SERVER, client * self.keep)
         true, of_tail = exchange.true_gradients(round.tail.flat, rows, self.batch, at)
         draw = generator(round.seed, "alignment", round.number, client)
-        parts = self._parts(len(true), draw)
+        parts = shuffled_parts(len(true), self.batch, self.epochs, draw)
         flops = exchange.fit(Descent(flat, Adam(lr=self.rate)), rows, true, parts)
         send_beside(round, client, AUXILIARY, packed(flat.vector.detach()), of_tail + flops)
-
-    def _parts(self, rows: int, draw: torch.Generator) -> Iterator[Tensor]:
-        for _ in range(self.epochs):
-            yield from torch.randperm(rows, generator=draw, device="cpu").split(self.batch)
 
     def _keep(self, round: Round, client: int, came: Sequence[Received]) -> None:
         """Put the rows of a round behind those that are kept; the last ones stay."""

@@ -339,3 +339,16 @@ def test_what_does_not_go_together_is_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as found:
         prepare(Experiment.from_dict({"strategy": "ampere", **changes}))
     assert "\n" not in str(found.value)
+
+
+def test_who_never_sends_is_counted_before_the_run():
+    """20 clients, 4 a round, two rounds that send: at most 8 of them are asked."""
+    keys = {"clients": 20, "fraction": 0.2, "rounds": 4, "partition": "iid()"}
+    setup = prepare(Experiment.from_dict({**keys, "strategy": "ampere(alone=2)"}))
+    population = setup.population()
+    asked = {*population.sample(3), *population.sample(4)}
+    samples = sum(population.samples[client] for client in set(range(20)) - asked)
+    (warning,) = [one.text for one in setup.decisions if one.about == "strategy"]
+    assert f"{20 - len(asked)} of 20 clients, with {samples:,} of 1,433 samples" in warning
+    all_in = Experiment.from_dict({**keys, "fraction": 1.0, "strategy": "ampere(alone=2)"})
+    assert not any(one.about == "strategy" for one in prepare(all_in).decisions)

@@ -49,6 +49,35 @@ def test_seconds_are_those_of_each_system(seeds):
     assert not frame["budget"].str.contains("Mbit").any()
 
 
+def test_a_seed_without_a_paid_round_leaves_no_mean_of_the_others(simulate):
+    runs = [simulate(rounds=1, fraction=0.3, partition="linear", seed=seed) for seed in (0, 1)]
+    spent = sorted(float(one.rounds["client_flops"].iloc[0]) for one in runs)
+    assert spent[0] < spent[1]
+    folders = [one.folder for one in runs]
+    frame = within(spendings(folders, [f"client_flops({spent[0]})", f"client_flops({spent[1]})"]))
+    assert frame["accuracy"].isna().tolist() == [True, False]
+    assert frame["spread"].isna().tolist() == [True, False]
+
+
+def test_devices_without_watts_have_no_joules(simulate, tmp_path):
+    table = tmp_path / "mine.toml"
+    table.write_text(
+        '[mine]\ntitle = "x"\nsustained = "1GFLOP/s"\nbackward = 1.0\nmemory = "1GB"\n'
+        "compute_watts = 0.0\nsend_watts = 0.0\nreceive_watts = 0.0\nidle_watts = 0.0\n"
+        "assumed = []\n"
+    )
+    system = f"devices('mine', table='{table}') | wifi()"
+    with pytest.raises(ValueError, match="has no watts; fill them in"):
+        fs.within(simulate().folder, "joules(5)", system)
+
+
+def test_what_a_system_leaves_out_is_said(simulate):
+    """The order of gas is that of its own system."""
+    folder = str(simulate(strategy="gas()", system="lte()").folder)
+    done = CliRunner().invoke(cli.app, ["within", folder, "-b", "seconds(5)", "-s", "wifi()"])
+    assert "other systems change its times alone" in " ".join(done.output.split())
+
+
 def test_the_command_shows_and_writes_the_table(seeds, tmp_path):
     folders, made = [str(one.folder) for one in seeds], tmp_path / "made"
     command = ["within", *folders, "-b", "rounds(2)", "-b", "rounds(4)", "--out", str(made)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -78,6 +78,12 @@ def pooled(
     rows = [weights[client] * shares_of_rows(part) for client, part in received.items()]
     tokens = padded([part.tokens.detach() for part in parts])
     return Received(tokens, torch.cat(targets), torch.cat(rows), counts)
+
+
+def shuffled_parts(rows: int, size: int, epochs: int, draw: torch.Generator) -> Iterator[Tensor]:
+    """Yield the mini-batches of `size` rows of some passes over a pool, each shuffled anew."""
+    for _ in range(epochs):
+        yield from torch.randperm(rows, generator=draw, device="cpu").split(size)
 
 
 def of_rows(pool: Received, rows: Tensor) -> Received:

@@ -57,7 +57,7 @@ def time(
         frame = table(runs, accuracy or [])
         devices = by_device(runs)
         _show(frame, devices)
-        for note in notes(runs):
+        for note in notes(one.run for one in runs):
             out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         if output:
             _write(runs, {"time.csv": frame, "devices.csv": devices}, output, round_number)

@@ -46,6 +46,7 @@ def within(
     with door():
         folders = [existing(folder) for folder in folders]
     with quiet():
+        from simulations.report.timing import notes
         from simulations.report.within import spendings, within_figure
         from simulations.report.within import within as table
         from simulations.runs.files import make_folder, write_whole, writing
@@ -53,6 +54,8 @@ def within(
         found = spendings(folders, budget, system or [])
         frame = table(found)
         _show(frame)
+        for note in notes(one.run for one in found if one.system):
+            out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         if output:
             folder = expanded(output)
             make_folder(folder)

@@ -44,7 +44,10 @@ class Digits:
 
 @cache
 def _digits() -> datasets.Dataset:
-    """Return all digits; to make images of them takes longer than a small run."""
+    """Return all digits, once a process: to make images of them takes longer than a small run.
+
+    The table cannot be changed in place, and the digits never change.
+    """
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

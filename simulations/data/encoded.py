@@ -22,8 +22,7 @@ PAGES = 128 * 2**20
 CHUNK, CHUNK_BYTES = 256, 64 * 2**20
 """Rows that are read at once when all are read, and bytes: fewer rows where they are large."""
 
-
-TASK = 32
+IMAGES_PER_TASK = 32
 """Images that a thread decodes before it is asked again."""
 
 S = TypeVar("S")
@@ -189,7 +188,8 @@ def in_threads(
 
     Some images are one task: to hand over a small image takes longer than to decode it.
     """
-    tasks = [images[first : first + TASK] for first in range(0, len(images), TASK)]
+    starts = range(0, len(images), IMAGES_PER_TASK)
+    tasks = [images[first : first + IMAGES_PER_TASK] for first in starts]
     for done in pool.map(lambda some: [*map(work, some)], tasks):
         yield from done
 

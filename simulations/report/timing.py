@@ -7,7 +7,7 @@ Most results do not depend on time, so that task graphs tell what a run would ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,10 +188,10 @@ def table(runs: Sequence[TimedRun], accuracies: Sequence[float] = ()) -> pd.Data
     return pd.DataFrame([_row(group, targets) for group in groups.values()])
 
 
-def notes(runs: Sequence[TimedRun]) -> list[str]:
+def notes(runs: Iterable[FinishedRun]) -> list[str]:
     """Return what the times of these runs leave out, a sentence each."""
     found = []
-    for name, settings in {one.name: one.run.settings for one in runs}.items():
+    for name, settings in {run.name: run.settings for run in runs}.items():
         specs = settings["codec"], settings["downlink"]
         unknown = sorted({codec for spec in specs for codec in coding(spec).unknown})
         if unknown:

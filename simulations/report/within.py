@@ -16,7 +16,7 @@ from simulations.report.accuracy_panels import AccuracyPanel, accuracy_panels
 from simulations.report.finished import FinishedRun
 from simulations.report.runs import collect
 from simulations.report.timing import check_graphs, spent_under, system_of
-from simulations.runs.budget import Limited, by_name, parse_budget
+from simulations.runs.budget import Joules, Limited, by_name, parse_budget
 from simulations.runs.columns import ENERGY_JOULES, VIRTUAL_SECONDS
 from simulations.system.system import System
 
@@ -44,6 +44,7 @@ class Spending:
     budget: str
     system: str
     limit: Limited
+    run: FinishedRun
     rounds: pd.DataFrame
 
     def row(self) -> dict[str, Any]:
@@ -76,10 +77,13 @@ def spendings(
         for run in one.runs:
             plain = run.rounds.assign(rounds=1)
             under = dict(_timed(run, plain, parsed if timed else {}))
+            if any(isinstance(limit, Joules) for limit in limits.values()):
+                _check_watts(run, parsed)
             for name, limit in limits.items():
                 tables = under if limit.needs_system else {"": plain}
                 found += [
-                    Spending(one.label, name, spec, limit, table) for spec, table in tables.items()
+                    Spending(one.label, name, spec, limit, run, table)
+                    for spec, table in tables.items()
                 ]
     return found
 
@@ -105,6 +109,15 @@ def _timed(
         yield spec, rounds.assign(**{VIRTUAL_SECONDS: seconds, ENERGY_JOULES: joules})
 
 
+def _check_watts(run: FinishedRun, systems: Mapping[str, System]) -> None:
+    """Raise ValueError where a device has no watts: it would seem to spend nothing."""
+    for spec, system in systems.items():
+        fleet = system.fleet(int(run.settings["clients"]), run.seed)
+        names = [device.name for device in fleet.devices if not device.has_watts]
+        if names:
+            raise ValueError(f"joules: {', '.join(names)} of {spec!r} has no watts; fill them in")
+
+
 def within(found: Sequence[Spending]) -> pd.DataFrame:
     """Return a row for each configuration, budget and system.
 
@@ -116,7 +129,7 @@ def within(found: Sequence[Spending]) -> pd.DataFrame:
     groups = pd.DataFrame([one.row() for one in found]).groupby(COLUMNS[:3], sort=False)
     table = groups.agg(
         accuracy=("accuracy", mean_of_all),
-        spread=("accuracy", "std"),
+        spread=("accuracy", lambda values: float(values.std(skipna=False))),
         rounds=("rounds", "mean"),
         reached=("reached", "all"),
         seeds=("rounds", "count"),

@@ -60,7 +60,7 @@ class Limited:
         return spent <= self.limit * (1 + ROUNDING)
 
     def within(self, rounds: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-        """Return the rounds that it pays in full, and whether all of them use it up."""
+        """Return the rounds that it pays in full, and whether all rounds together use it up."""
         spent = self.spent(rounds).cumsum()
         return rounds[self.pays(spent)], bool(self.uses_up(spent).any())
 

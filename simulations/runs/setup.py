@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -245,7 +245,7 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         train, test, decisions = images(looked, e, head.image_shape, wanted, progress)
         tested = tested_as(looked, e, head.image_shape, wanted)
     mean, std = list(wanted.mean), list(wanted.std)
-    return Setup(
+    setup = Setup(
         experiment=e,
         model=model,
         head=head,
@@ -268,3 +268,21 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
         shallower=places,
         preprocessing=tested,
     )
+    return replace(setup, decisions=[*setup.decisions, *unsent(setup)])
+
+
+def unsent(setup: Setup) -> list[Decision]:
+    """Warn of clients whose samples are never sent, where each is to send them once."""
+    e, population = setup.experiment, setup.population()
+    rounds = [n for n in range(1, e.rounds + 1) if setup.exchange.only_sends(n)]
+    asked = {k for n in rounds for k in e.parts.strategy.choose(population, n)}
+    missing = [k for k in population.holders if k not in asked] if rounds else []
+    if not missing:
+        return []
+    samples = sum(population.samples[k] for k in missing)
+    text = (
+        f"{len(missing)} of {len(population.holders)} clients, with {samples:,} of "
+        f"{sum(population.samples.values()):,} samples, take part in no round that sends: the tail "
+        "never learns from them"
+    )
+    return [Decision("strategy", text, "rounds, fraction", is_warning=True)]

@@ -55,7 +55,7 @@ def rows_of(
 
 def pool_of(kept: Mapping[str, Weights], classes: int) -> Received | None:
     """Return all rows that are kept, client after client, if there are some; weights as kept."""
-    start, received = of_client(TOKENS, 0)[:-1], dict[int, Received]()
+    start, received = f"{TOKENS}-", dict[int, Received]()
     for client in sorted(int(name.removeprefix(start)) for name in kept if name.startswith(start)):
         if rows := rows_of(kept, client):
             received[client] = rows
