@@ -10,6 +10,8 @@ BASE = {
     "engine": "inline()",
     "checkpoint_every": 0,
 }
+APART = "exits=plain(); phases=phase(rounds=1, train='trunk') | phase(train='exits')"
+JOINT = "exits=plain(); phases=phase(rounds=1, train='trunk') | phase(train='all')"
 PSL = "strategy=parallel(average_heads=False)"
 FP16 = "codec=fp16(); downlink=fp16()"
 ADC = "codec=adc(ratio=0.3)"
@@ -135,6 +137,22 @@ RUNS = {
     "random tokens": "tokens=random(rate=0.5); strategy=sflv2; codec=attended(ratio=0.5)",
     "gates": "cut=2; tokens=dual_gate(after=1, penalty=0.1); strategy=sflv1; batch_size=32",
     "u gates": "end=2; tokens=residual_gate()",
+    # trained in stages
+    "phases": f"{APART}; {SGD}; clip=norm(limit=0.5)",
+    "phases psl": f"{JOINT}; {PSL}",
+    "phases sflv1": f"{APART}; strategy=sflv1; head_optimizer=adamw(lr=0.01, weight_decay=0.1)",
+    "phases fedadam": f"{JOINT}; strategy=fedavg; aggregation=fedadam(); ema=0.5",
+    "phases scaffold": f"{APART}; strategy=scaffold",
+    "phases moon": f"{APART}; strategy=moon; rounds=3",
+    "phases cse_fsl": f"{APART}; strategy=cse_fsl(h=2)",
+    "phases behind": JOINT.replace("plain()", "plain(after='1, 2')") + "; strategy=sflv2",
+    "phases private": APART.replace("plain()", "plain(private=True)"),
+    "phases gates": f"cut=2; tokens=dual_gate(after=1, penalty=0.1); {JOINT}",
+    "phases bottlenet": f"codec=bottlenet(ratio=0.5); {APART}; strategy=centralised",
+    "phases resnet": f"{RESNET}; cut=stage1.1; strategy=sflv1; {APART}",
+    "phases u": f"{JOINT}; end=2",
+    "phases u exits": f"{APART}; end=2; strategy=fedavg",
+    "phases lora": f"{LORA}; {APART}",
     # adapters
     "lora": LORA,
     "lora sflv1": f"{LORA}; strategy=sflv1",
@@ -159,6 +177,7 @@ RUNS = {
     "long fedadam adc": f"{LONG}; aggregation=fedadam(); {ADC}; fraction=0.6; strategy=sflv1",
     "long psl holdout": f"{LONG}; {PSL}; holdout=0.2",
     "long u sflv2": f"{LONG}; end=2; strategy=sflv2",
+    "long phases": f"{LONG}; {JOINT.replace('rounds=1', 'rounds=4')}",
     "long recipe": f"{LONG}; {RECIPE}",
 }
 """Settings of each run beside BASE, `key=value` with `; ` between."""

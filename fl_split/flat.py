@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_split.models.norms import BatchNorm
+from fl_split.models.parts import Parts, parts_of
 from fl_split.models.sparse_linear import sparse_layers
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,6 +50,7 @@ class Flat(Generic[M]):
             parameter.data = self.vector.data[window].view_as(parameter)
             offset += parameter.numel()
         self.statistics = _statistics(module, self._parameters)
+        self._outside: dict[Parts, Tensor] = {}
 
     def differentiate(
         self,
@@ -77,13 +79,13 @@ class Flat(Generic[M]):
         flags = [(p, p.dim() > 1 or id(p) in sparse) for p in self._parameters]
         return torch.cat([torch.full((p.numel(),), flag, device=p.device) for p, flag in flags])
 
-    @cached_property
-    def in_beside(self) -> Tensor:
-        """Where in the vector (P,) weights are of what has phases of its own, as exits."""
-        parts = [part for part in getattr(self.module, "beside", ()) if part.learns_alone]
-        beside = {id(p) for part in parts for p in part.parameters()}
-        flags = [torch.full((p.numel(),), id(p) in beside) for p in self._parameters]
-        return torch.cat(flags).to(self.vector.device)
+    def outside(self, parts: Parts) -> Tensor:
+        """Return where in the vector (P,) of a head or tail weights are of none of `parts`."""
+        if parts not in self._outside:
+            owners = parts_of(self.module)
+            flags = [torch.full((p.numel(),), owners[id(p)] not in parts) for p in self._parameters]
+            self._outside[parts] = torch.cat(flags).to(self.vector.device)
+        return self._outside[parts]
 
     @property
     def private(self) -> Tensor:

@@ -24,6 +24,7 @@ from fl_split.exchange.whole import Whole
 from fl_split.models.beside import Trace
 from fl_split.models.costs import whole_forward_flops
 from fl_split.models.cut import Head, Tail
+from fl_split.models.parts import EXITS_ALONE
 from fl_split.recipe.loss import CrossEntropy
 from fl_split.specs import STRICT
 from strategies.fedavg import FedAvg
@@ -100,7 +101,7 @@ class ContrastedRound(LocalRound):
         """Return loss and gradients of a batch, and the operations of all passes."""
         at, exchange, memory = self.client.at, self.exchange, self.client.memory
         previous = {name: memory[key] for name, key in PREVIOUS.items() if key in memory}
-        if not previous or exchange.phases.trains(at.round) == "exits":
+        if not previous or exchange.phases.trains(at.round) == EXITS_ALONE:
             return self._told(super().step(batch), batch, 0)
         head, tail = self.halves[HEAD], self.halves[TAIL]
         now = {name: half.vector.detach().clone() for name, half in self.halves.items()}
@@ -186,7 +187,7 @@ class Contrasted(Whole):
     def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
         """Return operations on one image, of a client that has trained in the round before."""
         found = super().flops_of_round(number, head, tail)
-        if number == 1 or self.phases.trains(number) == "exits":
+        if number == 1 or self.phases.trains(number) == EXITS_ALONE:
             return found
         return Flops(found.forward + 2 * whole_forward_flops(head, tail, 1), found.backward)
 

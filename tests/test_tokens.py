@@ -23,6 +23,7 @@ from fl_split.models.selector import Sizes, num_kept
 from fl_split.models.vit import ViT, split
 from fl_split.seeds import StepId, generator, global_state
 from fl_split.specs import parse
+from fl_split.testing import check_tokens
 from fl_split.tokens import TOKENS, insert
 
 SPEC = ViT(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, patch_size=4)
@@ -57,6 +58,18 @@ def test_counts_are_rounded_up_as_fractions_are(tenths):
     """0.1 * 30 is above 3 in floating point, and 0.7 * 10 above 7."""
     for patches in range(1, 300):
         assert num_kept(tenths / 10, patches) == -(-tenths * patches // 10)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_entry_keeps_the_laws(name, after):
+    check_tokens(parse(f"{name}(after={after})", TOKENS))
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_gates_by_threshold_keep_the_laws(name):
+    for more in ("rate_mode='threshold'", "trained_at='image'", "trained_at='rate', after=2"):
+        check_tokens(parse(f"{name}({more})", TOKENS))
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])

@@ -16,14 +16,13 @@ from fl_split.exchange.protocol import Batch, ClientSide, Flops
 from fl_split.exchange.records import LOSS, SAMPLES, STEPS, WORK, Number, Record
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.cut import Head
+from fl_split.models.parts import EXITS_ALONE, Parts
 from fl_split.recipe.loss import CrossEntropy
-from fl_split.recipe.phases import Trains
 
 
-def learning(head: Head, trains: Trains) -> list[Beside]:
-    """Return the parts beside `head` whose losses count in a phase."""
-    parts = head.parts_beside
-    return [one for one in parts if trains == "all" or one.learns_alone == (trains == "exits")]
+def learning(head: Head, trains: Parts) -> list[Beside]:
+    """Return what is beside `head` whose losses count in a phase."""
+    return [one for one in head.parts_beside if one.counts(trains)]
 
 
 def local_loss(parts: Sequence[Beside], trace: Trace, batch: Batch, loss: CrossEntropy) -> Tensor:
@@ -64,12 +63,12 @@ def work_of(record: Record, each: Flops, samples: int) -> Flops:
     return Flops(*said) if said else Flops(samples * each.forward, samples * each.backward)
 
 
-def flops_of_batch(trains: Trains, head: Head, kept: Tensor | int, images: int) -> Flops:
+def flops_of_batch(trains: Parts, head: Head, kept: Tensor | int, images: int) -> Flops:
     """Operations of a client on a batch of which so many patches were kept, of each image (B,).
 
     They are worked out once for each number: walking a model takes long.
     """
-    known: dict[tuple[Trains, int], Flops] = head.__dict__.setdefault("_flops_of_kept", {})
+    known: dict[tuple[Parts, int], Flops] = head.__dict__.setdefault("_flops_of_kept", {})
     counts = [kept] * images if isinstance(kept, int) else kept.tolist()
     for count in {*counts}:
         if (trains, count) not in known:
@@ -78,10 +77,13 @@ def flops_of_batch(trains: Trains, head: Head, kept: Tensor | int, images: int) 
     return Flops(sum(one.forward for one in found), sum(one.backward for one in found))
 
 
-def flops_of_phase(trains: Trains, head: Head) -> Flops:
-    """Operations of a client on one image, where all learns or a part of it."""
+def flops_of_phase(trains: Parts, head: Head) -> Flops:
+    """Operations of a client on one image, where all learns or parts of it.
+
+    A pass runs through all of the head, whichever part of it learns, unless exits learn alone.
+    """
     trunk, parts = head.forward_flops(1), learning(head, trains)
     forward = sum(part.forward_flops(1) for part in parts)
-    both = sum(part.flops(1) for part in parts) + head.flops(1) * (trains != "exits")
-    back = both - forward - (trunk if trains != "exits" else 0)
+    both = sum(part.flops(1) for part in parts) + head.flops(1) * (trains != EXITS_ALONE)
+    back = both - forward - (trunk if trains != EXITS_ALONE else 0)
     return Flops(trunk + forward, back)

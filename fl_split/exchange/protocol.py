@@ -213,7 +213,7 @@ class Exchange(ABC):
 
     def learns_alone(self, head: Head, number: int) -> bool:
         """Tell whether a client learns in a round also where the server has nothing to say."""
-        return head.learns_alone and self.phases.trains(number) != "trunk"
+        return head.learns_alone and "exits" in self.phases.trains(number)
 
     def flops_alone(self, number: int, head: Head) -> int:
         """Operations of a backward pass on one image where the server has nothing to say."""

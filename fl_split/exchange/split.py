@@ -50,6 +50,7 @@ from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.cut import Head, Tail
 from fl_split.models.mixture import balance_loss, watching
+from fl_split.models.parts import EVERY, EXITS_ALONE
 from fl_split.payload import Payload
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import Purpose, StepId, seeded
@@ -109,7 +110,7 @@ class Split(Exchange):
 
     def is_silent(self, number: int) -> bool:
         """Tell whether a round trains exits alone: the server has nothing to say of them."""
-        return self.phases.trains(number) == "exits"
+        return self.phases.trains(number) == EXITS_ALONE
 
     def smash(
         self, head: Head, codec: Codec, batch: Batch, at: StepId, memory: dict[str, Tensor]
@@ -127,7 +128,7 @@ class Split(Exchange):
         traced = (trace,) if trace else ()
         with randomness(head, "head", at), self.precision.forward(batch.pixels):
             tokens, attention = head(batch.pixels, *traced)
-            if trace and trains == "exits":  # nothing goes back into the trunk
+            if trace and trains == EXITS_ALONE:  # nothing goes back into the trunk
                 trace = replace(trace, hidden=[hidden.detach() for hidden in trace.hidden])
             if trace:
                 trace.sent = tokens
@@ -139,7 +140,7 @@ class Split(Exchange):
 
     def flops(self, head: Head, tail: Tail) -> Flops:
         """Operations of the head with what is beside it, without its end."""
-        return flops_of_phase("all", head)
+        return flops_of_phase(EVERY, head)
 
     def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
         """Return operations of the head, and of what is beside it where that is trained."""

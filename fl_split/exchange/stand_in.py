@@ -107,6 +107,7 @@ class StandIn:
     def __init__(self, place: Shallower, precision: Precision, graphs: GraphMemory) -> None:
         self.place, self.precision, self.graphs = place, precision, graphs
         self.flat = Flat(copy_trained(place.middle))
+        self.flat.module.part = "head"
         self._came: Arrival | None = None
         self._at: StepId | None = None
         self._output: Tensor | None = None

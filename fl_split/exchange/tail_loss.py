@@ -11,13 +11,13 @@ from fl_split.codecs import Received
 from fl_split.exchange.serving import through
 from fl_split.exits import Exits, exits_of
 from fl_split.models.cut import Tail
+from fl_split.models.parts import Parts
 from fl_split.recipe.loss import CrossEntropy
-from fl_split.recipe.phases import Trains
 
 
-def learning_exits(tail: Tail, trains: Trains) -> Exits | None:
+def learning_exits(tail: Tail, trains: Parts) -> Exits | None:
     """Return the exits of `tail` if they learn in a phase: where the tail does, and they too."""
-    return exits_of(tail) if trains == "all" else None
+    return exits_of(tail) if {"exits", "tail"} <= trains else None
 
 
 def answers(tail: Tail, exits: Exits | None, received: Sequence[Received]) -> list[Tensor]:

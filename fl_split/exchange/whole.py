@@ -31,12 +31,14 @@ from fl_split.exchange.records import (
     Record,
     Weights,
 )
+from fl_split.exchange.tail_loss import learning_exits
 from fl_split.exchange.ushape import crossing
 from fl_split.exits import Exits, exits_of
 from fl_split.flat import Flat
 from fl_split.models.beside import Trace
 from fl_split.models.costs import whole_flops
 from fl_split.models.cut import Head, Tail
+from fl_split.models.parts import EXITS_ALONE
 from fl_split.ragged import run
 from fl_split.recipe.precision import FP32, Precision
 from fl_split.seeds import StepId
@@ -110,12 +112,11 @@ class Whole(Exchange):
     def flops_of_round(self, number: int, head: Head, tail: Tail) -> Flops:
         """Return the same, without what a phase leaves out."""
         whole, trains = self.flops(head, tail).forward, self.phases.trains(number)
-        if trains == "exits":
-            whole = flops_of_phase(trains, head).total
-        elif trains == "trunk":
-            beside = [*head.parts_beside, *tail.parts_beside]
-            whole -= sum(part.flops(1) for part in beside if part.learns_alone)
-        return Flops(whole, 0)
+        if trains == EXITS_ALONE:
+            return Flops(flops_of_phase(trains, head).total, 0)
+        behind = [] if learning_exits(tail, trains) else tail.parts_beside
+        idle = [*(one for one in head.parts_beside if not one.counts(trains)), *behind]
+        return Flops(whole - sum(part.flops(1) for part in idle), 0)
 
     def _train(self, local: LocalRound) -> tuple[list[float], int, int]:
         """Take all steps of the round; return their losses, samples and told operations."""

@@ -80,6 +80,7 @@ class Exits(Beside):
         One for each exit: layer norm over (D,), linear layer to (C,).
     """
 
+    part = "exits"
     learns_alone = True
 
     def __init__(

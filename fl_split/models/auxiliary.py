@@ -14,6 +14,7 @@ from torch.func import functional_call
 from fl_split.models.beside import Beside, Trace
 from fl_split.models.cut import Tail
 from fl_split.models.mixture import balance_loss, watching
+from fl_split.models.parts import EXITS_ALONE, Parts
 from fl_split.models.stages import ConvMiddle, ConvTail
 from fl_split.seeds import seeded
 
@@ -35,6 +36,10 @@ class Auxiliary(Beside):
     def __init__(self, tail: Tail, tokens: int) -> None:
         super().__init__()
         self.tail, self.tokens = tail, tokens
+
+    def counts(self, trained: Parts) -> bool:
+        """Tell that it does, unless exits learn alone: it stands for the server."""
+        return trained != EXITS_ALONE
 
     def loss(self, trace: Trace, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the loss of one batch, with the balance loss of experts if there are some."""

@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from fl_split.models.parts import Part, Parts
+
 
 @dataclass
 class Trace:
@@ -48,15 +50,22 @@ class Beside(nn.Module, ABC):
 
     Attributes
     ----------
+    part : str
+        Which part of a model its weights are, where phases train parts.
     learns_alone : bool
-        Whether it answers labels by itself, as an exit does: then it has phases of its own, and
-        beside a head teaches it also where the server says nothing.
+        Whether it answers labels by itself, as an exit does: then it teaches a head also where
+        the server says nothing.
     is_private : bool
         Whether its weights stay with each client, neither sent nor averaged.
     """
 
+    part: ClassVar[Part] = "head"
     learns_alone: ClassVar[bool] = False
     is_private: bool = False
+
+    def counts(self, trained: Parts) -> bool:
+        """Tell whether its loss counts where `trained` learn: where it does itself."""
+        return self.part in trained
 
     def reach(self, blocks: int) -> int:
         """Return how many of the head's blocks its gradient goes back through."""

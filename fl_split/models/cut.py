@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fl_split.codecs import Codec
 from fl_split.models.beside import Beside, Trace
+from fl_split.models.parts import Part
 from fl_split.models.selector import Course, Selector, num_kept
 from fl_split.seeds import seeded
 
@@ -26,6 +27,8 @@ class Head(nn.Module, ABC):
 
     Attributes
     ----------
+    part : str
+        Which part of a model its own layers are, where phases train parts.
     smashed_shape : tuple[int, int]
         Tokens N and width D of the smashed data of one sample.
     image_shape : tuple[int, int, int]
@@ -45,6 +48,7 @@ class Head(nn.Module, ABC):
         are the head's last: they travel, are averaged and optimised with the others.
     """
 
+    part: Part = "head"
     smashed_shape: tuple[int, int]
     image_shape: tuple[int, int, int]
     num_read: int = 1
@@ -177,6 +181,8 @@ class Tail(nn.Module, ABC):
 
     Attributes
     ----------
+    part : str
+        Which part of a model its own layers are; those of a stand-in are the head's.
     width : int
         Of the tokens that come in: D, or what the encoder makes of it.
     num_tokens : int, optional
@@ -193,6 +199,7 @@ class Tail(nn.Module, ABC):
         Exits behind the cut; the server trains them by a loss of their own.
     """
 
+    part: Part = "tail"
     width: int
     num_tokens: int | None = None
     num_classes: int

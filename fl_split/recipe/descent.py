@@ -114,9 +114,13 @@ class Descent:
         if kept is not None:
             vector.detach()[where] = kept
 
+    def _spared(self, at: Moment) -> Tensor | None:
+        """Where in the vector a phase moves nothing."""
+        return self.recipe.phases.kept(self.flat, at.round)
+
     def _stays(self, at: Moment) -> Tensor | None:
         """Where in the vector the optimiser moves nothing: statistics, what a phase leaves out."""
-        kept, where = self.recipe.phases.kept(self.flat, at.round), self.flat.statistics
+        kept, where = self._spared(at), self.flat.statistics
         if kept is None or where is None:
             return where if kept is None else kept
         return kept.index_fill(0, where, True)
@@ -130,9 +134,9 @@ def descend(descents: Sequence[Descent], gradients: Sequence[Tensor], at: Moment
     """
     for descent, gradient in zip(descents, gradients, strict=True):
         vector, where = descent.flat.vector.detach(), descent.flat.statistics
+        if (spared := descent._spared(at)) is not None:  # clipping must not see it either
+            gradient = gradient.masked_fill(spared, 0.0)
         if where is not None:
-            if descent.recipe.phases.trains(at.round) == "exits":
-                gradient = gradient.index_fill(0, where, 0.0)
             vector[where] = vector[where] - MOMENTUM * gradient[where]
             gradient = gradient.index_fill(0, where, 0.0)
         descent._gather(gradient)

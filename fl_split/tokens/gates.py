@@ -137,6 +137,8 @@ class Gated(Selector):
 class Penalty(Beside):
     """Base: a loss that brings the mean of masks near the rate; it has no weights of its own."""
 
+    part = "gates"
+
     def loss(self, trace: Trace, of_logits: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the penalty of the masks in `trace`; masks have 0 for patches that are gone."""
         del of_logits

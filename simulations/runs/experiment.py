@@ -93,7 +93,7 @@ class Experiment(BaseModel):
         "none()", description="experts in blocks of the server, of which each token takes a few"
     )
     phases: str = untold(
-        "none()", description="what is trained in which rounds, where exits are trained in stages"
+        "none()", description="what is trained in which rounds, where parts are trained in stages"
     )
     codec: str = Field("identity()", description="how smashed data are compressed")
     downlink: str = untold("identity()", description="how cut gradients are packed")

@@ -12,6 +12,7 @@ from fl_split.exchange.local_round import LocalRound
 from fl_split.exchange.protocol import Batch, Exchange
 from fl_split.experts import insert_experts
 from fl_split.models.cut import Head, Tail
+from fl_split.models.parts import parts_of
 from fl_split.models.pretrained import Pretrained
 from fl_split.models.sparse_linear import sparsify
 from fl_split.recipe.descent import Recipe
@@ -154,17 +155,10 @@ def check_halves(e: Experiment, head: Head, tail: Tail) -> None:
 
 
 def check_phases(e: Experiment, head: Head, tail: Tail) -> None:
-    """Raise ValueError if phases set exits apart that are not there."""
-    phases = e.parts.phases
-    if head.learns_alone or not phases.spares_parts:
-        return
-    if not tail.parts_beside:
-        raise ValueError(f"phases: {e.phases} sets exits apart, and there are none; set exits")
-    if any(stage.train == "exits" for stage in phases.stages):
-        raise ValueError(
-            f"phases: {e.phases} trains exits of the head alone, and there are none: those behind "
-            "the cut learn with the tail; add a block before the cut, as exits=plain(after='1, 3')"
-        )
+    """Raise ValueError if a phase trains a part that is not there."""
+    known = {*parts_of(head).values(), *parts_of(tail).values()}
+    with named("phases"):
+        e.parts.phases.check_parts(known, head.learns_alone)
 
 
 def check_private(e: Experiment, head: Head) -> None:

@@ -28,8 +28,8 @@ from fl_split.exchange.served import HalfServed
 from fl_split.exchange.whole import predict
 from fl_split.flat import Flat, flatten, travelling
 from fl_split.models.cut import Head
+from fl_split.models.parts import Parts
 from fl_split.recipe.descent import Descent, descend
-from fl_split.recipe.phases import Trains
 from fl_split.recipe.schedules import ONLY
 from fl_split.seeds import StepId
 from simulations.clients.pool import ClientPool
@@ -134,7 +134,7 @@ def _flops_by_round(setup: Setup) -> dict[tuple[int, Head], int]:
     Only phases differ, the first round, and rounds in which clients but send.
     """
     phases, exchange = setup.parts.phases, setup.exchange
-    known, found = dict[tuple[Trains, bool, bool, Head], int](), dict[tuple[int, Head], int]()
+    known, found = dict[tuple[Parts, bool, bool, Head], int](), dict[tuple[int, Head], int]()
     for number in range(1, setup.experiment.rounds + 1):
         for head in setup.heads:
             kind = phases.trains(number), number == 1, exchange.only_sends(number), head
