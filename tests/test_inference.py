@@ -284,6 +284,8 @@ def test_a_run_serves_its_test_images(reference, tmp_path):
     assert table.loc["all local", "accuracy"] == pytest.approx(last["accuracy_exit2"])
     images = found.images["threshold(tau=0.5)"]
     assert len(images) == len(found.images["trend(tau=0.8)"]) == 364
+    assert images["image"].tolist() == [*range(364)]
+    assert images["label"].tolist() == trained.load(run.folder).test.labels.tolist()
     assert images["right"].mean() == table.loc["threshold(tau=0.5)", "accuracy"]
     tokens, label = torch.zeros(1, 5, 16), torch.zeros(1, dtype=torch.int64)
     payload = Payload({"tokens": tokens}, {"labels": label})

@@ -1,11 +1,17 @@
 """What `fl-split report` shows of runs that `fl-split infer` has served."""
 
 import shutil
+import warnings
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from simulations.cli.main import app
+from simulations.inference.figure import draw
+from simulations.report.distributions import heat_map
+from simulations.report.figures import our_style
+from simulations.report.split_inference import _lines
 
 TINY = {"tokens": "norm(rate=0.25)", "exits": "plain()", "cut": 2, "clients": 2, "rounds": 1}
 
@@ -28,3 +34,50 @@ def reported(reference, tmp_path):
 
 def test_a_report_shows_the_patches_that_a_run_has_kept(reported):
     assert "Patches that go on" in reported()
+
+
+def test_long_names_of_policies_and_settings_leave_room_for_figures(tmp_path):
+    """Names as `lyapunov` and chains of codecs have; each axis keeps an inch of height."""
+    frame = pd.DataFrame({"bytes_up": [1.0, 2.0], "accuracy": 0.5, "device_flops": 1.0})
+    policies = [f"lyapunov(rate={rate}, V=12.5, slots=5000, shared=True)" for rate in range(12)]
+    settings = [f"attended(ratio=0.5) | uniform(bits={n}) | zstd(level=9)" for n in range(10)]
+    counts = dict.fromkeys(policies, dict.fromkeys(settings, 3))
+    table = pd.DataFrame(
+        {"policy": policies, "bytes_up": 1.0, "device_flops": 1.0, "accuracy": 1.0}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        served = draw(table, dict.fromkeys(policies, frame), counts)
+        with our_style("frontiers"):
+            lines = _lines(dict.fromkeys(policies, frame), ("bytes", "accuracy"))
+        for figure in (served, lines):
+            figure.savefig(tmp_path / "figure.svg")
+            for axis in figure.axes:
+                assert axis.get_position().height * figure.get_figheight() > 1
+        for rows in (policies[:1], policies):
+            wide = pd.DataFrame(0.5, index=rows, columns=settings)
+            heat_map(wide, "left", "", "", "", ("place", "", "%"), wide)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rate", "2"], "rate must be in (0, 1], got 2"),
+        (["--rate", "0"], "rate must be in (0, 1], got 0"),
+        (["--rate", "x"], "'--rate': 'x' is not a valid float"),
+        (["--price", "-1"], "price must be 0 or more, got -1"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line(reference, tmp_path, words, said):
+    folder = str(reference(**TINY, holdout=0.1).folder)
+    done = CliRunner().invoke(app, ["infer", folder, *words, "--out", str(tmp_path / "none")])
+    assert done.exit_code == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
+def test_bounds_of_other_commands_are_one_line_too(tmp_path):
+    done = CliRunner().invoke(app, ["time", str(tmp_path), "--round", "0"])
+    assert done.exit_code == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "0 is not in the range" in line

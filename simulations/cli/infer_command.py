@@ -44,14 +44,12 @@ def infer(
     price: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="Fit thresholds to held-out rows: accuracy less this times bytes.",
         ),
     ] = None,
     delay_price: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="Fit to held-out rows: accuracy less this times seconds, the return.",
         ),
     ] = None,
@@ -61,7 +59,7 @@ def infer(
     ] = False,
     rate: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of patches that go on, if the run selects some."),
+        typer.Option(help="Share of patches that go on, if the run selects some."),
     ] = None,
     rates: Annotated[
         str,

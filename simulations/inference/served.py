@@ -51,14 +51,15 @@ class Served:
     joules: Numbers
 
     def images(self, ways: Ways) -> pd.DataFrame:
-        """Return one row per image."""
+        """Return one row per image, with its number and its label."""
         place, is_sent, behind, _ = self.decisions
         columns = {key: value for key, value in vars(self).items() if key != "decisions"}
         left = np.where(is_sent, "sent from ", "") + np.array(ways.names)[place].astype(object)
         if ways.behind is not None and behind is not None:
             at_exit = [f"server's {name}" for name in ways.behind.names]
             left = np.where(is_sent & (behind >= 0), np.array(at_exit, object)[behind], left)
-        return pd.DataFrame({"left": left, **columns})
+        known = {"image": np.arange(len(left)), "label": ways.labels}
+        return pd.DataFrame({**known, "left": left, **columns})
 
     def summary(self) -> dict[str, Any]:
         """Return means over images: accuracy, shares, costs, calibration."""

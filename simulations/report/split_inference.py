@@ -97,9 +97,11 @@ def _frontiers(collection: RunCollection) -> Drawing | None:
 
 
 def _lines(lines: dict[str, pd.DataFrame], axes: Sequence[str]) -> Figure:
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    names = named(lines)
+    legend = sum(0.07 + 0.16 * (1 + name.count("\n")) for name in names)
+    figure = Figure(figsize=(4.8, 3.2 + legend), layout="constrained")
     axis = figure.subplots()
-    for number, (frame, name) in enumerate(zip(lines.values(), named(lines), strict=True)):
+    for number, (frame, name) in enumerate(zip(lines.values(), names, strict=True)):
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(frame["bytes_up"], frame["accuracy"], ".-", color=colour, label=name)
     axis.set_xlabel(axes[0])
