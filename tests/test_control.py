@@ -347,7 +347,9 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
 @pytest.mark.parametrize(
     ("policy", "options", "message"),
     [
-        ("lyapunov(rate=200.0)", {}, "a controller chooses among settings"),
+        ("lyapunov(rate=200.0)", {}, "a controller or a sweep needs two settings or more"),
+        ("all_sent()", {"codecs": TWO_CODECS[:1]}, "a sweep needs two settings or more"),
+        ("all_sent()", {"rates": [0.5, 1.0]}, "rates: the run selects no tokens"),
         ("lyapunov(rate=200.0)", {"rates": [0.5, 1.0]}, "rates: the run selects no tokens"),
         ("gate()", {"rates": [0.5, 1.5]}, r"rates must be in \(0, 1\], got 1.5"),
         ("gate()", {"rates": [0.5, 0.5]}, r"rates: 0.5 is given twice"),
@@ -362,7 +364,6 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
         ("lyapunov(rate=1e308)", {}, r"rate.*1e\+?12|rate.*1000000000000"),
         ("lyapunov()", {}, "rate must be given"),
         ("lyapunov(rate=9.0)", {"codecs": TWO_CODECS}, "the cheapest setting costs .* bytes"),
-        ("margin()", {"codecs": TWO_CODECS}, "rates and codecs are what a controller chooses"),
         ("gate()", {"codecs": TWO_CODECS, "price": 0.1}, "price fits thresholds; gate has a"),
         ("ppo()", {}, "ppo.* learns what a second is worth; give delay_price"),
         ("margin()", {"delay_price": 1.0}, "delay_price: seconds need devices and a network"),

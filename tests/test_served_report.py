@@ -1,4 +1,4 @@
-"""What `fl-split report` shows of runs that `fl-split infer` has served."""
+"""What `fl-split infer` and `fl-split report` show of runs: sweeps, baselines, figures."""
 
 import shutil
 import warnings
@@ -9,11 +9,15 @@ from typer.testing import CliRunner
 
 from simulations.cli.main import app
 from simulations.inference.figure import draw
+from simulations.inference.inference import infer
 from simulations.report.distributions import heat_map
 from simulations.report.figures import our_style
 from simulations.report.split_inference import _lines
 
 TINY = {"tokens": "norm(rate=0.25)", "exits": "plain()", "cut": 2, "clients": 2, "rounds": 1}
+
+FINE = "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=2)"
+NO_EXITS = {"tokens": "norm(rate=0.25)", "model": FINE, "cut": 2, "clients": 2, "rounds": 1}
 
 
 @pytest.fixture
@@ -57,6 +61,36 @@ def test_long_names_of_policies_and_settings_leave_room_for_figures(tmp_path):
         for rows in (policies[:1], policies):
             wide = pd.DataFrame(0.5, index=rows, columns=settings)
             heat_map(wide, "left", "", "", "", ("place", "", "%"), wide)
+
+
+def test_rates_are_swept_without_a_controller_and_without_held_out_rows(reference):
+    """Of 16 patches 2, 8 and 16: each as if it were the rate of the run, and the area by hand."""
+    folder = reference(**NO_EXITS).folder
+    rates = [1.0, 0.1, 0.5]  # in any order
+    found = infer(folder, "all_sent()", rates=rates)
+    table, line = found.table.set_index("policy"), found.frontiers["settings"]
+    assert line["policy"].tolist() == [f"rate {rate:g}" for rate in rates]
+    for rate in rates:
+        alone = infer(folder, "all_sent()", rate=rate).table.set_index("policy")
+        for key in ("accuracy", "bytes_up", "device_flops"):
+            assert table.loc[f"rate {rate:g}", key] == alone.loc["all sent", key]
+    (few, half, whole), (a, b, _) = (
+        [table.loc[f"rate {rate}", key] for rate in ("0.1", "0.5", "1")]
+        for key in ("bytes_up", "accuracy")
+    )
+    assert whole - few == 14 * 16 * 4 and half - few == 6 * 16 * 4
+    area = (half * a + (whole - half) * max(a, b)) / whole
+    assert table["area"].dropna().to_dict() == pytest.approx(dict.fromkeys(line["policy"], area))
+
+
+@pytest.mark.parametrize("keys", [{"model": "resnet18(width=4)", "cut": 2}, {}])
+def test_codecs_are_swept_in_a_model_without_exits(reference, keys):
+    run = reference(**keys, clients=2, rounds=1, local_steps=1)
+    found = infer(run.folder, "all_sent()", codecs=["identity()", "uniform(bits=8)"])
+    table = found.table.set_index("policy")
+    assert table.loc["identity", "accuracy"] == pytest.approx(run.rounds["accuracy"].iloc[-1])
+    assert table.loc["identity", "bytes_up"] > table.loc["uniform(bits=8)", "bytes_up"] > 0
+    assert table.loc[["identity", "uniform(bits=8)"], "area"].notna().all()
 
 
 @pytest.mark.parametrize(

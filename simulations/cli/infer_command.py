@@ -63,11 +63,15 @@ def infer(
     ] = None,
     rates: Annotated[
         str,
-        typer.Option(metavar="R, ...", help="Shares of patches that controllers choose among."),
+        typer.Option(
+            metavar="R, ...", help="Sweep these shares of patches; controllers choose among them."
+        ),
     ] = "",
     codecs: Annotated[
         str,
-        typer.Option(metavar="SPEC; ...", help="Codecs that controllers choose among."),
+        typer.Option(
+            metavar="SPEC; ...", help="Sweep these codecs; controllers choose among them."
+        ),
     ] = "",
     output: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="Default: DIR/infer.")

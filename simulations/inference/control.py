@@ -13,6 +13,7 @@ from simulations.inference.controller import Controller
 from simulations.inference.latency import Latency
 from simulations.inference.policies import AllSent, name_of
 from simulations.inference.served import Served, serve
+from simulations.inference.serving import area
 from simulations.inference.settings import ID_BYTES, Bench, Integers, Numbers
 from simulations.inference.ways import Ways
 
@@ -36,7 +37,7 @@ class Controlled:
     Attributes
     ----------
     rows : list of dict
-        One per controller, and one per control of it.
+        One per setting, with the area below all of them; one per controller, and per control of it.
     settings : DataFrame
         One row per setting, if it served all test images.
     images : dict
@@ -55,7 +56,7 @@ class Controlled:
 def controlled(
     controllers: Sequence[Controller], bench: Bench, latency: Latency | None
 ) -> Controlled:
-    """Fit controllers to held-out images, and let them serve the test images.
+    """Serve the test images in each setting, and by controllers fitted to held-out images.
 
     Controls are told no setting, so they do not send the byte that says which it is.
     """
@@ -63,13 +64,15 @@ def controlled(
     choices, ways = bench.test
     constants = [serve(one, AllSent(), latency) for one in ways]
     pairs = zip(bench.names, constants, strict=True)
-    of_settings = pd.DataFrame([{"policy": name, **one.summary()} for name, one in pairs])
-    found = Controlled([], of_settings, {}, {}, [])
+    each = [{"policy": name, **one.summary()} for name, one in pairs]
+    of_settings = pd.DataFrame(each)
+    below = area(of_settings, of_settings[bench.column].max(), bench.column)
+    found = Controlled([{**row, "area": below} for row in each], of_settings, {}, {}, [])
     for chooser in choosers:
         name, settings = name_of(chooser.policy), chooser.choose(choices)
         flops = np.broadcast_to(chooser.flops, len(ways)).tolist()
-        each = [_told(*one, latency) for one in zip(ways, flops, strict=True)]
-        served = picked(each, settings)
+        told = [_told(*one, latency) for one in zip(ways, flops, strict=True)]
+        served = picked(told, settings)
         chances = chooser.controls(choices, settings)
         controls = {key: means(constants, weights) for key, weights in chances.items()}
         mixed = controls.get("random mixture", {}).get("accuracy", np.nan)

@@ -67,7 +67,7 @@ def infer(
     wanted, prices = _policies(policies), Prices(price, delay_price)
     controllers = [one for one in wanted if isinstance(one, Controller)]
     others = [one for one in wanted if not isinstance(one, Controller)]
-    settings = _settings(controllers, rates, codecs)
+    settings = settings_of(rates, codecs) if controllers or rates or codecs else []
     trained = load(Path(folder), objects, rate)
     _check(trained, wanted, carry)
     found, latency = _system(trained, system)
@@ -129,19 +129,6 @@ def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
     found = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
     check_once("policies", [name_of(one) for one in found])
     return found
-
-
-def _settings(
-    controllers: Sequence[Policy], rates: Sequence[float], codecs: Sequence[str]
-) -> list[Setting]:
-    """Return what controllers choose among; ValueError if nobody does, or nothing is to choose."""
-    if controllers:
-        return settings_of(rates, codecs)
-    if rates or codecs:
-        raise ValueError(
-            "rates and codecs are what a controller chooses among; give one, as lyapunov(rate=200)"
-        )
-    return []
 
 
 def _bench(

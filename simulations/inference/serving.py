@@ -69,15 +69,16 @@ def frontier(ways: Ways, policy: Policy, latency: Latency | None = None) -> pd.D
     return frame.assign(mixture=mixture(ways, frame["bytes_up"]))
 
 
-def area(frame: pd.DataFrame, whole: float) -> float:
-    """Return the mean accuracy of a frontier over bytes from 0 to `whole`, those of sending all.
+def area(frame: pd.DataFrame, whole: float, key: str = "bytes_up") -> float:
+    """Return the mean accuracy of a frontier over a cost from 0 to `whole`.
 
-    At each number of bytes the best policy counts that needs no more, and below all of them the
-    first. Not a number for a single policy, which has no frontier.
+    `key` is the column of the cost. At each cost the best row counts that needs no more, and
+    below all of them the first. Not a number for a single row, which is no frontier.
     """
     if not whole or len(frame) < 2:
         return float("nan")
-    share = np.minimum(frame["bytes_up"].to_numpy() / whole, 1.0)
-    best = np.maximum.accumulate(frame["accuracy"].to_numpy())
+    ordered = frame.sort_values(key, kind="stable")
+    share = np.minimum(ordered[key].to_numpy() / whole, 1.0)
+    best = np.maximum.accumulate(ordered["accuracy"].to_numpy())
     widths = np.diff([*share, 1.0])
     return float((best * widths).sum() + best[0] * share[0])

@@ -73,7 +73,7 @@ def settings_of(rates: Sequence[float], codecs: Sequence[str]) -> list[Setting]:
     found = [Setting(*pair) for pair in product(some_rates, some_codecs)]
     if len(found) < 2:
         raise ValueError(
-            "a controller chooses among settings; give two or more by rates or codecs, as "
+            "a controller or a sweep needs two settings or more; give rates or codecs, as "
             "--rates '0.1, 0.5' or --codecs 'uniform(bits=2); uniform(bits=8)'"
         )
     return found
@@ -163,7 +163,8 @@ class Bench:
         self.names, self._tables = [*map(str, settings)], dict[str, Table]()
         channel = links[0].channel
         self.asks_snr, self.is_analog = channel.asks_snr, isinstance(channel, Analog)
-        self.unit = "channel uses per number" if self.is_analog else "bytes"
+        costs = "bytes_up bytes", "channel_uses channel uses per number"
+        self.column, self.unit = costs[self.is_analog].split(" ", 1)
 
     @property
     def clients(self) -> int:
