@@ -236,6 +236,17 @@ def test_controls_by_hand():
     assert np.isnan(area(frame[:1], 50.0))  # one policy has no frontier
 
 
+def test_over_a_channel_with_noise_a_mixture_has_equal_uses():
+    """All sent takes 8 uses on average, and bytes say nothing: half of them is half the way."""
+    noisy = ways(sent_uses=np.array([[0] * 4, [4, 8, 8, 12]]), sent_bytes=np.ones((2, 4), int))
+    assert mixture(noisy, 4.0) == pytest.approx((0.75 + 0.25) / 2)
+    swept = frontier(noisy, Threshold())
+    assert np.isnan(swept["channel_uses"].iloc[0]) and swept["mixture"].iloc[0] == 0.75
+    assert swept["channel_uses"].iloc[-1] == 8 and swept["mixture"].iloc[-1] == 0.25
+    frame = pd.DataFrame({"channel_uses": [2.0, np.nan], "accuracy": [0.8, 0.5]})
+    assert area(frame, 8.0, "channel_uses") == pytest.approx(0.25 * 0.5 + 0.75 * 0.8)
+
+
 def test_a_fit_takes_what_is_worth_most():
     """At no price accuracy alone counts; at a high one nothing is sent."""
     free, dear = (fitted(Threshold(), ways(), price) for price in (0.0, 100.0))

@@ -3,13 +3,17 @@
 import shutil
 import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from fl_split.payload import Payload
 from simulations.cli.main import app
 from simulations.inference.figure import draw
 from simulations.inference.inference import infer
+from simulations.inference.pictures import Files
 from simulations.report.distributions import heat_map
 from simulations.report.figures import our_style
 from simulations.report.split_inference import _lines
@@ -38,6 +42,63 @@ def reported(reference, tmp_path):
 
 def test_a_report_shows_the_patches_that_a_run_has_kept(reported):
     assert "Patches that go on" in reported()
+
+
+def test_a_plain_split_sends_all_tokens_by_no_codec(reference):
+    """16 patches and CLS of 16 numbers; the run itself sends 4 patches in 8 bits."""
+    run = reference(**NO_EXITS, codec="uniform(bits=8)")
+    table = infer(run.folder, "all_sent()").table.set_index("policy")
+    payload = Payload({"tokens": torch.zeros(1, 17, 16)}, {"labels": torch.zeros(1).long()})
+    assert table.loc["plain split", "bytes_up"] == payload.nbytes
+    other = infer(run.folder, "all_sent()", codec="identity()", rate=1.0)
+    assert any("plain split lets all tokens go on" in note for note in other.notes)
+    same = other.table.set_index("policy").loc["all sent", ["accuracy", "device_flops"]]
+    assert table.loc["plain split", [*same.index]].tolist() == same.tolist()
+
+
+def test_a_plain_split_has_no_exits(reference):
+    run = reference(clients=2, rounds=1, cut=2, exits="plain()")
+    found = infer(run.folder, channel="bit_errors(ber=0.01, protect='none')")
+    (sent, lost), (plain, also_lost) = (
+        found.table.set_index("policy").loc[name, ["accuracy", "lost"]]
+        for name in ("all sent", "plain split")
+    )
+    assert lost == also_lost > 300
+    assert plain <= (364 - lost) / 364 < sent  # the last exit answers what is lost, or nobody
+
+
+def test_a_trained_codec_has_no_plain_split(reference):
+    run = reference(clients=2, rounds=1, cut=2, codec="bottlenet()")
+    found = infer(run.folder, "all_sent()")
+    assert "plain split" not in [*found.table["policy"]]
+    (note,) = [note for note in found.notes if "plain split" in note]
+    assert "no row" in note and "one is trained" in note and "leave" not in note
+
+
+def test_files_of_as_few_bytes_by_hand():
+    """Three images in two qualities of two formats; means of 5 and 7, and of 6 and 20 bytes."""
+    right = np.array([[[1, 0, 0], [1, 1, 0]], [[0, 0, 1], [1, 1, 1]]], dtype=bool)
+    sizes = np.array([[[2, 5, 8], [4, 7, 10]], [[5, 6, 7], [19, 20, 21]]])
+    files = Files([], right, sizes)
+    assert files.within(20.0) == (1.0, 0)
+    assert files.within(7.0) == (2 / 3, 0)
+    assert files.within(5.0) == (1 / 3, 0)  # of the other format two files are too large, and wrong
+    assert files.within(4.0) == (1 / 3, 2)
+    assert files.within(1.0) == (0.0, 3)
+
+
+def test_files_stand_beside_each_policy(reference):
+    """The accuracy is that of a row of files that is not dearer; what sends nothing has none."""
+    found = infer(reference(**TINY, holdout=0.1).folder, ["threshold()", "all_local()"])
+    is_file = found.table["policy"].str.startswith(("JPEG", "WEBP"))
+    table, files = (found.table[one].set_index("policy") for one in (~is_file, is_file))
+    assert np.isnan(table.loc["all local", "file_accuracy"])
+    fitting = files[files["bytes_up"] <= table.loc["plain split", "bytes_up"]]
+    last = fitting.groupby(fitting.index.str[:4])["accuracy"].last()
+    assert table.loc["plain split", "file_accuracy"] == pytest.approx(last.max())
+    assert table.loc["oracle", "bytes_up"] < files["bytes_up"].min()
+    (note,) = [note for note in found.notes if "so small a file" in note]
+    assert "364 at the bytes of oracle" in note
 
 
 def test_long_names_of_policies_and_settings_leave_room_for_figures(tmp_path):

@@ -80,8 +80,9 @@ def infer(
     r"""Let a trained run answer its test images one by one, with exits as with a server.
 
     Each image leaves at an exit of the device, or is sent to the server, as the policy says.
-    Beside the policies: all at the last exit, all sent, an oracle, JPEG and WebP files of the
-    images. Thresholds are swept to a frontier, against a random mixture at equal bytes.
+    Beside the policies: all at the last exit, all sent, an oracle, a split without codec, exits
+    and selection, JPEG and WebP files of the images.
+    Thresholds are swept to a frontier, against a random mixture at equal bytes.
 
     The controllers [b]lyapunov[/b] and [b]gate[/b] send every image, and choose its share of
     patches and its codec.
@@ -121,7 +122,7 @@ def _show(found: Inference, files: Sequence[Path]) -> None:
     titles, rows, spare = found.lines()
     caption = (
         "Means over test images. mix.: all local and all sent at random, at equal bytes; of a "
-        "controller its random mixture of constants."
+        "controller its random mixture of constants. file: JPEG or WebP of no more bytes."
     )
     out.print(text_table(titles, rows, out.width, caption=caption, spare=spare))
     for name, counts in found.histograms.items():

@@ -57,12 +57,7 @@ def infer(
     """Do what :func:`simulations.api.serving.infer` says, of a folder; write nothing.
 
     `objects` are parts that stood in the place of specs when the run was trained, by key.
-    `progress` is told what is measured and learnt.
-
-    Raises
-    ------
-    ValueError
-        As told there.
+    `progress` is told what is measured and learnt. ValueErrors are those told there.
     """
     wanted, prices = _policies(policies), Prices(price, delay_price)
     controllers = [one for one in wanted if isinstance(one, Controller)]
@@ -76,7 +71,8 @@ def infer(
     bench = _bench(trained, settings, found, codec, channel, progress)
     more = controlled(controllers, bench, latency) if bench else None
     inference = _leaving(served, others, link, latency, prices, carry, progress)
-    inference = inference.with_controlled(more)
+    inference = inference.with_rows(*_plain_split(trained, found, channel, latency))
+    inference = inference.with_controlled(more).with_files(pictures.files(served, latency))
     return inference.priced(delay_price, trained.head.image_shape)
 
 
@@ -111,7 +107,7 @@ def _leaving(
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
     served |= {name: serve(ways, one, latency) for name, one in _controls(trained).items()}
     return Inference(
-        _table(trained, ways, served, frontiers, latency),
+        _table(ways, served, frontiers),
         frontiers,
         {name: served[name].images(ways) for name in chosen},
         _clients(trained, chosen, held, link),
@@ -199,23 +195,38 @@ def road(
     return trained, link
 
 
+def _plain_split(
+    trained: Trained, system: System | None, channel: str | None, latency: Latency | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the row of a split without anything, or why there is none, as notes.
+
+    All images are sent, with all tokens, by no codec; there are no exits.
+    """
+    head, name, notes = trained.head, "plain split", list[str]()
+    if head.selector is not None:
+        head = head.keeping(head.smashed_shape[0] - head.num_read)
+        notes = [f"{name} lets all tokens go on, whatever rates the weights have been trained at"]
+    try:
+        bare = replace(trained, head=head).without_exits
+        bare, link = road(bare, system, "identity()", channel)
+    except ValueError as error:
+        return [], [f"no row of a {name}: {str(error).partition(';')[0]}"]
+    ways = ways_of(bare, bare.test, np.arange(len(bare.test.labels)), link)
+    return [{"policy": name, **serve(ways, AllSent(), latency).summary()}], notes
+
+
 def _table(
-    trained: Trained,
-    ways: Ways,
-    served: Mapping[str, Served],
-    frontiers: Mapping[str, pd.DataFrame],
-    latency: Latency | None,
+    ways: Ways, served: Mapping[str, Served], frontiers: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """Return one row per policy and control, and one per format and quality of files."""
-    whole = served["all sent"].summary()["bytes_up"]
+    """Return one row per policy and control."""
+    whole = served["all sent"].summary()[ways.scarce]
     rows = []
     for name, one in served.items():
         found = one.summary()
-        mixed = mixture(ways, found["bytes_up"])
-        areas = area(frontiers[name], whole) if name in frontiers else np.nan
+        mixed = mixture(ways, found[ways.scarce])
+        areas = area(frontiers[name], whole, ways.scarce) if name in frontiers else np.nan
         rows.append({"policy": name, **found, "mixture": mixed, "area": areas})
-    of_files = pictures.files(trained, ways, latency)
-    return pd.concat([pd.DataFrame(rows), of_files], ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def _of_held_out(trained: Trained, link: Link) -> Ways:
