@@ -429,8 +429,19 @@ def test_tokens_are_served_at_other_rates(simulate):
 
 def test_a_trained_codec_sends_from_the_cut_alone(simulate):
     run = simulate(rounds=1, exits="plain(after='1')", cut=2, codec="bottlenet()")
-    found = infer(run.folder, ["trend(tau=1.0, least=1.0)"])
+    found = infer(run.folder, ["trend(tau=1.0, least=1.0)", "margin()"])
     assert {*found.images["trend(tau=1.0, least=1.0)"]["left"]} == {"sent from cut"}
+    (note,) = [note for note in found.notes if "sent from the cut alone" in note]
+    assert note.startswith("trend(tau=1.0, least=1.0): ") and "trained codec" in note
+
+
+@pytest.mark.parametrize("policy", ["margin()", "trend()"])
+def test_who_cannot_hand_over_before_the_cut_is_told_so(reference, policy):
+    keys = {"exits": "plain()", "cut": 2, "clients": 2, "rounds": 1}
+    chosen, whole = reference(**keys, tokens="norm(rate=0.25)"), reference(**keys)
+    notes = [note for note in infer(chosen.folder, policy).notes if "from the cut alone" in note]
+    assert len(notes) == (policy == "trend()") and all("how tokens are" in one for one in notes)
+    assert not any("from the cut alone" in note for note in infer(whole.folder, policy).notes)
 
 
 def test_the_command(reference, tmp_path):

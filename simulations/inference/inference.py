@@ -112,7 +112,7 @@ def _leaving(
         {name: served[name].images(ways) for name in chosen},
         _clients(trained, chosen, held, link),
         {name: histogram(one, ways) for name, one in served.items() if name in chosen},
-        [*notes, *_notes(trained, link, served)],
+        [*notes, *_not_handed_over(trained, ways, chosen), *_notes(trained, link, served)],
         kept_patches(trained),
     )
 
@@ -254,6 +254,17 @@ def _clients(
         means["entropy"] = means["client"].map(entropy)
         found.append(means.assign(policy=name))
     return pd.concat(found, ignore_index=True)
+
+
+def _not_handed_over(trained: Trained, ways: Ways, policies: Mapping[str, Policy]) -> list[str]:
+    """Say which policies would send from exits before the cut, and why they cannot."""
+    names = [name for name, one in policies.items() if one.hands_over]
+    if not names or len(ways.names) == 1 or ways.can_send[:-1].any():
+        return []
+    why = "a trained codec fits nothing else"
+    if trained.head.selector is not None:
+        why = "the server does not know how tokens are selected"
+    return [f"{', '.join(names)}: images are sent from the cut alone; {why}"]
 
 
 def _notes(trained: Trained, link: Link, served: Mapping[str, Served]) -> list[str]:

@@ -152,6 +152,8 @@ class Trend(Rule):
         Smallest growth of the margin, from one exit to the next, to go on with.
     """
 
+    hands_over: ClassVar[bool] = True
+
     tau: Share = 0.8
     least: float = 0.05
 

@@ -33,6 +33,8 @@ class Policy(ABC):
 
     needs_exits: ClassVar[bool] = True
     """Whether it asks the exits on an image's way, which costs operations."""
+    hands_over: ClassVar[bool] = False
+    """Whether it sends images from exits before the cut, where that can be."""
 
     @abstractmethod
     def decide(self, ways: Ways) -> Decisions:
