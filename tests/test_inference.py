@@ -23,7 +23,6 @@ from simulations.inference.outcome import write
 from simulations.inference.policies import (
     POLICIES,
     AllLocal,
-    AllSent,
     Margin,
     Oracle,
     Patience,
@@ -31,6 +30,7 @@ from simulations.inference.policies import (
     Trend,
     name_of,
 )
+from simulations.inference.policy import AllSent
 from simulations.inference.ppo import Ppo
 from simulations.inference.served import serve
 from simulations.inference.serving import area, fitted, frontier, histogram, mixture

@@ -85,7 +85,7 @@ def infer(
     Thresholds are swept to a frontier, against a random mixture at equal bytes.
 
     The controllers [b]lyapunov[/b] and [b]gate[/b] send every image, and choose its share of
-    patches and its codec.
+    patches and its codec. [b]threshold() | gate()[/b] lets images leave, and does so for the rest.
 
     Example: [b]fl-split infer runs/a -p "threshold(tau=0.8)" -s "devices('pi5') | lte()"[/b]
     """

@@ -17,6 +17,8 @@ from fl_split.specs import parse
 from simulations.data.cache import Progress
 from simulations.data.statistics import count, per_client
 from simulations.inference import pictures
+from simulations.inference.bench import Bench
+from simulations.inference.both import policy_of
 from simulations.inference.carrying import fit_shares
 from simulations.inference.control import controlled
 from simulations.inference.controller import Controller
@@ -24,11 +26,11 @@ from simulations.inference.fitting import Prices, fit
 from simulations.inference.kept_patches import kept_patches
 from simulations.inference.latency import Latency
 from simulations.inference.outcome import Inference
-from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, name_of
-from simulations.inference.policy import Policy
+from simulations.inference.policies import AllLocal, Oracle, name_of
+from simulations.inference.policy import AllSent, Policy
 from simulations.inference.served import Served, serve
 from simulations.inference.serving import area, frontier, histogram, mixture
-from simulations.inference.settings import Bench, Setting, check_once, settings_of
+from simulations.inference.settings import Setting, check_once, settings_of
 from simulations.inference.trained import Trained, load, with_codec
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment_data import named, silent
@@ -122,7 +124,7 @@ def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
     several = [given] if isinstance(given, str | Policy) else [*given]
     if not several:
         raise ValueError("policies: give at least one, as 'threshold()' or 'all_sent()'")
-    found = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
+    found = [one if isinstance(one, Policy) else policy_of(one) for one in several]
     check_once("policies", [name_of(one) for one in found])
     return found
 
@@ -161,7 +163,8 @@ def _controls(trained: Trained) -> dict[str, Policy]:
 
 def _check(trained: Trained, policies: Sequence[Policy], carry: bool) -> None:
     """Raise ValueError if a policy asks exits of a device that has none, or `carry` nobody."""
-    if carry and not any(policy.needs_exits for policy in policies):
+    asking = [one for one in policies if one.needs_exits and not isinstance(one, Controller)]
+    if carry and not asking:
         raise ValueError(
             "carry: no policy asks the exits whose answers are carried; give one, as threshold()"
         )

@@ -8,7 +8,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from simulations.data.cache import Progress
 from simulations.inference.latency import Latency
 from simulations.inference.ways import Probabilities, Ways
@@ -43,6 +45,18 @@ class Policy(ABC):
     def sweep(self) -> Sequence[Policy]:
         """Return policies of the kind that make a frontier; those that fix all give themselves."""
         return [self]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AllSent(Policy):
+    """Every image is sent from the cut."""
+
+    needs_exits: ClassVar[bool] = False
+
+    def decide(self, ways: Ways) -> Decisions:
+        """Choose the cut."""
+        images = len(ways.labels)
+        return Decisions(np.full(images, len(ways.names) - 1), np.ones(images, dtype=bool))
 
 
 class Learner(Policy):

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from simulations.inference.latency import Latency
-from simulations.inference.policies import AllLocal, AllSent, name_of
-from simulations.inference.policy import Policy
+from simulations.inference.policies import AllLocal, name_of
+from simulations.inference.policy import AllSent, Policy
 from simulations.inference.served import Served, serve
 from simulations.inference.ways import Ways
 
