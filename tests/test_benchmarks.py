@@ -104,6 +104,16 @@ def test_one_model_is_tested_over_every_channel(run):
     assert all(row["channel"] in shown and 0 <= row["accuracy"] <= 1 for row in rows)
 
 
+def test_figures_of_results_are_drawn_from_their_rows(tmp_path, monkeypatch):
+    """Those that pages show are there, and each line has rows."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    figures = import_module("result_figures")
+    for name in figures.FIGURES:
+        assert "<svg" in figures.draw(name, tmp_path).read_text()
+        page = (figures.RESULTS / f"{name}.md").read_text()
+        assert f"]({name}.svg)" in page and (figures.RESULTS / f"{name}.svg").exists()
+
+
 def checkout(folder, seconds):
     """A checkout whose engine says that its runs take `seconds`, one after the other."""
     program = folder / "benchmarks" / "engine.py"

@@ -418,16 +418,19 @@ def test_memory_of_a_client_is_four_times_its_weights_and_the_activations(simula
     assert summary["client_bytes"] == pytest.approx(4 * weights + kept, rel=0.1)
 
 
-def test_a_calibrated_device_takes_the_times_that_were_measured(tmp_path):
+@pytest.mark.parametrize("strategy", ["parallel()", "cse_fsl()"])
+def test_a_calibrated_device_takes_the_times_that_were_measured(tmp_path, strategy):
     """By a watch that is read before and after forward and after backward: 0.5 and 1.5 s."""
-    setup = prepare(Experiment.from_dict({"clients": 2, "batch_size": 8, "engine": "inline()"}))
+    keys = {"clients": 2, "batch_size": 8, "engine": "inline()", "strategy": strategy}
+    setup = prepare(Experiment.from_dict(keys))
     ticks = itertools.accumulate(itertools.cycle([0.0, 0.5, 1.5]))
     found = calibrate(setup, 3, lambda: next(ticks))
     assert (found.forward_seconds, found.backward_seconds) == (0.5, 1.5)
     file = tmp_path / "mine.toml"
     file.write_text(found.row("mine").replace("watts = 0.0", "watts = 1.0"))
     device = known(str(file))["mine"]
-    work = setup.exchange.flops(setup.head, setup.tail)
+    plain = prepare(Experiment.from_dict({**keys, "strategy": "parallel()"}))
+    work = plain.exchange.flops(plain.head, plain.tail)
     assert 8 * work.forward / device.flops == pytest.approx(found.forward_seconds, rel=0.01)
     backward = 8 * work.backward / 2 * device.backward / device.flops
     assert backward == pytest.approx(found.backward_seconds, rel=0.01)

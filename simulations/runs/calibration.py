@@ -66,7 +66,7 @@ def calibrate(
         forward.append(middle - began)
         backward.append(clock() - middle)
     first, second = (statistics.median(one[1:]) for one in (forward, backward))
-    operations = setup.exchange.flops(head, setup.tail)
+    operations = head.forward_flops(1)
     # The clock takes operations of a backward pass for twice those of a forward one.
-    ratio = second / first * 2 * operations.forward / operations.backward
-    return Calibration(batch * operations.forward / first, ratio, first, second)
+    ratio = second / first * 2 * operations / (head.flops(1) - operations)
+    return Calibration(batch * operations / first, ratio, first, second)

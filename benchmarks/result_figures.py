@@ -1,0 +1,202 @@
+"""Figures of pages of results, drawn from the CSV files beside them.
+
+python benchmarks/result_figures.py [--only NAME] [--out DIR]
+
+By default all of FIGURES, into docs/results. A line or point is the mean over seeds, a bar reaches
+from the lowest seed to the highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from simulations.report.figures import our_style
+from simulations.report.marks import COLOURS, INK, SYMBOLS
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Accuracy, or what `y` says, against column `x` of a CSV file.
+
+    `lines` says by label what is drawn alike: rows in which columns begin so, or with `=` in
+    front are so. `is_joined` draws lines; else a line is one point.
+    """
+
+    title: str
+    file: str
+    x: str
+    axis: str
+    lines: Mapping[str, Mapping[str, str]]
+    y: str = "accuracy"
+    is_joined: bool = True
+    change: Callable[[pd.DataFrame], pd.DataFrame] = field(default=lambda rows: rows)
+
+    def draw(self, axes: Axes) -> None:
+        """Draw all lines."""
+        table = self.change(pd.read_csv(RESULTS / self.file))
+        for place, (label, where) in enumerate(self.lines.items()):
+            rows = _chosen(table, where)
+            if rows.empty:
+                raise ValueError(f"{self.file}: no rows of {label}: {where}")
+            groups = rows.groupby(self.x if self.is_joined else lambda _: 0, sort=False)
+            x, y = groups[self.x], groups[self.y]
+            colour = COLOURS[place % len(COLOURS)]
+            axes.errorbar(
+                x.first() if self.is_joined else x.mean(), 100 * y.mean(),
+                yerr=100 * np.array([y.mean() - y.min(), y.max() - y.mean()]), label=label, lw=1.2,
+                elinewidth=0.6, capsize=2, ms=4, marker=[*SYMBOLS][place],
+                color="black" if colour == INK else colour, linestyle="-" * self.is_joined,
+            )  # fmt: skip
+        axes.set_title(self.title)
+        axes.set_xlabel(self.axis)
+        axes.set_ylabel("return, %" if self.y == "return" else "accuracy, %")
+        axes.legend(fontsize="x-small")
+
+
+def _chosen(rows: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
+    for column, begins in where.items():
+        texts = rows[column].astype(str)
+        fits = texts == begins[1:] if begins.startswith("=") else texts.str.startswith(begins)
+        rows = rows[fits]
+    return rows
+
+
+def _by_exit(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give each exit a row."""
+    names = {"exit1": "exit 1", "exit2": "exit 2", "exit3": "exit 3", "server": "server"}
+    found = rows.melt(["run", "seed"], [*names], "exit", "accuracy")
+    return found.assign(exit=found["exit"].map(names))
+
+
+def _level(rows: pd.DataFrame) -> pd.DataFrame:
+    """Name channels by their number."""
+    found = rows["channel"].str.extract(r"=(-?[\d.]+)")[0]
+    return rows.assign(level=found.fillna("perfect"))
+
+
+def _priced(price: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda rows: rows[rows["delay_price"] == price]
+
+
+TRAINED = {
+    "one dual_gate model": {"trained": "dual_gate(rate=0.5"},
+    "norm, plain model": {"trained": "none", "tested": "norm"},
+    "random, plain model": {"trained": "none", "tested": "random"},
+}
+TOKENS = {
+    **TRAINED,
+    "one residual_gate model": {"trained": "residual_gate(rate=0.5"},
+    "norm, trained at 0.25": {"trained": "norm(rate=0.25"},
+    "random, trained at 0.1": {"trained": "random(rate=0.1"},
+}
+REGIMES = {name: {"run": f"={name}"} for name in ("joint", "mixed", "disjoint", "recursive")}
+REGIMES["detached"] = {"run": "=no gradient into the trunk"}
+LONG = {name: {"run": f"={name}, twice as long"} for name in ("joint", "mixed", "disjoint")}
+EXPERTS = {name: {"run": f"={name}"} for name in ("dense", "balanced", "no balance loss")}
+NAMES = ("predefined", "random", "neurons", "narrow")
+TOLD, UNTOLD = (f"jscc(ratio=0.25, ratios=(), condition={told}" for told in (True, False))
+NOISE = {
+    "trained under noise, told of it": {"trained_codec": TOLD},
+    "not told of it": {"trained_codec": UNTOLD, "trained_channel": "awgn"},
+    "trained without noise": {"trained_codec": UNTOLD, "trained_channel": "perfect"},
+}
+ERRORS = {
+    "semantic": {"trained_codec": "semantic", "trained_channel": "bit_errors"},
+    "trained without errors": {"trained_codec": "semantic", "trained_channel": "perfect"},
+    "four bits, at four times the bytes": {"codec": "uniform", "channel": "bit_errors"},
+}
+QUEUE = "lyapunov(rate=2.0)"
+NOISY = {
+    "lyapunov": QUEUE,
+    "best constant": f"best constant of {QUEUE}",
+    "random mixture": f"random mixture of {QUEUE}",
+    "optimum of the table": f"optimum of the table of {QUEUE}",
+}
+LEAVING = {
+    name: {"run": "=exits", "policy": begins}
+    for name, begins in {
+        "fitted margin": "margin", "fitted trend": "trend", "PPO": "ppo", "all sent": "all sent",
+        "all local": "all local",
+    }.items()
+}  # fmt: skip
+
+FIGURES = {
+    "tokens": [
+        Panel("digits", "study_tokens.csv", "rate", "share of patches", TOKENS),
+        Panel("CIFAR-100", "study_cifar100_tokens.csv", "rate", "share of patches", TRAINED),
+    ],
+    "exits": [
+        Panel(title, "study_exits.csv", "exit", "if every image left there", lines, change=_by_exit)
+        for title, lines in (("40 rounds", REGIMES), ("80 rounds", LONG))
+    ],
+    "experts": [
+        Panel(
+            "clusters of skewed labels", "study_experts.csv", "server_flops",
+            "operations of the server", EXPERTS, is_joined=False,
+        ),
+    ],
+    "sparsity": [
+        Panel(
+            f"{share} of the weights", "study_sparsity.csv", "weight_bytes",
+            "bytes of synchronisation",
+            {"dense": {"run": "=dense"}, **{name: {"run": f"={name} {share}"} for name in NAMES}},
+            y="final_accuracy", is_joined=False,
+        )
+        for share in ("0.25", "0.1")
+    ],
+    "jscc": [
+        Panel("noise", "study_jscc.csv", "level", "SNR, dB", NOISE, change=_level),
+        Panel("bit errors", "study_jscc.csv", "level", "wrong bits, share", ERRORS, change=_level),
+    ],
+    "control": [
+        Panel(
+            "fading channel, 2 uses allowed", "study_control.csv", "uses_per_number",
+            "channel uses per number of the image",
+            {name: {"run": "=noise", "policy": f"={spec}"} for name, spec in NOISY.items()},
+            is_joined=False,
+        ),
+        *(
+            Panel(
+                f"exits, a second costs {price:g}", "study_control.csv", "bytes_up",
+                "bytes of an image", LEAVING, y="return", is_joined=False, change=_priced(price),
+            )
+            for price in (1.0, 5.0)
+        ),
+    ],
+}  # fmt: skip
+
+
+def draw(name: str, folder: Path) -> Path:
+    """Draw the figure of a page; return its file."""
+    panels, path = FIGURES[name], folder / f"{name}.svg"
+    with our_style(name):
+        figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, axes in zip(panels, grid, strict=True):
+            panel.draw(axes)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    return path
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Draw figures of pages of results.")
+    parser.add_argument("--only", choices=FIGURES, help="one figure")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="of the figures")
+    options = parser.parse_args()
+    for name in [options.only] if options.only else FIGURES:
+        print(draw(name, options.out))
+
+
+if __name__ == "__main__":
+    main()
