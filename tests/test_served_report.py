@@ -97,8 +97,9 @@ def test_files_stand_beside_each_policy(reference):
     last = fitting.groupby(fitting.index.str[:4])["accuracy"].last()
     assert table.loc["plain split", "file_accuracy"] == pytest.approx(last.max())
     assert table.loc["oracle", "bytes_up"] < files["bytes_up"].min()
-    (note,) = [note for note in found.notes if "so small a file" in note]
-    assert "364 at the bytes of oracle" in note
+    assert table.loc["oracle", ["file_accuracy", "file_too_large"]].tolist() == [0, 364]
+    assert table.loc[["plain split", "all local"], "file_too_large"].tolist() == [0, 0]
+    assert any("up to 364 images have no file so small" in note for note in found.notes)
 
 
 def test_long_names_of_policies_and_settings_leave_room_for_figures(tmp_path):

@@ -28,7 +28,7 @@ class Inference:
         One row per policy and control: accuracy; means over images of bytes, operations, seconds
         and joules; `mixture`, the accuracy of a random mixture of all local and all
         sent at equal bytes; of a controller, that of its `random mixture` of constants;
-        `file_accuracy`, that of images as files of no more bytes.
+        `file_accuracy`, that of images as files of no more bytes, with `file_too_large`.
     frontiers : dict
         By policy, one row for each threshold of its sweep; of controllers, one for each setting.
     images : dict
@@ -67,18 +67,15 @@ class Inference:
 
     def with_files(self, files: Files) -> Inference:
         """Add rows of files, and beside each other row what files of as few bytes give."""
-        fitting = {
-            str(row["policy"]): files.within(row["bytes_up"])
-            for row in self.table.to_dict("records")
-            if row["bytes_up"]
-        }
-        accuracy = self.table["policy"].map({name: one for name, (one, _) in fitting.items()})
-        found = replace(self, table=self.table.assign(file_accuracy=accuracy))
-        too_large = [
-            f"{count} at the bytes of {name}" for name, (_, count) in fitting.items() if count
-        ]
-        note = f"images without so small a file, which count as wrong: {', '.join(too_large)}"
-        return found.with_rows(files.rows, [note] if too_large else [])
+        budgets = self.table["bytes_up"].tolist()
+        fitting = [files.within(budget) if budget else (np.nan, 0) for budget in budgets]
+        accuracy, too_large = (list(one) for one in zip(*fitting, strict=True))
+        more = {"file_accuracy": accuracy, "file_too_large": too_large}
+        found = replace(self, table=self.table.assign(**more))
+        note = (
+            f"file %: up to {max(too_large)} images have no file so small (file_too_large): wrong"
+        )
+        return found.with_rows(files.rows, [note] if any(too_large) else [])
 
     def priced(self, delay_price: float | None, image_shape: Sequence[int]) -> Inference:
         """Add columns: accuracy less priced seconds, uses of the channel per number."""
