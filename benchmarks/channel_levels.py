@@ -29,7 +29,7 @@ from rich.table import Table
 import fl_split as fs
 from simulations.inference.inference import road
 from simulations.inference.latency import Latency
-from simulations.inference.policies import AllSent
+from simulations.inference.policy import AllSent
 from simulations.inference.served import serve
 from simulations.inference.trained import load
 from simulations.inference.ways import ways_of

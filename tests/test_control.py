@@ -12,16 +12,17 @@ from gymnasium.utils.env_checker import check_env
 
 import fl_split as fs
 from fl_split.seeds import global_state
-from simulations.inference import control, lyapunov, ppo, settings
+from simulations.inference import bench, control, lyapunov, ppo
 from simulations.inference.controller import optimum
 from simulations.inference.gate import Gate, priced
 from simulations.inference.inference import infer
 from simulations.inference.latency import Latency
 from simulations.inference.lyapunov import Lyapunov, chosen, largest_feasible, queued, run
 from simulations.inference.offloading import GO_ON, LEAVE, SEND, Foreseen, Offloading, journeys
-from simulations.inference.policies import AllLocal, AllSent, Margin
+from simulations.inference.policies import AllLocal, Margin
+from simulations.inference.policy import AllSent
 from simulations.inference.ppo import Ppo
-from simulations.inference.served import answers_from_cut, serve
+from simulations.inference.served import serve
 from simulations.inference.serving import fitted
 from simulations.inference.settings import Choices, Setting, Table, right, settings_of
 from simulations.inference.trained import load
@@ -149,7 +150,7 @@ def gate_bench(features, price):
         settings=[1, 2],
         names=["a", "b"],
         again_flops=np.array([0, 500]),
-        telling=0.0,
+        rule=AllSent(),
     )
     return Gate(price=price).fit(bench), held
 
@@ -202,7 +203,7 @@ def ways(**changes):
 def test_what_a_channel_loses_is_answered_by_the_last_exit():
     served = ways().served.copy()
     served[1, 0] = np.nan
-    found = answers_from_cut(ways(served=served))
+    found = serve(ways(served=served), AllSent()).answers
     assert found.tolist() == [LOCAL[1, 0].tolist(), [0.1, 0.8, 0.1]]
     assert right(found, np.array([0, 2])).tolist() == [True, False]
 
@@ -347,7 +348,9 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
 @pytest.mark.parametrize(
     ("policy", "options", "message"),
     [
-        ("lyapunov(rate=200.0)", {}, "a controller chooses among settings"),
+        ("lyapunov(rate=200.0)", {}, "a controller or a sweep needs two settings or more"),
+        ("all_sent()", {"codecs": TWO_CODECS[:1]}, "a sweep needs two settings or more"),
+        ("all_sent()", {"rates": [0.5, 1.0]}, "rates: the run selects no tokens"),
         ("lyapunov(rate=200.0)", {"rates": [0.5, 1.0]}, "rates: the run selects no tokens"),
         ("gate()", {"rates": [0.5, 1.5]}, r"rates must be in \(0, 1\], got 1.5"),
         ("gate()", {"rates": [0.5, 0.5]}, r"rates: 0.5 is given twice"),
@@ -362,7 +365,6 @@ TWO_CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
         ("lyapunov(rate=1e308)", {}, r"rate.*1e\+?12|rate.*1000000000000"),
         ("lyapunov()", {}, "rate must be given"),
         ("lyapunov(rate=9.0)", {"codecs": TWO_CODECS}, "the cheapest setting costs .* bytes"),
-        ("margin()", {"codecs": TWO_CODECS}, "rates and codecs are what a controller chooses"),
         ("gate()", {"codecs": TWO_CODECS, "price": 0.1}, "price fits thresholds; gate has a"),
         ("ppo()", {}, "ppo.* learns what a second is worth; give delay_price"),
         ("margin()", {"delay_price": 1.0}, "delay_price: seconds need devices and a network"),
@@ -385,9 +387,9 @@ def test_controllers_need_held_out_rows_and_ppo_exits(reference):
 @pytest.fixture(scope="module")
 def served(reference):
     """Serve a run by both controllers and PPO, and note which rows were asked in which setting."""
-    run_, asked, ways_of = reference(**TINY), [], settings.ways_of
+    run_, asked, ways_of = reference(**TINY), [], bench.ways_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settings, "ways_of", lambda *words: (asked.append(words), ways_of(*words))[1])
+        patch.setattr(bench, "ways_of", lambda *words: (asked.append(words), ways_of(*words))[1])
         found = infer(
             run_.folder,
             ["lyapunov(rate=100.0, slots=100)", "gate(price=0.05)", "margin()", "ppo(steps=1)"],
@@ -442,9 +444,9 @@ def test_a_channel_with_noise_has_a_table_by_ratio(simulate, monkeypatch):
     """A cell fades from slot to slot. One or four patches and CLS of width 16: 16 or 40 uses."""
     monkeypatch.setattr(lyapunov, "SNRS", 2)
     run_ = simulate(tokens="norm(rate=0.25)", holdout=0.1, rounds=1, local_steps=1)
-    cell, benches, made = Cell(fading=True), [], settings.Bench.__init__
+    cell, benches, made = Cell(fading=True), [], bench.Bench.__init__
     monkeypatch.setattr(
-        settings.Bench, "__init__", lambda *words: (benches.append(words[0]), made(*words))[1]
+        bench.Bench, "__init__", lambda *words: (benches.append(words[0]), made(*words))[1]
     )
     found = infer(
         run_.folder,

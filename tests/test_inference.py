@@ -23,7 +23,6 @@ from simulations.inference.outcome import write
 from simulations.inference.policies import (
     POLICIES,
     AllLocal,
-    AllSent,
     Margin,
     Oracle,
     Patience,
@@ -31,6 +30,7 @@ from simulations.inference.policies import (
     Trend,
     name_of,
 )
+from simulations.inference.policy import AllSent
 from simulations.inference.ppo import Ppo
 from simulations.inference.served import serve
 from simulations.inference.serving import area, fitted, frontier, histogram, mixture
@@ -236,6 +236,17 @@ def test_controls_by_hand():
     assert np.isnan(area(frame[:1], 50.0))  # one policy has no frontier
 
 
+def test_over_a_channel_with_noise_a_mixture_has_equal_uses():
+    """All sent takes 8 uses on average, and bytes say nothing: half of them is half the way."""
+    noisy = ways(sent_uses=np.array([[0] * 4, [4, 8, 8, 12]]), sent_bytes=np.ones((2, 4), int))
+    assert mixture(noisy, 4.0) == pytest.approx((0.75 + 0.25) / 2)
+    swept = frontier(noisy, Threshold())
+    assert np.isnan(swept["channel_uses"].iloc[0]) and swept["mixture"].iloc[0] == 0.75
+    assert swept["channel_uses"].iloc[-1] == 8 and swept["mixture"].iloc[-1] == 0.25
+    frame = pd.DataFrame({"channel_uses": [2.0, np.nan], "accuracy": [0.8, 0.5]})
+    assert area(frame, 8.0, "channel_uses") == pytest.approx(0.25 * 0.5 + 0.75 * 0.8)
+
+
 def test_a_fit_takes_what_is_worth_most():
     """At no price accuracy alone counts; at a high one nothing is sent."""
     free, dear = (fitted(Threshold(), ways(), price) for price in (0.0, 100.0))
@@ -284,6 +295,8 @@ def test_a_run_serves_its_test_images(reference, tmp_path):
     assert table.loc["all local", "accuracy"] == pytest.approx(last["accuracy_exit2"])
     images = found.images["threshold(tau=0.5)"]
     assert len(images) == len(found.images["trend(tau=0.8)"]) == 364
+    assert images["image"].tolist() == [*range(364)]
+    assert images["label"].tolist() == trained.load(run.folder).test.labels.tolist()
     assert images["right"].mean() == table.loc["threshold(tau=0.5)", "accuracy"]
     tokens, label = torch.zeros(1, 5, 16), torch.zeros(1, dtype=torch.int64)
     payload = Payload({"tokens": tokens}, {"labels": label})
@@ -416,8 +429,19 @@ def test_tokens_are_served_at_other_rates(simulate):
 
 def test_a_trained_codec_sends_from_the_cut_alone(simulate):
     run = simulate(rounds=1, exits="plain(after='1')", cut=2, codec="bottlenet()")
-    found = infer(run.folder, ["trend(tau=1.0, least=1.0)"])
+    found = infer(run.folder, ["trend(tau=1.0, least=1.0)", "margin()"])
     assert {*found.images["trend(tau=1.0, least=1.0)"]["left"]} == {"sent from cut"}
+    (note,) = [note for note in found.notes if "sent from the cut alone" in note]
+    assert note.startswith("trend(tau=1.0, least=1.0): ") and "trained codec" in note
+
+
+@pytest.mark.parametrize("policy", ["margin()", "trend()"])
+def test_who_cannot_hand_over_before_the_cut_is_told_so(reference, policy):
+    keys = {"exits": "plain()", "cut": 2, "clients": 2, "rounds": 1}
+    chosen, whole = reference(**keys, tokens="norm(rate=0.25)"), reference(**keys)
+    notes = [note for note in infer(chosen.folder, policy).notes if "from the cut alone" in note]
+    assert len(notes) == (policy == "trend()") and all("how tokens are" in one for one in notes)
+    assert not any("from the cut alone" in note for note in infer(whole.folder, policy).notes)
 
 
 def test_the_command(reference, tmp_path):

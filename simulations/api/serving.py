@@ -60,7 +60,8 @@ def infer(
     rate : float, optional
         Share of the patches that go on, where the run selects tokens; by default its own.
     rates, codecs : sequence, optional
-        Shares of the patches and codecs that controllers (`lyapunov`, `gate`) choose among.
+        Shares of the patches and codecs: all pairs are settings, each serves all images. The
+        controllers (`lyapunov`, `gate`) choose among them.
     out : str or Path, optional
         A folder for tables and figures; by default nothing is written.
     objects

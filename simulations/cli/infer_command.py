@@ -44,14 +44,12 @@ def infer(
     price: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="Fit thresholds to held-out rows: accuracy less this times bytes.",
         ),
     ] = None,
     delay_price: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="Fit to held-out rows: accuracy less this times seconds, the return.",
         ),
     ] = None,
@@ -61,15 +59,19 @@ def infer(
     ] = False,
     rate: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of patches that go on, if the run selects some."),
+        typer.Option(help="Share of patches that go on, if the run selects some."),
     ] = None,
     rates: Annotated[
         str,
-        typer.Option(metavar="R, ...", help="Shares of patches that controllers choose among."),
+        typer.Option(
+            metavar="R, ...", help="Sweep these shares of patches; controllers choose among them."
+        ),
     ] = "",
     codecs: Annotated[
         str,
-        typer.Option(metavar="SPEC; ...", help="Codecs that controllers choose among."),
+        typer.Option(
+            metavar="SPEC; ...", help="Sweep these codecs; controllers choose among them."
+        ),
     ] = "",
     output: Annotated[
         str | None, typer.Option("--out", metavar="DIR", help="Default: DIR/infer.")
@@ -78,11 +80,12 @@ def infer(
     r"""Let a trained run answer its test images one by one, with exits as with a server.
 
     Each image leaves at an exit of the device, or is sent to the server, as the policy says.
-    Beside the policies: all at the last exit, all sent, an oracle, JPEG and WebP files of the
-    images. Thresholds are swept to a frontier, against a random mixture at equal bytes.
+    Beside the policies: all at the last exit, all sent, an oracle, a split without codec, exits
+    and selection, JPEG and WebP files of the images.
+    Thresholds are swept to a frontier, against a random mixture at equal bytes.
 
     The controllers [b]lyapunov[/b] and [b]gate[/b] send every image, and choose its share of
-    patches and its codec.
+    patches and its codec. [b]threshold() | gate()[/b] lets images leave, and does so for the rest.
 
     Example: [b]fl-split infer runs/a -p "threshold(tau=0.8)" -s "devices('pi5') | lte()"[/b]
     """
@@ -119,7 +122,7 @@ def _show(found: Inference, files: Sequence[Path]) -> None:
     titles, rows, spare = found.lines()
     caption = (
         "Means over test images. mix.: all local and all sent at random, at equal bytes; of a "
-        "controller its random mixture of constants."
+        "controller its random mixture of constants. file: JPEG or WebP of no more bytes."
     )
     out.print(text_table(titles, rows, out.width, caption=caption, spare=spare))
     for name, counts in found.histograms.items():

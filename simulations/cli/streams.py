@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import click
+import typer
 from rich.console import Console
 
 from simulations.cli.stopped import Stoppable
@@ -83,6 +85,17 @@ class Commands(Stoppable):
                 stream.reconfigure(errors=PLAIN)
         with notices(Console(stderr=True)):
             return super().main(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a value that an option does not take is one line, not a frame."""
+        try:
+            return super().invoke(ctx)
+        except click.BadParameter as error:
+            if isinstance(error, click.MissingParameter):
+                raise
+            line = f"error: {error.format_message()}"
+            Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
 
 
 @contextmanager

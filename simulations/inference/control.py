@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulations.inference.controller import Controller
+from simulations.inference.bench import ID_BYTES, Bench
+from simulations.inference.controller import Chooser, Controller
 from simulations.inference.latency import Latency
-from simulations.inference.policies import AllSent, name_of
+from simulations.inference.policies import name_of
+from simulations.inference.policy import AllSent, Decisions, Policy
 from simulations.inference.served import Served, serve
-from simulations.inference.settings import ID_BYTES, Bench, Integers, Numbers
+from simulations.inference.serving import area
+from simulations.inference.settings import Integers, Numbers
 from simulations.inference.ways import Ways
 
 MEANS = {
     "accuracy": "right",
+    "sent": "is_sent",
     "bytes_up": "bytes_up",
     "bytes_down": "bytes_down",
     "channel_uses": "uses",
@@ -36,7 +40,7 @@ class Controlled:
     Attributes
     ----------
     rows : list of dict
-        One per controller, and one per control of it.
+        One per setting, with the area below all of them; one per controller, and per control of it.
     settings : DataFrame
         One row per setting, if it served all test images.
     images : dict
@@ -55,62 +59,93 @@ class Controlled:
 def controlled(
     controllers: Sequence[Controller], bench: Bench, latency: Latency | None
 ) -> Controlled:
-    """Fit controllers to held-out images, and let them serve the test images.
+    """Serve the test images in each setting, and by controllers fitted to held-out images.
 
     Controls are told no setting, so they do not send the byte that says which it is.
     """
-    choosers = [controller.fit(bench) for controller in controllers]
-    choices, ways = bench.test
-    constants = [serve(one, AllSent(), latency) for one in ways]
+    benches = [bench.under(controller) for controller in controllers]
+    choosers = [one.fit(own) for one, own in zip(controllers, benches, strict=True)]
+    constants = [serve(one, AllSent(), latency) for one in bench.test[1]]
     pairs = zip(bench.names, constants, strict=True)
-    of_settings = pd.DataFrame([{"policy": name, **one.summary()} for name, one in pairs])
-    found = Controlled([], of_settings, {}, {}, [])
-    for chooser in choosers:
-        name, settings = name_of(chooser.policy), chooser.choose(choices)
-        flops = np.broadcast_to(chooser.flops, len(ways)).tolist()
-        each = [_told(*one, latency) for one in zip(ways, flops, strict=True)]
-        served = picked(each, settings)
-        chances = chooser.controls(choices, settings)
-        controls = {key: means(constants, weights) for key, weights in chances.items()}
-        mixed = controls.get("random mixture", {}).get("accuracy", np.nan)
-        found.rows.append({"policy": name, **served.summary(), "mixture": mixed})
-        found.rows.extend({"policy": f"{key} of {name}", **row} for key, row in controls.items())
-        left = np.array(bench.names, dtype=object)[settings]
-        extra = {"slot": choices.slot, "snr_db": choices.snr_db}
-        found.images[name] = served.images(ways[0]).assign(left=left, **extra)
-        counts = np.bincount(settings, minlength=len(bench.names)).tolist()
-        named = zip(bench.names, counts, strict=True)
-        found.histograms[name] = {one: count for one, count in named if count}
-        found.notes.extend(f"{name}: {note}" for note in chooser.notes)
-        found.notes.extend(
-            f"{key} of {name}: {bench.names[weights[:, 0].argmax()]}"
-            for key, weights in chances.items()
-            if (weights.max(axis=1) == weights.min(axis=1)).all() and weights.max() == 1
-        )
+    each = [{"policy": name, **one.summary()} for name, one in pairs]
+    of_settings = pd.DataFrame(each)
+    below = area(of_settings, of_settings[bench.column].max(), bench.column)
+    found = Controlled([{**row, "area": below} for row in each], of_settings, {}, {}, [])
+    for controller, own, chooser in zip(controllers, benches, choosers, strict=True):
+        _add(found, controller, own, chooser, latency)
     return found
 
 
-def _told(ways: Ways, flops: int, latency: Latency | None) -> Served:
-    """Serve all in one setting, which is told, and was chosen by so many operations."""
-    told = replace(
-        ways, sent_bytes=ways.sent_bytes + ID_BYTES, trunk_flops=ways.trunk_flops + flops
+def _add(
+    found: Controlled,
+    controller: Controller,
+    bench: Bench,
+    chooser: Chooser,
+    latency: Latency | None,
+) -> None:
+    """Add what a controller makes of the test images, and its controls."""
+    (choices, ways), name = bench.test, name_of(controller)
+    settings = chooser.choose(choices)
+    flops = np.broadcast_to(chooser.flops, len(ways)).tolist()
+    asked = [_Asked(controller, bench.early, count) for count in flops]
+    told = [replace(one, sent_bytes=one.sent_bytes + ID_BYTES) for one in ways]
+    pairs = zip(told, asked, strict=True)
+    served = picked([serve(*pair, latency) for pair in pairs], settings)
+    constants = [serve(one, controller, latency) for one in ways]
+    chances = chooser.controls(choices, settings)
+    controls = {key: means(constants, weights) for key, weights in chances.items()}
+    mixed = controls.get("random mixture", {}).get("accuracy", np.nan)
+    found.rows.append({"policy": name, **served.summary(), "mixture": mixed})
+    found.rows.extend({"policy": f"{key} of {name}", **row} for key, row in controls.items())
+    images = served.images(ways[0])
+    images["left"] = images["left"].mask(served.is_sent, np.array(bench.names, object)[settings])
+    found.images[name] = images.assign(slot=choices.slot, snr_db=choices.snr_db)
+    counts = images["left"].value_counts()
+    places = [*ways[0].names, *bench.names]
+    found.histograms[name] = {one: int(counts[one]) for one in places if one in counts}
+    found.notes.extend(f"{name}: {note}" for note in chooser.notes)
+    found.notes.extend(
+        f"{key} of {name}: {bench.names[weights[:, 0].argmax()]}"
+        for key, weights in chances.items()
+        if (weights.max(axis=1) == weights.min(axis=1)).all() and weights.max() == 1
     )
-    return serve(told, AllSent(), latency)
+
+
+class _Asked(Policy):
+    """A controller's rule, with operations on the choice of a setting.
+
+    Nothing is chosen for an image that leaves at one of the first `early` exits.
+    """
+
+    def __init__(self, controller: Controller, early: int, flops: int) -> None:
+        self.controller, self.early, self.flops = controller, early, flops
+        self.needs_exits = controller.needs_exits  # type: ignore[misc]
+
+    def decide(self, ways: Ways) -> Decisions:
+        """Decide as the controller does."""
+        found = self.controller.decide(ways)
+        is_asked = found.is_sent | (found.place >= self.early)
+        return found._replace(flops=found.flops + is_asked * self.flops)
 
 
 def picked(each: Sequence[Served], settings: Integers) -> Served:
     """Return of each image what its setting made of it."""
     images = np.arange(len(settings))
-    parts: dict[str, Any] = {
-        one.name: np.stack([getattr(served, one.name) for served in each])[settings, images]
+
+    def of(parts: Sequence[Any]) -> Any:
+        return None if parts[0] is None else np.stack(parts)[settings, images]
+
+    decisions = zip(*(one.decisions[:3] for one in each), strict=True)
+    parts = {
+        one.name: of([getattr(served, one.name) for served in each])
         for one in fields(Served)
         if one.name != "decisions"
     }
-    return replace(each[0], **parts)
+    return replace(each[0], decisions=Decisions(*map(of, decisions)), **parts)
 
 
 def means(each: Sequence[Served], weights: Numbers) -> dict[str, float]:
     """Return the row of a random mixture: settings come with the chances `weights` (S, N)."""
     parts = {key: np.stack([getattr(one, of) for one in each]) for key, of in MEANS.items()}
     found = {key: float((weights * part).sum(axis=0).mean()) for key, part in parts.items()}
-    return {"sent": 1.0, **found, "channel_uses": found["channel_uses"] or np.nan}
+    return {**found, "channel_uses": found["channel_uses"] or np.nan}

@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 from scipy.optimize import linprog
 
-from simulations.inference.policy import Decisions, Policy
-from simulations.inference.settings import Bench, Choices, Integers, Numbers
+from simulations.inference.bench import Bench
+from simulations.inference.policy import AllSent, Decisions, Policy
+from simulations.inference.settings import Choices, Integers, Numbers
 from simulations.inference.ways import Ways
 
 
@@ -50,8 +51,7 @@ class Controller(Policy):
 
     def decide(self, ways: Ways) -> Decisions:
         """Send all from the cut."""
-        images = len(ways.labels)
-        return Decisions(np.full(images, len(ways.names) - 1), np.ones(images, dtype=bool))
+        return AllSent().decide(ways)
 
     @abstractmethod
     def fit(self, bench: Bench) -> Chooser:

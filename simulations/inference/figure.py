@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from simulations.report.marks import COLOURS, INK, NEUTRAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+MOST_LETTERS = 20
+"""Of a place whose name is not turned upright."""
 
 POINTS = {"all sent": "s", "all local": "o", "oracle": "*"}
 
@@ -24,9 +27,14 @@ def draw(
     """Draw accuracy against bytes and device operations, and a histogram of exits."""
     from matplotlib import rc_context
 
-    from simulations.report.canvas import PLAIN, Canvas
+    from simulations.report.canvas import PLAIN, Canvas, named_legend
+    from simulations.report.figures import named
 
-    figure = Canvas(figsize=(12, 3.8), layout="constrained")
+    places = list(dict.fromkeys(place for one in histograms.values() for place in one))
+    names = named(places, 36)
+    longest = max((len(line) for name in names for line in name.split("\n")), default=0)
+    height = 3.8 + 0.06 * len(frontiers) + 0.06 * max(0, longest - MOST_LETTERS)
+    figure = Canvas(figsize=(12, height), layout="constrained")
     with rc_context(PLAIN):
         by_bytes, by_flops, exits = figure.subplots(1, 3)
         for axis, key, name in (
@@ -36,8 +44,12 @@ def draw(
             _frontier(axis, key, table, frontiers)
             axis.set_xlabel(name)
             axis.set_ylabel("accuracy")
-        _histogram(exits, histograms)
-        by_bytes.legend(fontsize=7)
+        _histogram(exits, places, histograms)
+        exits.set_xticks(range(len(places)), names, fontsize=8,
+                         rotation=90 if longest > MOST_LETTERS else 20)  # fmt: skip
+        handles, labels = by_bytes.get_legend_handles_labels()
+        place = {"loc": "outside lower center", "ncols": 4}
+        named_legend(figure, handles, named(labels, 40), fontsize=7, **place)
     return figure
 
 
@@ -61,12 +73,12 @@ def _frontier(
             axis.plot(rows[key], rows["accuracy"], "--", color=NEUTRAL, label=form, alpha=0.6)
 
 
-def _histogram(axis: Any, histograms: Mapping[str, Mapping[str, int]]) -> None:
-    places = list(dict.fromkeys(place for one in histograms.values() for place in one))
+def _histogram(
+    axis: Any, places: Sequence[str], histograms: Mapping[str, Mapping[str, int]]
+) -> None:
     width = 0.8 / max(1, len(histograms))
     for number, (name, counts) in enumerate(histograms.items()):
         left = np.arange(len(places)) + number * width
         colour = COLOURS[1 + number % (len(COLOURS) - 1)]
         axis.bar(left, [counts.get(p, 0) for p in places], width, color=colour, label=name)
-    axis.set_xticks(np.arange(len(places)), places, rotation=20, fontsize=8)
     axis.set_ylabel("images")

@@ -17,9 +17,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
+from simulations.inference.bench import Bench
 from simulations.inference.controller import Chooser, Controller, one_hot, optimum
 from simulations.inference.features import features_flops
-from simulations.inference.settings import Bench, Choices, Integers, Numbers
+from simulations.inference.settings import Choices, Integers, Numbers
 
 LEAST = 1e-6
 """Probability that counts where the answer has less, or where none came."""
@@ -39,18 +40,21 @@ class _Classifier(Chooser):
     def __init__(self, policy: Gate, bench: Bench) -> None:
         self.policy, held = policy, bench.held_out
         self.accuracy, cost = held.right.mean(axis=1), held.cost.mean(axis=1)
-        costs = priced(held, policy.price, cost.max())
-        self.cost = cost - bench.telling  # of constants, which tell no setting
+        costs = priced(held, policy.price, cost.max() or 1.0)
+        told = np.broadcast_to(held.telling, held.cost.shape).mean(axis=1)
+        self.cost = cost - told  # of constants, which tell no setting
         self.best, target = int(costs.mean(axis=1).argmin()), costs.argmin(axis=0)
         is_one = len(np.unique(target)) == 1
         self.model = None if is_one else _trained(held.features, target, np.ptp(costs, axis=0))
         known = held.features.shape[1]
-        of_features = features_flops(bench.trained[0], bench.known_after)
+        of_features = 0  # of exits, which a rule has asked already
+        if not bench.rule.needs_exits:
+            of_features = features_flops(bench.trained[0], bench.known_after)
         self.flops = bench.again_flops + of_features + 2 * known * len(bench.settings)
         targets = np.bincount(target, minlength=len(costs))
         pairs = zip(bench.names, targets, strict=True)
-        told = ", ".join(f"{name} {count}" for name, count in pairs if count)
-        self.notes = [f"cheapest settings of held-out rows: {told}"]
+        cheapest = ", ".join(f"{name} {count}" for name, count in pairs if count)
+        self.notes = [f"cheapest settings of held-out rows: {cheapest}"]
 
     def choose(self, choices: Choices) -> Integers:
         """Ask the classifier."""

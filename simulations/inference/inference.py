@@ -17,6 +17,8 @@ from fl_split.specs import parse
 from simulations.data.cache import Progress
 from simulations.data.statistics import count, per_client
 from simulations.inference import pictures
+from simulations.inference.bench import Bench
+from simulations.inference.both import policy_of
 from simulations.inference.carrying import fit_shares
 from simulations.inference.control import controlled
 from simulations.inference.controller import Controller
@@ -24,11 +26,11 @@ from simulations.inference.fitting import Prices, fit
 from simulations.inference.kept_patches import kept_patches
 from simulations.inference.latency import Latency
 from simulations.inference.outcome import Inference
-from simulations.inference.policies import POLICIES, AllLocal, AllSent, Oracle, name_of
-from simulations.inference.policy import Policy
+from simulations.inference.policies import AllLocal, Oracle, name_of
+from simulations.inference.policy import AllSent, Policy
 from simulations.inference.served import Served, serve
 from simulations.inference.serving import area, frontier, histogram, mixture
-from simulations.inference.settings import Bench, Setting, check_once, settings_of
+from simulations.inference.settings import Setting, check_once, settings_of
 from simulations.inference.trained import Trained, load, with_codec
 from simulations.inference.ways import Ways, ways_of
 from simulations.runs.experiment_data import named, silent
@@ -57,17 +59,12 @@ def infer(
     """Do what :func:`simulations.api.serving.infer` says, of a folder; write nothing.
 
     `objects` are parts that stood in the place of specs when the run was trained, by key.
-    `progress` is told what is measured and learnt.
-
-    Raises
-    ------
-    ValueError
-        As told there.
+    `progress` is told what is measured and learnt. ValueErrors are those told there.
     """
     wanted, prices = _policies(policies), Prices(price, delay_price)
     controllers = [one for one in wanted if isinstance(one, Controller)]
     others = [one for one in wanted if not isinstance(one, Controller)]
-    settings = _settings(controllers, rates, codecs)
+    settings = settings_of(rates, codecs) if controllers or rates or codecs else []
     trained = load(Path(folder), objects, rate)
     _check(trained, wanted, carry)
     found, latency = _system(trained, system)
@@ -76,7 +73,8 @@ def infer(
     bench = _bench(trained, settings, found, codec, channel, progress)
     more = controlled(controllers, bench, latency) if bench else None
     inference = _leaving(served, others, link, latency, prices, carry, progress)
-    inference = inference.with_controlled(more)
+    inference = inference.with_rows(*_plain_split(trained, found, channel, latency))
+    inference = inference.with_controlled(more).with_files(pictures.files(served, latency))
     return inference.priced(delay_price, trained.head.image_shape)
 
 
@@ -111,12 +109,12 @@ def _leaving(
     frontiers = {name: frontier(ways, one, latency) for name, one in chosen.items()}
     served |= {name: serve(ways, one, latency) for name, one in _controls(trained).items()}
     return Inference(
-        _table(trained, ways, served, frontiers, latency),
+        _table(ways, served, frontiers),
         frontiers,
         {name: served[name].images(ways) for name in chosen},
         _clients(trained, chosen, held, link),
         {name: histogram(one, ways) for name, one in served.items() if name in chosen},
-        [*notes, *_notes(trained, link, served)],
+        [*notes, *_not_handed_over(trained, ways, chosen), *_notes(trained, link, served)],
         kept_patches(trained),
     )
 
@@ -126,22 +124,9 @@ def _policies(given: str | Policy | Sequence[str | Policy]) -> list[Policy]:
     several = [given] if isinstance(given, str | Policy) else [*given]
     if not several:
         raise ValueError("policies: give at least one, as 'threshold()' or 'all_sent()'")
-    found = [one if isinstance(one, Policy) else parse(one, POLICIES) for one in several]
+    found = [one if isinstance(one, Policy) else policy_of(one) for one in several]
     check_once("policies", [name_of(one) for one in found])
     return found
-
-
-def _settings(
-    controllers: Sequence[Policy], rates: Sequence[float], codecs: Sequence[str]
-) -> list[Setting]:
-    """Return what controllers choose among; ValueError if nobody does, or nothing is to choose."""
-    if controllers:
-        return settings_of(rates, codecs)
-    if rates or codecs:
-        raise ValueError(
-            "rates and codecs are what a controller chooses among; give one, as lyapunov(rate=200)"
-        )
-    return []
 
 
 def _bench(
@@ -178,7 +163,8 @@ def _controls(trained: Trained) -> dict[str, Policy]:
 
 def _check(trained: Trained, policies: Sequence[Policy], carry: bool) -> None:
     """Raise ValueError if a policy asks exits of a device that has none, or `carry` nobody."""
-    if carry and not any(policy.needs_exits for policy in policies):
+    asking = [one for one in policies if one.needs_exits and not isinstance(one, Controller)]
+    if carry and not asking:
         raise ValueError(
             "carry: no policy asks the exits whose answers are carried; give one, as threshold()"
         )
@@ -212,23 +198,38 @@ def road(
     return trained, link
 
 
+def _plain_split(
+    trained: Trained, system: System | None, channel: str | None, latency: Latency | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the row of a split without anything, or why there is none, as notes.
+
+    All images are sent, with all tokens, by no codec; there are no exits.
+    """
+    head, name, notes = trained.head, "plain split", list[str]()
+    if head.selector is not None:
+        head = head.keeping(head.smashed_shape[0] - head.num_read)
+        notes = [f"{name} lets all tokens go on, whatever rates the weights have been trained at"]
+    try:
+        bare = replace(trained, head=head).without_exits
+        bare, link = road(bare, system, "identity()", channel)
+    except ValueError as error:
+        return [], [f"no row of a {name}: {str(error).partition(';')[0]}"]
+    ways = ways_of(bare, bare.test, np.arange(len(bare.test.labels)), link)
+    return [{"policy": name, **serve(ways, AllSent(), latency).summary()}], notes
+
+
 def _table(
-    trained: Trained,
-    ways: Ways,
-    served: Mapping[str, Served],
-    frontiers: Mapping[str, pd.DataFrame],
-    latency: Latency | None,
+    ways: Ways, served: Mapping[str, Served], frontiers: Mapping[str, pd.DataFrame]
 ) -> pd.DataFrame:
-    """Return one row per policy and control, and one per format and quality of files."""
-    whole = served["all sent"].summary()["bytes_up"]
+    """Return one row per policy and control."""
+    whole = served["all sent"].summary()[ways.scarce]
     rows = []
     for name, one in served.items():
         found = one.summary()
-        mixed = mixture(ways, found["bytes_up"])
-        areas = area(frontiers[name], whole) if name in frontiers else np.nan
+        mixed = mixture(ways, found[ways.scarce])
+        areas = area(frontiers[name], whole, ways.scarce) if name in frontiers else np.nan
         rows.append({"policy": name, **found, "mixture": mixed, "area": areas})
-    of_files = pictures.files(trained, ways, latency)
-    return pd.concat([pd.DataFrame(rows), of_files], ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def _of_held_out(trained: Trained, link: Link) -> Ways:
@@ -256,6 +257,17 @@ def _clients(
         means["entropy"] = means["client"].map(entropy)
         found.append(means.assign(policy=name))
     return pd.concat(found, ignore_index=True)
+
+
+def _not_handed_over(trained: Trained, ways: Ways, policies: Mapping[str, Policy]) -> list[str]:
+    """Say which policies would send from exits before the cut, and why they cannot."""
+    names = [name for name, one in policies.items() if one.hands_over]
+    if not names or len(ways.names) == 1 or ways.can_send[:-1].any():
+        return []
+    why = "a trained codec fits nothing else"
+    if trained.head.selector is not None:
+        why = "the server does not know how tokens are selected"
+    return [f"{', '.join(names)}: images are sent from the cut alone; {why}"]
 
 
 def _notes(trained: Trained, link: Link, served: Mapping[str, Served]) -> list[str]:

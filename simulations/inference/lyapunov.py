@@ -18,8 +18,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fl_split.specs import STRICT
+from simulations.inference.bench import Bench
 from simulations.inference.controller import Chooser, Controller, one_hot, optimum
-from simulations.inference.settings import Bench, Choices, Integers, Numbers, Table
+from simulations.inference.settings import Choices, Integers, Numbers, Table
 
 Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 """So that V, which is mu rate^2 times some number, is one that a float can hold."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pandas as pd
 
 from simulations.inference.control import Controlled
 from simulations.inference.figure import draw
+from simulations.inference.pictures import Files
 from simulations.report import kept_patches
 from simulations.report.figures import our_style
 from simulations.runs.files import make_folder, write_whole, writing
@@ -26,7 +27,8 @@ class Inference:
     table : pandas.DataFrame
         One row per policy and control: accuracy; means over images of bytes, operations, seconds
         and joules; `mixture`, the accuracy of a random mixture of all local and all
-        sent at equal bytes; of a controller, that of its `random mixture` of constants.
+        sent at equal bytes; of a controller, that of its `random mixture` of constants;
+        `file_accuracy`, that of images as files of no more bytes, with `file_too_large`.
     frontiers : dict
         By policy, one row for each threshold of its sweep; of controllers, one for each setting.
     images : dict
@@ -48,19 +50,32 @@ class Inference:
     patches: pd.DataFrame | None = field(default=None, repr=False)
 
     def with_controlled(self, found: Controlled | None) -> Inference:
-        """Add what controllers have made: rows before those of files, and settings as a line."""
+        """Add what controllers have made, and settings as a line."""
         if found is None:
             return self
-        is_file = self.table["policy"].str.startswith(("JPEG", "WEBP"))
-        parts = [self.table[~is_file], pd.DataFrame(found.rows), self.table[is_file]]
         return replace(
-            self,
-            table=pd.concat(parts, ignore_index=True),
+            self.with_rows(found.rows, found.notes),
             frontiers={**self.frontiers, "settings": found.settings},
             images={**self.images, **found.images},
             histograms={**self.histograms, **found.histograms},
-            notes=[*self.notes, *found.notes],
         )
+
+    def with_rows(self, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Inference:
+        """Add rows of the table, and notes."""
+        table = pd.concat([self.table, pd.DataFrame(rows)], ignore_index=True)
+        return replace(self, table=table, notes=[*self.notes, *notes])
+
+    def with_files(self, files: Files) -> Inference:
+        """Add rows of files, and beside each other row what files of as few bytes give."""
+        budgets = self.table["bytes_up"].tolist()
+        fitting = [files.within(budget) if budget else (np.nan, 0) for budget in budgets]
+        accuracy, too_large = (list(one) for one in zip(*fitting, strict=True))
+        more = {"file_accuracy": accuracy, "file_too_large": too_large}
+        found = replace(self, table=self.table.assign(**more))
+        note = (
+            f"file %: up to {max(too_large)} images have no file so small (file_too_large): wrong"
+        )
+        return found.with_rows(files.rows, [note] if any(too_large) else [])
 
     def priced(self, delay_price: float | None, image_shape: Sequence[int]) -> Inference:
         """Add columns: accuracy less priced seconds, uses of the channel per number."""
@@ -100,6 +115,7 @@ class Inference:
 TITLES = {
     "accuracy": "right %",
     "mixture": "mix. %",
+    "file_accuracy": "file %",
     "sent": "sent %",
     "return": "return %",
     "bytes_up": "bytes",

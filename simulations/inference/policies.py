@@ -21,7 +21,7 @@ from fl_split.specs import STRICT, shortened
 from fl_split.tables import Table
 from simulations.inference.gate import Gate
 from simulations.inference.lyapunov import Lyapunov
-from simulations.inference.policy import Decisions, Policy, margins
+from simulations.inference.policy import AllSent, Decisions, Policy, margins
 from simulations.inference.ppo import Ppo
 from simulations.inference.ways import Probabilities, Ways
 
@@ -152,6 +152,8 @@ class Trend(Rule):
         Smallest growth of the margin, from one exit to the next, to go on with.
     """
 
+    hands_over: ClassVar[bool] = True
+
     tau: Share = 0.8
     least: float = 0.05
 
@@ -178,18 +180,6 @@ class AllLocal(Policy):
         images = len(ways.labels)
         last = int(np.flatnonzero(ways.has_exit)[-1])
         return Decisions(np.full(images, last), np.zeros(images, dtype=bool))
-
-
-@dataclass(frozen=True, config=STRICT)
-class AllSent(Policy):
-    """Every image is sent from the cut."""
-
-    needs_exits: ClassVar[bool] = False
-
-    def decide(self, ways: Ways) -> Decisions:
-        """Choose the cut."""
-        images = len(ways.labels)
-        return Decisions(np.full(images, len(ways.names) - 1), np.ones(images, dtype=bool))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -8,7 +8,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
 
+from fl_split.specs import STRICT
 from simulations.data.cache import Progress
 from simulations.inference.latency import Latency
 from simulations.inference.ways import Probabilities, Ways
@@ -33,6 +35,8 @@ class Policy(ABC):
 
     needs_exits: ClassVar[bool] = True
     """Whether it asks the exits on an image's way, which costs operations."""
+    hands_over: ClassVar[bool] = False
+    """Whether it sends images from exits before the cut, where that can be."""
 
     @abstractmethod
     def decide(self, ways: Ways) -> Decisions:
@@ -41,6 +45,18 @@ class Policy(ABC):
     def sweep(self) -> Sequence[Policy]:
         """Return policies of the kind that make a frontier; those that fix all give themselves."""
         return [self]
+
+
+@dataclass(frozen=True, config=STRICT)
+class AllSent(Policy):
+    """Every image is sent from the cut."""
+
+    needs_exits: ClassVar[bool] = False
+
+    def decide(self, ways: Ways) -> Decisions:
+        """Choose the cut."""
+        images = len(ways.labels)
+        return Decisions(np.full(images, len(ways.names) - 1), np.ones(images, dtype=bool))
 
 
 class Learner(Policy):

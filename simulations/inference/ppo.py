@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass as plain
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class Learnt(Policy):
     foreseen : Foreseen
         What held-out images took, which is what it expects of others.
     """
+
+    hands_over: ClassVar[bool] = True
 
     spec: Ppo
     model: Any

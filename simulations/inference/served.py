@@ -25,8 +25,10 @@ class Served:
     ----------
     is_known : array
         Whether anybody answered; no answer is wrong.
+    answers : array
+        (N, C) probabilities of the answer that counts; not numbers without one.
     confidence : array
-        Largest probability of the answer that counts.
+        The largest of them.
     is_lost : array
         Whether the channel lost what was sent: then the last exit passed answers, if there is one.
     bytes_up, bytes_down : array
@@ -40,6 +42,7 @@ class Served:
     decisions: Decisions
     right: NDArray[np.bool_]
     is_known: NDArray[np.bool_]
+    answers: Numbers
     confidence: Numbers
     is_lost: NDArray[np.bool_]
     bytes_up: NDArray[np.int64]
@@ -50,15 +53,22 @@ class Served:
     seconds: Numbers
     joules: Numbers
 
+    @property
+    def is_sent(self) -> NDArray[np.bool_]:
+        """Whether each image is sent."""
+        return self.decisions.is_sent
+
     def images(self, ways: Ways) -> pd.DataFrame:
-        """Return one row per image."""
+        """Return one row per image, with its number and its label."""
         place, is_sent, behind, _ = self.decisions
-        columns = {key: value for key, value in vars(self).items() if key != "decisions"}
+        parts = vars(self).items()
+        columns = {key: value for key, value in parts if key not in {"decisions", "answers"}}
         left = np.where(is_sent, "sent from ", "") + np.array(ways.names)[place].astype(object)
         if ways.behind is not None and behind is not None:
             at_exit = [f"server's {name}" for name in ways.behind.names]
             left = np.where(is_sent & (behind >= 0), np.array(at_exit, object)[behind], left)
-        return pd.DataFrame({"left": left, **columns})
+        known = {"image": np.arange(len(left)), "label": ways.labels}
+        return pd.DataFrame({**known, "left": left, **columns})
 
     def summary(self) -> dict[str, Any]:
         """Return means over images: accuracy, shares, costs, calibration."""
@@ -98,8 +108,8 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
     is_lost = is_sent & np.isnan(served).any(axis=1)
     answers = np.where((is_sent & ~is_lost)[:, None], served, last_exits(ways, place, local))
     known = np.asarray(~np.isnan(answers).any(axis=1))
-    answers = np.nan_to_num(answers)
-    right = known & (answers.argmax(axis=1) == ways.labels)
+    likely = np.nan_to_num(answers)
+    right = known & (likely.argmax(axis=1) == ways.labels)
     bytes_up = np.where(is_sent, ways.sent_bytes[place, images], 0)
     bytes_down = np.where(is_sent & ~is_lost, ways.answer_bytes, 0)
     uses = np.where(is_sent, ways.sent_uses[place, images], 0)
@@ -111,9 +121,8 @@ def serve(ways: Ways, policy: Policy, latency: Latency | None = None) -> Served:
         coding = [is_sent * flops for flops in ways.coding_flops]
         work = device + coding[0], server + ~is_lost * coding[1]
         took = latency.of(*work, bytes_up, bytes_down, is_sent, ways.owner)
-    confidence = answers.max(axis=1)
     costs = bytes_up, bytes_down, uses, device, server
-    return Served(decisions, right, known, confidence, is_lost, *costs, *took)
+    return Served(decisions, right, known, answers, likely.max(axis=1), is_lost, *costs, *took)
 
 
 def _of_server(ways: Ways, decisions: Decisions) -> tuple[Numbers, NDArray[np.int64]]:
@@ -126,18 +135,6 @@ def _of_server(ways: Ways, decisions: Decisions) -> tuple[Numbers, NDArray[np.in
     at_exit = (number >= 0)[:, None]
     answers = np.where(at_exit, behind.answers[number, place, images], served)
     return answers, _at(behind.flops, number, place)
-
-
-def answers_from_cut(ways: Ways) -> Numbers:
-    """Return the probabilities (N, C) that count if all is sent from the cut.
-
-    They are the server's, or where the channel lost the payload those of the last exit; not
-    numbers where there is none.
-    """
-    served = ways.served[-1]
-    last = np.full(len(served), len(ways.names) - 1)
-    is_lost = np.isnan(served).any(axis=1, keepdims=True)
-    return np.where(is_lost, last_exits(ways, last, ways.local), served)
 
 
 def last_exits(ways: Ways, place: NDArray[np.int64], local: Numbers) -> Numbers:

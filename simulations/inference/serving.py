@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from simulations.inference.latency import Latency
-from simulations.inference.policies import AllLocal, AllSent, name_of
-from simulations.inference.policy import Policy
+from simulations.inference.policies import AllLocal, name_of
+from simulations.inference.policy import AllSent, Policy
 from simulations.inference.served import Served, serve
 from simulations.inference.ways import Ways
 
@@ -24,17 +24,18 @@ def histogram(served: Served, ways: Ways) -> dict[str, int]:
     return {name: counted[name] for name in names if counted[name]}
 
 
-def mixture(ways: Ways, bytes_up: Any) -> Any:
-    """Return the accuracy of a random mixture of all local and all sent, at the same bytes.
+def mixture(ways: Ways, cost: Any) -> Any:
+    """Return the accuracy of a random mixture of all local and all sent, at the same cost.
 
-    The control of every policy: who cannot beat it has learnt nothing of images. `bytes_up` is a
-    number or an array of them, and so is the accuracy; not a number without exits.
+    The control of every policy: who cannot beat it has learnt nothing of images. `cost` is mean
+    bytes, or uses of a channel with noise: a number or an array of them, and so is the accuracy;
+    not a number without exits. A cost that is no number is 0.
     """
     if not ways.has_exit.any():
-        return bytes_up * np.nan
+        return cost * np.nan
     local, sent = (serve(ways, policy).summary() for policy in (AllLocal(), AllSent()))
-    whole = sent["bytes_up"]
-    share = np.minimum(1.0, bytes_up / whole) if whole else 0.0 * bytes_up
+    whole, cost = sent[ways.scarce], np.nan_to_num(cost)
+    share = np.minimum(1.0, cost / whole) if whole else 0.0 * cost
     return local["accuracy"] + share * (sent["accuracy"] - local["accuracy"])
 
 
@@ -61,23 +62,25 @@ def fitted(
 
 
 def frontier(ways: Ways, policy: Policy, latency: Latency | None = None) -> pd.DataFrame:
-    """Return one row for each policy of a sweep, the fewest bytes first."""
+    """Return one row for each policy of a sweep, the fewest bytes or uses of a channel first."""
     found = [
         {"policy": name_of(one), **serve(ways, one, latency).summary()} for one in policy.sweep()
     ]
-    frame = pd.DataFrame(found).sort_values("bytes_up", kind="stable").reset_index(drop=True)
-    return frame.assign(mixture=mixture(ways, frame["bytes_up"]))
+    frame = pd.DataFrame(found)
+    frame = frame.sort_values(ways.scarce, kind="stable", na_position="first", ignore_index=True)
+    return frame.assign(mixture=mixture(ways, frame[ways.scarce]))
 
 
-def area(frame: pd.DataFrame, whole: float) -> float:
-    """Return the mean accuracy of a frontier over bytes from 0 to `whole`, those of sending all.
+def area(frame: pd.DataFrame, whole: float, key: str = "bytes_up") -> float:
+    """Return the mean accuracy of a frontier over a cost from 0 to `whole`.
 
-    At each number of bytes the best policy counts that needs no more, and below all of them the
-    first. Not a number for a single policy, which has no frontier.
+    `key` is the column of the cost. At each cost the best row counts that needs no more, and
+    below all of them the first. Not a number for a single row, which is no frontier.
     """
     if not whole or len(frame) < 2:
         return float("nan")
-    share = np.minimum(frame["bytes_up"].to_numpy() / whole, 1.0)
-    best = np.maximum.accumulate(frame["accuracy"].to_numpy())
+    ordered = frame.fillna({key: 0.0}).sort_values(key, kind="stable")
+    share = np.minimum(ordered[key].to_numpy() / whole, 1.0)
+    best = np.maximum.accumulate(ordered["accuracy"].to_numpy())
     widths = np.diff([*share, 1.0])
     return float((best * widths).sum() + best[0] * share[0])

@@ -63,6 +63,14 @@ class Trained:
         return exits_of(self.tail)
 
     @property
+    def without_exits(self) -> Trained:
+        """The same without what is beside both halves, of the same weights."""
+        head, tail = copy.copy(self.head), copy.copy(self.tail)
+        for half in (head, tail):
+            half._modules = {**half._modules, "beside": nn.ModuleList()}
+        return replace(self, head=head, tail=tail, exits_of_clients={})
+
+    @property
     def test(self) -> Samples:
         """Test images."""
         return self.setup.test

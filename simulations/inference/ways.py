@@ -112,6 +112,11 @@ class Ways:
     behind: Behind | None = None
     carrying: Ways | None = None
 
+    @property
+    def scarce(self) -> str:
+        """The column of summaries that counts what is sent: uses of a channel, or bytes."""
+        return "channel_uses" if self.sent_uses.any() else "bytes_up"
+
 
 @torch.no_grad()
 def ways_of(
@@ -133,7 +138,6 @@ def ways_of(
     found = _answers(trained, samples, rows, link, owner, places)
     trunk, server, encoder = operations(trained, places, found.kept)
     reached = [sum(number <= place for number in after) for place in places]
-    last = torch.tensor(samples.num_classes - 1, device="cpu")
     return Ways(
         samples.labels[rows],
         [f"exit{place}" if place in after else "cut" for place in places],
@@ -148,10 +152,15 @@ def ways_of(
         encoder,
         server,
         coding_flops(link, trained.head),
-        Payload({}, {"label": last}).nbytes,
+        answer_bytes(samples.num_classes),
         owner,
         _behind(trained, found, behind_flops(trained, places, found.kept, server)),
     )
+
+
+def answer_bytes(num_classes: int) -> int:
+    """Return the bytes of the class that the server sends back."""
+    return Payload({}, {"label": torch.tensor(num_classes - 1, device="cpu")}).nbytes
 
 
 class _Answers(NamedTuple):

@@ -168,15 +168,16 @@ def heat_map(
 ) -> Drawing:
     """Draw a table as colours; `axes` name columns, rows and values, `data` are the numbers."""
     with our_style(name):
-        names = named(map(str, table.index), 44)
-        height = 1.1 + min(14.0, _height(names))
+        names, columns = named(map(str, table.index), 44), named(map(str, table.columns), 30)
+        below = 0.07 * _longest(columns) if _is_turned(columns) else 0.0
+        height = 1.1 + min(14.0, _height(names)) + below
         width = 4.8 if max(map(len, names)) < 30 else 7.0
         figure = Figure(figsize=(width, max(2.2, height)), layout="constrained")
         axis = figure.subplots()
         shown = np.ma.masked_invalid(table.to_numpy(dtype=float))
         # an image: a thousand clients would be a hundred thousand rectangles
         image = axis.imshow(shown, aspect="auto", interpolation="none", cmap="cividis", vmin=0)
-        _ticks(axis.xaxis, [str(name) for name in table.columns])
+        _ticks(axis.xaxis, columns)
         _ticks(axis.yaxis, names)
         axis.set_xlabel(axes[0])
         axis.set_ylabel(axes[1])
@@ -195,8 +196,22 @@ def _height(names: Sequence[str]) -> float:
 
 def _ticks(axis: Any, names: Sequence[str]) -> None:
     """Name every row or column where there is room, else some."""
-    step = 1 if len(names) <= MOST_NAMES else 10 * -(-len(names) // (10 * 12))
-    places = range(0, len(names), step)
-    is_long = axis.axis_name == "x" and max(map(len, names)) * len(places) > 50
+    places = range(0, len(names), _step(names))
+    turned = 90 if axis.axis_name == "x" and _is_turned(names) else 0
     shown = [names[place] for place in places]
-    axis.set_ticks(places, shown, rotation=90 if is_long else 0, fontsize="small")
+    axis.set_ticks(places, shown, rotation=turned, fontsize="small")
+
+
+def _step(names: Sequence[str]) -> int:
+    """Tell of which rows or columns the name is shown: of every one, or of every n-th."""
+    return 1 if len(names) <= MOST_NAMES else 10 * -(-len(names) // (10 * 12))
+
+
+def _is_turned(names: Sequence[str]) -> bool:
+    """Tell whether the names of columns do not fit beside each other."""
+    return _longest(names) * len(names[:: _step(names)]) > 50
+
+
+def _longest(names: Sequence[str]) -> int:
+    """Return the letters of the longest line."""
+    return max(len(line) for name in names for line in name.split("\n"))

@@ -63,7 +63,7 @@ class FinishedRun:
 
     def read_table(self, file: str) -> pd.DataFrame | None:
         """Read another table of the run, if it is there and has rows."""
-        frame = _csv(self.folder / file)
+        frame = _table(self.folder / file)
         return None if frame is None or frame.empty else frame
 
 
@@ -111,9 +111,9 @@ def _title(folder: Path) -> str:
     return folder.name if folder.name in names and not NUMBERED.fullmatch(folder.name) else ""
 
 
-def _csv(path: Path) -> pd.DataFrame | None:
+def _table(path: Path) -> pd.DataFrame | None:
     try:
-        return pd.read_csv(path)
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError):  # pandas' own errors are ValueErrors
         return None
 

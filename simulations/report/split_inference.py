@@ -23,6 +23,7 @@ COLUMNS = {
     "accuracy": ("accuracy, %", 100, ".1f"),
     "return": ("return, %", 100, ".1f"),
     "mixture": ("random mixture, %", 100, ".1f"),
+    "file_accuracy": ("as files, %", 100, ".1f"),
     "sent": ("sent, %", 100, ".1f"),
     "bytes_up": ("payload, bytes", 1, ",.0f"),
     "device_flops": ("device, MFLOP", 1e-6, ",.2f"),
@@ -49,7 +50,7 @@ def table(collection: RunCollection) -> ReportTable | None:
     ]
     caption = (
         "Means over test images and seeds, by fl-split infer; mixture: at equal bytes, of "
-        "controllers at their rate."
+        "controllers at their rate; as files: JPEG or WebP of no more bytes."
     )
     titles = ["configuration: policy", *(title for title, _, _ in kept.values())]
     return ReportTable("split-inference", "Split inference", caption, titles, rows, means)
@@ -97,9 +98,11 @@ def _frontiers(collection: RunCollection) -> Drawing | None:
 
 
 def _lines(lines: dict[str, pd.DataFrame], axes: Sequence[str]) -> Figure:
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    names = named(lines)
+    legend = sum(0.07 + 0.16 * (1 + name.count("\n")) for name in names)
+    figure = Figure(figsize=(4.8, 3.2 + legend), layout="constrained")
     axis = figure.subplots()
-    for number, (frame, name) in enumerate(zip(lines.values(), named(lines), strict=True)):
+    for number, (frame, name) in enumerate(zip(lines.values(), names, strict=True)):
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(frame["bytes_up"], frame["accuracy"], ".-", color=colour, label=name)
     axis.set_xlabel(axes[0])
