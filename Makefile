@@ -13,7 +13,7 @@ run: .venv/ready
 	$(BIN)/fl-split compare configs/showcase.toml
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-deployment: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deployment tests/test_deployment.py
