@@ -61,9 +61,7 @@ HOST = {
     "fl_split/channels/channel.py",  # bytes on their way
     "fl_split/channels/erasure.py",
     "fl_split/checks/codecs.py",  # laws, on the CPU
-    "fl_split/checks/exits.py",
     "fl_split/checks/models.py",
-    "fl_split/checks/tokens.py",
     "fl_split/exchange/local_round.py",  # vectors as they are sent
     "fl_split/exchange/stand_in.py",
     "strategies/feddyn.py",

@@ -68,7 +68,8 @@ def _built(spec: Exiting | None) -> tuple[Head, Tail]:
 
 def _inputs(half: Head | Tail) -> Tensor:
     shape = half.image_shape if isinstance(half, Head) else (5, 16)
-    return torch.randn(ROWS, *shape, generator=torch.Generator().manual_seed(1))
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(ROWS, *shape, generator=draw, device="cpu")
 
 
 def _traced(half: nn.Module, inputs: Tensor) -> Trace:
@@ -101,7 +102,7 @@ def _check_answers(half: Head | Tail, exits: Exits) -> None:
 
 
 def _check_loss(half: Head | Tail, exits: Exits) -> None:
-    labels, trace = torch.arange(ROWS) % CLASSES, _traced(half, _inputs(half))
+    labels, trace = torch.arange(ROWS, device="cpu") % CLASSES, _traced(half, _inputs(half))
 
     def of_logits(logits: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels)
@@ -109,7 +110,7 @@ def _check_loss(half: Head | Tail, exits: Exits) -> None:
     found = exits.loss(trace, of_logits)
     expected = exits.weight * sum(map(of_logits, exits.logits(trace)))
     law = "the loss must be weight times the sum of the losses of all exits"
-    hold(torch.allclose(found, torch.as_tensor(expected)), law)
+    hold(torch.allclose(found, torch.as_tensor(expected, device="cpu")), law)
     own = dict(exits.named_parameters())
     trunk = {k: p for k, p in half.named_parameters() if not k.startswith("beside.")}
     summed: Any = sum(map(of_logits, exits.logits(trace)))  # a weight may be 0
@@ -124,7 +125,8 @@ def _check_loss(half: Head | Tail, exits: Exits) -> None:
 
 def _check_weights(half: Head | Tail, exits: Exits) -> None:
     size = sum(one.numel() for one in exits.parameters())
-    vector = torch.randn(size, generator=torch.Generator().manual_seed(2))
+    draw = torch.Generator().manual_seed(2)
+    vector = torch.randn(size, generator=draw, device="cpu")
     before = nn.utils.parameters_to_vector(exits.parameters()).clone()
     found = exits.with_weights(vector)
     own = nn.utils.parameters_to_vector(found.parameters())

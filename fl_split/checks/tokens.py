@@ -65,7 +65,7 @@ def _halves(selection: Selection) -> tuple[Head, Tail]:
 
 def _images(count: int = 6) -> Tensor:
     draw = torch.Generator().manual_seed(1)
-    return torch.randn(count, 3, SIZE, SIZE, generator=draw)
+    return torch.randn(count, 3, SIZE, SIZE, generator=draw, device="cpu")
 
 
 def _sent(head: Head, seed: int) -> tuple[Tensor, Trace, bool]:

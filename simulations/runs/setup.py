@@ -273,10 +273,13 @@ def prepare(experiment: Experiment, progress: Progress = silent) -> Setup:
 
 def unsent(setup: Setup) -> list[Decision]:
     """Warn of clients whose samples are never sent, where each is to send them once."""
-    e, population = setup.experiment, setup.population()
+    e = setup.experiment
     rounds = [n for n in range(1, e.rounds + 1) if setup.exchange.only_sends(n)]
+    if not rounds:  # no work at the start of all other runs
+        return []
+    population = setup.population()
     asked = {k for n in rounds for k in e.parts.strategy.choose(population, n)}
-    missing = [k for k in population.holders if k not in asked] if rounds else []
+    missing = [k for k in population.holders if k not in asked]
     if not missing:
         return []
     samples = sum(population.samples[k] for k in missing)
