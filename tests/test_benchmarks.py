@@ -13,6 +13,7 @@ from fl_split.codecs import CODECS
 ROOT = Path(__file__).parents[1]
 TINY = "4 clients, 2 a round, ADC 0.1"
 CHAINS = 4
+CELL = "devices('pi5') | cell(bandwidth_mhz={}, nearest_km=1.0, farthest_km=1.0)"
 COMMANDS = {
     "engine": ["engine.py", "--tiny"],
     "engine_only": ["engine.py", "--tiny", "--engine-only", "--only", TINY, "--rounds", "2"],
@@ -23,6 +24,11 @@ COMMANDS = {
     "peers": ["peers.py", "--tiny"],
     "token_rates": ["token_rates.py", "--tiny"],
     "channel_levels": ["channel_levels.py", "--tiny"],
+    "in_cells": [
+        *("channel_levels.py", "--tiny", "--channels", "awgn(snr_db='cell')", "perfect()"),
+        *("--systems", CELL.format(0.1), CELL.format(0.01)),
+    ],
+    "policies": ["policies.py", "--tiny"],
 }
 
 pytestmark = pytest.mark.slow
@@ -102,6 +108,34 @@ def test_one_model_is_tested_over_every_channel(run):
     assert [row["channel"] for row in rows] == ["awgn()", "perfect()"]
     assert perfect - noisy == 17 * 32 - math.ceil(17 * 4 * math.log2(11) / 8)
     assert all(row["channel"] in shown and 0 <= row["accuracy"] <= 1 for row in rows)
+
+
+def test_in_a_cell_a_symbol_takes_a_second_over_the_bandwidth(run):
+    """68 uses, 17 tokens of 4, in the place of 544 bytes of a code at capacity.
+
+    A client of 0.2 W at 1 km loses 128.1 dB and has 10 log10(200) + 174 - 128.1 = 68.91 dB over
+    the noise of 1 Hz. Symbols count as whole bytes, so they take up to a byte longer.
+    """
+    _, rows = run("in_cells")
+    seconds = [row["seconds"] for row in rows]
+    for noisy, perfect, hertz in zip(seconds[:2], seconds[2:], (100e3, 10e3), strict=True):
+        rate = hertz * math.log2(1 + 10**6.891 / hertz)
+        took = 8 * 544 / rate - (perfect - noisy)
+        assert -1e-5 <= took - 68 / hertz <= 8 / rate
+    assert {row["channel_uses"] for row in rows[:2]} == {68}
+
+
+def test_pairs_of_a_share_of_patches_and_a_ratio_of_symbols_are_settings(run):
+    """CLS and 2 or 16 patches, of 8 or 4 uses each, of an image of 64 numbers."""
+    shown, rows = run("policies")
+    found = {row["policy"]: row["uses_per_number"] for row in rows}
+    for tokens, rate in ((3, "0.1"), (17, "1")):
+        for uses, ratio in ((8, "0.5"), (4, "0.25")):
+            name = f"jscc(ratio={ratio}, ratios=[0.5, 0.25]) at rate {rate}"
+            assert found[name] == tokens * uses / 64
+    assert found["best constant of lyapunov(rate=1.0, slots=10)"] <= 1
+    assert "lyapunov(rate=1.0, slots=10)" in found and "lyapunov" in shown
+    assert {(row["run"], row["seed"], row["delay_price"]) for row in rows} == {("run", 0, None)}
 
 
 def test_figures_of_results_are_drawn_from_their_rows(tmp_path, monkeypatch):
