@@ -1,12 +1,12 @@
 """What policies and their controls make of the test images of several finished runs.
 
 python benchmarks/policies.py FOLDER ... -p SPEC ... [--rates R ...] [--codecs SPEC ...]
-    [--delay-price X] [--csv FILE] [--json FILE] [--tiny]
+    [--delay-price X] [--label NAME] [--csv FILE] [--json FILE] [--tiny]
 
 A FOLDER is a run, or holds runs, as that of a comparison does. Each run does what `fl-split infer`
-does with these options. A row is one of its table, without those of image files, and has the
-folder and the seed of the run. Rows go behind those that the CSV file holds. --tiny sees whether
-it runs: it trains a tiny run and takes no folder.
+does with these options. A row is one of its table, without those of image files, and has the seed
+of the run and its folder, or NAME. Rows go behind those that the CSV file holds. --tiny sees
+whether it runs: it trains a tiny run and takes no folder.
 """
 
 from __future__ import annotations
@@ -49,12 +49,16 @@ KEPT = (
 )
 
 
-def rows_of(folder: Path, options: dict[str, Any]) -> pd.DataFrame:
+def rows_of(folder: Path, options: dict[str, Any], label: str | None) -> pd.DataFrame:
     """Let one run infer."""
     experiment = read_experiment(folder, {})
     table = fs.infer(folder, **options).table
     table = table[~table["policy"].str.startswith(("JPEG", "WEBP"))]
-    known = {"run": folder.name, "seed": experiment.seed, "delay_price": options.get("delay_price")}
+    known = {
+        "run": label or folder.name,
+        "seed": experiment.seed,
+        "delay_price": options.get("delay_price"),
+    }
     return table[[*KEPT]].assign(**known)[[*known, *KEPT]]
 
 
@@ -81,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="R")
     parser.add_argument("--codecs", nargs="+", default=[], metavar="SPEC")
     parser.add_argument("--delay-price", type=float, metavar="X")
+    parser.add_argument("--label", metavar="NAME", help="of these rows, instead of the folder")
     parser.add_argument("--csv", metavar="FILE", help="add the rows to that file")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--tiny", action="store_true", help="see whether it runs")
@@ -93,7 +98,7 @@ def main() -> None:
             options |= TINY
         folders = [Path(made)] if given.tiny else given.folders
         runs = [file.parent for folder in folders for file in sorted(folder.rglob(SUMMARY))]
-        tables = [rows_of(run, options) for run in runs]
+        tables = [rows_of(run, options, given.label) for run in runs]
     if not tables:
         parser.error("found no finished run; give folders of some")
     found = pd.concat(tables, ignore_index=True)

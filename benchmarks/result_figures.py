@@ -39,6 +39,7 @@ class Panel:
     lines: Mapping[str, Mapping[str, str]]
     y: str = "accuracy"
     is_joined: bool = True
+    scale: str = "linear"
     change: Callable[[pd.DataFrame], pd.DataFrame] = field(default=lambda rows: rows)
 
     def draw(self, axes: Axes) -> None:
@@ -57,6 +58,7 @@ class Panel:
                 elinewidth=0.6, capsize=2, ms=4, marker=[*SYMBOLS][place],
                 color="black" if colour == INK else colour, linestyle="-" * self.is_joined,
             )  # fmt: skip
+        axes.set_xscale(self.scale)
         axes.set_title(self.title)
         axes.set_xlabel(self.axis)
         axes.set_ylabel("return, %" if self.y == "return" else "accuracy, %")
@@ -79,13 +81,32 @@ def _by_exit(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _level(rows: pd.DataFrame) -> pd.DataFrame:
-    """Name channels by their number."""
+    """Name channels by their number; times in cells are another matter."""
+    rows = rows[~rows["system"].str.contains("cell", na=False)]
     found = rows["channel"].str.extract(r"=(-?[\d.]+)")[0]
     return rows.assign(level=found.fillna("perfect"))
 
 
 def _priced(price: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
     return lambda rows: rows[rows["delay_price"] == price]
+
+
+def _over_noise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give a policy that chooses patches and symbols one place, its mean, in all seeds."""
+    rows = rows[(rows["run"] == "noise") & ~rows["policy"].str.contains("shared")]
+    uses = rows.groupby("policy")["uses_per_number"].transform("mean")
+    return rows.assign(uses_per_number=uses)
+
+
+def _in_cell(km: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Take rows of the cell at a distance, and give a codec one place, its mean, in all seeds."""
+
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        rows = rows[rows["system"].str.contains(f"nearest_km={km},", na=False)]
+        of_codec = rows.groupby(["trained_codec", "trained_channel", "codec", "channel"])
+        return rows.assign(ms=1000 * of_codec["seconds"].transform("mean"))
+
+    return change
 
 
 TRAINED = {
@@ -115,12 +136,24 @@ ERRORS = {
     "trained without errors": {"trained_codec": "semantic", "trained_channel": "perfect"},
     "four bits, at four times the bytes": {"codec": "uniform", "channel": "bit_errors"},
 }
-QUEUE = "lyapunov(rate=2.0)"
+FEW = {"trained_codec": "attended(ratio=0.25", "codec": "attended(ratio=0.12"}
+SECONDS = {
+    "jscc of three ratios": {"trained_codec": "jscc(ratio=0.25, ratios=[0.5"},
+    "jscc, not told": NOISE["not told of it"],
+    "jscc trained without noise": NOISE["trained without noise"],
+    "two tokens in 1, 2, 4 bits": {**FEW, "channel": "perfect"},
+    "all in four bits": {"codec": "uniform(bits=4, per", "channel": "perfect"},
+    "all in four bits, sent again": {"codec": "uniform(bits=4, per", "channel": "erasure"},
+}
 NOISY = {
-    "lyapunov": QUEUE,
-    "best constant": f"best constant of {QUEUE}",
-    "random mixture": f"random mixture of {QUEUE}",
-    "optimum of the table": f"optimum of the table of {QUEUE}",
+    "lyapunov": {"policy": "lyapunov"},
+    "optimum of the table": {"policy": "optimum of the table of lyapunov"},
+    "random mixture": {"policy": "random mixture of lyapunov"},
+    "best constant": {"policy": "best constant of lyapunov"},
+    **{
+        f"constants, ratio {ratio}": {"policy": f"jscc(ratio={ratio},"}
+        for ratio in (0.5, 0.25, 0.1)
+    },
 }
 LEAVING = {
     name: {"run": "=exits", "policy": begins}
@@ -157,13 +190,18 @@ FIGURES = {
     "jscc": [
         Panel("noise", "study_jscc.csv", "level", "SNR, dB", NOISE, change=_level),
         Panel("bit errors", "study_jscc.csv", "level", "wrong bits, share", ERRORS, change=_level),
+        *(
+            Panel(
+                f"in the same seconds, {snr} dB", "study_jscc.csv", "ms",
+                "milliseconds of an image", SECONDS, change=_in_cell(km), scale="log",
+            )
+            for snr, km in ((-10, "5.023"), (10, "1.476"))
+        ),
     ],
     "control": [
         Panel(
-            "fading channel, 2 uses allowed", "study_control.csv", "uses_per_number",
-            "channel uses per number of the image",
-            {name: {"run": "=noise", "policy": f"={spec}"} for name, spec in NOISY.items()},
-            is_joined=False,
+            "fading channel, 0.5 and 1 uses allowed", "study_control.csv", "uses_per_number",
+            "channel uses per number of the image", NOISY, change=_over_noise,
         ),
         *(
             Panel(
@@ -180,9 +218,11 @@ def draw(name: str, folder: Path) -> Path:
     """Draw the figure of a page; return its file."""
     panels, path = FIGURES[name], folder / f"{name}.svg"
     with our_style(name):
-        figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
-        for panel, axes in zip(panels, grid, strict=True):
+        across = len(panels) if len(panels) < 4 else 2
+        down = len(panels) // across
+        figure = Figure(figsize=(4.2 * across, 3.2 * down), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False)
+        for panel, axes in zip(panels, grid.flat, strict=True):
             panel.draw(axes)
         figure.savefig(path, format="svg", metadata={"Date": None})
     return path
