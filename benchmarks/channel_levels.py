@@ -126,7 +126,8 @@ def main() -> None:
     Console().print(show(found))
     if options.csv:
         before = [pd.read_csv(options.csv)] if Path(options.csv).exists() else []
-        pd.concat([*before, found]).to_csv(options.csv, index=False)
+        together = pd.concat([*before, found])
+        together.to_csv(options.csv, index=False, float_format="%.6g")
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
 

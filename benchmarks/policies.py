@@ -105,7 +105,8 @@ def main() -> None:
     Console().print(show(found))
     if given.csv:
         before = [pd.read_csv(given.csv)] if Path(given.csv).exists() else []
-        pd.concat([*before, found]).to_csv(given.csv, index=False)
+        together = pd.concat([*before, found])
+        together.to_csv(given.csv, index=False, float_format="%.6g")
     if given.json:
         Path(given.json).write_text(found.to_json(orient="records", indent=2) + "\n")
 

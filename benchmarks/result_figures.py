@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from simulations.report.figures import our_style
 from simulations.report.marks import COLOURS, INK, SYMBOLS
@@ -29,7 +30,8 @@ class Panel:
     """Accuracy, or what `y` says, against column `x` of a CSV file.
 
     `lines` says by label what is drawn alike: rows in which columns begin so, or with `=` in
-    front are so. `is_joined` draws lines; else a line is one point.
+    front are so. `is_joined` draws lines; else a line is one point. `bottom` leaves room for the
+    legend.
     """
 
     title: str
@@ -39,7 +41,8 @@ class Panel:
     lines: Mapping[str, Mapping[str, str]]
     y: str = "accuracy"
     is_joined: bool = True
-    scale: str = "linear"
+    is_log: bool = False
+    bottom: float | None = None
     change: Callable[[pd.DataFrame], pd.DataFrame] = field(default=lambda rows: rows)
 
     def draw(self, axes: Axes) -> None:
@@ -58,7 +61,12 @@ class Panel:
                 elinewidth=0.6, capsize=2, ms=4, marker=[*SYMBOLS][place],
                 color="black" if colour == INK else colour, linestyle="-" * self.is_joined,
             )  # fmt: skip
-        axes.set_xscale(self.scale)
+        if self.is_log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(bottom=self.bottom)
         axes.set_title(self.title)
         axes.set_xlabel(self.axis)
         axes.set_ylabel("return, %" if self.y == "return" else "accuracy, %")
@@ -104,7 +112,8 @@ def _in_cell(km: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
     def change(rows: pd.DataFrame) -> pd.DataFrame:
         rows = rows[rows["system"].str.contains(f"nearest_km={km},", na=False)]
         of_codec = rows.groupby(["trained_codec", "trained_channel", "codec", "channel"])
-        return rows.assign(ms=1000 * of_codec["seconds"].transform("mean"))
+        rows = rows.assign(ms=1000 * of_codec["seconds"].transform("mean"))
+        return rows.sort_values("ms", kind="stable")
 
     return change
 
@@ -131,8 +140,13 @@ NOISE = {
     "not told of it": {"trained_codec": UNTOLD, "trained_channel": "awgn"},
     "trained without noise": {"trained_codec": UNTOLD, "trained_channel": "perfect"},
 }
+SEMANTIC = {
+    told: {"trained_codec": f"semantic(levels=8, ratio=0.125, condition={told}"}
+    for told in (True, False)
+}
 ERRORS = {
-    "semantic": {"trained_codec": "semantic", "trained_channel": "bit_errors"},
+    "semantic, told of them": {**SEMANTIC[True], "trained_channel": "bit_errors"},
+    "not told of them": {**SEMANTIC[False], "trained_channel": "bit_errors"},
     "trained without errors": {"trained_codec": "semantic", "trained_channel": "perfect"},
     "four bits, at four times the bytes": {"codec": "uniform", "channel": "bit_errors"},
 }
@@ -189,19 +203,23 @@ FIGURES = {
     ],
     "jscc": [
         Panel("noise", "study_jscc.csv", "level", "SNR, dB", NOISE, change=_level),
-        Panel("bit errors", "study_jscc.csv", "level", "wrong bits, share", ERRORS, change=_level),
+        Panel(
+            "bit errors", "study_jscc.csv", "level", "wrong bits, share", ERRORS, bottom=10,
+            change=_level,
+        ),
         *(
             Panel(
                 f"in the same seconds, {snr} dB", "study_jscc.csv", "ms",
-                "milliseconds of an image", SECONDS, change=_in_cell(km), scale="log",
+                "milliseconds of an image", SECONDS, is_log=True, bottom=bottom,
+                change=_in_cell(km),
             )
-            for snr, km in ((-10, "5.023"), (10, "1.476"))
+            for snr, km, bottom in ((-10, "5.023", 0), (10, "1.476", 30))
         ),
     ],
     "control": [
         Panel(
             "fading channel, 0.5 and 1 uses allowed", "study_control.csv", "uses_per_number",
-            "channel uses per number of the image", NOISY, change=_over_noise,
+            "channel uses per number of the image", NOISY, is_log=True, change=_over_noise,
         ),
         *(
             Panel(
