@@ -60,9 +60,9 @@ def rows_of(
         "trained_channel": experiment.channel,
         "seed": experiment.seed,
     }
-    for codec, channel in product(codecs or [None], channels):
+    for codec, channel in product(codecs or (None,), channels):
         ways = None
-        for system in systems or [None]:
+        for system in systems or (None,):
             found = parse_system(system) if system else None
             try:
                 ways = _ways(trained, found, codec, channel, ways)
