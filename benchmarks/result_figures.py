@@ -3,15 +3,16 @@
 python benchmarks/result_figures.py [--only NAME] [--out DIR]
 
 By default all of FIGURES, into docs/results. A line or point is the mean over seeds, a bar reaches
-from the lowest seed to the highest.
+from the lowest seed to the highest; in a scatter each row is a point.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from simulations.report.figures import our_style
 from simulations.report.marks import COLOURS, INK, SYMBOLS
 
+Y_AXES = {"return": "return, %", "leave": "leave the device, %"}
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -52,15 +54,9 @@ class Panel:
             rows = _chosen(table, where)
             if rows.empty:
                 raise ValueError(f"{self.file}: no rows of {label}: {where}")
-            groups = rows.groupby(self.x if self.is_joined else lambda _: 0, sort=False)
-            x, y = groups[self.x], groups[self.y]
             colour = COLOURS[place % len(COLOURS)]
-            axes.errorbar(
-                x.first() if self.is_joined else x.mean(), 100 * y.mean(),
-                yerr=100 * np.array([y.mean() - y.min(), y.max() - y.mean()]), label=label, lw=1.2,
-                elinewidth=0.6, capsize=2, ms=4, marker=[*SYMBOLS][place],
-                color="black" if colour == INK else colour, linestyle="-" * self.is_joined,
-            )  # fmt: skip
+            style = {"marker": [*SYMBOLS][place], "color": "black" if colour == INK else colour}
+            self.mark(axes, rows, label=label, ms=4, **style)
         if self.is_log:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -69,8 +65,26 @@ class Panel:
         axes.set_ylim(bottom=self.bottom)
         axes.set_title(self.title)
         axes.set_xlabel(self.axis)
-        axes.set_ylabel("return, %" if self.y == "return" else "accuracy, %")
+        axes.set_ylabel(Y_AXES.get(self.y, "accuracy, %"))
         axes.legend(fontsize="x-small")
+
+    def mark(self, axes: Axes, rows: pd.DataFrame, **style: Any) -> None:
+        """Draw one line, or a point."""
+        groups = rows.groupby(self.x if self.is_joined else lambda _: 0, sort=False)
+        x, y = groups[self.x], groups[self.y]
+        axes.errorbar(
+            x.first() if self.is_joined else x.mean(), 100 * y.mean(),
+            yerr=100 * np.array([y.mean() - y.min(), y.max() - y.mean()]),
+            lw=1.2, elinewidth=0.6, capsize=2, linestyle="-" * self.is_joined, **style,
+        )  # fmt: skip
+
+
+class Scatter(Panel):
+    """The same with a point for each row, not for means."""
+
+    def mark(self, axes: Axes, rows: pd.DataFrame, **style: Any) -> None:
+        """Draw the points of one label."""
+        axes.plot(rows[self.x], 100 * rows[self.y], linestyle="", **style)
 
 
 def _chosen(rows: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
@@ -132,6 +146,10 @@ TOKENS = {
 REGIMES = {name: {"run": f"={name}"} for name in ("joint", "mixed", "disjoint", "recursive")}
 REGIMES["detached"] = {"run": "=no gradient into the trunk"}
 LONG = {name: {"run": f"={name}, twice as long"} for name in ("joint", "mixed", "disjoint")}
+PARTITIONS = {
+    "IID": {"partition": "iid"},
+    **{f"Dirichlet({a})": {"partition": f"dirichlet(alpha={a}"} for a in ("0.3", "0.1")},
+}
 EXPERTS = {name: {"run": f"={name}"} for name in ("dense", "balanced", "no balance loss")}
 NAMES = ("predefined", "random", "neurons", "narrow")
 TOLD, UNTOLD = (f"jscc(ratio=0.25, ratios=(), condition={told}" for told in (True, False))
@@ -177,7 +195,7 @@ LEAVING = {
     }.items()
 }  # fmt: skip
 
-FIGURES = {
+FIGURES: Mapping[str, Sequence[Panel]] = {
     "tokens": [
         Panel("digits", "study_tokens.csv", "rate", "share of patches", TOKENS),
         Panel("CIFAR-100", "study_cifar100_tokens.csv", "rate", "share of patches", TRAINED),
@@ -185,6 +203,12 @@ FIGURES = {
     "exits": [
         Panel(title, "study_exits.csv", "exit", "if every image left there", lines, change=_by_exit)
         for title, lines in (("40 rounds", REGIMES), ("80 rounds", LONG))
+    ],
+    "exits_skew": [
+        Scatter(
+            "clients of three seeds", "study_exits_skew.csv", "entropy", "label entropy, bits",
+            PARTITIONS, y="leave",
+        ),
     ],
     "experts": [
         Panel(

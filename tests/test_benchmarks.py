@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fl_split.codecs import CODECS
@@ -29,6 +30,7 @@ COMMANDS = {
         *("--systems", CELL.format(0.1), CELL.format(0.01)),
     ],
     "policies": ["policies.py", "--tiny"],
+    "exits_by_client": ["exits_by_client.py", "--tiny", "--tau", "0"],
 }
 
 pytestmark = pytest.mark.slow
@@ -138,14 +140,45 @@ def test_pairs_of_a_share_of_patches_and_a_ratio_of_symbols_are_settings(run):
     assert {(row["run"], row["seed"], row["delay_price"]) for row in rows} == {("run", 0, None)}
 
 
+def test_held_out_rows_of_each_client_leave_at_the_first_exit_if_anything_is_sure(run):
+    """Every one of the 1,433 digits for training is trained on or held out, a fifth of a client."""
+    shown, rows = run("exits_by_client")
+    assert [(row["run"], row["seed"], row["client"]) for row in rows] == [
+        (f"run{seed}", seed, client) for seed in (0, 1) for client in range(4)
+    ]
+    assert sum(row["rows"] + row["held_out"] for row in rows) == 2 * 1433
+    for row in rows:
+        assert row["held_out"] == math.ceil(0.2 * (row["rows"] + row["held_out"]))
+        assert (row["leave"], row["mean_exit"]) == (1, 1) and 0 < row["entropy"] < math.log2(10)
+        assert row["accuracy_leaving"] == row["accuracy"]
+        assert row["partition"] == "dirichlet(alpha=1.0)" and row["partition"] in shown
+
+
+def test_correlations_of_clients_and_their_intervals_are_those_done_by_hand(monkeypatch):
+    """Five clients of two runs: z has a standard error of 1 / sqrt(5 - 3), or of 1 within runs."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    correlation = import_module("exits_by_client").correlation
+    leave = {"entropy": [0, 1, 2, 9, 11], "leave": [0, 2, 1, 9, 7]}
+    clients = pd.DataFrame({"run": [*"aaabb"], **leave})
+    r, low, high = correlation(clients, "spearman")  # two pairs change places: 1 - 24 / 120
+    far = 1.96 * math.sqrt((1 + 0.8**2 / 2) / 2)
+    assert r == pytest.approx(0.8)
+    assert [low, high] == pytest.approx([math.tanh(math.atanh(0.8) + d) for d in (-far, far)], 1e-3)
+    r, low, high = correlation(clients, "pearson", runs=2)  # -1 0 1 -1 1 and -1 1 0 1 -1: -1 / 4
+    assert r == pytest.approx(-0.25)
+    assert [low, high] == pytest.approx(
+        [math.tanh(math.atanh(-0.25) + d) for d in (-1.96, 1.96)], 1e-3
+    )
+
+
 def test_figures_of_results_are_drawn_from_their_rows(tmp_path, monkeypatch):
     """Those that pages show are there, and each line has rows."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     figures = import_module("result_figures")
+    pages = "".join(page.read_text() for page in figures.RESULTS.glob("*.md"))
     for name in figures.FIGURES:
         assert "<svg" in figures.draw(name, tmp_path).read_text()
-        page = (figures.RESULTS / f"{name}.md").read_text()
-        assert f"]({name}.svg)" in page and (figures.RESULTS / f"{name}.svg").exists()
+        assert f"]({name}.svg)" in pages and (figures.RESULTS / f"{name}.svg").exists()
 
 
 def checkout(folder, seconds):
