@@ -93,7 +93,7 @@ def correlation(clients: pd.DataFrame, kind: str, runs: int = 0) -> tuple[float,
     if runs:
         pair = pair - pair.groupby(clients["run"]).transform("mean")
     ranked = pair.rank() if kind == "spearman" else pair
-    r = float(np.corrcoef(ranked["entropy"], ranked["leave"])[0, 1])
+    r = float(ranked["entropy"].corr(ranked["leave"]))
     free = len(pair) - max(0, runs - 1) - 3
     variance = (1 + r**2 / 2 if kind == "spearman" else 1) / free if free > 0 else np.nan
     z, far = np.arctanh(r), norm.ppf(0.975) * np.sqrt(variance)

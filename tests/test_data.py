@@ -159,7 +159,7 @@ def rows(count=600):
 
 @pytest.mark.parametrize(
     "spec",
-    ["iid", "dirichlet(alpha=0.3)", "pathological", "shard", "linear", "square", "exponential"],
+    "iid dirichlet label_clusters pathological shard linear square exponential".split(),
 )
 def test_partitions_are_disjoint_and_seeded(spec):
     split = [

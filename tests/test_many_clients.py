@@ -37,6 +37,7 @@ NEEDS = {
     "num_unique_labels_per_partition=2, preassigned_num_samples_per_label=5)",
     "grouped_natural": "(partition_by='who', group_size=2)",
     "inner_dirichlet": "(partition_sizes=[10, 20], alpha=1.0)",
+    "label_clusters": "(clusters=2)",
     "natural": "(partition_by='who')",
     "size": "(partition_sizes=[10, 20])",
 }

@@ -1,4 +1,4 @@
-"""Partitioners by name: those of flwr-datasets, and rows that are listed by client."""
+"""Partitioners by name: those of flwr-datasets, label clusters, rows that are listed by client."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flwr_datasets.partitioner import Partitioner
 from numpy.typing import NDArray
 
 from fl_split.tables import Table
+from simulations.data.label_clusters import LabelClusters
 from simulations.data.private_members import ROW, Dirichlet, Pathological, Shard
 from simulations.data.ragged import Ragged
 
@@ -111,6 +112,7 @@ PARTITIONS: Table[Callable[..., Partitioner]] = Table(
         "grouped_natural": flower.GroupedNaturalIdPartitioner,
         "iid": flower.IidPartitioner,
         "inner_dirichlet": flower.InnerDirichletPartitioner,
+        "label_clusters": LabelClusters,
         "linear": flower.LinearPartitioner,
         "natural": flower.NaturalIdPartitioner,
         "pathological": partial(
@@ -122,5 +124,5 @@ PARTITIONS: Table[Callable[..., Partitioner]] = Table(
     },
     FILLED_IN,
 )
-"""Short names for Flower's partitioners; arguments are theirs. `num_partitions`,
+"""Short names for partitioners; arguments of Flower's are theirs. `num_partitions`,
 `partition_by` and `seed` are filled in from the experiment unless given."""

@@ -176,6 +176,26 @@ class Shard(ShardPartitioner):  # type: ignore[misc]  # has no types
         self._partition_id_to_indices_determined = True
 
 
+class Dealt(PathologicalPartitioner):  # type: ignore[misc]  # has no types
+    """A base for rules of our own, which say in `deal` who holds which rows.
+
+    What loads partitions is Flower's.
+    """
+
+    _partition_id_to_indices: Ragged | dict[int, list[int]]
+    _partition_id_to_indices_determined: bool
+
+    def deal(self, by_class: list[NDArray[np.int64]]) -> Ragged:
+        """Return the rows of each client, given those of each class in the order of classes."""
+        raise NotImplementedError
+
+    def _determine_partition_id_to_indices_if_needed(self) -> None:
+        if not self._partition_id_to_indices_determined:
+            by_class = rows_by_value(self.dataset, self._partition_by)
+            self._partition_id_to_indices = self.deal(by_class)
+            self._partition_id_to_indices_determined = True
+
+
 def is_flowers(partitioner: Partitioner) -> bool:
     """Tell whether flwr-datasets itself decides what `partitioner` returns as a partition."""
     return type(partitioner).load_partition.__module__.partition(".")[0] == "flwr_datasets"
