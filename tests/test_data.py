@@ -159,7 +159,16 @@ def rows(count=600):
 
 @pytest.mark.parametrize(
     "spec",
-    "iid dirichlet label_clusters pathological shard linear square exponential".split(),
+    [
+        "iid",
+        "dirichlet",
+        "label_clusters",
+        "pathological",
+        "shard",
+        "linear",
+        "square",
+        "exponential",
+    ],
 )
 def test_partitions_are_disjoint_and_seeded(spec):
     split = [
