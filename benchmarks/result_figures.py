@@ -212,9 +212,12 @@ FIGURES: Mapping[str, Sequence[Panel]] = {
     ],
     "experts": [
         Panel(
-            "clusters of skewed labels", "study_experts.csv", "server_flops",
-            "operations of the server", EXPERTS, is_joined=False,
-        ),
+            title, file, "server_flops", "operations of the server", EXPERTS, is_joined=False
+        )
+        for title, file in (
+            ("four clusters of five clients", "study_experts_clusters.csv"),
+            ("ten clusters of two clients", "study_experts.csv"),
+        )
     ],
     "sparsity": [
         Panel(
