@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from importlib import import_module
@@ -11,6 +12,7 @@ from fl_split.clash import ClashError, check
 
 def main() -> None:
     """Run the command line, if Python finds our packages."""
+    gc.set_threshold(700, 10, 100)  # imports make a million objects that stay: look rarely at all
     try:
         check()
         command = import_module("simulations.cli.main")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +39,18 @@ TINY = {
     "model": "vit(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, patch_size=4)",
     "cut": 1,
     "batch_size": 64,
+    "local_steps": 2,
     "engine": "inline()",
 }
+
+gc.disable()  # what imports and collection make stays: nothing is found by looking through it
+
+
+def pytest_collection_finish() -> None:
+    """Leave out for good what has been imported and collected, and collect garbage again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from simulations.inference.inference import infer
 
-TINY = {"exits": "plain()", "cut": 2, "holdout": 0.1}
+TINY = {"exits": "plain()", "cut": 2, "holdout": 0.1, "local_steps": 0}
 CODECS = ["uniform(bits=2)", "uniform(bits=8)"]
 RULE = "threshold(tau=0.16)"
 

@@ -188,7 +188,7 @@ def test_sflv1_equals_fedavg(simulate):
 
 def test_what_is_lost_still_teaches_the_exits(simulate):
     """With a channel that loses all, the trunk learns from exits alone, the tail not at all."""
-    alone = {"rounds": 1, "clients": 1, "codec": "zstd()"}
+    alone = {"rounds": 1, "clients": 1, "local_steps": 0, "codec": "zstd()"}
     lost = {**alone, "channel": "erasure(p=0.99, packet=500, mode='drop')"}
     first, again = simulate(exits="plain()", **lost), simulate(exits="plain()", **alone)
     assert (first.rounds["lost_payloads_up"] == first.rounds["client_steps"]).all()
@@ -255,6 +255,7 @@ STAGED = {
     "mixed": "phase(rounds=1, train='trunk') | phase(train='all')",
 }
 DECAYED = {
+    "local_steps": 0,
     "head_optimizer": "adamw(lr=0.01, weight_decay=0.1)",
     "tail_optimizer": "adamw(lr=0.01, weight_decay=0.1)",
 }

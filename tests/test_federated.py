@@ -29,7 +29,8 @@ LR = 0.1
 PLAIN = {"head_optimizer": f"sgd(lr={LR})", "tail_optimizer": f"sgd(lr={LR})"}
 HEAVY = {k: f"sgd(lr={LR}, momentum=0.9)" for k in PLAIN}
 TWO = {
-    "clients": 2, "rounds": 2, "batch_size": 300, "partition": "dirichlet(alpha=0.5)", "cut": 1,
+    "clients": 2, "rounds": 2, "local_steps": 0, "batch_size": 300,
+    "partition": "dirichlet(alpha=0.5)", "cut": 1,
     "model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4)",
 }  # fmt: skip
 """Two uneven clients; one takes more steps than the other."""
@@ -224,10 +225,12 @@ def test_scaffold_whose_variates_stay_zero_is_fedavg(simulate, reference):
 
 @pytest.mark.parametrize("optimizers", [PLAIN, HEAVY], ids=["plain", "momentum"])
 def test_fednova_of_equal_steps_is_fedavg_and_of_unequal_ones_is_not(simulate, optimizers):
-    for steps in ({"local_steps": 2}, {"local_epochs": 1}):
-        values = {"clients": 3, "partition": "linear", "rounds": 1, **steps, **optimizers}
-        first, second = (simulate(**values, strategy=name) for name in ("fednova", "fedavg"))
-        assert first.equals(second) == ("local_steps" in steps)
+    for steps in (2, 0):  # 0: as many as a client has batches
+        values = {"clients": 3, "partition": "linear", "rounds": 1, "local_steps": steps}
+        first, second = (
+            simulate(**values, **optimizers, strategy=name) for name in ("fednova", "fedavg")
+        )
+        assert first.equals(second) == (steps == 2)
 
 
 @pytest.mark.parametrize(

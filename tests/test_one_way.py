@@ -130,7 +130,7 @@ def test_a_round_ends_after_the_last_step_of_every_clients_tail(simulate):
 
 def test_a_codec_that_remembers_leaves_out_what_has_not_moved(simulate):
     """From the second epoch on nothing is far enough from what was sent."""
-    values = {"clients": 2, "rounds": 3, "codec": "splitcom(threshold=1000)"}
+    values = {"clients": 2, "rounds": 3, "local_steps": 0, "codec": "splitcom(threshold=1000)"}
     sent = [simulate(strategy=k, **values) for k in ("cse_fsl(h=1)", "parallel")]
     for run in sent:
         first, second, third = run.rounds["payload_bytes_up"]

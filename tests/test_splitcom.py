@@ -19,6 +19,7 @@ AT = StepId(0, 1, 4, 0)
 STILL = {
     "head_optimizer": "sgd(lr=0.0)",
     "rounds": 2,
+    "local_steps": 0,
     "strategy": "parallel(average_heads=False)",  # an average would round
 }
 """Heads that never change: whatever was sent is still what would be sent."""

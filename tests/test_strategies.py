@@ -132,6 +132,7 @@ def test_parallel_takes_one_tail_step_with_client_weights(simulate):
     values = {
         "clients": 2,
         "rounds": 1,
+        "local_steps": 0,
         "batch_size": 2000,
         "partition": "dirichlet(alpha=0.5)",
         "head_optimizer": "sgd(lr=0.5)",
@@ -160,14 +161,15 @@ def test_parallel_takes_one_tail_step_with_client_weights(simulate):
 
 
 def test_sflv2_depends_on_order_and_phi(simulate):
+    values = {"local_steps": 0, "batch_size": 128, "rounds": 1}
     results = [
-        simulate(strategy=f"sflv2(order={order!r}, phi={phi})", batch_size=128, rounds=1)
+        simulate(strategy=f"sflv2(order={order!r}, phi={phi})", **values)
         for order, phi in [("cyclic", 0), ("reverse", 0), ("cyclic", 1), ("cyclic", 2)]
     ]
     for i, first in enumerate(results):
         for second in results[i + 1 :]:
             assert not first.equals(second)
-    again = simulate(strategy="sflv2(order='cyclic', phi=99)", batch_size=128, rounds=1)
+    again = simulate(strategy="sflv2(order='cyclic', phi=99)", **values)
     assert results[0].equals(again)
 
 
@@ -233,7 +235,7 @@ def test_private_heads_are_saved_as_their_average(simulate):
             heads[partition(context)] = flower_messages.read(reply).weights[HEAD].numpy()
         return reply
 
-    outcome = simulate(watch, strategy=PRIVATE)
+    outcome = simulate(watch, strategy=PRIVATE, local_steps=0)
     sizes = outcome.clients.query("round == 1").set_index("client")["samples"]
     mean = sum(head * (sizes[client] / sizes.sum()) for client, head in heads.items())
     cls = outcome.model["vit.embeddings.cls_token"].flatten().numpy()
@@ -337,7 +339,7 @@ def test_local_epochs_pass_over_the_samples_that_often_in_new_order(simulate):
         return reply
 
     outcome = simulate(
-        watch, clients=1, partition="iid", local_epochs=2, batch_size=1000, rounds=1,
+        watch, clients=1, partition="iid", local_steps=0, local_epochs=2, batch_size=1000, rounds=1,
         head_optimizer="sgd(lr=0.0)",
     )  # fmt: skip
     assert outcome.clients["samples"].tolist() == [2 * 1433]
@@ -417,7 +419,7 @@ def test_train_loss_weights_clients_by_the_samples_they_hold_in_every_strategy(s
 @pytest.mark.parametrize("model", [{}, LENET], ids=["vit", "lenet"])
 def test_sflv1_reports_the_train_loss_of_fedavg_to_the_last_bit(simulate, model):
     """Batches of 50 divide no client's samples evenly, and clients take unlike numbers of steps."""
-    values = {**model, "partition": "dirichlet(alpha=0.3)", "batch_size": 50}
+    values = {**model, "partition": "dirichlet(alpha=0.3)", "batch_size": 50, "local_steps": 0}
     first, second = (simulate(strategy=name, **values) for name in ("sflv1", "fedavg"))
     assert first.clients["steps"].nunique() > 1
     assert first.rounds["train_loss"].tolist() == second.rounds["train_loss"].tolist()

@@ -309,7 +309,7 @@ def test_the_end_travels_and_counts_with_the_head(simulate):
 def test_compressed_u_shapes_learn(simulate, strategy, codec):
     outcome = simulate(
         strategy=strategy, codec=codec, downlink="uniform(bits=8)", end="classifier", rounds=6,
-        partition="iid()", **ADAM,
+        local_steps=0, partition="iid()", **ADAM,
     )  # fmt: skip
     losses = outcome.rounds["train_loss"].tolist()
     assert losses[-1] < losses[0] - 0.1
