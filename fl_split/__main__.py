@@ -12,7 +12,7 @@ from fl_split.clash import ClashError, check
 
 def main() -> None:
     """Run the command line, if Python finds our packages."""
-    gc.set_threshold(700, 10, 100)  # imports make a million objects that stay: look rarely at all
+    gc.set_threshold(700, 10, 100)  # modules stay: look through the oldest objects less often
     try:
         check()
         command = import_module("simulations.cli.main")
