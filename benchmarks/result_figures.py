@@ -150,7 +150,7 @@ PARTITIONS = {
     "IID": {"partition": "iid"},
     **{f"Dirichlet({a})": {"partition": f"dirichlet(alpha={a}"} for a in ("0.3", "0.1")},
 }
-EXPERTS = {name: {"run": f"={name}"} for name in ("dense", "balanced", "no balance loss")}
+EXPERTS = {name: {"run": name} for name in ("dense", "balanced", "no balance loss")}
 NAMES = ("predefined", "random", "neurons", "narrow")
 TOLD, UNTOLD = (f"jscc(ratio=0.25, ratios=(), condition={told}" for told in (True, False))
 NOISE = {
@@ -212,12 +212,13 @@ FIGURES: Mapping[str, Sequence[Panel]] = {
     ],
     "experts": [
         Panel(
-            title, file, "server_flops", "operations of the server", EXPERTS, is_joined=False
-        )
-        for title, file in (
-            ("four clusters of five clients", "study_experts_clusters.csv"),
-            ("ten clusters of two clients", "study_experts.csv"),
-        )
+            "four clusters of five clients", "study_experts_clusters.csv", "rounds",
+            "rounds; equal operations but for 0.5 %", EXPERTS,
+        ),
+        Panel(
+            "ten clusters of two clients", "study_experts.csv", "server_flops",
+            "operations of the server", EXPERTS, is_joined=False,
+        ),
     ],
     "sparsity": [
         Panel(
