@@ -161,7 +161,7 @@ def rows(count=600):
     "spec",
     [
         "iid",
-        "dirichlet",
+        "dirichlet(alpha=0.3)",
         "label_clusters",
         "pathological",
         "shard",

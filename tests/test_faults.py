@@ -241,13 +241,9 @@ def test_an_address_without_a_cluster_is_one_line(tmp_path):
 @pytest.mark.slow
 def test_thousands_of_clients_with_a_few_samples_each(simulate):
     outcome = simulate(
-        clients=1433,
-        partition="iid",
-        fraction=0.3,
-        rounds=2,
+        clients=1433, partition="iid", fraction=0.3, rounds=2, batch_size=1, strategy="parallel",
         local_steps=0,
-        batch_size=1,
-    )
+    )  # fmt: skip
     assert outcome.rounds["clients"].tolist() == [430, 430]
     assert outcome.rounds["samples"].tolist() == [430, 430]
 
