@@ -13,17 +13,14 @@ several. --tiny sees whether it runs: it trains a tiny run and takes no folder.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from finished_runs import add_to_csv, arguments, measured, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +31,6 @@ from simulations.inference.policy import AllSent
 from simulations.inference.served import serve
 from simulations.inference.trained import Trained, load
 from simulations.inference.ways import Ways, ways_of
-from simulations.runs.results import SUMMARY
 from simulations.system.system import System, parse_system
 
 SMALL: dict[str, Any] = {
@@ -101,35 +97,20 @@ def show(found: pd.DataFrame) -> Table:
 
 def main() -> None:
     """Test and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser = arguments(__doc__, csv="add the rows to that file")
     parser.add_argument("--channels", nargs="+", metavar="SPEC", default=["awgn()", "perfect()"])
     parser.add_argument("--codecs", nargs="+", default=[], metavar="SPEC")
     parser.add_argument("--systems", nargs="+", default=[], metavar="SPEC")
-    parser.add_argument("--csv", metavar="FILE", help="add the rows to that file")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--tiny", action="store_true", help="see whether it runs")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    with TemporaryDirectory() as made:
-        if options.tiny:
-            fs.run(**SMALL, out=str(Path(made) / "run"))
-        folders = [Path(made)] if options.tiny else options.folders
-        runs = [file.parent for folder in folders for file in sorted(folder.rglob(SUMMARY))]
-        tested = options.channels, options.codecs, options.systems
-        rows = [row for run in runs for row in rows_of(run, *tested)]
-    if not rows:
-        parser.error("found no run that can be tested so; give folders of finished runs")
-    found = pd.DataFrame(rows)
+    found = measured(
+        parser,
+        options,
+        lambda folder: fs.run(**SMALL, out=str(folder / "run")),
+        lambda run: rows_of(run, options.channels, options.codecs, options.systems),
+    )
     Console().print(show(found))
-    if options.csv:
-        before = [pd.read_csv(options.csv)] if Path(options.csv).exists() else []
-        together = pd.concat([*before, found])
-        together.to_csv(options.csv, index=False, float_format="%.6g")
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
+    add_to_csv(found, options.csv)
+    write_json(found, options.json)
 
 
 if __name__ == "__main__":

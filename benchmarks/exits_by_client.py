@@ -14,15 +14,12 @@ whether it runs: it trains two tiny runs and takes no folder.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+from finished_runs import arguments, measured, write_json
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import norm
@@ -36,7 +33,6 @@ from simulations.inference.policies import Threshold
 from simulations.inference.served import serve
 from simulations.inference.trained import load
 from simulations.inference.ways import ways_of
-from simulations.runs.results import SUMMARY
 
 SMALL: dict[str, Any] = {
     "model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)",
@@ -123,33 +119,24 @@ def show(found: pd.DataFrame) -> Table:
     return table
 
 
+def tiny_runs(folder: Path) -> None:
+    """Train a run of each of two seeds."""
+    for seed in (0, 1):
+        fs.run(**SMALL, seed=seed, out=str(folder / f"run{seed}"))
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser = arguments(__doc__)
     parser.add_argument("--tau", type=float, default=0.8, help="confidence at which images leave")
-    parser.add_argument("--csv", metavar="FILE", help="write the rows there")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--tiny", action="store_true", help="see whether it runs")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    with TemporaryDirectory() as made:
-        if options.tiny:
-            for seed in (0, 1):
-                fs.run(**SMALL, seed=seed, out=str(Path(made) / f"run{seed}"))
-        folders = [Path(made)] if options.tiny else options.folders
-        runs = [file.parent for folder in folders for file in sorted(folder.rglob(SUMMARY))]
-        rows = [clients_of(run, options.tau) for run in runs]
-    if not rows:
-        parser.error("found no run; give folders of finished runs with exits and a holdout")
-    found = pd.concat(rows, ignore_index=True)
+    found = measured(
+        parser, options, tiny_runs, lambda run: clients_of(run, options.tau).to_dict("records")
+    )
     Console().print(show(found))
     if options.csv:
         found.to_csv(options.csv, index=False)
-    if options.json:
-        Path(options.json).write_text(json.dumps(found.to_dict("records"), indent=2) + "\n")
+    write_json(found, options.json)
 
 
 if __name__ == "__main__":

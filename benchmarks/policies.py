@@ -11,19 +11,16 @@ whether it runs: it trains a tiny run and takes no folder.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-import torch
+from finished_runs import add_to_csv, arguments, measured, write_json
 from rich.console import Console
 from rich.table import Table
 
 import fl_split as fs
 from simulations.runs.checkpoint import read_experiment
-from simulations.runs.results import SUMMARY
 
 SMALL: dict[str, Any] = {
     "model": "vit(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)",
@@ -77,38 +74,24 @@ def show(found: pd.DataFrame) -> Table:
 
 def main() -> None:
     """Infer and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser = arguments(__doc__, csv="add the rows to that file")
     parser.add_argument("-p", "--policies", nargs="+", metavar="SPEC", default=["all_sent()"])
     parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="R")
     parser.add_argument("--codecs", nargs="+", default=[], metavar="SPEC")
     parser.add_argument("--delay-price", type=float, metavar="X")
     parser.add_argument("--label", metavar="NAME", help="of these rows, instead of the folder")
-    parser.add_argument("--csv", metavar="FILE", help="add the rows to that file")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--tiny", action="store_true", help="see whether it runs")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     options = {key: getattr(given, key) for key in ("policies", "rates", "codecs", "delay_price")}
-    with TemporaryDirectory() as made:
-        if given.tiny:
-            fs.run(**SMALL, out=str(Path(made) / "run"))
-            options |= TINY
-        folders = [Path(made)] if given.tiny else given.folders
-        runs = [file.parent for folder in folders for file in sorted(folder.rglob(SUMMARY))]
-        tables = [rows_of(run, options, given.label) for run in runs]
-    if not tables:
-        parser.error("found no finished run; give folders of some")
-    found = pd.concat(tables, ignore_index=True)
+    options |= TINY if given.tiny else {}
+    found = measured(
+        parser,
+        given,
+        lambda folder: fs.run(**SMALL, out=str(folder / "run")),
+        lambda run: rows_of(run, options, given.label).to_dict("records"),
+    )
     Console().print(show(found))
-    if given.csv:
-        before = [pd.read_csv(given.csv)] if Path(given.csv).exists() else []
-        together = pd.concat([*before, found])
-        together.to_csv(given.csv, index=False, float_format="%.6g")
-    if given.json:
-        Path(given.json).write_text(found.to_json(orient="records", indent=2) + "\n")
+    add_to_csv(found, given.csv)
+    write_json(found, given.json)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,15 @@ runs, and takes no folder.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from finished_runs import arguments, measured, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +32,6 @@ from fl_split.specs import parse, shortened
 from fl_split.tokens import TOKENS, insert
 from simulations.data.samples import Samples
 from simulations.runs.evaluator import EVALUATION_ROWS
-from simulations.runs.results import SUMMARY
 from simulations.runs.setup import prepare
 
 RATES = [0.1, 0.25, 0.5, 0.75, 1.0]
@@ -47,11 +44,6 @@ SMALL: dict[str, Any] = {
     "local_steps": 1,
     "engine": "inline()",
 }
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """Return folders of runs: `folder` itself, or all below it."""
-    return sorted(file.parent for file in folder.rglob(SUMMARY))
 
 
 def halves_of(run: Any) -> tuple[Head, Tail]:
@@ -136,30 +128,14 @@ def show(found: pd.DataFrame) -> Table:
 
 def main() -> None:
     """Test and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser = arguments(__doc__)
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
-    parser.add_argument("--csv", metavar="FILE", help="write the rows there")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--tiny", action="store_true", help="see whether it runs")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    with TemporaryDirectory() as made:
-        if options.tiny:
-            tiny_runs(Path(made))
-        folders = [Path(made)] if options.tiny else options.folders
-        runs = [run for folder in folders for run in runs_in(folder)]
-        rows = [row for run in runs for row in rows_of(run, options.rates)]
-    if not rows:
-        parser.error("found no run; give folders of finished runs")
-    found = pd.DataFrame(rows)
+    found = measured(parser, options, tiny_runs, lambda run: rows_of(run, options.rates))
     Console().print(show(found))
     if options.csv:
         found.to_csv(options.csv, index=False)
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(found, options.json)
 
 
 if __name__ == "__main__":
